@@ -1,0 +1,46 @@
+"""Quantized super-resolution networks in production: exact QDQ ONNX, TensorRT INT engines, and proof of parity.
+
+The names below load on first use, so that `import odm_deploy` costs milliseconds and needs neither torch nor a runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from odm_deploy.errors import BuildError, GateError, InputError, MissingError, OdmError, UsageError
+    from odm_deploy.grid import Grid
+
+_HOMES = {
+    "Grid": "odm_deploy.grid",
+    "BuildError": "odm_deploy.errors",
+    "GateError": "odm_deploy.errors",
+    "InputError": "odm_deploy.errors",
+    "MissingError": "odm_deploy.errors",
+    "OdmError": "odm_deploy.errors",
+    "UsageError": "odm_deploy.errors",
+}
+
+__all__ = [
+    "BuildError",
+    "GateError",
+    "Grid",
+    "InputError",
+    "MissingError",
+    "OdmError",
+    "UsageError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,85 @@
+"""The `odm-deploy` command: one file a verb, each imported only when it is called.
+
+`odm-deploy --help` therefore answers in milliseconds and imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from odm_deploy import __version__
+from odm_deploy.errors import OdmError
+
+# verb -> the line `--help` shows. The verb's own file holds everything else.
+VERBS = {
+    "export": "Lower a model.pt to a bundle: QDQ ONNX, manifest, TensorRT engine.",
+    "verify": "Prove on real images that a runtime computes what the reference computes.",
+    "bench": "Time a bundle on a runtime, beside its float twin.",
+    "inspect": "Say which layers really run as int8, and why the others do not.",
+    "lint": "Find what TensorRT would silently run as float, or refuse, in any QDQ ONNX.",
+    "eval": "Measure PSNR and SSIM of a model or bundle on a benchmark set.",
+    "upscale": "Upscale an image.",
+    "doctor": "Show what is installed here and what it allows.",
+}
+
+
+class _LazyGroup(click.Group):
+    """A click group that imports a verb's module only when that verb runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"odm_deploy.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="odm-deploy")
+def odm_deploy() -> None:
+    """Put quantized super-resolution networks into production, and prove that they are what was trained.
+
+    \b
+    Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
+    """
+
+
+def report_error(error: BaseException) -> int:
+    """Print one line for `error` on stderr and return its exit code. Unknown exceptions are not swallowed."""
+    if isinstance(error, OdmError):
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        click.echo("interrupted", err=True)
+        return 130
+    if isinstance(error, MemoryError):
+        click.echo("error: out of memory; try a smaller --tile or smaller images", err=True)
+        return 1
+    raise error
+
+
+def run(command: click.Command, prog_name: str) -> None:
+    """Run a click command as a process: one line per error, the documented exit code, no traceback."""
+    try:
+        result = command.main(prog_name=prog_name, standalone_mode=False)
+    except BaseException as error:
+        sys.exit(report_error(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def main() -> None:
+    """Entry point of `odm-deploy`."""
+    run(odm_deploy, "odm-deploy")

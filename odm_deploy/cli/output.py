@@ -1,0 +1,61 @@
+"""What all verbs share: where results go (stdout) and where talk goes (stderr)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
+)
+
+
+def emit_json(document: dict[str, Any]) -> None:
+    """Print `document` as JSON on stdout. Infinities and NaN become null: JSON has neither."""
+    click.echo(json.dumps(_finite(document), indent=2))
+
+
+def say(text: str) -> None:
+    """A line of talk, on stderr, so that stdout stays what was asked for."""
+    click.echo(text, err=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[Iterable[Any], int], Iterator[Any]]]:
+    """Yield `track(items, total)`, which shows a bar with ETA on stderr while `items` are consumed.
+
+    On anything but a terminal it stays silent: progress bars make logs unreadable.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+
+        def track(items: Iterable[Any], total: int) -> Iterator[Any]:
+            yield from bar.track(items, total=total, description=description)
+
+        yield track

@@ -1,0 +1,95 @@
+"""Outputs appear whole or not at all.
+
+Everything is written beside its destination under a temporary name and renamed into place, so that a crash, a full
+disk or Ctrl-C leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from odm_deploy.errors import InputError
+
+
+@contextmanager
+def atomic_path(destination: Path | str) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `destination`, on any exception it is removed.
+
+    The temporary name keeps the destination's suffix, because image writers choose their format by it.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    target = Path(destination)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
+        ) from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private; give them the mode the user's umask asks for.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def atomic_directory(destination: Path | str) -> Iterator[Path]:
+    """Yield a temporary directory; on success it replaces `destination`, on any exception it is removed.
+
+    An existing `destination` is only replaced when it is empty or itself a bundle (holds a manifest.json): a typo in
+    `-o` must never delete somebody's folder.
+
+    Raises:
+        InputError: `destination` exists and is neither, or the place cannot be written to.
+    """
+    target = Path(destination)
+    if target.exists() and (
+        not target.is_dir() or (any(target.iterdir()) and not (target / "manifest.json").exists())
+    ):
+        raise InputError(
+            f"cannot write {target}",
+            why="it exists and is not a bundle",
+            fix="choose another place with -o, or remove it first",
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
+        ) from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        retired = None
+        if target.exists():
+            # A rename cannot replace a non-empty directory, so the old one steps aside first.
+            retired = temporary.with_name(temporary.name + ".old")
+            target.rename(retired)
+        temporary.rename(target)
+        if retired is not None:
+            shutil.rmtree(retired, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
