@@ -57,9 +57,7 @@ def atomic_directory(destination: Path | str) -> Iterator[Path]:
         InputError: `destination` exists and is neither, or the place cannot be written to.
     """
     target = Path(destination)
-    if target.exists() and (
-        not target.is_dir() or (any(target.iterdir()) and not (target / "manifest.json").exists())
-    ):
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / "manifest.json").exists())):
         raise InputError(
             f"cannot write {target}",
             why="it exists and is not a bundle",

@@ -1,0 +1,159 @@
+"""`model.pt`: the contract between whoever quantizes a network and whoever deploys it.
+
+A torch file holding tensors and plain values only, always read with `weights_only=True`:
+
+    format    "odm-deploy model"
+    version   1
+    network   {"name": "edsr", "config": {"scale": 4, "features": 64, ...}}     name and hyper-parameters
+    tensors   {key: float32 tensor}          everything that is not quantized, by public state-dict key
+    layers    {layer: {                      every quantized layer, by dotted name
+                  "grid":   {"scale": float, "zero_point": int, "bits": int[, "center": float]},
+                  "weight": {"packed": uint8 [bytes], "shape": [O, ...], "bits": int, "first": int, "step": 1 | 2,
+                             "scale": float32 [O] or [1]},
+                  "bias":   float32 [O] | None}}
+    metadata  {...}                          provenance, plain values; nothing needs it to run the model
+
+A weight is `scale * (first + step * k)` with k the packed b-bit number (`bitpacking`): b bits are stored per weight.
+The round trip is exact to the bit. Files of a newer version are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odm_deploy.bitpacking import pack_bits, unpack_bits
+from odm_deploy.errors import InputError
+from odm_deploy.files import atomic_path
+from odm_deploy.grid import Grid
+from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.weights import WeightCodes
+from odm_deploy.torch_files import read_torch_file
+
+FORMAT = "odm-deploy model"
+VERSION = 1
+
+
+def save_model(model: QuantizedModel, path: Path | str) -> None:
+    """Write `model.pt`, atomically.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    quantized = model.layers
+    tensors = {
+        key: value.detach().cpu().contiguous()
+        for key, value in model.network.state_dict().items()
+        if key.rpartition(".")[0] not in quantized
+    }
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": {"name": model.network.name, "config": dataclasses.asdict(model.network.config)},
+        "tensors": tensors,
+        "layers": {name: _layer_to_dict(layer) for name, layer in quantized.items()},
+        "metadata": model.metadata,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(document, temporary)
+
+
+def load_model(path: Path | str) -> QuantizedModel:
+    """Read `model.pt` into a reference model on the CPU.
+
+    Raises:
+        InputError: not a model.pt, a newer version, damaged, or contents that contradict each other.
+    """
+    document = read_torch_file(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is not a quantized model",
+            why=_what_it_is(document),
+            fix="quantize float weights first: python -m calibration WEIGHTS.pt --network edsr --scale 4 "
+            "--bits 4 --images DIR -o model.pt",
+        )
+    if document.get("version") != VERSION:
+        raise InputError(
+            f"cannot read {path}",
+            why=f"its format version is {document.get('version')!r}, this program reads {VERSION}",
+        )
+    try:
+        return _from_document(cast("dict[str, Any]", document))
+    except InputError as error:
+        raise InputError(f"{path} is damaged", why=str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file, to recognise a checkpoint again."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _from_document(document: dict[str, Any]) -> QuantizedModel:
+    network = build_network(document["network"]["name"], document["network"]["config"])
+    tensors: dict[str, Tensor] = document["tensors"]
+    expected = network.state_dict()
+    layers = {name: _layer_from_dict(plain) for name, plain in document["layers"].items()}
+    float_keys = {key for key in expected if key.rpartition(".")[0] not in layers}
+    if set(tensors) != float_keys:
+        difference = sorted(set(tensors) ^ float_keys)
+        raise InputError("its tensors do not fit its network", why=f"{', '.join(difference[:3])}")
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape or not bool(torch.isfinite(value).all()):
+            raise InputError(f"its tensor {key} is unusable", why=f"shape {list(value.shape)}, or not finite")
+    network.load_state_dict(tensors, strict=False)
+    return freeze(network, layers, document["metadata"])
+
+
+def _layer_to_dict(layer: QuantizedLayer) -> dict[str, Any]:
+    weight = layer.weight_codes
+    index = (weight.codes.cpu().to(torch.int16) - weight.first) // weight.step
+    packed = pack_bits(index.to(torch.uint8).numpy(), weight.bits)
+    return {
+        "grid": layer.grid.to_dict(),
+        "weight": {
+            "packed": torch.from_numpy(packed),
+            "shape": list(weight.codes.shape),
+            "bits": weight.bits,
+            "first": weight.first,
+            "step": weight.step,
+            "scale": weight.scale.cpu(),
+        },
+        "bias": None if layer.bias is None else layer.bias.detach().cpu().float(),
+    }
+
+
+def _layer_from_dict(plain: dict[str, Any]) -> FrozenLayer:
+    weight = plain["weight"]
+    shape = [int(size) for size in weight["shape"]]
+    index = unpack_bits(weight["packed"].numpy(), weight["bits"], int(np.prod(shape)))
+    codes = torch.from_numpy(index.astype(np.int16) * weight["step"] + weight["first"])
+    # Checked before the narrowing to int8, which would wrap silently.
+    if bool(((codes < -128) | (codes > 127)).any()):
+        raise InputError("weight codes beyond int8")
+    bias: Tensor | None = plain["bias"]
+    if bias is not None and (bias.shape != (shape[0],) or not bool(torch.isfinite(bias).all())):
+        raise InputError("a bias is unusable", why=f"shape {list(bias.shape)}, or not finite")
+    return FrozenLayer(
+        WeightCodes(
+            codes.to(torch.int8).reshape(shape), weight["scale"], weight["bits"], weight["first"], weight["step"]
+        ),
+        Grid.from_dict(plain["grid"]),
+        bias,
+    )
+
+
+def _what_it_is(document: Any) -> str:
+    if isinstance(document, dict) and document and all(isinstance(value, Tensor) for value in document.values()):
+        return "it holds float tensors only, a plain state dict"
+    return f"it holds a {type(document).__name__}"

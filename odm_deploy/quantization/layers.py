@@ -1,0 +1,110 @@
+"""Frozen quantized layers: integer weight codes, a static grid on the input, a float bias.
+
+They are the reference every runtime is compared with, and what `lowering` exports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.fake_quant import dequantize_weight, fake_quantize
+from odm_deploy.quantization.weights import WeightCodes
+
+
+class QuantizedLayer(nn.Module):
+    """A layer whose input lies on a static grid and whose weights are integer codes.
+
+    Attributes:
+        name: the layer's dotted name in its network.
+        grid: the static grid of its input.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, name: str, weight: WeightCodes, bias: Tensor | None, grid: Grid) -> None:
+        super().__init__()
+        self.name = name
+        self.grid = grid
+        self.weight_bits = weight.bits
+        self._first, self._step = weight.first, weight.step
+        self.register_buffer("codes", weight.codes.clone())
+        self.register_buffer("scale", weight.scale.clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone().float())
+        # Set by `proof`, which watches what arrives at each quantizer; None otherwise.
+        self.observer: Callable[[Tensor], None] | None = None
+
+    @property
+    def weight_codes(self) -> WeightCodes:
+        """The integer weights with their scale."""
+        return WeightCodes(self.codes, self.scale.float(), self.weight_bits, self._first, self._step)
+
+    @property
+    def weight(self) -> Tensor:
+        """Real weights, in the dtype of the scale (float64 after `.double()`)."""
+        return dequantize_weight(self.codes, self.scale, self.name)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """`x` on this layer's grid."""
+        if self.observer is not None:
+            self.observer(x)
+        return fake_quantize(x, self.grid, self.name)
+
+
+class QuantizedConv2d(QuantizedLayer):
+    """A convolution on integer codes: float [N, I, H, W] -> float [N, O, H', W']."""
+
+    def __init__(self, name: str, conv: nn.Conv2d, weight: WeightCodes, bias: Tensor | None, grid: Grid) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise InputError(
+                f"cannot quantize {name}",
+                why=f"padding {conv.padding!r}, mode {conv.padding_mode!r}",
+                fix="only explicit zero padding keeps a padded border on the grid",
+            )
+        super().__init__(name, weight, bias, grid)
+        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize, convolve, add the bias."""
+        padding: tuple[int, ...] = tuple(self.padding)
+        if self.grid.is_free and any(padding):
+            # Zero is no level of a free grid: pad with the level nearest to it, before quantizing.
+            vertical, horizontal = padding
+            x = F.pad(x, (horizontal, horizontal, vertical, vertical), value=self.grid.pad_value)
+            padding = (0, 0)
+        return F.conv2d(
+            self.quantized_input(x), self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+class QuantizedLinear(QuantizedLayer):
+    """A linear layer on integer codes: float [..., I] -> float [..., O]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize, multiply, add the bias."""
+        return F.linear(self.quantized_input(x), self.weight, self.bias)
+
+
+def quantized_layer(
+    name: str, layer: nn.Module, weight: WeightCodes, bias: Tensor | None, grid: Grid
+) -> QuantizedLayer:
+    """The frozen counterpart of a float Conv2d or Linear.
+
+    Raises:
+        InputError: another kind of layer, or codes that are not shaped like its weight.
+    """
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        raise InputError(f"cannot quantize {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
+    if weight.codes.shape != layer.weight.shape:
+        raise InputError(
+            f"codes do not fit {name}", why=f"{list(weight.codes.shape)} against {list(layer.weight.shape)}"
+        )
+    if isinstance(layer, nn.Conv2d):
+        return QuantizedConv2d(name, layer, weight, bias, grid)
+    return QuantizedLinear(name, weight, bias, grid)

@@ -1,0 +1,80 @@
+"""A quantized model: a network whose quantized layers are frozen. The reference that every engine is held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.layers import QuantizedLayer, quantized_layer
+from odm_deploy.quantization.weights import WeightCodes
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """What calibration or training decided for one layer."""
+
+    weight: WeightCodes
+    """Integer weights and their scale."""
+    grid: Grid
+    """Static grid of the layer's input."""
+    bias: Tensor | None
+    """float32 [O], or None."""
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A network with frozen quantized layers, and what is known about how it came about."""
+
+    network: SuperResolutionNetwork
+    """In eval mode; its quantized layers are `QuantizedLayer`s, the rest is float."""
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Provenance, plain values only. Nothing reads it to run the model."""
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per input pixel along each axis."""
+        return self.network.scale
+
+    @property
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """The quantized layers by dotted name, in network order."""
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}
+
+    def double(self) -> QuantizedModel:
+        """The same model computed in float64, to measure how far rounding alone moves the output."""
+        return QuantizedModel(copy.deepcopy(self.network).double(), self.metadata)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the network's dtype."""
+        return self.network(images)
+
+
+def freeze(
+    network: SuperResolutionNetwork, layers: Mapping[str, FrozenLayer], metadata: dict[str, Any] | None = None
+) -> QuantizedModel:
+    """A quantized model made of a float network and the decisions for its layers; `network` is left as it is.
+
+    Raises:
+        InputError: a layer the network lacks, or codes that do not fit it.
+    """
+    frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    modules = dict(frozen.named_modules())
+    for name, layer in layers.items():
+        if name not in modules:
+            raise InputError(
+                f"{network.name} has no layer {name}", why=f"layers are {', '.join(list(modules)[1:5])} ..."
+            )
+        parent_name, _, child = name.rpartition(".")
+        replacement = quantized_layer(name, modules[name], layer.weight, layer.bias, layer.grid)
+        parent: nn.Module = modules[parent_name]
+        setattr(parent, child, replacement)
+    return QuantizedModel(frozen, dict(metadata or {}))
