@@ -1,0 +1,215 @@
+"""What every runtime can do: open a model, run arrays through it, say what it is, close.
+
+A runtime never imports its package before `open`: a machine that lacks it hears so in one line, with the pip command.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.runtimes.model_file import ModelKind, read_model
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a model."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    """One entry a dimension; None where the model leaves it open."""
+
+    def check(self, array: Array) -> None:
+        """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
+        fits = len(array.shape) == len(self.shape) and all(
+            want in (None, got) for want, got in zip(self.shape, array.shape, strict=True)
+        )
+        if array.dtype != self.dtype or not fits:
+            shape = "x".join("?" if size is None else str(size) for size in self.shape)
+            raise InputError(
+                f"input {self.name!r} does not fit the model",
+                why=f"it is {array.dtype} {'x'.join(map(str, array.shape))}, the model takes {self.dtype} {shape}",
+            )
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a model is to be run. None means the runtime's own default; each runtime refuses what it cannot honour."""
+
+    threads: int | None = None
+    """CPU threads; None takes one a physical core this process may use."""
+    optimize: bool = True
+    """False runs the graph node by node as written (ONNX Runtime only): the unfused reference of its own fusions."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Arithmetic of the layers that are not int8 (bf16: OpenVINO only, on CPUs with bf16 instructions)."""
+    cuda_graph: bool = True
+    """Replay a captured CUDA graph per shape instead of launching kernel by kernel (TensorRT only)."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads}", why="a runtime needs at least one thread")
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Durations of one run. `latency_ms` is what a caller waits, from arrays in host memory to arrays in host memory.
+
+    The three parts are known on a GPU only, measured with CUDA events between them; there `latency_ms` is their sum,
+    which is trtexec's definition of latency.
+    """
+
+    latency_ms: float
+    h2d_ms: float | None = None
+    compute_ms: float | None = None
+    d2h_ms: float | None = None
+
+
+class Runtime(ABC):
+    """A model loaded into one runtime. A context manager; safe to share between threads, whose runs take turns."""
+
+    name: ClassVar[str]
+    """The name users pass to `--runtime`."""
+    model_kind: ClassVar[ModelKind]
+    """Which file of a bundle this runtime loads."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    device: str
+    """What it runs on, for humans, such as "AMD EPYC 9354, 2 threads"."""
+
+    def __init__(self) -> None:
+        # Execution contexts and infer requests hold per-run state, so one lock guards every run and the closing.
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, model: Path | str, options: RuntimeOptions | None = None) -> Self:
+        """Load a bundle directory, or the model file this runtime takes (model.onnx or engine.plan).
+
+        Raises:
+            InputError: the file is missing, is not such a model, or the runtime refuses it.
+            MissingError: the runtime's package or its device is not on this machine.
+            UsageError: the runtime cannot honour one of the options.
+        """
+        return cls.open_bytes(read_model(model, cls.model_kind), options, label=str(model))
+
+    @classmethod
+    @abstractmethod
+    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
+        """Load a model from its serialized bytes. `label` names it in error messages. Raises as `open` does."""
+
+    @abstractmethod
+    def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run checked, C-contiguous feeds. The arrays returned must not be overwritten by a later run."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a report: runtime, version, device, and the settings that influence results and speed."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model once.
+
+        Args:
+            feeds: an array for every input, by name, with the dtype and shape of `inputs`.
+
+        Returns:
+            An array for every output, by name. They belong to the caller.
+
+        Raises:
+            InputError: a feed is missing, unknown, or does not fit; or the runtime is closed.
+        """
+        checked = self._check(feeds)
+        with self._lock:
+            self._require_open()
+            return self._execute(checked)
+
+    def timed_run(self, feeds: Mapping[str, Array]) -> RunTimes:
+        """Run once for its duration. The feeds are checked before the clock starts. Raises as `run` does."""
+        checked = self._check(feeds)
+        with self._lock:
+            self._require_open()
+            return self._execute_timed(checked)
+
+    def upscale(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a model that has one image input and one image output, whatever its edge types and layout.
+
+        Args:
+            images: float32 [N, 3, H, W], RGB in 0..255.
+
+        Returns:
+            float32 [N, 3, H*scale, W*scale], RGB in 0..255, unclamped where the model's output is a float.
+
+        Raises:
+            InputError: the model has several inputs or outputs, or takes no RGB images of this shape.
+        """
+        if len(self.inputs) != 1 or len(self.outputs) != 1:
+            raise InputError(
+                f"cannot upscale with this model on {self.name}",
+                why=f"it has {len(self.inputs)} inputs and {len(self.outputs)} outputs instead of one each",
+            )
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
+        source, sink = self.inputs[0], self.outputs[0]
+        feed: Array = images.transpose(0, 2, 3, 1) if _is_channels_last(source) else images
+        if source.dtype == np.uint8:
+            feed = np.rint(feed).clip(0, 255)
+        result = self.run({source.name: np.ascontiguousarray(feed, dtype=source.dtype)})[sink.name]
+        if _is_channels_last(sink):
+            result = result.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(result, dtype=np.float32)
+
+    def close(self) -> None:
+        """Free the model and its device memory. A closed runtime cannot run; closing twice is harmless."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _execute_timed(self, feeds: Mapping[str, Array]) -> RunTimes:
+        start = time.perf_counter()
+        self._execute(feeds)
+        return RunTimes(latency_ms=(time.perf_counter() - start) * 1e3)
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Drop what the model holds. Called once, with the lock held."""
+
+    def _check(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        wanted = {info.name for info in self.inputs}
+        if set(feeds) != wanted:
+            raise InputError(
+                f"these are not the inputs of the model on {self.name}",
+                why=f"given {sorted(feeds)}, the model takes {sorted(wanted)}",
+            )
+        for info in self.inputs:
+            info.check(feeds[info.name])
+        return {info.name: np.ascontiguousarray(feeds[info.name]) for info in self.inputs}
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InputError(f"this {self.name} model cannot run", why="it was closed")
+
+
+def _is_channels_last(tensor: TensorInfo) -> bool:
+    return len(tensor.shape) == 4 and tensor.shape[3] == 3 and tensor.shape[1] != 3

@@ -1,0 +1,74 @@
+"""What processor this is: its name for reports, and the instructions that decide how fast int8 and bf16 run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+# cpuinfo flag -> what the field calls it, in the order of what they bring to quantized inference.
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX512",
+    "avx512_vnni": "AVX512-VNNI",
+    "avx512_bf16": "AVX512-BF16",
+    "amx_int8": "AMX-INT8",
+    "amx_bf16": "AMX-BF16",
+    "asimddp": "NEON dot product",
+    "i8mm": "NEON i8mm",
+}
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's marketing name, or the architecture where the system does not tell."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def cpu_features() -> tuple[str, ...]:
+    """The vector instruction sets that matter to quantized inference; empty where the system does not list them."""
+    flags = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(name for flag, name in _FEATURES.items() if flag in flags)
+
+
+@cache
+def physical_cpus() -> int:
+    """How many physical cores this process may use, at least 1.
+
+    Integer kernels keep a core's vector units busy with one thread; a second hardware thread only adds contention.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, (os.cpu_count() or 1))
+    allowed = os.sched_getaffinity(0)
+    cores = {_core_of(cpu) for cpu in allowed}
+    return max(1, len(cores))
+
+
+def describe_cpu(threads: int) -> str:
+    """A device line for reports, such as "AMD EPYC 9354, 2 threads"."""
+    return f"{cpu_name()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _core_of(cpu: int) -> str:
+    """A string that hardware threads of one core share; the CPU's own number where the system does not tell."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

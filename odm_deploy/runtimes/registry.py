@@ -1,0 +1,123 @@
+"""Which runtimes there are, which of them work on this machine, and which is the best for a model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
+from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
+from odm_deploy.runtimes.model_file import ModelKind, guess_kind, locate_model
+
+# name -> (module, class). The module is imported on demand: each brings its own heavy package.
+_HOMES = {
+    "tensorrt": ("odm_deploy.runtimes.tensorrt_engine", "TensorRtEngine"),
+    "tensorrt_rtx": ("odm_deploy.runtimes.tensorrt_engine", "TensorRtRtxEngine"),
+    "openvino": ("odm_deploy.runtimes.openvino_cpu", "OpenVinoCpu"),
+    "onnxruntime": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntime"),
+    "onnxruntime_cuda": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeCuda"),
+}
+_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "onnxruntime_cuda": "onnxruntime"}
+
+RUNTIME_NAMES = tuple(_HOMES)
+
+FASTEST_FIRST = ("tensorrt", "tensorrt_rtx", "openvino", "onnxruntime")
+"""The order in which `bench`, `upscale` and `Engine` look for a runtime that works."""
+
+FAITHFUL_FIRST = ("tensorrt", "tensorrt_rtx", "onnxruntime", "openvino")
+"""The order for proofs of parity: where there is no GPU, ONNX Runtime stays closest to the reference."""
+
+
+def runtime_class(name: str) -> type[Runtime]:
+    """The class behind a runtime's name; `-` and `_` are the same.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    module, attribute = _HOMES[_canonical(name)]
+    found: type[Runtime] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def why_unusable(name: str) -> str:
+    """Why the runtime cannot work on this machine, in one clause; empty when nothing speaks against it.
+
+    Looks at what is installed without importing it.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    canonical = _canonical(name)
+    if canonical in FLAVOURS:
+        problem = find_flavour(canonical).problem
+        return problem or ("" if find_gpus() else "no NVIDIA GPU that the driver can use")
+    package = _PACKAGES[canonical]
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed"
+    if canonical == "onnxruntime_cuda" and not find_gpus():
+        return "no NVIDIA GPU that the driver can use"
+    return ""
+
+
+def usable_runtimes(order: Sequence[str] = FASTEST_FIRST) -> tuple[str, ...]:
+    """The runtimes of `order` that nothing speaks against on this machine."""
+    return tuple(name for name in order if not why_unusable(name))
+
+
+def open_runtime(
+    model: Path | str,
+    name: str | None = None,
+    options: RuntimeOptions | None = None,
+    *,
+    order: Sequence[str] = FASTEST_FIRST,
+) -> Runtime:
+    """Open a bundle, model.onnx or engine.plan on a runtime.
+
+    Args:
+        model: a bundle directory or a model file.
+        name: the runtime to use; None takes the first of `order` that works for this model on this machine.
+        options: how to run it.
+        order: names, best first.
+
+    Raises:
+        InputError: the model is missing or unusable, or is not of the kind the named runtime takes.
+        MissingError: what the named runtime needs (or every runtime that could) is not on this machine.
+        UsageError: there is no such runtime, or it cannot honour an option.
+    """
+    kind = guess_kind(model)
+    if kind is None and not Path(model).is_dir():
+        raise InputError(f"cannot load {model}", why="there is no such file")
+    if name is not None:
+        chosen = runtime_class(name)
+        if kind not in (None, chosen.model_kind):
+            wants = "an engine.plan" if chosen.model_kind == "plan" else "a model.onnx"
+            raise InputError(f"{chosen.name} cannot run {model}", why=f"it takes {wants} or a bundle that holds one")
+        return chosen.open(model, options)
+    return _open_first(model, kind, options, order)
+
+
+def _open_first(
+    model: Path | str, kind: ModelKind | None, options: RuntimeOptions | None, order: Sequence[str]
+) -> Runtime:
+    if kind is not None:
+        locate_model(model, kind)
+    failures: list[OdmError] = []
+    for candidate in (runtime_class(name) for name in order):
+        if kind not in (None, candidate.model_kind):
+            continue
+        try:
+            return candidate.open(model, options)
+        except OdmError as error:
+            failures.append(error)
+    # A refusal of the model tells more than the absence of a runtime: it came from one that is here.
+    raise next((error for error in failures if not isinstance(error, MissingError)), failures[0])
+
+
+def _canonical(name: str) -> str:
+    canonical = name.lower().replace("-", "_")
+    if canonical not in _HOMES:
+        raise UsageError(f"--runtime {name}", why="there is no such runtime", fix=f"use {', '.join(RUNTIME_NAMES)}")
+    return canonical
