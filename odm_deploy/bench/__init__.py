@@ -1,0 +1,1 @@
+"""How fast a bundle is, always beside its float twin."""

@@ -1,0 +1,1 @@
+"""Images in, images out: files, resizing, tiling, benchmark sets."""

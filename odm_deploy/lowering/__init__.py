@@ -1,0 +1,1 @@
+"""From the reference model to the graph a runtime executes as integers."""

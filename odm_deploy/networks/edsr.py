@@ -1,7 +1,7 @@
 """EDSR: Enhanced Deep Residual Networks for Single Image Super-Resolution (Lim et al., CVPRW 2017).
 
-State-dict keys are those of the authors' PyTorch code: `head.0, body.{i}.body.{0,2}, body.{blocks}, tail.0.{...}, tail.1`
-and the frozen mean shifts `sub_mean, add_mean`.
+State-dict keys are those of the authors' PyTorch code: `head.0, body.{i}.body.{0,2}, body.{blocks}, tail.0.{...},
+tail.1`, and the frozen mean shifts `sub_mean, add_mean`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EdsrConfig(NetworkConfig):
         if "head.0.weight" not in state or "tail.1.weight" not in state:
             raise InputError(
                 "not an EDSR state dict",
-                why=f"no head.0.weight and tail.1.weight among its {len(state)} keys ({', '.join(list(state)[:3])} ...)",
+                why=f"no head.0.weight, tail.1.weight among its {len(state)} keys ({', '.join(list(state)[:3])} ..)",
                 fix="name the right --network",
             )
         found = _scale_of(state)
@@ -138,7 +138,7 @@ class MeanShift(nn.Module):
         """Shift."""
         return x + self.bias.reshape(1, 3, 1, 1)
 
-    def _load_from_state_dict(self, state_dict: StateDictLike, prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
         weight = state_dict.get(f"{prefix}weight")
         if weight is not None and not torch.equal(weight.reshape(3, -1).float(), torch.eye(3)):
             raise InputError(
@@ -147,9 +147,6 @@ class MeanShift(nn.Module):
                 fix="only mean shifts with unit standard deviation are known",
             )
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
-
-
-StateDictLike = Mapping[str, Tensor]
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:

@@ -1,0 +1,1 @@
+"""Evidence that a runtime computes what the reference computes."""

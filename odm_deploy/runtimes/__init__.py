@@ -1,0 +1,1 @@
+"""What runs or builds a bundle: ONNX Runtime, OpenVINO, TensorRT, and the torch reference."""

@@ -1,0 +1,74 @@
+"""uint8 images in and out, inside the graph: a quarter of the bytes over the bus, no host-side float conversion.
+
+The output is rounded half to even, clamped to 0..255 and only then cast: TensorRT's own float -> uint8 cast truncates.
+The casts and clamps fold into the first and last kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from odm_deploy.lowering.graph import GraphEditor
+
+Layout = Literal["nchw", "nhwc"]
+
+
+def add_uint8_io(model: ir.Model, layout: Layout = "nchw") -> None:
+    """Turn the float32 NCHW input and output (0..255) of a lowered graph into uint8, in place.
+
+    Args:
+        model: a graph with one input and one output.
+        layout: `nchw` for [N, 3, H, W], `nhwc` for [N, H, W, 3] images as decoders produce them.
+    """
+    graph, editor = model.graph, GraphEditor(model.graph)
+    _uint8_input(graph, editor, layout)
+    _uint8_output(graph, layout)
+
+
+def _uint8_input(graph: ir.Graph, editor: GraphEditor, layout: Layout) -> None:
+    old = graph.inputs[0]
+    assert old.shape is not None
+    uses = [(use.node, use.idx) for use in old.uses()]
+    first = min((node for node, _ in uses), key=list(graph).index)
+    image = ir.Value(name=old.name, type=ir.TensorType(ir.DataType.UINT8), shape=_ordered(old.shape, layout))
+    old.name = None
+    graph.inputs[0] = image
+    x = image
+    if layout == "nhwc":
+        x = editor.node_before(first, "Transpose", [x], "input.nchw", {"perm": [0, 3, 1, 2]}, dtype=ir.DataType.UINT8)
+    x = editor.node_before(first, "Cast", [x], "input.float", {"to": ir.DataType.FLOAT.value})
+    for node, index in uses:
+        node.replace_input_with(index, x)
+
+
+def _uint8_output(graph: ir.Graph, layout: Layout) -> None:
+    old = graph.outputs[0]
+    assert old.shape is not None
+    name, shape = old.name, old.shape
+    old.name = f"{name}.float"
+    editor = GraphEditor(graph)
+    black, white = editor.constant("output.black", 0.0, np.float32), editor.constant("output.white", 255.0, np.float32)
+    x = old
+    steps: list[tuple[str, list[ir.Value], dict[str, object], ir.DataType]] = [
+        ("Round", [], {}, ir.DataType.FLOAT),
+        ("Max", [black], {}, ir.DataType.FLOAT),
+        ("Min", [white], {}, ir.DataType.FLOAT),
+        ("Cast", [], {"to": ir.DataType.UINT8.value}, ir.DataType.UINT8),
+    ]
+    if layout == "nhwc":
+        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, ir.DataType.UINT8))
+    for op, operands, attributes, dtype in steps:
+        node = ir.node(op, [x, *operands], attributes=attributes)  # type: ignore[arg-type]
+        x = node.outputs[0]
+        x.name, x.dtype, node.name = f"{name}.{op.lower()}", dtype, f"{name}/{op}"
+        graph.append(node)
+    x.name, x.shape = name, _ordered(shape, layout)
+    graph.outputs[0] = x
+
+
+def _ordered(shape: ir.Shape, layout: Layout) -> ir.Shape:
+    n, c, h, w = shape
+    return ir.Shape([n, c, h, w] if layout == "nchw" else [n, h, w, c])

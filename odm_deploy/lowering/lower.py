@@ -1,0 +1,51 @@
+"""`lower`: a quantized model in, an ONNX model for a runtime out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+
+from odm_deploy import __version__
+from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+from odm_deploy.lowering.image_io import Layout, add_uint8_io
+from odm_deploy.lowering.markers import export_marked
+from odm_deploy.lowering.tensorrt import lower_to_tensorrt
+from odm_deploy.quantization.model import QuantizedModel
+
+Precision = Literal["fp32", "fp16"]
+ImageType = Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """How to write a model down; the defaults are what every runtime takes."""
+
+    precision: Precision = "fp32"
+    """Precision of what is not quantized."""
+    io: ImageType = "float32"
+    """Type of the input and output image, both 0..255."""
+    layout: Layout = "nchw"
+    """Order of the image axes; `nhwc` only with uint8."""
+
+
+def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx.ModelProto:
+    """The ONNX model of a quantized model; equal inputs give equal bytes.
+
+    Raises:
+        InputError: the network holds something that cannot be exported or lowered exactly.
+    """
+    options = options or LoweringOptions()
+    graph = export_marked(model)
+    lower_to_tensorrt(graph)
+    if options.precision == "fp16":
+        convert_rest_to_fp16(graph)
+    if options.io == "uint8":
+        add_uint8_io(graph, options.layout)
+    graph.graph.name = model.network.name
+    graph.producer_name, graph.producer_version = "odm-deploy", __version__
+    proto = ir.to_proto(graph)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto

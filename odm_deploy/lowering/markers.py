@@ -1,0 +1,163 @@
+"""The marked graph: the reference model in ONNX, with one marker node per activation quantizer and per weight.
+
+    odm.FakeQuantize(x) -> x^              attributes: name, scale, zero_point, bits[, center]
+    odm.DequantizeWeight(codes, scale)     attribute:  name
+
+No runtime executes these nodes; each dialect replaces them. A graph that keeps one after lowering is a bug.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx.defs import OpSchema
+from onnxscript.values import Op, Opset
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.model import QuantizedModel
+
+DOMAIN = "odm"
+FAKE_QUANTIZE = "FakeQuantize"
+DEQUANTIZE_WEIGHT = "DequantizeWeight"
+
+OPSET = 20
+"""The newest opset TensorRT 10.0 parses. From 21 on ONNX Runtime mishandles int8 DQ -> Transpose -> MatMul."""
+
+
+def _marker(name: str, inputs: list[tuple[str, str]], attributes: list[OpSchema.Attribute]) -> Op:
+    schema = OpSchema(
+        name,
+        DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter(label, kind) for label, kind in inputs],
+        outputs=[OpSchema.FormalParameter("y", "tensor(float)")],
+        attributes=attributes,
+    )
+    return Op(Opset(DOMAIN, 1), name, schema)
+
+
+_AttrType = OpSchema.AttrType
+_fake_quantize_op = _marker(
+    FAKE_QUANTIZE,
+    [("x", "tensor(float)")],
+    [
+        OpSchema.Attribute("name", _AttrType.STRING, "layer"),
+        OpSchema.Attribute("scale", _AttrType.FLOAT, "distance between levels"),
+        OpSchema.Attribute("zero_point", _AttrType.INT, "code of zero"),
+        OpSchema.Attribute("bits", _AttrType.INT, "width of a code"),
+        OpSchema.Attribute("center", _AttrType.FLOATS, "value of the middle code, on free grids", required=False),
+    ],
+)
+_dequantize_weight_op = _marker(
+    DEQUANTIZE_WEIGHT,
+    [("codes", "tensor(int8)"), ("scale", "tensor(float)")],
+    [OpSchema.Attribute("name", _AttrType.STRING, "layer")],
+)
+
+
+def _translate_fake_quantize(x: Any, scale: float, zero_point: int, bits: int, center: float | None, name: str) -> Any:
+    grid = {} if center is None else {"center": [center]}
+    return _fake_quantize_op(x, scale=scale, zero_point=zero_point, bits=bits, name=name, **grid)
+
+
+def _translate_dequantize_weight(codes: Any, scale: Any, name: str) -> Any:
+    return _dequantize_weight_op(codes, scale, name=name)
+
+
+def export_marked(model: QuantizedModel) -> ir.Model:
+    """The marked graph of a quantized model, with dynamic N, H and W; input `input`, output `output`, float32.
+
+    Raises:
+        InputError: the network does something the exporter cannot follow.
+    """
+    table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.odm.fake_quantize.default: _translate_fake_quantize,
+        torch.ops.odm.dequantize_weight.default: _translate_dequantize_weight,
+    }
+    # Sizes that differ from each other and from all channel counts, so that no two dimensions are taken for one.
+    example = torch.zeros(2, 3, 40, 56)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                model.network.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=table,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=(dynamic,),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = (str(error.__cause__ or error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"cannot export {model.network.name}", why=cause) from error
+    assert program is not None
+    marked = program.model
+    _name_dimensions(marked, model.scale)
+    _forget_origin(marked)
+    return marked
+
+
+def grid_of(node: ir.Node) -> Grid:
+    """The grid a `FakeQuantize` marker carries."""
+    center = node.attributes.get("center")
+    return Grid(
+        node.attributes["scale"].as_float(),
+        node.attributes["zero_point"].as_int(),
+        node.attributes["bits"].as_int(),
+        None if center is None else center.as_floats()[0],
+    )
+
+
+def layer_of(node: ir.Node) -> str:
+    """The dotted layer name a marker carries."""
+    return node.attributes["name"].as_string()
+
+
+def _name_dimensions(model: ir.Model, scale: int) -> None:
+    """Give the dynamic axes the names people look for: n, h, w in; n, scale*h, scale*w out.
+
+    Shapes in between are forgotten: passes that pad would have to keep them right, and every runtime infers its own.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    model.graph.inputs[0].shape = ir.Shape(["n", 3, "h", "w"])
+    model.graph.outputs[0].shape = ir.Shape(["n", 3, f"{scale}*h", f"{scale}*w"])
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """Drop the exporter's notes: stack traces with somebody's paths, which would also make equal exports differ."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's remarks about packages it looked for and its own deprecations: no user can act on them."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
