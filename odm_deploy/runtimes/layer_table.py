@@ -1,0 +1,205 @@
+"""What an engine really consists of: its layers, their number types, and the ONNX nodes each one computes.
+
+TensorRT falls back from int8 to float without a warning. The evidence is in one of two places, and both are read here:
+
+* `parse_log`: the `Layers:` table that TensorRT-RTX writes to its VERBOSE log while building (profiling verbosity
+  DETAILED). It needs no GPU.
+* `parse_inspector`: the JSON of `EngineInspector`, for TensorRT 10 and 11, where a GPU can load the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from odm_deploy.errors import InputError
+
+# Spellings of a number type in logs and inspector JSON (also inside format descriptions such as
+# "Thirty-two wide channel vectorized row major Int8 format"). First match wins, so longer names come first.
+_TYPES = (
+    ("bf16", r"bf16|bfloat16"),
+    ("fp16", r"fp16|half|float16"),
+    ("fp8", r"fp8|float8\w*"),
+    ("fp4", r"fp4"),
+    ("int8", r"int8"),
+    ("int4", r"int4"),
+    ("int32", r"int32"),
+    ("int64", r"int64"),
+    ("uint8", r"uint8"),
+    ("bool", r"bool"),
+    ("fp32", r"fp32|float32|float"),
+)
+_WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "fp4", "int64", "int32", "uint8", "int8", "int4", "bool")
+
+# Layer types that multiply and accumulate; everything else moves or transforms values point by point.
+_COMPUTE = re.compile(
+    r"conv|correlation|gemm|matmul|matrix_?multiply|fullyconnected|\bdot\b|attention|mha", re.IGNORECASE
+)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*[\x1e,;]?\s*(?:\[|$))")
+_LOG_ROW = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: \[(?P<inputs>.*?)\], "
+    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], (?P<rest>(?:TacticName|StreamId|Metadata): .*)$"
+)
+_LOG_TENSOR = re.compile(
+    r"\{ Name: (?P<name>.*?), .*?Dimensions: \[(?P<dims>[^\]]*)\].*?"
+    r"(?:Datatype|Format/Datatype): (?P<type>[^,}]*?)(?:, Format: (?P<layout>[^}]*?))? \}"
+)
+
+
+@dataclass(frozen=True)
+class TensorFormat:
+    """One input, constant or output of an engine layer."""
+
+    name: str
+    dims: tuple[int, ...]
+    """-1 where dynamic."""
+    dtype: str
+    """`fp32`, `fp16`, `bf16`, `int8`, ...; `unknown` where the source does not say."""
+    layout: str = ""
+    """The memory layout in the runtime's words."""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of a built engine."""
+
+    name: str
+    kind: str
+    """The runtime's own layer type, for example `correlation`, `gemm`, `kgen`, `CaskConvolution`."""
+    precision: str
+    """Type of the arithmetic: `int8` only where both operands of the multiplication are int8."""
+    inputs: tuple[TensorFormat, ...]
+    constants: tuple[TensorFormat, ...]
+    outputs: tuple[TensorFormat, ...]
+    onnx_nodes: tuple[str, ...]
+    """Names of the ONNX nodes this layer computes, wholly or in part."""
+
+    @property
+    def is_compute(self) -> bool:
+        """Whether it multiplies and accumulates (convolution, matrix product)."""
+        return _is_compute(self.kind)
+
+
+def parse_log(lines: Iterable[str]) -> list[LayerRecord]:
+    """Read the last `Layers:` table in a VERBOSE build log.
+
+    Args:
+        lines: the log, with or without severity prefixes.
+
+    Returns:
+        One record a row, in execution order; empty when the log holds no table.
+    """
+    records: list[LayerRecord] = []
+    in_table = False
+    for line in lines:
+        if line.rstrip().endswith("Layers:"):
+            records, in_table = [], True
+        elif in_table:
+            match = _LOG_ROW.match(line.strip())
+            if match is None:
+                in_table = False
+                continue
+            records.append(_log_record(match))
+    return records
+
+
+def parse_inspector(text: str) -> list[LayerRecord]:
+    """Read the JSON of `IEngineInspector.get_engine_information` (TensorRT 10 and 11).
+
+    Engines built without detailed profiling verbosity list bare layer names; their precision is then `unknown`.
+
+    Raises:
+        InputError: it is not that JSON.
+    """
+    try:
+        document: Any = json.loads(text)
+        layers = document["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("cannot read the engine inspector's output", why=str(error)) from error
+    return [_inspector_record(layer) for layer in layers]
+
+
+def find_compute_layer(layers: Sequence[LayerRecord], onnx_node: str) -> LayerRecord | None:
+    """The layer that does the multiplications of `onnx_node`.
+
+    A node's bias or rescaling often ends up in another layer, so compute layers win over pointwise ones.
+    """
+    covering = [layer for layer in layers if onnx_node in layer.onnx_nodes]
+    for layer in covering:
+        if layer.is_compute:
+            return layer
+    return covering[0] if covering else None
+
+
+def normalize_type(text: str) -> str:
+    """`Float` -> `fp32`, `Row major linear FP16 format (kLINEAR)` -> `fp16`, ..., `unknown` for anything else."""
+    for name, pattern in _TYPES:
+        if re.search(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])", text, re.IGNORECASE):
+            return name
+    return "unknown"
+
+
+def _is_compute(kind: str) -> bool:
+    return _COMPUTE.search(kind) is not None
+
+
+def _log_record(match: re.Match[str]) -> LayerRecord:
+    inputs = tuple(_log_tensors(match["inputs"]))
+    constants = tuple(_log_tensors(match["constants"] or ""))
+    outputs = tuple(_log_tensors(match["outputs"]))
+    metadata = match["rest"].partition("Metadata: ")[2]
+    precision = _precision(match["kind"], inputs, constants)
+    return LayerRecord(match["name"], match["kind"], precision, inputs, constants, outputs, _onnx_nodes(metadata))
+
+
+def _log_tensors(text: str) -> Iterator[TensorFormat]:
+    for match in _LOG_TENSOR.finditer(text):
+        dims = tuple(int(dim) for dim in match["dims"].split(",") if dim.strip())
+        yield TensorFormat(match["name"], dims, normalize_type(match["type"]), (match["layout"] or "").strip())
+
+
+def _inspector_record(layer: str | Mapping[str, Any]) -> LayerRecord:
+    if isinstance(layer, str):
+        return LayerRecord(layer, "", "unknown", (), (), (), ())
+    kind = str(layer.get("ParameterType") or layer.get("LayerType") or "")
+    inputs = tuple(map(_inspector_tensor, layer.get("Inputs") or ()))
+    constants = tuple(map(_inspector_tensor, layer.get("Constants") or ()))
+    weights = layer.get("Weights")
+    if isinstance(weights, dict) and weights.get("Type"):
+        # Classic convolution layers list their weights apart, by type and count only.
+        constants += (TensorFormat("weights", (int(weights.get("Count") or 0),), normalize_type(str(weights["Type"]))),)
+    outputs = tuple(map(_inspector_tensor, layer.get("Outputs") or ()))
+    nodes = _onnx_nodes(str(layer.get("Metadata") or ""))
+    name = str(layer.get("Name") or "")
+    return LayerRecord(name, kind, _precision(kind, inputs, constants), inputs, constants, outputs, nodes)
+
+
+def _inspector_tensor(item: Mapping[str, Any]) -> TensorFormat:
+    dims = tuple(int(dim) for dim in item.get("Dimensions") or ())
+    described = str(item.get("Format/Datatype") or item.get("Format") or "")
+    return TensorFormat(
+        str(item.get("Name") or ""), dims, normalize_type(str(item.get("Datatype") or described)), described
+    )
+
+
+def _onnx_nodes(metadata: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_ONNX_NODE.findall(metadata)))
+
+
+def _precision(kind: str, inputs: Sequence[TensorFormat], constants: Sequence[TensorFormat]) -> str:
+    """The type a layer computes in.
+
+    A product runs as int8 only when two of its operands are int8: an int8 input alone is dequantized on the fly.
+    Residuals, biases and scales are further, float, operands of the same layer and do not count against it.
+    """
+    types = [tensor.dtype for tensor in (*inputs, *constants)]
+    if _is_compute(kind):
+        if types.count("int8") >= 2:
+            return "int8"
+        types = [dtype for dtype in types if dtype != "int8"] or types
+    elif inputs:
+        types = [tensor.dtype for tensor in inputs]
+    return next((dtype for dtype in _WIDEST_FIRST if dtype in types), "unknown" if types else "none")

@@ -1,0 +1,132 @@
+"""Shape profiles: for which image sizes an engine is built, and which of them it is tuned for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odm_deploy.errors import BuildError, UsageError
+
+Shape = tuple[int, int, int, int]
+
+SMALLEST_SIDE_PX = 16
+"""Smallest input height and width of the named profiles; benchmark images and thumbnails are rarely smaller."""
+
+RGB_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """The range of input shapes [N, C, H, W] an engine accepts, and the one it is tuned for.
+
+    Sizes are those of the *input*, before upscaling.
+
+    Raises:
+        UsageError: a size is not positive, or min <= opt <= max does not hold on every axis.
+    """
+
+    min: Shape
+    """Smallest accepted shape."""
+    opt: Shape
+    """The shape whose speed matters; kernels are chosen for it."""
+    max: Shape
+    """Largest accepted shape; it decides how much GPU memory the engine needs."""
+
+    def __post_init__(self) -> None:
+        for low, best, high in zip(self.min, self.opt, self.max, strict=True):
+            if not 1 <= low <= best <= high:
+                raise UsageError(
+                    "no such shape profile", why=str(self), fix="keep 1 <= min <= opt <= max on every axis"
+                )
+
+    def __str__(self) -> str:
+        return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
+
+    @classmethod
+    def static(cls, n: int, h: int, w: int, channels: int = RGB_CHANNELS) -> ShapeProfile:
+        """A profile for exactly one shape; the fastest engine for a fixed video size."""
+        shape = (n, channels, h, w)
+        return cls(shape, shape, shape)
+
+    @classmethod
+    def up_to(cls, h: int, w: int, n: int = 1) -> ShapeProfile:
+        """A profile tuned for h x w that also takes everything smaller."""
+        side = SMALLEST_SIDE_PX
+        best = (1, RGB_CHANNELS, h, w)
+        return cls((1, RGB_CHANNELS, min(side, h), min(side, w)), best, (n, RGB_CHANNELS, h, w))
+
+    def for_input(self, dims: Sequence[int], name: str = "input") -> tuple[Shape, Shape, Shape]:
+        """Fit the profile to one graph input.
+
+        Args:
+            dims: the input's declared dimensions, -1 where dynamic: NCHW, or NHWC when the last one is 3 and the
+                second is dynamic or not 3 (graphs with uint8 images at their edge).
+            name: the input's name, for the error.
+
+        Returns:
+            min, opt and max in the input's own layout. Fixed dimensions of the graph win over the profile's.
+
+        Raises:
+            BuildError: the input is not a batch of images.
+        """
+        if len(dims) != 4:
+            raise BuildError(
+                f"cannot choose shapes for the graph input {name!r}",
+                why=f"it has {len(dims)} dimensions {tuple(dims)}, not the 4 of a batch of images",
+                fix="export the graph with one [N, C, H, W] input",
+            )
+        channels_last = dims[3] == RGB_CHANNELS and dims[1] != RGB_CHANNELS
+        order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
+        return (
+            _fixed(self.min, order, dims),
+            _fixed(self.opt, order, dims),
+            _fixed(self.max, order, dims),
+        )
+
+
+PRESETS: dict[str, ShapeProfile] = {
+    "540p": ShapeProfile.up_to(540, 960),
+    "720p": ShapeProfile.up_to(720, 1280),
+    "1080p": ShapeProfile.up_to(1080, 1920),
+    # Tiles come in batches and edge tiles are smaller.
+    "tile": ShapeProfile((1, 3, 16, 16), (4, 3, 256, 256), (8, 3, 512, 512)),
+}
+"""Named profiles: video frames of that size as input, or batches of square tiles."""
+
+
+def parse_profile(text: str) -> ShapeProfile:
+    """Read a profile as users write it: a preset's name, one shape, or min:opt:max.
+
+    >>> str(parse_profile("1x3x540x960"))
+    '1x3x540x960:1x3x540x960:1x3x540x960'
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text in PRESETS:
+        return PRESETS[text]
+    shapes = [_shape(part, text) for part in text.split(":")]
+    if len(shapes) == 1:
+        shapes *= 3
+    if len(shapes) != 3:
+        raise _unreadable(text)
+    return ShapeProfile(shapes[0], shapes[1], shapes[2])
+
+
+def _shape(part: str, text: str) -> Shape:
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})x(\d{1,6})", part.strip())
+    if match is None:
+        raise _unreadable(text)
+    n, c, h, w = map(int, match.groups())
+    return n, c, h, w
+
+
+def _unreadable(text: str) -> UsageError:
+    fix = f"use one of {', '.join(PRESETS)}, a shape like 1x3x540x960, or min:opt:max of three such shapes"
+    return UsageError("cannot read the shape profile", why=repr(text), fix=fix)
+
+
+def _fixed(shape: Shape, order: tuple[int, ...], dims: Sequence[int]) -> Shape:
+    n, c, h, w = (shape[axis] if dim < 0 else dim for axis, dim in zip(order, dims, strict=True))
+    return n, c, h, w
