@@ -1,0 +1,180 @@
+"""Bundles: a directory with `model.onnx`, `manifest.json` and, where a builder is installed, `engine.plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from odm_deploy import __version__
+from odm_deploy.checkpoint import file_sha256
+from odm_deploy.errors import MissingError
+from odm_deploy.files import atomic_directory
+from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.lowering.receptive_field import receptive_radius_px
+from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.runtimes.build import BuildProgress, BuildReport, build_engine
+from odm_deploy.runtimes.compat import choose_builder, find_gpus
+from odm_deploy.runtimes.profiles import ShapeProfile
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Paths of a written bundle."""
+
+    folder: Path
+    onnx: Path
+    manifest: Path
+    plan: Path | None
+    """None when no engine was asked for, or none could be built on this machine."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Whether and how to build the engine."""
+
+    wanted: bool = True
+    """False leaves the engine out."""
+    flavour: str | None = None
+    """`tensorrt` or `tensorrt_rtx`; None takes what is installed and leaves the engine out when nothing is."""
+    profile: ShapeProfile = dataclasses.field(default_factory=lambda: ShapeProfile.up_to(1080, 1920))
+    """Input shapes the engine takes."""
+    timeout_s: float = 600.0
+    """The build is stopped after this many seconds."""
+    workspace_mib: int | None = None
+    """Limit of the scratch memory a kernel may use; None for the builder's default."""
+    optimization_level: int | None = None
+    """0 (fast build) to 5 (fast engine); None for the builder's default."""
+    timing_cache: Path | None = None
+    """File with kernel timings that speeds up later builds."""
+    tf32: bool = True
+    """Whether float32 convolutions may round their operands to 11 significant bits."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs to build for, such as `SM86`; TensorRT-RTX only. Empty for its default, Ampere and later."""
+
+
+def write_bundle(
+    model: QuantizedModel,
+    checkpoint: Path,
+    folder: Path,
+    lowering: LoweringOptions,
+    engine: EngineOptions,
+    say: Say,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+) -> Bundle:
+    """Lower a model and write its bundle, atomically: `folder` appears whole or not at all.
+
+    Args:
+        model: what to deploy.
+        checkpoint: the `model.pt` it was read from; recorded in the manifest.
+        folder: the bundle to write; an older bundle there is replaced.
+        lowering: how to write the ONNX file.
+        engine: whether and how to build an engine.
+        say: takes a line of progress.
+        on_progress: takes the builder's progress.
+
+    Raises:
+        InputError: the model cannot be lowered, or `folder` is something else than a bundle.
+        BuildError: the builder refused, crashed or ran out of time.
+        MissingError: the builder that was asked for by name is not installed.
+    """
+    with atomic_directory(folder) as temporary:
+        say("lowering to ONNX")
+        proto = lower(model, lowering)
+        onnx_path = temporary / ONNX_FILE
+        onnx_path.write_bytes(proto.SerializeToString(deterministic=True))
+        built = _build(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
+        _describe(model, checkpoint, proto, onnx_path, lowering, engine, built).write(temporary)
+    return Bundle(folder, folder / ONNX_FILE, folder / MANIFEST_FILE, folder / PLAN_FILE if built else None)
+
+
+def _build(
+    onnx_path: Path,
+    plan_path: Path,
+    engine: EngineOptions,
+    say: Say,
+    on_progress: Callable[[BuildProgress], None] | None,
+) -> BuildReport | None:
+    if not engine.wanted:
+        return None
+    try:
+        flavour = choose_builder(engine.flavour)
+    except MissingError as error:
+        if engine.flavour is not None:
+            raise
+        say(f"no engine.plan: {error}")
+        return None
+    say(f"building the engine with {flavour.name} {flavour.version}")
+    return build_engine(
+        onnx_path,
+        plan_path,
+        profiles=engine.profile,
+        flavour=flavour,
+        timeout_s=engine.timeout_s,
+        workspace_mib=engine.workspace_mib,
+        optimization_level=engine.optimization_level,
+        timing_cache=engine.timing_cache,
+        tf32=engine.tf32,
+        compute_capabilities=engine.compute_capabilities,
+        on_progress=on_progress,
+    )
+
+
+def _describe(
+    model: QuantizedModel,
+    checkpoint: Path,
+    proto: onnx.ModelProto,
+    onnx_path: Path,
+    lowering: LoweringOptions,
+    engine: EngineOptions,
+    built: BuildReport | None,
+) -> Manifest:
+    return Manifest(
+        created_by=f"odm-deploy {__version__}",
+        network={
+            "name": model.network.name,
+            "scale": model.scale,
+            "config": dataclasses.asdict(model.network.config),
+        },
+        checkpoint={"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
+        onnx={
+            "sha256": hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+            "opset": proto.opset_import[0].version,
+            "dialect": "tensorrt",
+            **dataclasses.asdict(lowering),
+        },
+        receptive_radius_px=receptive_radius_px(proto),
+        layers={
+            name: {"grid": layer.grid.to_dict(), "weight_bits": layer.weight_bits}
+            for name, layer in model.layers.items()
+        },
+        engine=None if built is None else _describe_engine(built, engine),
+    )
+
+
+def _describe_engine(built: BuildReport, engine: EngineOptions) -> dict[str, Any]:
+    gpus = find_gpus()
+    return {
+        "flavour": built.builder,
+        "version": built.version,
+        "gpu": gpus[0].name if gpus else None,
+        "compute_capability": list(gpus[0].compute_capability) if gpus else None,
+        "profile": str(engine.profile),
+        "tf32": engine.tf32,
+        "build_s": round(built.seconds, 3),
+        "plan_bytes": built.plan_bytes,
+        "trtexec": built.trtexec_equivalent,
+        # What `inspect` needs; the tensors of each layer would make the manifest unreadable.
+        "layers": [
+            {"name": layer.name, "kind": layer.kind, "precision": layer.precision, "onnx_nodes": list(layer.onnx_nodes)}
+            for layer in built.layers
+        ],
+    }

@@ -1,0 +1,40 @@
+"""The torch reference: the fake-quantized model itself, in float32, or float64 to measure the noise floor."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from odm_deploy.quantization.model import QuantizedModel
+
+
+class TorchReference:
+    """A quantized model that takes and returns numpy arrays.
+
+    Args:
+        model: the model; float64 makes a copy of it.
+        dtype: `float32`, what runtimes are compared with, or `float64`.
+        device: a torch device.
+    """
+
+    def __init__(self, model: QuantizedModel, dtype: str = "float32", device: str = "cpu") -> None:
+        self.name = f"torch-{dtype}"
+        self.device = device
+        self._dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
+        self._model = model if dtype == "float32" else model.double()
+        self._model.network.to(device)
+
+    @torch.no_grad()
+    def upscale(self, images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """[N, 3, H, W] RGB in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the reference's own precision."""
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, self._dtype)
+        return self._model(batch).cpu().numpy()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
