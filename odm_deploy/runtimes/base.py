@@ -123,7 +123,8 @@ class Runtime(ABC):
         """Run the model once.
 
         Args:
-            feeds: an array for every input, by name, with the dtype and shape of `inputs`.
+            feeds: an array for every input, by name, with the dtype and shape of `inputs`: numpy, or whatever
+                exports DLPack from host memory.
 
         Returns:
             An array for every output, by name. They belong to the caller.
@@ -202,13 +203,28 @@ class Runtime(ABC):
                 f"these are not the inputs of the model on {self.name}",
                 why=f"given {sorted(feeds)}, the model takes {sorted(wanted)}",
             )
+        arrays = {info.name: _on_host(info.name, feeds[info.name]) for info in self.inputs}
         for info in self.inputs:
-            info.check(feeds[info.name])
-        return {info.name: np.ascontiguousarray(feeds[info.name]) for info in self.inputs}
+            info.check(arrays[info.name])
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def _require_open(self) -> None:
         if self._closed:
             raise InputError(f"this {self.name} model cannot run", why="it was closed")
+
+
+def _on_host(name: str, feed: Any) -> Array:
+    """`feed` as a numpy array; tensors of other libraries come over by DLPack without a copy."""
+    if isinstance(feed, np.ndarray):
+        return feed
+    try:
+        return np.from_dlpack(feed)
+    except (AttributeError, BufferError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"input {name!r} cannot be read as an array",
+            why=f"{type(feed).__name__}: {error}",
+            fix="pass a numpy array or a tensor in host memory",
+        ) from error
 
 
 def _is_channels_last(tensor: TensorInfo) -> bool:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from odm_deploy.errors import InputError
+from odm_deploy.manifest import ONNX_FILE, PLAN_FILE
 
 if TYPE_CHECKING:
     import onnx
 
 ModelKind = Literal["onnx", "plan"]
 
-_BUNDLE_FILE: dict[ModelKind, str] = {"onnx": "model.onnx", "plan": "engine.plan"}
+_BUNDLE_FILE: dict[ModelKind, str] = {"onnx": ONNX_FILE, "plan": PLAN_FILE}
 _HOW_TO_MAKE: dict[ModelKind, str] = {
     "onnx": "make a bundle with: odm-deploy export model.pt -o DIR",
     "plan": "install a builder (pip install 'odm-deploy[rtx]') and run: odm-deploy export model.pt -o DIR",

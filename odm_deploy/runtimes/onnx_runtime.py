@@ -119,7 +119,7 @@ class OnnxRuntime(Runtime):
 class OnnxRuntimeCuda(OnnxRuntime):
     """An ONNX Runtime session on an NVIDIA GPU. It computes QDQ graphs in float: for checking, not for int8 speed."""
 
-    name: ClassVar[str] = "onnxruntime-cuda"
+    name: ClassVar[str] = "onnxruntime_cuda"
     provider: ClassVar[str] = "CUDAExecutionProvider"
 
     def _device(self) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
-from odm_deploy.runtimes.model_file import ModelKind, guess_kind, locate_model
+from odm_deploy.runtimes.model_file import ModelKind, guess_kind, locate_model, read_model
+from odm_deploy.runtimes.plan_file import read_plan_header
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
 _HOMES = {
@@ -102,7 +103,10 @@ def open_runtime(
 def _open_first(
     model: Path | str, kind: ModelKind | None, options: RuntimeOptions | None, order: Sequence[str]
 ) -> Runtime:
-    if kind is not None:
+    if kind == "plan":
+        # Only the flavour that built a plan can run it, and the plan says which one that is.
+        order = [read_plan_header(read_model(model, kind), label=str(model)).flavour]
+    elif kind == "onnx":
         locate_model(model, kind)
     failures: list[OdmError] = []
     for candidate in (runtime_class(name) for name in order):

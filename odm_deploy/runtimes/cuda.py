@@ -1,0 +1,179 @@
+"""The few CUDA runtime objects an engine needs: buffers, a stream, events, a captured graph.
+
+Thin on purpose: cuda-python returns (status, value) tuples, and every status is checked here so that nothing above
+this file can forget one. Nothing is imported before `Cuda.load`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import MissingError, OdmError
+
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+
+
+class Cuda:
+    """The CUDA runtime API of device 0 through cuda-python, with checked calls."""
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
+
+    @classmethod
+    def load(cls) -> Cuda:
+        """Bind to cuda-python.
+
+        Raises:
+            MissingError: cuda-python is not installed, or CUDA finds no driver or device.
+        """
+        try:
+            from cuda.bindings import runtime
+        except ImportError as error:
+            raise MissingError(
+                "cuda-python is not installed",
+                why="engines need it for GPU memory",
+                fix="pip install 'cuda-python>=12.6'",
+            ) from error
+        status, count = runtime.cudaGetDeviceCount()
+        if int(status) or not count:
+            _, text = runtime.cudaGetErrorString(status)
+            raise MissingError("CUDA finds no usable GPU", why=text.decode() if int(status) else "no device")
+        return cls(runtime)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a CUDA runtime function by name and return its value (None where it has none).
+
+        Raises:
+            OdmError: CUDA answered with an error.
+        """
+        status, *values = getattr(self._api, function)(*arguments)
+        if int(status) == _OUT_OF_MEMORY:
+            raise OdmError("the GPU is out of memory", fix="use smaller images, a smaller --tile or --batch")
+        if int(status):
+            _, text = self._api.cudaGetErrorString(status)
+            raise OdmError(f"{function} failed", why=text.decode(), fix="check the GPU with nvidia-smi")
+        return values[0] if values else None
+
+    def stream(self) -> Stream:
+        """A new stream that does not synchronize with the default one."""
+        return Stream(self, self.call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
+
+    def buffer(self, size: int) -> Buffer:
+        """`size` bytes of device memory with a page-locked twin in host memory."""
+        return Buffer(self, size)
+
+    def copy(self, target: int, source: int, size: int, *, to_device: bool, stream: Stream) -> None:
+        """Queue a copy of `size` bytes between host and device."""
+        kinds = self._api.cudaMemcpyKind
+        kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", target, source, size, kind, stream.handle)
+
+    def capture(self, work: Callable[[], None], stream: Stream) -> Graph:
+        """Record what `work` queues on `stream` into a graph that replays it with one launch.
+
+        Raises:
+            OdmError: `work` does something that cannot be captured.
+        """
+        # Thread-local: other threads of the caller's program may go on allocating meanwhile.
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", stream.handle, mode)
+        try:
+            work()
+        except BaseException:
+            # The stream must leave capture mode whatever happened, or it is lost for everything after.
+            self._api.cudaStreamEndCapture(stream.handle)
+            raise
+        graph = self.call("cudaStreamEndCapture", stream.handle)
+        try:
+            return Graph(self, self.call("cudaGraphInstantiate", graph, 0))
+        finally:
+            self.call("cudaGraphDestroy", graph)
+
+    @contextmanager
+    def events(self, count: int) -> Generator[list[Any]]:
+        """`count` events, destroyed at the end."""
+        created: list[Any] = []
+        try:
+            for _ in range(count):
+                created.append(self.call("cudaEventCreate"))  # noqa: PERF401 - what exists must be destroyed on failure
+            yield created
+        finally:
+            for event in created:
+                self.call("cudaEventDestroy", event)
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Milliseconds between two recorded and finished events."""
+        return float(self.call("cudaEventElapsedTime", start, end))
+
+
+class Stream:
+    """A CUDA stream."""
+
+    def __init__(self, cuda: Cuda, handle: Any) -> None:
+        self._cuda = cuda
+        self.handle = handle
+
+    def synchronize(self) -> None:
+        """Wait for all that was queued."""
+        self._cuda.call("cudaStreamSynchronize", self.handle)
+
+    def record(self, event: Any) -> None:
+        """Queue an event."""
+        self._cuda.call("cudaEventRecord", event, self.handle)
+
+    def close(self) -> None:
+        """Destroy the stream."""
+        self._cuda.call("cudaStreamDestroy", self.handle)
+
+
+class Buffer:
+    """Device memory with a page-locked host twin: copies from pageable memory would neither overlap nor be stable."""
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self._cuda = cuda
+        self.size = size
+        # CUDA returns a null pointer for zero bytes, which TensorRT refuses as an address.
+        allocated = max(size, 1)
+        self.device = int(cuda.call("cudaMalloc", allocated))
+        try:
+            self._host = int(cuda.call("cudaHostAlloc", allocated, 0))
+        except OdmError:
+            cuda.call("cudaFree", self.device)
+            raise
+        memory = (ctypes.c_uint8 * allocated).from_address(self._host)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(memoryview(memory), dtype=np.uint8)[:size]
+
+    def upload(self, stream: Stream) -> None:
+        """Queue host -> device."""
+        self._cuda.copy(self.device, self._host, self.size, to_device=True, stream=stream)
+
+    def download(self, stream: Stream) -> None:
+        """Queue device -> host."""
+        self._cuda.copy(self._host, self.device, self.size, to_device=False, stream=stream)
+
+    def close(self) -> None:
+        """Free both sides."""
+        self._cuda.call("cudaFree", self.device)
+        self._cuda.call("cudaFreeHost", self._host)
+
+
+class Graph:
+    """A captured CUDA graph, ready to launch."""
+
+    def __init__(self, cuda: Cuda, executable: Any) -> None:
+        self._cuda = cuda
+        self._executable = executable
+
+    def launch(self, stream: Stream) -> None:
+        """Queue one replay."""
+        self._cuda.call("cudaGraphLaunch", self._executable, stream.handle)
+
+    def close(self) -> None:
+        """Destroy the graph."""
+        self._cuda.call("cudaGraphExecDestroy", self._executable)

@@ -1,0 +1,86 @@
+"""What an engine.plan says about itself, and what the bundle around it says, before any TensorRT is loaded.
+
+A plan runs only on the flavour and version of TensorRT that built it, and fails elsewhere with words that help nobody
+("Magic tag does not match"). Its first 28 bytes tell both: a tag of four letters ending in "trt", and at byte 24 the
+builder's version (NVIDIA/TensorRT#3073). The tag of TensorRT for RTX is "vtrt", and byte 16 holds the plan's size.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from odm_deploy.errors import InputError
+from odm_deploy.manifest import manifest_beside
+from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX
+
+_HEADER = struct.Struct("<4sIQQ4B")
+_RTX_TAG = b"vtrt"
+_REBUILD = "build it again here from the bundle's model.onnx"
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """Who wrote a plan."""
+
+    flavour: str
+    """`tensorrt` or `tensorrt_rtx`."""
+    version: tuple[int, int, int, int]
+    """The builder's version, for example (1, 7, 1, 116)."""
+
+    def __str__(self) -> str:
+        return f"{self.flavour} {'.'.join(map(str, self.version))}"
+
+    def require_flavour(self, flavour: str, *, label: str) -> None:
+        """Raise InputError unless `flavour` is the one that built this plan."""
+        if self.flavour != flavour:
+            raise InputError(
+                f"{flavour} cannot run {label}",
+                why=f"it was built by {self}",
+                fix=f"run it with --runtime {self.flavour}, or {_REBUILD}",
+            )
+
+    def require_version(self, version: str, *, label: str) -> None:
+        """Raise InputError unless the installed `version`, such as "10.13.0.35", can load this plan.
+
+        Between patch releases plans may load; TensorRT itself decides about those.
+        """
+        if version.split(".")[:2] != [str(number) for number in self.version[:2]]:
+            raise InputError(
+                f"{self.flavour} {version} cannot run {label}", why=f"it was built by {self}", fix=_REBUILD
+            )
+
+
+def read_plan_header(plan: bytes, *, label: str = "the plan") -> PlanHeader:
+    """Read who wrote a serialized engine. `label` names it in error messages.
+
+    Raises:
+        InputError: these bytes are not a TensorRT engine, or only the beginning of one.
+    """
+    if len(plan) < _HEADER.size or plan[1:4] != b"trt":
+        raise InputError(
+            f"{label} is not a TensorRT engine",
+            why=f"its {len(plan)} bytes begin with {plan[:4]!r}",
+            fix="build one with: odm-deploy export model.pt -o DIR",
+        )
+    tag, _, _, size, *version = _HEADER.unpack_from(plan)
+    if tag == _RTX_TAG and size > len(plan):
+        raise InputError(f"{label} is cut short", why=f"it has {len(plan)} of {size} bytes", fix="copy it again")
+    major, minor, patch, build = version
+    return PlanHeader(TENSORRT_RTX if tag == _RTX_TAG else TENSORRT, (major, minor, patch, build))
+
+
+def built_for(plan_path: Path) -> str:
+    """What the manifest beside a plan says it was built with and for; empty where there is no such fact."""
+    try:
+        manifest = manifest_beside(plan_path)
+    except InputError:
+        # A damaged manifest is no reason not to run a good plan.
+        return ""
+    if manifest is None or manifest.engine is None:
+        return ""
+    facts = {str(key): str(value) for key, value in manifest.engine.items() if value is not None}
+    built = f"{facts.get('flavour', 'TensorRT')} {facts.get('version', '')}".strip()
+    target = facts.get("gpu") or facts.get("compute_capability") or ""
+    return f"built by {built}" + (f" for {target}" if target else "")

@@ -1,0 +1,116 @@
+"""One input shape of an engine, ready to run: an execution context, the buffers it reads and writes, a CUDA graph.
+
+NVIDIA's guide asks for a context of its own behind every captured graph: a graph replays the addresses and the shapes
+its context had at capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from odm_deploy.errors import InputError, OdmError
+from odm_deploy.runtimes.base import Array, TensorInfo
+from odm_deploy.runtimes.cuda import Buffer, Cuda, Graph, Stream
+
+
+class ShapeBinding:
+    """An engine bound to one set of input shapes."""
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        stream: Stream,
+        context: Any,
+        profile: int,
+        feeds: Mapping[str, Array],
+        outputs: Sequence[TensorInfo],
+        *,
+        capture: bool,
+    ) -> None:
+        """Bind `context` to the shapes of `feeds`, allocate, warm up, and capture a graph if asked to.
+
+        Raises:
+            OdmError: the GPU has too little memory, or TensorRT fails.
+            InputError: an output's shape depends on the data.
+        """
+        if context is None:
+            raise OdmError("TensorRT could not create an execution context", why="probably too little GPU memory")
+        self._stream = stream
+        self._context: Any = context
+        self._inputs: dict[str, tuple[Buffer, Array]] = {}
+        self._outputs: dict[str, tuple[Buffer, Array]] = {}
+        self._graph: Graph | None = None
+        try:
+            context.set_optimization_profile_async(profile, stream.handle)
+            for name, array in feeds.items():
+                self._inputs[name] = self._allocate(cuda, TensorInfo(name, array.dtype, array.shape))
+                context.set_input_shape(name, array.shape)
+            for info in outputs:
+                shape = tuple(int(size) for size in context.get_tensor_shape(info.name))
+                if min(shape, default=0) < 0:
+                    raise InputError(
+                        f"cannot run this engine: the shape of its output {info.name!r} depends on the data"
+                    )
+                self._outputs[info.name] = self._allocate(cuda, TensorInfo(info.name, info.dtype, shape))
+            for name, (buffer, _) in (self._inputs | self._outputs).items():
+                context.set_tensor_address(name, buffer.device)
+            # The first run after a change of shape does work on the host that a graph must not contain.
+            self._enqueue()
+            stream.synchronize()
+            if capture:
+                # An engine with work that cannot be captured still runs, kernel by kernel.
+                with suppress(OdmError):
+                    self._graph = cuda.capture(self._enqueue, stream)
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, feeds: Mapping[str, Array]) -> None:
+        """Copy feeds into page-locked memory."""
+        for name, (_, host) in self._inputs.items():
+            host[...] = feeds[name]
+
+    def upload(self) -> None:
+        """Queue all inputs, host to device."""
+        for buffer, _ in self._inputs.values():
+            buffer.upload(self._stream)
+
+    def compute(self) -> None:
+        """Queue one run of the network."""
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._enqueue()
+
+    def download(self) -> None:
+        """Queue all outputs, device to host."""
+        for buffer, _ in self._outputs.values():
+            buffer.download(self._stream)
+
+    def results(self) -> dict[str, Array]:
+        """Copies of the downloaded outputs. Valid after the stream was synchronized."""
+        return {name: host.copy() for name, (_, host) in self._outputs.items()}
+
+    def close(self) -> None:
+        """Free the graph, the buffers and the context."""
+        if self._graph is not None:
+            self._graph.close()
+        for buffer, _ in (self._inputs | self._outputs).values():
+            buffer.close()
+        self._graph, self._context = None, None
+        self._inputs, self._outputs = {}, {}
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._stream.handle)):
+            raise OdmError("TensorRT could not run the engine", fix="check the GPU with nvidia-smi")
+
+    @staticmethod
+    def _allocate(cuda: Cuda, tensor: TensorInfo) -> tuple[Buffer, Array]:
+        shape = tuple(size or 0 for size in tensor.shape)
+        count = 1
+        for size in shape:
+            count *= size
+        buffer = cuda.buffer(count * tensor.dtype.itemsize)
+        return buffer, buffer.bytes.view(tensor.dtype).reshape(shape)

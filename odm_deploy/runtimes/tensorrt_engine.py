@@ -1,0 +1,228 @@
+"""TensorRT engines: one class for the data-centre library (10.13 to 11) and for TensorRT for RTX.
+
+Only names present in all of these are used: `execute_async_v3`, `set_tensor_address`, `set_input_shape`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
+from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX, find_flavour, find_gpus
+from odm_deploy.runtimes.cuda import Cuda
+from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
+from odm_deploy.runtimes.plan_file import built_for, read_plan_header
+from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
+
+# Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
+# (inner, right, bottom, corner).
+_KEPT_SHAPES = 4
+
+
+class TensorRtEngine(Runtime):
+    """An engine of TensorRT, run on GPU 0 with its own stream and one CUDA graph per input shape."""
+
+    name: ClassVar[str] = "tensorrt"
+    model_kind: ClassVar[ModelKind] = "plan"
+    flavour: ClassVar[str] = TENSORRT
+
+    def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions) -> None:
+        super().__init__()
+        self._trt = trt
+        self._engine: Any = engine
+        self._cuda = cuda
+        # TensorRT keeps a bare pointer to its logger: it has to outlive the engine.
+        self._log = log
+        self._options = options
+        self._stream = cuda.stream()
+        self._bindings: OrderedDict[tuple[tuple[int, ...], ...], ShapeBinding] = OrderedDict()
+        tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in tensors}
+        self.inputs = tuple(self._info(name) for name in tensors if is_input[name])
+        self.outputs = tuple(self._info(name) for name in tensors if not is_input[name])
+        self.device = find_gpus()[0].name
+
+    @classmethod
+    def open(cls, model: Path | str, options: RuntimeOptions | None = None) -> Self:
+        """Load a bundle's engine.plan, or a plan file. Raises as Runtime.open does."""
+        path = locate_model(model, cls.model_kind)
+        plan = read_model(path, cls.model_kind)
+        facts = built_for(path)
+        return cls.open_bytes(plan, options, label=f"{path} ({facts})" if facts else str(path))
+
+    @classmethod
+    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the plan") -> Self:
+        """Deserialize an engine.
+
+        Raises:
+            InputError: these bytes are no engine, or one of another flavour, version or GPU.
+            MissingError: TensorRT, cuda-python or a GPU is missing.
+            UsageError: unoptimized execution or bf16 was asked for: both are decided when the engine is built.
+        """
+        chosen = options or RuntimeOptions()
+        if not chosen.optimize or chosen.precision != "f32":
+            raise UsageError(
+                f"{cls.name} cannot change how an engine computes", fix="build another engine, or leave the option out"
+            )
+        header = read_plan_header(model, label=label)
+        header.require_flavour(cls.flavour, label=label)
+        trt = cls._import()
+        header.require_version(str(trt.__version__), label=label)
+        cuda = Cuda.load()
+        log = _make_log(trt)
+        runtime = trt.Runtime(log)
+        engine = runtime.deserialize_cuda_engine(model)
+        if engine is None:
+            raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix="build it again on this GPU")
+        return cls(trt, engine, cuda, log, chosen)
+
+    @classmethod
+    def _import(cls) -> Any:
+        flavour = find_flavour(cls.flavour)
+        if not flavour.usable:
+            raise MissingError(f"cannot run engines of {cls.flavour}", why=flavour.problem, fix=flavour.install)
+        if not find_gpus():
+            raise MissingError(
+                f"cannot run engines of {cls.flavour}",
+                why="the driver finds no NVIDIA GPU",
+                fix="run the bundle's model.onnx on the CPU with --runtime openvino (pip install 'odm-deploy[cpu]')",
+            )
+        return importlib.import_module(cls.flavour)
+
+    def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        binding = self._bind(feeds)
+        binding.fill(feeds)
+        binding.upload()
+        binding.compute()
+        binding.download()
+        self._stream.synchronize()
+        return binding.results()
+
+    def _execute_timed(self, feeds: Mapping[str, Array]) -> RunTimes:
+        binding = self._bind(feeds)
+        binding.fill(feeds)
+        with self._cuda.events(4) as events:
+            self._stream.record(events[0])
+            for event, step in zip(events[1:], (binding.upload, binding.compute, binding.download), strict=True):
+                step()
+                self._stream.record(event)
+            self._stream.synchronize()
+            h2d, compute, d2h = (self._cuda.elapsed_ms(events[at], events[at + 1]) for at in range(3))
+        return RunTimes(latency_ms=h2d + compute + d2h, h2d_ms=h2d, compute_ms=compute, d2h_ms=d2h)
+
+    def _bind(self, feeds: Mapping[str, Array]) -> ShapeBinding:
+        """The context, buffers and graph for these shapes: kept from before, or made now in place of the oldest."""
+        key = tuple(feeds[info.name].shape for info in self.inputs)
+        if key in self._bindings:
+            self._bindings.move_to_end(key)
+            return self._bindings[key]
+        profile = self._profile_for(feeds)
+        while len(self._bindings) >= _KEPT_SHAPES:
+            self._bindings.popitem(last=False)[1].close()
+        binding = ShapeBinding(
+            self._cuda, self._stream, self._make_context(), profile, feeds, self.outputs, capture=self._captures_graphs
+        )
+        self._bindings[key] = binding
+        return binding
+
+    def _profile_for(self, feeds: Mapping[str, Array]) -> int:
+        """The index of the first optimization profile that these shapes lie in."""
+        ranges: list[str] = []
+        for profile in range(self._engine.num_optimization_profiles):
+            limits = {info.name: self._limits(info.name, profile) for info in self.inputs}
+            if all(_within(feeds[name].shape, low, high) for name, (low, high) in limits.items()):
+                return profile
+            ranges.extend(f"{name} {_dims(low)} to {_dims(high)}" for name, (low, high) in limits.items())
+        given = ", ".join(f"{name} {_dims(array.shape)}" for name, array in feeds.items())
+        raise InputError(
+            f"the engine was not built for {given}",
+            why=f"its profile spans {'; '.join(ranges)}",
+            fix="use tiles or images within it, or export again with a wider profile",
+        )
+
+    def _limits(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        low, _, high = self._engine.get_tensor_profile_shape(name, profile)
+        return tuple(low), tuple(high)
+
+    @property
+    def _captures_graphs(self) -> bool:
+        return self._options.cuda_graph
+
+    def _make_context(self) -> Any:
+        return self._engine.create_execution_context()
+
+    def _info(self, name: str) -> TensorInfo:
+        shape = tuple(None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
+        kind = self._engine.get_tensor_dtype(name)
+        try:
+            dtype = np.dtype(self._trt.nptype(kind))
+        except TypeError as error:
+            raise InputError(f"the engine's tensor {name!r} is {kind}", why="numpy has no such type") from error
+        return TensorInfo(name, dtype, shape)
+
+    def describe(self) -> dict[str, Any]:
+        """Runtime, version, device, and whether runs replay a CUDA graph."""
+        return {
+            "runtime": self.name,
+            "version": str(self._trt.__version__),
+            "device": self.device,
+            "cuda_graph": self._options.cuda_graph,
+        }
+
+    def _release(self) -> None:
+        for binding in self._bindings.values():
+            binding.close()
+        self._bindings.clear()
+        self._stream.close()
+        self._engine = None
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """An engine of TensorRT for RTX, which compiles its kernels for the GPU at hand when it is loaded."""
+
+    name: ClassVar[str] = "tensorrt_rtx"
+    flavour: ClassVar[str] = TENSORRT_RTX
+
+    @property
+    def _captures_graphs(self) -> bool:
+        # It captures by itself (below); a capture around its just-in-time compilation would fail.
+        return False
+
+    def _make_context(self) -> Any:
+        config = self._engine.create_runtime_config()
+        graphs = self._trt.CudaGraphStrategy
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._options.cuda_graph else graphs.DISABLED
+        # Eager: kernels for a shape are final before its first run, so that timings do not drift while LAZY ones land.
+        specialization = self._trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        return self._engine.create_execution_context(config)
+
+
+def _make_log(trt: Any) -> Any:
+    """A TensorRT logger that keeps the last error for our own message instead of printing it."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last_error = "TensorRT gave no reason"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.last_error = message.strip()
+
+    return Log()
+
+
+def _within(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+    return all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True))
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
