@@ -1,0 +1,187 @@
+"""`python -m calibration`: float weights and images in, `model.pt` out.
+
+Heavy imports wait until the command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odm_deploy import __version__
+from odm_deploy.cli import run
+from odm_deploy.cli.output import emit_json, json_option, progress, say
+from odm_deploy.errors import UsageError
+
+
+def _key_values(option: str) -> Any:
+    """A click callback that turns repeated KEY=VALUE texts into a dict."""
+
+    def parse(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+        pairs = [text.partition("=") for text in texts]
+        if wrong := [
+            text for text, (key, sign, value) in zip(texts, pairs, strict=True) if not (key and sign and value)
+        ]:
+            raise UsageError(f"{option} {wrong[0]} is not KEY=VALUE")
+        return {key: value for key, _, value in pairs}
+
+    return parse
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option(
+    "--network", "network_name", required=True, metavar="NAME", help="Architecture of the weights, e.g. edsr."
+)
+@click.option("--scale", required=True, type=click.IntRange(min=1), help="Upscaling factor of the weights.")
+@click.option("--bits", required=True, metavar="WIDTH", help="Width of the body: 2 to 8, or w4a8.")
+@click.option("--images", "image_source", required=True, metavar="DIR", help="Images to calibrate on.")
+@click.option("-o", "output", default="model.pt", show_default=True, type=click.Path(path_type=Path), help="Result.")
+@click.option(
+    "--method",
+    type=click.Choice(["mse", "minmax", "percentile"]),
+    help="How activation ranges are chosen.  [default: mse, or percentile where --percentile is given]",
+)
+@click.option("--percentile", type=click.FloatRange(50, 100, min_open=True), help="For --method percentile.")
+@click.option(
+    "--weights",
+    "weight_method",
+    type=click.Choice(["mse", "max"]),
+    default="mse",
+    show_default=True,
+    help="Weight scales by the smallest squared error, or by the largest weight.",
+)
+@click.option("--per-layer-weights", is_flag=True, help="One weight scale per layer instead of per output channel.")
+@click.option("--head", default="float", show_default=True, metavar="WIDTH", help="Width of the first convolution.")
+@click.option(
+    "--body-end", default="float", show_default=True, metavar="WIDTH", help="Width of what follows the last block."
+)
+@click.option(
+    "--tail", default="float", show_default=True, metavar="WIDTH", help="Width of the upsampler and what follows."
+)
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME=WIDTH",
+    callback=_key_values("--layer"),
+    help="Width of a layer, by name or pattern (body.0.*=8); repeatable, later ones win.",
+)
+@click.option("--free", is_flag=True, help="Activation grids need not hold zero (Eq. 1 of the ODM paper as written).")
+@click.option("--profile", default="paper", show_default=True, metavar="NAME", help="Named quantization policy.")
+@click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
+@click.option(
+    "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
+)
+@click.option(
+    "--crop",
+    "crop_px",
+    default=256,
+    show_default=True,
+    metavar="PX",
+    type=click.IntRange(min=8),
+    help="Use the middle of inputs that are larger; bounds memory.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_key_values("--set"),
+    help="A hyper-parameter of the network that its weights do not show.",
+)
+@json_option
+def command(
+    weights: Path,
+    network_name: str,
+    scale: int,
+    bits: str,
+    image_source: str,
+    output: Path,
+    method: str | None,
+    percentile: float | None,
+    weight_method: str,
+    per_layer_weights: bool,
+    head: str,
+    body_end: str,
+    tail: str,
+    layers: dict[str, str],
+    free: bool,
+    profile: str,
+    max_images: int,
+    low_resolution: bool,
+    crop_px: int,
+    overrides: dict[str, str],
+    as_json: bool,
+) -> None:
+    """Quantize float WEIGHTS after training: watch the network on images, choose ranges, write model.pt."""
+    from calibration.images import CalibrationImages, choose_images
+    from calibration.profiles import WidthOptions, policy_of
+    from calibration.ptq import CalibrationSettings, calibrate
+    from calibration.ranges import RangeMethod
+    from odm_deploy.checkpoint import file_sha256, save_model
+    from odm_deploy.networks.registry import network_from_state_dict
+    from odm_deploy.networks.state_dict import read_state_dict
+
+    started = time.monotonic()
+    # Everything that can be wrong about the call is found before the minutes of work, not after.
+    if output.is_dir():
+        raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
+    if percentile is not None and method not in (None, "percentile"):
+        raise UsageError(f"--percentile says nothing about --method {method}", fix="drop one of the two")
+    method = method or ("mse" if percentile is None else "percentile")
+    widths = WidthOptions(bits, head, body_end, tail, layers, not per_layer_weights, free)
+    policy = policy_of(profile, widths)
+    state = read_state_dict(weights)
+    plain_overrides = {key: _plain(value) for key, value in overrides.items()}
+    network = network_from_state_dict(network_name, state, scale, plain_overrides)
+    paths = choose_images(image_source, max_images)
+    images = CalibrationImages(paths, 1 if low_resolution else scale, crop_px)
+    settings = CalibrationSettings(RangeMethod(method), percentile or 99.99, weight_method == "mse")
+    metadata = {
+        "method": f"post-training, {method}",
+        "profile": profile,
+        "bits": bits,
+        "weights_file": weights.name,
+        "weights_sha256": file_sha256(weights),
+        "images": len(images),
+        "odm_deploy": __version__,
+    }
+
+    with progress("calibrating") as track:
+        model, summaries = calibrate(network, track(images, len(images)), policy, settings, metadata)
+    save_model(model, output)
+    seconds = round(time.monotonic() - started, 1)
+    if as_json:
+        emit_json(
+            {
+                "model": str(output),
+                "network": network_name,
+                "scale": scale,
+                "bits": bits,
+                "profile": profile,
+                "method": method,
+                "images": len(images),
+                "layers": [dataclasses.asdict(summary) for summary in summaries],
+                "seconds": seconds,
+            }
+        )
+    else:
+        say(f"{output}: {len(summaries)} layers quantized, {method} ranges from {len(images)} images, {seconds} s")
+
+
+def _plain(text: str) -> Any:
+    """`0.1`, `8`, `true` as the value they spell, anything else as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    run(command, "python -m calibration")

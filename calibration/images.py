@@ -1,0 +1,64 @@
+"""The images to calibrate on, as network inputs, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.resize import imresize
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Network inputs made of image files; each is read when its turn comes, so memory holds one."""
+
+    paths: Sequence[Path]
+    """The files, in the order they are read."""
+    downscale: int = 4
+    """Bicubic downscaling factor, so that high-resolution images become what the network is fed; 1: they are that."""
+    crop_px: int = 256
+    """Largest height and width of an input, in pixels; the middle of larger ones is taken. Bounds memory and time."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """float32 [1, 3, h, w] in 0..255 each, h and w at most `crop_px`.
+
+        Raises:
+            InputError: a file that is not an image.
+        """
+        for path in self.paths:
+            image = _centre(read_rgb(path), self.crop_px * self.downscale)
+            if self.downscale > 1:
+                image = imresize(image, Fraction(1, self.downscale))
+            yield torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
+
+
+def choose_images(source: Path | str, count: int) -> list[Path]:
+    """At most `count` image files of a folder, evenly spaced over its sorted names.
+
+    Evenly spaced rather than the first ones: neighbours in a folder are often frames of one scene.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    paths = list_images(source)
+    if len(paths) <= count:
+        return paths
+    return [paths[index * len(paths) // count] for index in range(count)]
+
+
+def _centre(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """The middle of an image, at most `size` pixels high and wide."""
+    height, width = image.shape[:2]
+    top, left = max(height - size, 0) // 2, max(width - size, 0) // 2
+    return image[top : top + size, left : left + size]

@@ -1,0 +1,106 @@
+"""What passes into a layer, summed up while the images stream by, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from odm_deploy.errors import InputError
+
+_HALF = 2**13
+"""Bins on either side of zero. A grid of 8 bits then has 16 bins a level or more, one of 4 bits 256."""
+
+
+class Histogram:
+    """Counts of values in 2^14 bins of equal width around zero, which widen as larger values arrive.
+
+    A bin's width is a power of two and bin k covers [k * width, (k + 1) * width), so that doubling the width merges
+    neighbours exactly: the counts are what they would have been with the final width from the start, in any order of
+    arrival.
+    """
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(2 * _HALF, np.int64)
+        self._exponent: int | None = None
+
+    def add(self, values: Tensor) -> None:
+        """Count finite values of any shape."""
+        largest = float(values.abs().max())
+        if self._exponent is None or largest >= math.ldexp(_HALF, self._exponent):
+            self._widen(largest)
+        assert self._exponent is not None
+        bins = torch.floor(torch.ldexp(values.flatten(), torch.tensor(-self._exponent))).to(torch.int64)
+        self._counts += torch.bincount(bins + _HALF, minlength=2 * _HALF).cpu().numpy()
+
+    def occupied(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Centres and counts of the bins that hold something, in ascending order."""
+        (index,) = np.nonzero(self._counts)
+        centres = np.ldexp((index - _HALF + 0.5).astype(np.float32), self._exponent or 0)
+        return centres, self._counts[index]
+
+    def _widen(self, largest: float) -> None:
+        """Make room for +-largest."""
+        # frexp: largest = m * 2^e with m < 1, so 2^e bins of width 1 hold it. -126 keeps a width a normal number.
+        exponent = max(math.frexp(largest)[1] - int(math.log2(_HALF)), -126)
+        if self._exponent is not None:
+            for _ in range(exponent - self._exponent):
+                merged = self._counts.reshape(-1, 2).sum(1)
+                self._counts = np.concatenate([np.zeros(_HALF // 2, np.int64), merged, np.zeros(_HALF // 2, np.int64)])
+        self._exponent = exponent
+
+
+class InputObserver:
+    """Statistics of one layer's input over all calibration images.
+
+    Args:
+        name: the layer's dotted name, for errors.
+        percentile: in (50, 100]; when given, the mean over images of that percentile and of its mirror is kept too:
+            the initialisation of the ODM papers (there 99), which stays put when one image has an outlier.
+    """
+
+    def __init__(self, name: str, percentile: float | None = None) -> None:
+        self.name = name
+        self.images = 0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self.histogram = Histogram()
+        self._percentile = percentile
+        self._lower_sum = self._upper_sum = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Take in the layer's input for one image, float of any shape.
+
+        Raises:
+            InputError: a value that is not finite.
+        """
+        values = values.detach().float()
+        low, high = (float(bound) for bound in torch.aminmax(values))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError(
+                f"the input of {self.name} is not finite",
+                why=f"values from {low} to {high}",
+                fix="check that the weights, the network and its hyper-parameters (--set) belong together",
+            )
+        self.images += 1
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self.histogram.add(values)
+        if self._percentile is not None:
+            lower, upper = _percentiles(values, self._percentile)
+            self._lower_sum += lower
+            self._upper_sum += upper
+
+    @property
+    def percentile_range(self) -> tuple[float, float]:
+        """Means over the images of the mirrored and of the plain percentile."""
+        return self._lower_sum / self.images, self._upper_sum / self.images
+
+
+def _percentiles(values: Tensor, percentile: float) -> tuple[float, float]:
+    """The (100 - percentile)-th and the percentile-th percentile, linearly interpolated."""
+    # numpy selects in linear time; torch.quantile sorts, and refuses more than 16 million values.
+    lower, upper = np.percentile(values.cpu().numpy(), [100 - percentile, percentile])
+    return float(lower), float(upper)

@@ -1,0 +1,166 @@
+"""Post-training quantization: watch the float network on images, choose grids and weight codes, freeze."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibration.observers import InputObserver
+from calibration.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.weights import quantize_weight
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How ranges and scales are chosen; which layers, with how many bits, is the policy's."""
+
+    method: RangeMethod = RangeMethod.MSE
+    """How activation ranges are chosen."""
+    percentile: float = 99.99
+    """For `RangeMethod.PERCENTILE`, in (50, 100]."""
+    search_weights: bool = True
+    """Weight scales by the smallest squared error rather than by the largest |w|."""
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """What calibration decided for one layer and what it costs there."""
+
+    name: str
+    """Dotted name of the layer."""
+    lower: float
+    """First level of the input's grid."""
+    upper: float
+    """Last level of the input's grid."""
+    bits: int
+    """Bits of an input code."""
+    weight_bits: int
+    """Bits of a weight code."""
+    zero_point: int
+    """Code of the level 0.0 (of the centre, on a free grid)."""
+    clipped_share: float
+    """Share of the observed inputs beyond the grid, 0 to 1."""
+    mismatch: float
+    """||X - q(X)||_2 / ||X||_2 over the observed inputs X."""
+
+
+def calibrate(
+    network: SuperResolutionNetwork,
+    images: Iterable[Tensor],
+    policy: QuantizationPolicy,
+    settings: CalibrationSettings | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[QuantizedModel, list[LayerSummary]]:
+    """Quantize a float network after training.
+
+    Args:
+        network: the float network; left as it is.
+        images: network inputs, float32 [N, 3, H, W] in 0..255, consumed one after the other and never held.
+        policy: which layers, with how many bits.
+        settings: how ranges are chosen.
+        metadata: provenance to keep in the model, plain values.
+
+    Returns:
+        The quantized model, and a line about each quantized layer in network order.
+
+    Raises:
+        UsageError: the policy does not fit the network.
+        InputError: no image, or activations that are not finite.
+    """
+    settings = settings or CalibrationSettings()
+    bits = policy.select(network)
+    percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
+    observers = observe(network, images, bits, percentile)
+    modules = dict(network.named_modules())
+    layers: dict[str, FrozenLayer] = {}
+    summaries: list[LayerSummary] = []
+    for name, observer in observers.items():
+        layers[name] = _freeze_layer(modules[name], observer, bits[name], policy, settings)
+        summaries.append(_summary(observer, layers[name]))
+    return freeze(network, layers, dict(metadata or {})), summaries
+
+
+def observe(
+    network: SuperResolutionNetwork, images: Iterable[Tensor], layers: Iterable[str], percentile: float | None = None
+) -> dict[str, InputObserver]:
+    """Statistics of the inputs of `layers` while the float network runs over `images`.
+
+    Args:
+        network: the float network, in eval mode.
+        images: float32 [N, 3, H, W] in 0..255.
+        layers: dotted names.
+        percentile: passed to each `InputObserver`.
+
+    Raises:
+        InputError: no image, or activations that are not finite.
+    """
+    observers = {name: InputObserver(name, percentile) for name in layers}
+    with _observed(network, observers), torch.no_grad():
+        for image in images:
+            network(image)
+    if unseen := [name for name, observer in observers.items() if not observer.images]:
+        raise InputError(
+            "nothing to calibrate on", why=f"no image reached {unseen[0]}", fix="give --images more images"
+        )
+    return observers
+
+
+@contextmanager
+def _observed(network: nn.Module, observers: Mapping[str, InputObserver]) -> Iterator[None]:
+    """Hook the observers in front of their layers, and out again whatever happens."""
+    modules = dict(network.named_modules())
+
+    def hook_of(observer: InputObserver) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            observer.add(inputs[0])
+
+        return hook
+
+    handles = [modules[name].register_forward_pre_hook(hook_of(observer)) for name, observer in observers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _freeze_layer(
+    layer: nn.Module,
+    observer: InputObserver,
+    bits: LayerBits,
+    policy: QuantizationPolicy,
+    settings: CalibrationSettings,
+) -> FrozenLayer:
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    grid = choose_grid(observer, bits.activation, settings.method, free=policy.free, power_of_two=policy.power_of_two)
+    weight = quantize_weight(
+        layer.weight,
+        bits.weight,
+        per_channel=policy.per_channel,
+        search_mse=settings.search_weights,
+        power_of_two=policy.power_of_two,
+    )
+    return FrozenLayer(weight, grid, layer.bias)
+
+
+def _summary(observer: InputObserver, layer: FrozenLayer) -> LayerSummary:
+    grid = layer.grid
+    return LayerSummary(
+        name=observer.name,
+        lower=grid.lower,
+        upper=grid.upper,
+        bits=grid.bits,
+        weight_bits=layer.weight.bits,
+        zero_point=grid.zero_point,
+        clipped_share=clipped_share(observer, grid),
+        mismatch=relative_mismatch(observer, grid),
+    )
