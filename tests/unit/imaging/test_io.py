@@ -212,10 +212,11 @@ def test_damaged_bytes_give_an_image_or_an_input_error(tmp_path_factory, suffix,
     try:
         rgb = read_rgb(path)
     except InputError as error:
-        assert "\n" not in str(error)
+        line = str(error)
     else:
+        line = f"uint8 {rgb.shape[2]}"
         assert rgb.dtype == np.uint8
-        assert rgb.shape[2] == 3
+    assert line == "uint8 3" or (line.startswith("cannot read image") and "\n" not in line)
 
 
 def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path):
