@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.lowering.graph import GraphEditor
+from odm_deploy.lowering.taps import rename_source
 
 Layout = Literal["nchw", "nhwc"]
 
@@ -24,11 +25,16 @@ def add_uint8_io(model: ir.Model, layout: Layout = "nchw") -> None:
         layout: `nchw` for [N, 3, H, W], `nhwc` for [N, H, W, 3] images as decoders produce them.
     """
     graph, editor = model.graph, GraphEditor(model.graph)
-    _uint8_input(graph, editor, layout)
+    name = graph.inputs[0].name
+    decoded = _uint8_input(graph, editor, layout)
     _uint8_output(graph, layout)
+    assert name is not None
+    assert decoded.name is not None
+    rename_source(model.metadata_props, name, decoded.name)
 
 
-def _uint8_input(graph: ir.Graph, editor: GraphEditor, layout: Layout) -> None:
+def _uint8_input(graph: ir.Graph, editor: GraphEditor, layout: Layout) -> ir.Value:
+    """Put the decoding in front of everything that reads the image; returns the float image."""
     old = graph.inputs[0]
     assert old.shape is not None
     uses = [(use.node, use.idx) for use in old.uses()]
@@ -42,6 +48,7 @@ def _uint8_input(graph: ir.Graph, editor: GraphEditor, layout: Layout) -> None:
     x = editor.node_before(first, "Cast", [x], "input.float", {"to": ir.DataType.FLOAT.value})
     for node, index in uses:
         node.replace_input_with(index, x)
+    return x
 
 
 def _uint8_output(graph: ir.Graph, layout: Layout) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import onnx
 
@@ -29,6 +29,8 @@ class Tap:
     """Name of the integer tensor the quantizer produces."""
     code_offset: int
     """What to add to those integers to get the grid's codes 0 .. 2^bits - 1."""
+    zero_code: int
+    """The grid's code of a padded zero."""
     padding: int = 0
     """Border, in pixels on each side, that the quantizer adds around the source."""
 
@@ -36,6 +38,13 @@ class Tap:
 def write_taps(metadata: dict[str, str], taps: Iterable[Tap]) -> None:
     """Put the taps into a model's metadata."""
     metadata[_KEY] = json.dumps([asdict(tap) for tap in taps])
+
+
+def rename_source(metadata: dict[str, str], old: str, new: str) -> None:
+    """Follow a pass that gave a source tensor another name."""
+    if _KEY in metadata:
+        taps = [Tap(**plain) for plain in json.loads(metadata[_KEY])]
+        write_taps(metadata, [replace(tap, source=new) if tap.source == old else tap for tap in taps])
 
 
 def read_taps(model: onnx.ModelProto) -> list[Tap]:

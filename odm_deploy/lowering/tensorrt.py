@@ -76,7 +76,7 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
         _shift_bias(editor, layer, consumer, center)
     codes = _quantize(editor, marker, layer, grid, x, offset)
     assert codes.name is not None
-    return Tap(layer, source.name, codes.name, offset, padding)
+    return Tap(layer, source.name, codes.name, offset, grid.zero_point, padding)
 
 
 def _fits_int8(grid: Grid) -> bool:

@@ -37,8 +37,8 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("codes", weight.codes.clone())
         self.register_buffer("scale", weight.scale.clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone().float())
-        # Set by `proof`, which watches what arrives at each quantizer; None otherwise.
-        self.observer: Callable[[Tensor], None] | None = None
+        # Set by `proof`: sees what arrives at the quantizer and may hand on something else. None otherwise.
+        self.tap: Callable[[Tensor], Tensor] | None = None
 
     @property
     def weight_codes(self) -> WeightCodes:
@@ -52,8 +52,8 @@ class QuantizedLayer(nn.Module):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """`x` on this layer's grid."""
-        if self.observer is not None:
-            self.observer(x)
+        if self.tap is not None:
+            x = self.tap(x)
         return fake_quantize(x, self.grid, self.name)
 
 

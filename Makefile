@@ -1,0 +1,39 @@
+# Two commands for newcomers: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+DEMO_MODEL := tools/demo/edsr_baseline_x4_w4a4.pt
+DEMO_IMAGES := tests/data/samples/LR_bicubic/X4
+BUNDLE := demo/edsr_baseline_x4_w4a4
+
+.PHONY: demo test check test-gpu clean
+
+demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real network
+	$(BIN)/odm-deploy export $(DEMO_MODEL) -o $(BUNDLE)
+	$(BIN)/odm-deploy inspect $(BUNDLE)
+	$(BIN)/odm-deploy verify $(BUNDLE) --images $(DEMO_IMAGES)
+	$(BIN)/odm-deploy bench $(BUNDLE) --size 96x96
+	$(BIN)/odm-deploy upscale $(DEMO_IMAGES)/buildingsx4.png demo/buildings.png --model $(BUNDLE)
+	@echo "done: compare $(DEMO_IMAGES)/buildingsx4.png with demo/buildings.png"
+
+test: $(READY)  ## every test that needs no GPU
+	$(BIN)/python -m pytest -q
+
+test-gpu: $(READY)  ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
+
+check: $(READY)  ## what a reviewer runs before reading: format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .hypothesis

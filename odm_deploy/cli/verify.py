@@ -1,0 +1,158 @@
+"""`odm-deploy verify BUNDLE --against model.pt --images DIR`: proof that a runtime computes the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.output import emit_json, json_option, progress, say
+
+if TYPE_CHECKING:
+    import onnx
+
+    from odm_deploy.proof.layers import LayerParity
+    from odm_deploy.proof.parity import Gates, ParityReport
+    from odm_deploy.proof.samples import SampleFile
+    from odm_deploy.quantization.model import QuantizedModel
+    from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+
+LAYER_CROP_PX = 96
+LAYER_IMAGES = 4
+
+
+@click.command("verify")
+@click.argument("model", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="The model.pt. [default: the one the bundle names]")
+@click.option("--images", type=click.Path(path_type=Path), required=True, help="Input images: a folder, file or glob.")
+@click.option("--truth", type=click.Path(path_type=Path), help="Ground truth. [default: HR beside LR_bicubic/X4]")
+@click.option("--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]")
+@click.option("--max-images", type=click.IntRange(1), help="Stop after this many images.")
+@click.option("--layers/--no-layers", default=True, help="Compare the codes of every layer, teacher-forced.")
+@click.option("--max-lsb", type=int, help="Gate: largest difference of two values, in 8-bit steps.")
+@click.option("--min-identical", type=float, help="Gate: smallest share of identical values, 0..1.")
+@click.option("--max-psnr-drop", "max_psnr_drop_db", type=float, help="Gate: largest loss against ground truth, dB.")
+@click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
+@click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Float arithmetic (OpenVINO).")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the report as markdown.")
+@json_option
+def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -> None:
+    """Prove that a runtime computes from BUNDLE (or a model.onnx) what the reference model computes.
+
+    The same image bytes go through the fake-quantized torch model and the runtime. Differences are shown beside the
+    noise floor: how far the reference in float64 is from itself in float32. Without a gate, the verdict is whether the
+    runtime is within that floor; a verdict of no ends with exit code 3.
+    """
+    from odm_deploy.errors import GateError
+    from odm_deploy.files import atomic_path
+    from odm_deploy.proof.parity import Gates
+    from odm_deploy.proof.parity_text import to_markdown, verdict
+
+    gates = Gates(options["max_lsb"], options["min_identical"], options["max_psnr_drop_db"])
+    report = _verify(model, options)
+    failures = report.failures(gates)
+    if markdown is not None:
+        with atomic_path(markdown) as temporary:
+            temporary.write_text(to_markdown(report, gates), encoding="utf-8")
+    if as_json:
+        emit_json(report.to_dict(gates))
+    else:
+        _print(report, gates)
+    if failures:
+        raise GateError(verdict(report, gates))
+
+
+def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
+    """Open everything, compare end to end, then layer by layer."""
+    from odm_deploy.errors import InputError
+    from odm_deploy.proof.parity import ParityReport, compare
+    from odm_deploy.proof.samples import find_samples
+    from odm_deploy.runtimes.base import RuntimeOptions
+    from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
+    from odm_deploy.runtimes.torch_reference import TorchReference
+
+    model = _reference(path, options["against"])
+    run_options = RuntimeOptions(threads=options["threads"], precision=options["precision"])
+    files = find_samples(options["images"], options["truth"], model.scale, options["max_images"])
+    with open_runtime(path, options["runtime"], run_options, order=FAITHFUL_FIRST) as runtime, progress("images") as track:
+        report = ParityReport(runtime.describe())
+        try:
+            compare(
+                TorchReference(model),
+                TorchReference(model, "float64"),
+                runtime,
+                (file.load(model.scale) for file in files),
+                report,
+                shave=model.scale,
+                track=lambda items: track(items, len(files)),
+            )
+        except InputError as error:
+            raise InputError(f"cannot compare {path} with its reference", why=str(error)) from error
+        if options["layers"]:
+            report.layers = _compare_layers(path, model, runtime, run_options, files[:LAYER_IMAGES])
+    return report
+
+
+def _reference(path: Path, against: Path | None) -> QuantizedModel:
+    """The model.pt to hold the bundle against: the one named, or the bundle's own if it still is what it was."""
+    from odm_deploy.checkpoint import file_sha256, load_model
+    from odm_deploy.errors import InputError, UsageError
+    from odm_deploy.manifest import manifest_beside
+
+    manifest = manifest_beside(path)
+    if against is None:
+        if manifest is None:
+            raise UsageError("nothing to verify against", why=f"{path} is no bundle", fix="add --against model.pt")
+        against = Path(manifest.checkpoint["path"])
+    model = load_model(against)
+    if manifest is not None and file_sha256(against) != manifest.checkpoint["sha256"]:
+        raise InputError(
+            f"{against} is not what {path} was made from",
+            why="its SHA-256 differs from the one in the manifest",
+            fix=f"export again: odm-deploy export {against} -o {path}",
+        )
+    return model
+
+
+def _compare_layers(
+    path: Path, model: QuantizedModel, runtime: Runtime, options: RuntimeOptions, files: list[SampleFile]
+) -> list[LayerParity]:
+    """Teacher-forced flip rates on the centers of a few images; empty where a runtime cannot open cut-open graphs."""
+    import numpy as np
+
+    from odm_deploy.proof.layers import compare_layers
+
+    lowered = _lowered_graph(path)
+    if lowered is None or runtime.model_kind == "plan":
+        say("layers not compared: that needs model.onnx on a runtime that opens ONNX files")
+        return []
+
+    def crops() -> Iterator[Any]:
+        for sample in (file.load(model.scale) for file in files):
+            top, left = (max(0, (size - LAYER_CROP_PX) // 2) for size in sample.low.shape[:2])
+            crop = sample.low[top : top + LAYER_CROP_PX, left : left + LAYER_CROP_PX]
+            yield np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32)
+
+    return compare_layers(model, lowered, lambda data: type(runtime).open_bytes(data, options), crops())
+
+
+def _lowered_graph(path: Path) -> onnx.ModelProto | None:
+    from odm_deploy.manifest import ONNX_FILE
+    from odm_deploy.runtimes.model_file import parse_onnx
+
+    file = path / ONNX_FILE if path.is_dir() else path
+    return parse_onnx(file.read_bytes(), label=str(file)) if file.suffix == ".onnx" and file.is_file() else None
+
+
+def _print(report: ParityReport, gates: Gates) -> None:
+    from rich.console import Console
+
+    from odm_deploy.proof.parity_text import summary_table, verdict, worst_layers_table
+
+    console = Console()
+    console.print(summary_table(report))
+    if report.layers:
+        console.print(worst_layers_table(report))
+    console.print(verdict(report, gates), highlight=False)

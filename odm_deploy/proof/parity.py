@@ -1,0 +1,237 @@
+"""End to end: the same image bytes through the reference and a runtime, beside the reference's own noise floor.
+
+With ordinary scales one model does not even agree with itself: computed in float32 and in float64, a rounding tie falls
+the other way somewhere, and the difference spreads through the layers behind it. That distance is the *noise floor*. A
+runtime that is no further away than the floor (within `FLOOR_FACTOR_DB`) computes the same model; one that is further
+away does not, however good its pictures look.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import InputError
+from odm_deploy.proof.layers import LayerParity
+from odm_deploy.proof.metrics import psnr_y, ssim_y
+
+FLOOR_FACTOR_DB = 2.0
+"""How much further than the noise floor a runtime may be, in dB of PSNR between the two outputs."""
+
+FloatArray = NDArray[np.floating[Any]]
+Pixels = NDArray[np.uint8]
+
+
+class Upscaler(Protocol):
+    """A reference or runtime."""
+
+    def upscale(self, images: NDArray[np.float32]) -> FloatArray:
+        """Upscale float [N, 3, H, W] in 0..255."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image to compare on."""
+
+    name: str
+    low: Pixels
+    """uint8 [H, W, 3], the network's input."""
+    truth: Pixels | None = None
+    """uint8 [scale*H, scale*W, 3], or None."""
+
+
+@dataclass
+class Distance:
+    """How far two upscalers' 8-bit outputs are apart, over all images so far."""
+
+    values: int = 0
+    """Colour values compared."""
+    differing: int = 0
+    max_lsb: int = 0
+    """Largest difference, in 8-bit steps."""
+    squared: float = 0.0
+
+    def add(self, a: Pixels, b: Pixels) -> None:
+        """Count one pair of images.
+
+        Raises:
+            InputError: images of different size.
+        """
+        if a.shape != b.shape:
+            raise InputError("the outputs cannot be compared", why=f"shapes {a.shape} and {b.shape}")
+        difference = np.abs(a.astype(np.int16) - b)
+        self.values += difference.size
+        self.differing += int((difference > 0).sum())
+        self.max_lsb = max(self.max_lsb, int(difference.max(initial=0)))
+        self.squared += float(np.square(difference.astype(np.int64)).sum())
+
+    @property
+    def identical(self) -> float:
+        """Share of identical colour values."""
+        return 1.0 - self.differing / self.values if self.values else 1.0
+
+    @property
+    def psnr_db(self) -> float:
+        """PSNR between the two, dB; infinite when identical."""
+        return 10.0 * math.log10(255.0**2 * self.values / self.squared) if self.squared else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of `verify --json`."""
+        return {"identical_pixels": self.identical, "max_lsb": self.max_lsb, "psnr_between_db": self.psnr_db}
+
+
+@dataclass
+class Quality:
+    """PSNR and SSIM against ground truth, means over images."""
+
+    psnr_y_db: list[float] = field(default_factory=list[float])
+    ssim_y: list[float] = field(default_factory=list[float])
+
+    def add(self, output: Pixels, truth: Pixels, shave: int) -> None:
+        """Measure one image."""
+        self.psnr_y_db.append(psnr_y(output, truth, shave))
+        self.ssim_y.append(ssim_y(output, truth, shave))
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Means; None where there was no ground truth."""
+        if not self.psnr_y_db:
+            return {"psnr_y_db": None, "ssim_y": None}
+        return {"psnr_y_db": float(np.mean(self.psnr_y_db)), "ssim_y": float(np.mean(self.ssim_y))}
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What decides the verdict. With none set, agreement with the noise floor does."""
+
+    max_lsb: int | None = None
+    """Largest difference allowed, in 8-bit steps."""
+    min_identical: float | None = None
+    """Smallest share of identical colour values allowed."""
+    max_psnr_drop_db: float | None = None
+    """Largest loss against ground truth allowed, reference minus runtime, dB."""
+
+
+@dataclass
+class ParityReport:
+    """What `verify` found."""
+
+    runtime: dict[str, Any]
+    """The runtime's description of itself."""
+    images: int = 0
+    distance: Distance = field(default_factory=Distance)
+    """Runtime against reference."""
+    floor: Distance = field(default_factory=Distance)
+    """The reference in float64 against itself in float32."""
+    reference_quality: Quality = field(default_factory=Quality)
+    runtime_quality: Quality = field(default_factory=Quality)
+    layers: list[LayerParity] = field(default_factory=list[LayerParity])
+    """Teacher-forced flip rates; empty when the layers were not checked."""
+
+    @property
+    def psnr_drop_db(self) -> float | None:
+        """Reference minus runtime against ground truth; None without ground truth."""
+        reference, runtime = (quality.to_dict()["psnr_y_db"] for quality in (self.reference_quality, self.runtime_quality))
+        return None if reference is None or runtime is None else reference - runtime
+
+    @property
+    def within_floor(self) -> bool:
+        """Whether the runtime is no further from the reference than rounding moves the reference itself."""
+        return self.distance.psnr_db >= self.floor.psnr_db - FLOOR_FACTOR_DB
+
+    def failures(self, gates: Gates) -> list[str]:
+        """Why the verdict is no; empty when it is yes.
+
+        Raises:
+            InputError: a gate on quality, but no ground truth to measure it.
+        """
+        found: list[str] = []
+        distance = self.distance
+        if gates == Gates() and not self.within_floor:
+            found.append(
+                f"PSNR between outputs {distance.psnr_db:.1f} dB, noise floor {self.floor.psnr_db:.1f} dB "
+                f"(allowed: {FLOOR_FACTOR_DB:g} dB less)"
+            )
+        if gates.max_lsb is not None and distance.max_lsb > gates.max_lsb:
+            found.append(f"largest difference {distance.max_lsb} steps (allowed: {gates.max_lsb})")
+        if gates.min_identical is not None and distance.identical < gates.min_identical:
+            found.append(f"identical values {distance.identical:.4%} (required: {gates.min_identical:.4%})")
+        if gates.max_psnr_drop_db is not None:
+            drop = self.psnr_drop_db
+            if drop is None:
+                raise InputError("cannot check --max-psnr-drop", why="there is no ground truth", fix="add --truth DIR")
+            if drop > gates.max_psnr_drop_db:
+                found.append(f"PSNR drop {drop:.3f} dB (allowed: {gates.max_psnr_drop_db:g} dB)")
+        return found
+
+    def to_dict(self, gates: Gates) -> dict[str, Any]:
+        """The document of `verify --json`."""
+        return {
+            "runtime_info": self.runtime,
+            "images": self.images,
+            **self.distance.to_dict(),
+            "reference": self.reference_quality.to_dict(),
+            "runtime": self.runtime_quality.to_dict(),
+            "noise_floor": self.floor.to_dict(),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "flip_rate": layer.flip_rate,
+                    "floor_flip_rate": layer.floor_flip_rate,
+                    "max_step": layer.max_step,
+                    "codes": layer.codes,
+                }
+                for layer in self.layers
+            ],
+            "within_noise_floor": self.within_floor,
+            "failures": self.failures(gates),
+            "passed": not self.failures(gates),
+        }
+
+
+def compare(
+    reference: Upscaler,
+    reference64: Upscaler,
+    runtime: Upscaler,
+    samples: Iterable[Sample],
+    report: ParityReport,
+    shave: int,
+    track: Callable[[Iterable[Sample]], Iterator[Sample]] = iter,
+) -> None:
+    """Run every sample through all three and add what is found to `report`.
+
+    Args:
+        reference: the fake-quantized model in float32.
+        reference64: the same in float64.
+        runtime: what is being proven.
+        samples: images, consumed one by one.
+        report: filled in place.
+        shave: border pixels left out of PSNR and SSIM, usually the scale.
+        track: shows progress.
+    """
+    for sample in track(samples):
+        image = np.ascontiguousarray(sample.low.transpose(2, 0, 1)[None], np.float32)
+        expected = to_pixels(reference.upscale(image))
+        found = to_pixels(runtime.upscale(image))
+        report.images += 1
+        report.distance.add(found, expected)
+        report.floor.add(to_pixels(reference64.upscale(image)), expected)
+        if sample.truth is not None:
+            report.reference_quality.add(expected, sample.truth, shave)
+            report.runtime_quality.add(found, sample.truth, shave)
+
+
+def to_pixels(images: FloatArray) -> Pixels:
+    """[1, 3, H, W] in 0..255 -> uint8 [H, W, 3]: rounded half to even, clamped.
+
+    Raises:
+        InputError: values that are not finite.
+    """
+    if not np.isfinite(images).all():
+        raise InputError("the output holds NaN or infinity", fix="check the model's weights and ranges")
+    return np.clip(np.rint(images[0]), 0, 255).astype(np.uint8).transpose(1, 2, 0)

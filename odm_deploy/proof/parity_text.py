@@ -1,0 +1,85 @@
+"""A parity report for people: one line, tables, markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from odm_deploy.proof.parity import Distance, Gates, ParityReport
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WORST_LAYERS = 5
+
+
+def verdict(report: ParityReport, gates: Gates) -> str:
+    """The one line that matters."""
+    failures = report.failures(gates)
+    name = report.runtime.get("runtime", "the runtime")
+    if failures:
+        return f"{name} does NOT compute the reference: {'; '.join(failures)}"
+    distance = report.distance
+    if distance.differing == 0:
+        return f"{name} computes the reference, bit for bit, on {report.images} images"
+    return (
+        f"{name} computes the reference: {distance.identical:.2%} of the values identical, at most {distance.max_lsb} "
+        f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {report.floor.psnr_db:.1f} dB)"
+    )
+
+
+def rows(report: ParityReport) -> list[tuple[str, str, str]]:
+    """Figure, runtime against reference, and the same for the noise floor."""
+    reference, runtime = report.reference_quality.to_dict(), report.runtime_quality.to_dict()
+    table = [(name, found, floor) for (name, found), (_, floor) in zip(_distance(report.distance), _distance(report.floor), strict=True)]
+    if runtime["psnr_y_db"] is not None:
+        table.append(("PSNR-Y, runtime / reference", f"{runtime['psnr_y_db']:.3f} dB", f"{reference['psnr_y_db']:.3f} dB"))
+        table.append(("SSIM-Y, runtime / reference", f"{runtime['ssim_y']:.4f}", f"{reference['ssim_y']:.4f}"))
+    return table
+
+
+def summary_table(report: ParityReport) -> Table:
+    """End-to-end figures beside the noise floor."""
+    from rich.table import Table
+
+    table = Table(title=f"{report.runtime.get('runtime')} on {report.images} images", title_justify="left")
+    for column in ("", "runtime", "noise floor / reference"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows(report):
+        table.add_row(*row)
+    return table
+
+
+def worst_layers_table(report: ParityReport) -> Table:
+    """The layers whose codes flip most often, teacher-forced."""
+    from rich.table import Table
+
+    table = Table(title=f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers", title_justify="left")
+    for column in ("layer", "flips per million", "floor", "largest step"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for layer in sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]:
+        table.add_row(layer.name, f"{layer.flip_rate * 1e6:.2f}", f"{layer.floor_flip_rate * 1e6:.2f}", str(layer.max_step))
+    return table
+
+
+def to_markdown(report: ParityReport, gates: Gates) -> str:
+    """The whole report as markdown."""
+    lines = [f"**{verdict(report, gates)}**", "", "| | runtime | noise floor / reference |", "|---|---:|---:|"]
+    lines += [f"| {name} | {found} | {floor} |" for name, found, floor in rows(report)]
+    if report.layers:
+        lines += ["", "| layer | flips per million | floor | largest step |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| `{layer.name}` | {layer.flip_rate * 1e6:.2f} | {layer.floor_flip_rate * 1e6:.2f} | {layer.max_step} |"
+            for layer in report.layers
+        ]
+    described = ", ".join(f"{key} {value}" for key, value in report.runtime.items())
+    return "\n".join([*lines, "", f"Runtime: {described}.", ""])
+
+
+def _distance(distance: Distance) -> list[tuple[str, str]]:
+    psnr = "identical" if math.isinf(distance.psnr_db) else f"{distance.psnr_db:.1f} dB"
+    return [
+        ("identical values", f"{distance.identical:.4%}"),
+        ("largest difference", f"{distance.max_lsb} of 255"),
+        ("PSNR between the outputs", psnr),
+    ]
