@@ -1,0 +1,147 @@
+"""PSNR and SSIM as the super-resolution literature reports them, and exact comparisons of two images.
+
+All take uint8 [H, W, 3] RGB. The two literature metrics look at luma alone and ignore a border of `shave` pixels, by
+convention the scale, since a network cannot know what lies beyond the image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import InputError
+
+_Rgb = NDArray[np.uint8]
+
+# ITU-R BT.601 luma of 8-bit RGB in 16..235. Published PSNR numbers come from EDSR's code, which divides by 256;
+# published SSIM numbers from MATLAB's rgb2ycbcr, which divides by 255. Both conventions are kept as they are.
+_LUMA = np.array([65.738, 129.057, 25.064]) / 256
+_MATLAB_LUMA = np.array([65.481, 128.553, 24.966]) / 255
+
+_SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+_SSIM_C1 = (0.01 * 255) ** 2
+_SSIM_C2 = (0.03 * 255) ** 2
+
+
+def psnr_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
+    """Peak signal-to-noise ratio of luma, in dB; infinite for images of equal luma.
+
+    Args:
+        sr: uint8 [H, W, 3], the image to judge.
+        hr: uint8 [H, W, 3], the ground truth.
+        shave: border to ignore on every side, in pixels.
+
+    Raises:
+        InputError: the shapes differ, or nothing is left inside the border.
+
+    Source: B. Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution", 2017: the protocol of
+    its public code, which later papers follow.
+    """
+    sr, hr = _inner(sr, hr, shave)
+    # The offset of luma cancels; the difference is taken first because it is exact in integers.
+    return _psnr((sr.astype(np.int16) - hr) @ _LUMA)
+
+
+def psnr_rgb(sr: _Rgb, hr: _Rgb, shave: int) -> float:
+    """Peak signal-to-noise ratio over all three channels, in dB: DIV2K validation's, with shave = scale + 6.
+
+    Raises:
+        InputError: the shapes differ, or nothing is left inside the border.
+    """
+    sr, hr = _inner(sr, hr, shave)
+    return _psnr((sr.astype(np.int16) - hr).astype(np.float64))
+
+
+def psnr_between(a: _Rgb, b: _Rgb) -> float:
+    """PSNR of one image against another of which neither is the truth: every pixel, every channel, in dB.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    return psnr_rgb(a, b, 0)
+
+
+def ssim_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
+    """Structural similarity of luma, at most 1, averaged over every 11x11 window that lies inside the border.
+
+    MATLAB's definition: luma unrounded, a Gaussian window of sigma 1.5, K = (0.01, 0.03), L = 255.
+
+    Args:
+        sr: uint8 [H, W, 3], the image to judge.
+        hr: uint8 [H, W, 3], the ground truth.
+        shave: border to ignore on every side, in pixels.
+
+    Raises:
+        InputError: the shapes differ, or less than 11x11 pixels are left inside the border.
+
+    Source: Z. Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004, eq. 13.
+    """
+    sr, hr = _inner(sr, hr, shave, smallest=_SSIM_WINDOW)
+    x, y = (16 + image @ _MATLAB_LUMA for image in (sr, hr))
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    variance_x = _windowed(x * x) - mean_x**2
+    variance_y = _windowed(y * y) - mean_y**2
+    covariance = _windowed(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    structure = (2 * covariance + _SSIM_C2) / (variance_x + variance_y + _SSIM_C2)
+    return float((luminance * structure).mean())
+
+
+def identical_share(a: _Rgb, b: _Rgb) -> float:
+    """Share of pixels, in 0..1, whose three channels are all equal.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    a, b = _inner(a, b, 0)
+    return float((a == b).all(axis=2).mean())
+
+
+def largest_step(a: _Rgb, b: _Rgb) -> int:
+    """Largest difference of any channel of any pixel, in 8-bit steps, 0..255.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    a, b = _inner(a, b, 0)
+    return int(np.abs(a.astype(np.int16) - b).max())
+
+
+def _psnr(difference: NDArray[np.float64]) -> float:
+    mean_squared_error = float(np.mean(difference**2))
+    return math.inf if mean_squared_error == 0 else 10 * math.log10(255**2 / mean_squared_error)
+
+
+def _windowed(image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gaussian-weighted mean of every window lying wholly inside: [H, W] -> [H - 10, W - 10]."""
+    offsets = np.arange(_SSIM_WINDOW) - _SSIM_WINDOW // 2
+    gaussian = np.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    gaussian /= gaussian.sum()
+    height, width = image.shape[0] - _SSIM_WINDOW + 1, image.shape[1] - _SSIM_WINDOW + 1
+    rows = sum(weight * image[tap : tap + height] for tap, weight in enumerate(gaussian))
+    assert isinstance(rows, np.ndarray)
+    columns = sum(weight * rows[:, tap : tap + width] for tap, weight in enumerate(gaussian))
+    assert isinstance(columns, np.ndarray)
+    return columns
+
+
+def _inner(a: _Rgb, b: _Rgb, shave: int, smallest: int = 1) -> tuple[_Rgb, _Rgb]:
+    """Both images without their border, after checking that they can be compared."""
+    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3 or a.dtype != np.uint8 or b.dtype != np.uint8:
+        raise InputError(
+            "cannot compare two images",
+            why=f"{a.dtype} {list(a.shape)} against {b.dtype} {list(b.shape)}",
+            fix="both must be uint8 [H, W, 3] of one size",
+        )
+    height, width = a.shape[0] - 2 * shave, a.shape[1] - 2 * shave
+    if min(height, width) < smallest:
+        raise InputError(
+            "cannot compare two images",
+            why=f"{a.shape[1]}x{a.shape[0]} pixels without a border of {shave} leave less than {smallest}x{smallest}",
+            fix="use larger images",
+        )
+    inside = slice(shave, shave + height), slice(shave, shave + width)
+    return a[inside], b[inside]
