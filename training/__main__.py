@@ -1,0 +1,40 @@
+"""`python -m training RECIPE.toml --out DIR`: train a network for few bits and write its model.pt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from odm_deploy.cli import run
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made if need be.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the recipe; repeatable."
+)
+def command(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
+    r"""Train the network of RECIPE for few bits.
+
+    Interrupt it any way you like: the same command resumes, and ends with the same bits. On several GPUs or processes:
+    torchrun --nproc-per-node N -m training RECIPE.toml --out DIR
+
+    \b
+    DIR/config.json   the resolved recipe
+    DIR/log.jsonl     losses and validations
+    DIR/last.pt       state to resume from
+    DIR/model.pt      the frozen result, for `odm-deploy export`
+    """
+    from training.distributed import join_world
+    from training.loop import train
+    from training.recipe import load_recipe
+
+    settings = load_recipe(recipe, list(overrides))
+    with join_world(settings.run.device) as world:
+        train(settings, out, world)
+
+
+if __name__ == "__main__":
+    run(command, "python -m training")

@@ -1,0 +1,146 @@
+"""Training images and the batches cut from them.
+
+The patches of an iteration depend on the seed and the iteration only, never on what was drawn before: a resumed run
+sees the same batches as one that never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from odm_deploy.errors import InputError
+from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.resize import downscale
+
+Rgb = npt.NDArray[np.uint8]
+
+TRAINING_STREAM, CALIBRATION_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """A high-resolution image and its low-resolution version."""
+
+    name: str
+    """File name."""
+    low: Rgb
+    """uint8 [H, W, 3] RGB, MATLAB-bicubic from `high`."""
+    high: Rgb
+    """uint8 [scale*H, scale*W, 3] RGB."""
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """All training pairs, in memory."""
+
+    pairs: tuple[ImagePair, ...]
+    """Images to cut patches from."""
+    scale: int
+    """Side of `high` per side of `low`."""
+    patch: int
+    """Side of a low-resolution patch."""
+    seed: int
+    """Of all draws."""
+
+    def batch(self, iteration: int, size: int, stream: int = TRAINING_STREAM) -> tuple[Tensor, Tensor]:
+        """The patches of one iteration: flipped and transposed with probability 1/2 each.
+
+        Returns:
+            float32 [size, 3, patch, patch] and [size, 3, scale*patch, scale*patch], in 0..255.
+        """
+        random = np.random.default_rng([self.seed, stream, iteration])
+        drawn = [self._patch(random) for _ in range(size)]
+        low, high = (np.stack([pair[side] for pair in drawn]) for side in (0, 1))
+        return as_batch(low), as_batch(high)
+
+    def _patch(self, random: np.random.Generator) -> tuple[Rgb, Rgb]:
+        pair = self.pairs[random.integers(len(self.pairs))]
+        rows, columns, _ = pair.low.shape
+        top, left = random.integers(rows - self.patch + 1), random.integers(columns - self.patch + 1)
+        flip_vertical, flip_horizontal, transpose = random.random(3) < 0.5
+
+        def cut(image: Rgb, factor: int) -> Rgb:
+            side = self.patch * factor
+            piece = image[top * factor : top * factor + side, left * factor : left * factor + side]
+            piece = piece[::-1] if flip_vertical else piece
+            piece = piece[:, ::-1] if flip_horizontal else piece
+            return piece.transpose(1, 0, 2) if transpose else piece
+
+        return cut(pair.low, 1), cut(pair.high, self.scale)
+
+
+def as_batch(images: npt.NDArray[Any]) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+
+
+def split_validation(paths: Sequence[Path], held_back: int) -> tuple[list[Path], list[Path]]:
+    """Training and validation paths: `held_back` of them, evenly spread, never seen by training.
+
+    Raises:
+        InputError: that would leave nothing to train on.
+    """
+    if held_back >= len(paths):
+        raise InputError(
+            f"cannot hold back {held_back} images", why=f"there are {len(paths)}", fix="lower data.validation_images"
+        )
+    chosen = {len(paths) * index // held_back for index in range(held_back)} if held_back else set[int]()
+    return (
+        [path for index, path in enumerate(paths) if index not in chosen],
+        [path for index, path in enumerate(paths) if index in chosen],
+    )
+
+
+def find_images(folders: Iterable[Path]) -> list[Path]:
+    """Images of all folders, in the order of the folders, sorted within each.
+
+    Raises:
+        InputError: a folder that does not exist or holds no images, or no folders at all.
+    """
+    paths = [path for folder in folders for path in list_images(folder)]
+    if not paths:
+        raise InputError("nothing to train on", why="data.folders is empty")
+    return paths
+
+
+def load_pairs(
+    paths: Iterable[Path], scale: int, patch: int, *, skip_small: bool = False
+) -> tuple[tuple[ImagePair, ...], int]:
+    """Read images, crop them to multiples of `scale` and shrink them.
+
+    Returns:
+        The pairs, and how many images were skipped.
+
+    Raises:
+        InputError: an image that cannot be read; one smaller than a patch, or no other ones when those are skipped.
+    """
+    pairs: list[ImagePair] = []
+    skipped: list[Path] = []
+    for path in paths:
+        image = read_rgb(path)
+        if min(image.shape[:2]) // scale < patch:
+            if not skip_small:
+                raise InputError(
+                    f"{path} is too small",
+                    why=f"{image.shape[1]}x{image.shape[0]} against a target patch of {patch * scale}x{patch * scale}",
+                    fix='set data.small_images = "skip", or lower data.patch',
+                )
+            skipped.append(path)
+            continue
+        low, high = downscale(image, scale)
+        pairs.append(ImagePair(path.name, low, high))
+    if not pairs:
+        raise InputError(
+            "nothing to train on",
+            why=f"all {len(skipped)} images are smaller than the target patch of {patch * scale}x{patch * scale}",
+            fix="lower data.patch",
+        )
+    return tuple(pairs), len(skipped)

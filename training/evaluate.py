@@ -1,0 +1,52 @@
+"""PSNR and SSIM of networks in training, by the protocol of `odm_deploy eval`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from odm_deploy.proof.metrics import psnr_y, ssim_y
+from training.data import ImagePair, Rgb, as_batch
+from training.model import TrainableModel
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean over images."""
+
+    psnr_y_db: float
+    """Peak signal-to-noise ratio of luma, in dB."""
+    ssim_y: float
+    """Structural similarity of luma."""
+
+
+@torch.no_grad()
+def upscale(network: Callable[[Tensor], Tensor], low: Rgb, device: str = "cpu") -> Rgb:
+    """uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3], rounded and clamped."""
+    output = network(as_batch(low[None]).to(device))[0].cpu()
+    return output.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def score(network: Callable[[Tensor], Tensor], pairs: Iterable[ImagePair], scale: int, device: str = "cpu") -> Score:
+    """Mean PSNR and SSIM over images, `scale` pixels of border shaved."""
+    results = []
+    for pair in pairs:
+        output = upscale(network, pair.low, device)
+        results.append((psnr_y(output, pair.high, scale), ssim_y(output, pair.high, scale)))
+    psnr, ssim = np.array(results, dtype=np.float64).mean(axis=0)
+    return Score(float(psnr), float(ssim))
+
+
+def validate(model: TrainableModel, state: Mapping[str, Tensor], pairs: Iterable[ImagePair], device: str) -> float:
+    """Mean PSNR of `model` with the parameters of `state`, in dB; the model in training is left as it is."""
+    network = copy.deepcopy(model.network)
+    network.load_state_dict(state)
+    network.eval()
+    values = [psnr_y(upscale(network, pair.low, device), pair.high, network.scale) for pair in pairs]
+    return math.fsum(values) / len(values)

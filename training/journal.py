@@ -1,0 +1,95 @@
+"""What a run says and writes down: a line or a bar on stderr, and `log.jsonl` in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from odm_deploy.cli.output import say
+from odm_deploy.files import atomic_path
+
+
+class Journal:
+    """The log of a run. Silent and without a file where `path` is None (every process but the first).
+
+    Args:
+        path: `log.jsonl`.
+        iterations: length of the whole run.
+        start: iterations done before; records beyond that, left by a killed run, are dropped.
+    """
+
+    def __init__(self, path: Path | None, iterations: int, start: int) -> None:
+        self._path, self._iterations = path, iterations
+        self._started, self._start = time.monotonic(), start
+        self._update: Any = None
+        if path is not None and path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= start]
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        """Show a progress bar meanwhile, on a terminal; elsewhere `step` prints plain lines instead."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        if self._path is None or not console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("training", total=self._iterations, completed=self._start)
+
+            def update(iteration: int, text: str) -> None:
+                progress.update(task, completed=iteration, description=text)
+
+            self._update = update
+            yield
+            self._update = None
+
+    def step(self, iteration: int, values: dict[str, float]) -> None:
+        """Tell of a finished iteration (1-based) and write it down."""
+        rate = (iteration - self._start) / max(time.monotonic() - self._started, 1e-9)
+        self._write({"iteration": iteration, **values, "iterations_per_s": round(rate, 4)})
+        if self._path is None:
+            return
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._update is not None:
+            self._update(iteration, f"{shown}  {rate:.2f} it/s")
+            return
+        left = (self._iterations - iteration) / rate if rate else 0.0
+        say(f"{iteration}/{self._iterations}  {shown}  {rate:.2f} it/s  ETA {_duration(left)}")
+
+    def validation(self, iteration: int, psnr_db: float, *, best: bool) -> None:
+        """Tell of a validation."""
+        self._write({"iteration": iteration, "validation_psnr_db": psnr_db})
+        self.tell(f"validation at {iteration}: {psnr_db:.3f} dB{', the best so far' if best else ''}")
+
+    def tell(self, text: str) -> None:
+        """A line of talk, from the first process only."""
+        if self._path is not None:
+            say(text)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+
+def _iteration_of(line: str) -> float:
+    """The iteration of a record; a line cut short by a kill counts as beyond the end."""
+    try:
+        return float(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""One quantization method a file; `registry` finds them by name."""

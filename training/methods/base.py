@@ -1,0 +1,115 @@
+"""What a quantization method is: quantizers for layers, losses, a rule that makes one gradient of them, an ending."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.cooperative import combine_naively
+from training.distributed import World
+from training.layers import ActivationQuantizer, WeightQuantizer
+from training.model import TrainableModel
+
+OptionsT = TypeVar("OptionsT")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step after its forward pass."""
+
+    model: TrainableModel
+    """What is trained; its `records()` are those of this forward."""
+    low: Tensor
+    """float32 [N, 3, H, W] in 0..255, the input."""
+    high: Tensor
+    """float32 [N, 3, scale*H, scale*W] in 0..255, the target."""
+    output: Tensor
+    """float32, shaped like `high`: the network's answer, with its graph."""
+    iteration: int
+    """0-based."""
+    world: World
+    """The processes that share the batch; the tensors here are this process's part."""
+
+
+class Method(ABC, Generic[OptionsT]):
+    """A quantization method. Subclasses say which quantizers a layer gets; everything else has a plain default.
+
+    Attributes:
+        options: the method's own settings, from the recipe's `[method]`.
+    """
+
+    name: ClassVar[str]
+    """Name in recipes."""
+    Options: ClassVar[type[Any]]
+    """Frozen dataclass of the method's settings."""
+    records_features: ClassVar[bool] = False
+    """Whether `auxiliary_loss` reads what went into the quantizers."""
+    quantizes: ClassVar[bool] = True
+    """Whether any layer gets quantizers; the float control has none."""
+    auxiliary_weight: float = 0.0
+    """lambda of the auxiliary loss; 0 leaves it out."""
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+    @abstractmethod
+    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+        """A fresh quantizer for the input of `conv`."""
+
+    @abstractmethod
+    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+        """A fresh quantizer for the weights of `conv`."""
+
+    def initialize(self, model: TrainableModel) -> None:
+        """Set the quantizers' parameters after calibration."""
+        for layer in model.layers.values():
+            layer.activation.initialize()
+
+    def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
+        """Called before the forward pass of each iteration, for methods with phases."""
+
+    def reconstruction_loss(self, step: Step) -> Tensor:
+        """Mean absolute error of the output; float32 []."""
+        return F.l1_loss(step.output, step.high)
+
+    def auxiliary_loss(self, step: Step) -> Tensor | None:
+        """This process's share of the loss on features that `combine` weighs in; None: there is none."""
+        return None
+
+    def combine(self, reconstruction: dict[str, Tensor], auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradient to follow, by parameter name, from those of the two losses (already averaged over processes)."""
+        return combine_naively(reconstruction, auxiliary, self.auxiliary_weight)
+
+    def why_not_exportable(self) -> str | None:
+        """Why a run with these options cannot end in a `model.pt`; None: it can."""
+        return None
+
+
+def gradients(method: Method[Any], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reconstruction loss (global mean, detached, float32 []) and the gradient the method follows, by parameter name.
+
+    Quantizer parameters receive the reconstruction gradient only (ODM v2): the auxiliary loss is not even
+    differentiated with respect to them.
+    """
+    parameters = step.model.parameters()
+    loss = method.reconstruction_loss(step)
+    auxiliary_loss = method.auxiliary_loss(step) if method.auxiliary_weight else None
+    reconstruction = _differentiate(loss, parameters, retain=auxiliary_loss is not None)
+    auxiliary: dict[str, Tensor] = {}
+    if auxiliary_loss is not None:
+        quantizer = step.model.quantizer_parameters()
+        followers = {name: parameter for name, parameter in parameters.items() if name not in quantizer}
+        auxiliary = _differentiate(auxiliary_loss, followers, retain=False)
+    world = step.world
+    mean_loss = world.sum([loss.detach().reshape(1)])[0][0] / world.size
+    return mean_loss, method.combine(world.sum_named(reconstruction, 1.0 / world.size), world.sum_named(auxiliary, 1.0))
+
+
+def _differentiate(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain: bool) -> dict[str, Tensor]:
+    grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=retain, allow_unused=True)
+    return {name: grad for name, grad in zip(parameters, grads, strict=True) if grad is not None}

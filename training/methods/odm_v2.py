@@ -1,0 +1,140 @@
+"""ODM v2 (Hong and Lee, ECCV 2024): "Overcoming Distribution Mismatch in Quantizing Image Super-Resolution Networks".
+
+- Activations: learnable range (l, u) per layer, started at the mean over calibration batches of percentiles.
+- Weights: symmetric range u_w = f(W) * gamma_w, f the 99th percentile of |W| now (held fixed), gamma_w learnable from
+  1: *weight clipping correction*. Mid-rise levels, odd integers times u_w / (2^b - 1); at 2 bits {-u, -u/3, u/3, u}.
+- Mismatch L_M = sum_i || X_i - q(X_i) ||_2, followed cooperatively:
+  theta <- theta - beta * (g_R + lambda_M * sim(g_R, g_M) * g_M), sim = (cos + 1) / 2.
+- gamma_w, l and u follow the reconstruction gradient only.
+
+No code of the method was published; what the text leaves open is an option here. The options named
+"deploy-grade" below are this project's: they cost nothing on any runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.quantization.weights import WeightCodes
+from training.cooperative import combine_cooperatively, combine_naively
+from training.layers import ActivationQuantizer, WeightQuantizer
+from training.losses import mismatch_loss
+from training.methods.base import Method, Step
+from training.quantizers import symmetric_codes, symmetric_quantize
+from training.ranges import LearnableRange, RangeInit
+from training.statistics import row_percentile
+
+_SMALLEST_BOUND = 1e-8
+_SMALLEST_GAMMA = 1e-3
+
+
+@dataclass(frozen=True)
+class OdmV2Options:
+    """Settings of ODM v2; the defaults are the paper's."""
+
+    mismatch_weight: float = 1e-5
+    """lambda_M; 1e-6 for RDN. 0 leaves the mismatch out."""
+    update: Literal["tensor", "global", "element", "naive"] = "tensor"
+    """Over what the two gradients are compared; `naive` adds the mismatch without comparing (ablation)."""
+    clipping: Literal["corrected", "learned", "percentile"] = "corrected"
+    """u_w = f(W) * gamma (the paper's correction), a learned u_w alone, or f(W) alone (ablations)."""
+    weight_percentile: float = 99.0
+    """Percentile f(W); 100 is the largest."""
+    percentile_of: Literal["absolute", "signed"] = "absolute"
+    """Whether f looks at |W| or at W."""
+    weight_levels: Literal["mid_rise", "mid_tread"] = "mid_rise"
+    """Levels without (the paper) or with zero. 8 bits need mid_tread: odd 8-bit codes do not fit int8."""
+    per_channel: bool = False
+    """One u_w per output channel (deploy-grade) rather than per layer (the paper)."""
+    range_init: RangeInit = "percentile"
+    """How activation ranges start."""
+    range_percentile: float = 99.0
+    """Percentile they start at, with range_init = "percentile"; the paper's 99 costs tails that short runs need."""
+    relative_ranges: bool = False
+    """Learn l and u in units of their initial width (deploy-grade), so that the learning rate suits every layer."""
+    free: bool = False
+    """Eq. 1 to the letter: l is a level and zero need not be one; convolutions then pad with the level nearest zero."""
+
+
+class OdmV2(Method[OdmV2Options]):
+    """ODM v2; see the module's docstring."""
+
+    name = "odm_v2"
+    Options = OdmV2Options
+    records_features = True
+
+    def __init__(self, options: OdmV2Options) -> None:
+        super().__init__(options)
+        self.auxiliary_weight = options.mismatch_weight
+
+    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+        """A learnable range."""
+        o = self.options
+        return LearnableRange(
+            bits, init=o.range_init, percent=o.range_percentile, free=o.free, relative=o.relative_ranges
+        )
+
+    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+        """A symmetric range with weight clipping correction."""
+        return ClippedWeight(bits, conv.weight.detach(), self.options)
+
+    def auxiliary_loss(self, step: Step) -> Tensor:
+        """L_M."""
+        return mismatch_loss(step.model.records(), step.world)
+
+    def combine(self, reconstruction: dict[str, Tensor], auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
+        """g_R + lambda_M * sim(g_R, g_M) * g_M."""
+        if self.options.update == "naive":
+            return combine_naively(reconstruction, auxiliary, self.auxiliary_weight)
+        return combine_cooperatively(reconstruction, auxiliary, self.auxiliary_weight, self.options.update)
+
+
+class ClippedWeight(WeightQuantizer):
+    """Weights on a symmetric range u_w = f(W) * gamma."""
+
+    def __init__(self, bits: int, weight: Tensor, options: OdmV2Options) -> None:
+        super().__init__(bits)
+        self.mid_rise = options.weight_levels == "mid_rise"
+        if self.mid_rise and bits > 7:
+            raise InputError(
+                f"no mid-rise weights at {bits} bits",
+                why="odd 8-bit codes do not fit int8",
+                fix='set method.weight_levels = "mid_tread"',
+            )
+        self.options = options
+        channels = weight.shape[0] if options.per_channel else 1
+        start = self.percentile_bound(weight) if options.clipping == "learned" else torch.ones(channels)
+        self.gamma = nn.Parameter(start.reshape(-1).clone(), requires_grad=options.clipping != "percentile")
+
+    def percentile_bound(self, weight: Tensor) -> Tensor:
+        """f(W): float32 [O] or [1], detached."""
+        rows = weight.detach().float()
+        rows = rows.flatten(1) if self.options.per_channel else rows.reshape(1, -1)
+        rows = rows.abs() if self.options.percentile_of == "absolute" else rows
+        return row_percentile(rows, self.options.weight_percentile).clamp(min=_SMALLEST_BOUND)
+
+    def bound(self, weight: Tensor) -> Tensor:
+        """u_w, broadcastable to `weight`, differentiable in gamma."""
+        bound = self.gamma if self.options.clipping == "learned" else self.percentile_bound(weight) * self.gamma
+        return bound.reshape(-1, *[1] * (weight.dim() - 1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Levels of `weight`."""
+        return symmetric_quantize(weight, self.bound(weight), self.bits, mid_rise=self.mid_rise)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Keep gamma positive."""
+        self.gamma.clamp_(min=_SMALLEST_BOUND if self.options.clipping == "learned" else _SMALLEST_GAMMA)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> WeightCodes:
+        """The integer weights; gamma folds into their scale."""
+        codes, scale = symmetric_codes(weight.float(), self.bound(weight), self.bits, mid_rise=self.mid_rise)
+        first, step = (-(2**self.bits - 1), 2) if self.mid_rise else (-(2 ** (self.bits - 1)), 1)
+        return WeightCodes(codes.to(torch.int8).cpu(), scale.reshape(-1).cpu(), self.bits, first, step)

@@ -1,0 +1,35 @@
+"""The methods known by name. Each lives in a file of its own and is imported when a recipe asks for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from odm_deploy.errors import UsageError
+from training.config import from_tables
+from training.methods.base import Method
+
+# name -> class, in the module of the same name
+_METHODS = {
+    "odm_v2": "OdmV2",
+}
+
+
+def method_names() -> list[str]:
+    """Names `[method] name` takes."""
+    return sorted(_METHODS)
+
+
+def build_method(tables: Mapping[str, Any]) -> Method[Any]:
+    """The method of a recipe's `[method]`.
+
+    Raises:
+        UsageError: no method of that name.
+        InputError: options it does not have, or values of another type.
+    """
+    name = tables.get("name")
+    if name not in _METHODS:
+        raise UsageError(f"no method {name!r}", why=f"known are {', '.join(method_names())}")
+    kind: type[Method[Any]] = getattr(importlib.import_module(f"training.methods.{name}"), _METHODS[name])
+    return kind(from_tables(kind.Options, {key: value for key, value in tables.items() if key != "name"}, "method"))

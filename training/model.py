@@ -1,0 +1,127 @@
+"""A network in training: its quantized layers, what they record, and how it becomes a `model.pt`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.model import QuantizedModel, freeze
+from odm_deploy.quantization.policy import LayerBits
+from training.layers import TrainableConv2d
+
+if TYPE_CHECKING:
+    from training.methods.base import Method
+
+
+@dataclass(frozen=True)
+class TrainableModel:
+    """A network whose selected convolutions are `TrainableConv2d`."""
+
+    network: SuperResolutionNetwork
+    """float32 [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped."""
+    layers: Mapping[str, TrainableConv2d]
+    """The quantized layers by dotted name, in network order."""
+
+    @classmethod
+    def attach(cls, network: SuperResolutionNetwork, widths: Mapping[str, LayerBits], method: Method) -> TrainableModel:
+        """A copy of `network` with the method's quantizers on the layers named in `widths`.
+
+        Raises:
+            InputError: a selected layer that is no convolution, or one the method cannot quantize at that width.
+        """
+        trainable = copy.deepcopy(network).train()
+        modules = dict(trainable.named_modules())
+        layers: dict[str, TrainableConv2d] = {}
+        for name, bits in widths.items():
+            conv = modules[name]
+            if not isinstance(conv, nn.Conv2d):
+                raise InputError(f"cannot train {name}", why=f"it is a {type(conv).__name__}, not a Conv2d")
+            layer = TrainableConv2d(
+                name,
+                conv,
+                method.activation_quantizer(bits.activation, conv),
+                method.weight_quantizer(bits.weight, conv),
+            )
+            parent, _, child = name.rpartition(".")
+            setattr(modules[parent], child, layer)
+            layers[name] = layer
+        return cls(trainable, layers)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Upscale, differentiably."""
+        output: Tensor = self.network(images)
+        return output
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterator[Tensor]) -> None:
+        """Let every quantizer observe the float network's activations. Each batch: float32 [N, 3, H, W]."""
+        self._set("calibrating", True)
+        try:
+            for batch in batches:
+                self.network(batch)
+        finally:
+            self._set("calibrating", False)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within it, every layer keeps what went into and came out of its activation quantizer."""
+        self._set("recording", True)
+        try:
+            yield
+        finally:
+            self._set("recording", False)
+            for layer in self.layers.values():
+                layer.recorded = None
+
+    def records(self) -> list[tuple[Tensor, Tensor]]:
+        """(input, levels) of every quantizer in the latest forward, in network order; only while recording."""
+        return [layer.recorded for layer in self.layers.values() if layer.recorded is not None]
+
+    def project(self) -> None:
+        """Bring all quantizer parameters back to where they mean something."""
+        for layer in self.layers.values():
+            layer.activation.project()
+            layer.weight_quantizer.project()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All trained parameters by name. Constants such as mean shifts are buffers and not among them."""
+        return dict(self.network.named_parameters())
+
+    def quantizer_parameters(self) -> set[str]:
+        """Names of the parameters that belong to quantizers: ranges, steps, clipping scales, offsets."""
+        return {
+            f"{name}.{part}.{key}"
+            for name, layer in self.layers.items()
+            for part in ("activation", "weight_quantizer")
+            for key, _ in layer.get_submodule(part).named_parameters()
+        }
+
+    def float_network(self) -> SuperResolutionNetwork:
+        """The plain float network with the trained weights, in eval mode, on the CPU."""
+        network = build_network(self.network.name, dataclasses.asdict(self.network.config))
+        state = self.network.state_dict()
+        network.load_state_dict({key: state[key].detach().cpu() for key in network.state_dict()})
+        return network.eval()
+
+    def freeze(self, metadata: dict[str, Any]) -> QuantizedModel:
+        """The quantized model that gives the same bits as this one.
+
+        Raises:
+            InputError: a layer that has no static integer form; the line says why.
+        """
+        layers = {name: layer.cpu().freeze() for name, layer in copy.deepcopy(self).layers.items()}
+        return freeze(self.float_network(), layers, metadata)
+
+    def _set(self, attribute: str, value: bool) -> None:
+        for layer in self.layers.values():
+            setattr(layer, attribute, value)

@@ -1,0 +1,68 @@
+"""Adam with two learning rates, schedules that depend on the iteration only, and a moving average of parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from training.model import TrainableModel
+from training.recipe import OptimizerSection
+
+
+def build_optimizer(model: TrainableModel, settings: OptimizerSection) -> torch.optim.Adam:
+    """Adam over weights and, at their own rate, quantizer parameters; those without gradients are left out."""
+    quantizer = model.quantizer_parameters()
+    trained = {name: parameter for name, parameter in model.parameters().items() if parameter.requires_grad}
+    groups = [
+        {"params": [p for name, p in trained.items() if name not in quantizer], "rate": settings.learning_rate},
+        {"params": [p for name, p in trained.items() if name in quantizer], "rate": settings.range_learning_rate},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], lr=settings.learning_rate, eps=1e-8)
+
+
+def rate_factor(settings: OptimizerSection, iteration: int, iterations: int) -> float:
+    """Factor on the learning rates at a 0-based iteration of a run of `iterations`."""
+    warmup = min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else 1.0
+    if settings.schedule == "halving":
+        return warmup * 0.5 ** (iteration // settings.halve_every)
+    if settings.schedule == "cosine":
+        return warmup * 0.5 * (1.0 + math.cos(math.pi * iteration / iterations))
+    return warmup
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * factor
+
+
+class MovingAverage:
+    """Exponential moving average of all parameters, with the bias of its start removed.
+
+    Args:
+        model: whose parameters.
+        decay: weight of the past at each step; 0 keeps no average.
+    """
+
+    def __init__(self, model: TrainableModel, decay: float) -> None:
+        self.decay = decay
+        self.values: dict[str, Tensor] = {}
+        if decay:
+            self.values = {name: parameter.detach().clone() for name, parameter in model.parameters().items()}
+
+    @torch.no_grad()
+    def update(self, model: TrainableModel, iteration: int) -> None:
+        """Take in the parameters after a 0-based iteration."""
+        # A young average would otherwise remember the start for 1 / (1 - decay) iterations.
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        for name, parameter in model.parameters().items():
+            if name in self.values:
+                self.values[name].lerp_(parameter, 1.0 - decay)
+
+    def weights(self, model: TrainableModel) -> dict[str, Tensor]:
+        """The state dict to validate and freeze: averaged parameters where there is an average."""
+        state = {name: value.detach().clone() for name, value in model.network.state_dict().items()}
+        state.update({name: value.clone() for name, value in self.values.items()})
+        return state

@@ -1,0 +1,123 @@
+"""The straight-through quantizers that methods are built of: fake-quantize forward, closed-form gradients backward.
+
+Forward arithmetic is that of `odm_deploy.grid` and `odm_deploy.quantization`, operation by operation, so that a frozen
+layer gives the same bits as the trainable one. Gradients are METHODS' "common quantizer" (ODM, Eqs. 1-2, with the
+rounding passed straight through, Bengio et al. 2013): with y the level and clip(x) the clipped input,
+
+    dy/dx = [l <= x <= u]     dy/du = [x > u] + (y - clip(x)) / (u - l)     dy/dl = [x < l] - (y - clip(x)) / (u - l)
+
+Everything is float32, also under autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def snapped_grid(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the grid on [lower, upper] whose zero is snapped to a level; float32 scalars.
+
+    Needs lower <= 0 <= upper and lower < upper.
+    """
+    code_max = 2**bits - 1
+    scale = (upper - lower) / code_max
+    return scale, torch.clamp(torch.round(-lower / scale), 0, code_max)
+
+
+def free_grid(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scale and center (the level of code 2^(bits-1)) of the grid whose first level is `lower`; float32 scalars."""
+    scale = (upper - lower) / (2**bits - 1)
+    return scale, lower + 2 ** (bits - 1) * scale
+
+
+class _RangeQuantize(torch.autograd.Function):
+    """x on the grid of [lower, upper], zero snapped or free."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lower: Tensor, upper: Tensor, bits: int, free: bool) -> Tensor:
+        code_max, half = 2**bits - 1, 2 ** (bits - 1)
+        if free:
+            scale, center = free_grid(lower, upper, bits)
+            levels = (torch.clamp(torch.round((x - center) / scale) + half, 0, code_max) - half) * scale + center
+            first, last = -half * scale + center, (code_max - half) * scale + center
+        else:
+            scale, zero_point = snapped_grid(lower, upper, bits)
+            levels = (torch.clamp(torch.round(x / scale) + zero_point, 0, code_max) - zero_point) * scale
+            first, last = -zero_point * scale, (code_max - zero_point) * scale
+        ctx.save_for_backward(x, levels, first, last, upper - lower)
+        return levels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, levels, first, last, width = ctx.saved_tensors
+        below, above = x < first, x > last
+        grad_x = grad.masked_fill(below | above, 0.0)
+        # (y - clip(x)) vanishes outside the range, where y is the clipped value itself.
+        rounding = (grad_x * (levels - x)).sum() / width
+        grad_lower = grad.masked_fill(~below, 0.0).sum() - rounding
+        grad_upper = grad.masked_fill(~above, 0.0).sum() + rounding
+        return grad_x, grad_lower, grad_upper, None, None
+
+
+def range_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int, *, free: bool = False) -> Tensor:
+    """Levels of `x` on a learnable range.
+
+    Args:
+        x: activations, any shape; computed as float32.
+        lower: float32 [], <= 0 unless `free`.
+        upper: float32 [], >= 0 unless `free`, > lower.
+        bits: width of a code.
+        free: the first level is exactly `lower`, and zero need not be a level.
+
+    Returns:
+        float32, shaped like `x`, differentiable in x, lower and upper.
+    """
+    return _RangeQuantize.apply(x.float(), lower, upper, bits, free)  # type: ignore[no-any-return]
+
+
+def symmetric_codes(weight: Tensor, bound: Tensor, bits: int, *, mid_rise: bool) -> tuple[Tensor, Tensor]:
+    """Codes (as floats) and scale of weights on a symmetric range [-bound, bound].
+
+    Args:
+        weight: float32 [O, ...].
+        bound: float32, broadcastable to `weight`, > 0.
+        bits: width of a code.
+        mid_rise: odd codes -(2^b-1)..2^b-1 without zero (ODM v2) rather than -(2^(b-1)-1)..2^(b-1)-1.
+    """
+    if mid_rise:
+        last = 2**bits - 1
+        scale = bound / last
+        index = torch.clamp(torch.round((weight / scale + last) / 2), 0, last)
+        return 2 * index - last, scale
+    last = 2 ** (bits - 1) - 1
+    scale = bound / last
+    return torch.clamp(torch.round(weight / scale), -last, last), scale
+
+
+class _SymmetricQuantize(torch.autograd.Function):
+    """Weights on a symmetric grid; gradients as for a range with l = -bound, u = bound."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bound: Tensor, bits: int, mid_rise: bool) -> Tensor:
+        codes, scale = symmetric_codes(weight, bound, bits, mid_rise=mid_rise)
+        levels = codes * scale
+        ctx.save_for_backward(weight, levels, bound)
+        return levels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        weight, levels, bound = ctx.saved_tensors
+        outside = weight.abs() > bound
+        grad_weight = grad.masked_fill(outside, 0.0)
+        share = torch.where(outside, torch.sign(weight), (levels - weight) / bound)
+        return grad_weight, (grad * share).sum_to_size(bound.shape), None, None
+
+
+def symmetric_quantize(weight: Tensor, bound: Tensor, bits: int, *, mid_rise: bool) -> Tensor:
+    """Weights on a symmetric grid, differentiable in `weight` and `bound`; see `symmetric_codes`."""
+    return _SymmetricQuantize.apply(weight.float(), bound, bits, mid_rise)  # type: ignore[no-any-return]

@@ -1,0 +1,170 @@
+"""What a training run is: every setting, its meaning and its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from odm_deploy.errors import UsageError
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from training.config import apply_overrides, from_tables, read_recipe
+
+
+@dataclass(frozen=True)
+class NetworkSection:
+    """`[network]`: what is trained, and from which weights."""
+
+    name: str = "edsr"
+    """Name in the registry of networks."""
+    scale: int = 4
+    """Output pixels per input pixel along each axis."""
+    weights: str = "{weights}/edsr_baseline_x4.pt"
+    """Float state dict to start from. `{weights}` is $ODM_WEIGHTS, default ../shared/weights."""
+
+
+@dataclass(frozen=True)
+class QuantizationSection:
+    """`[quantization]`: which regions are quantized, as `8`, `w4a8` or `float`."""
+
+    body: str = "w4a4"
+    """Width of the repeated blocks, the region the papers quantize."""
+    body_end: str = "float"
+    """Width of the convolutions between the last block and the upsampler."""
+    tail: str = "float"
+    """Width of the upsampler and the reconstruction convolution."""
+    head: str = "float"
+    """Width of the first convolution."""
+    overrides: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Widths by layer name or pattern; later ones win."""
+
+    def policy(self) -> QuantizationPolicy:
+        """The policy these texts stand for.
+
+        Raises:
+            UsageError: a width that does not exist, or a float body.
+        """
+        body = LayerBits.parse(self.body)
+        if body is None:
+            raise UsageError("quantization.body is float", fix='for a float run choose [method] name = "float"')
+        return QuantizationPolicy(
+            body,
+            body_end=LayerBits.parse(self.body_end),
+            tail=LayerBits.parse(self.tail),
+            head=LayerBits.parse(self.head),
+            overrides={pattern: LayerBits.parse(text) for pattern, text in self.overrides.items()},
+        )
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """`[data]`: training images. Test sets have no place here."""
+
+    folders: tuple[str, ...] = ("{data}/train/T91", "{data}/train/BSDS400", "{data}/train/clean100")
+    """Folders of high-resolution images. `{data}` is $ODM_DATA, default ../shared/data."""
+    patch: int = 48
+    """Side of a low-resolution patch, in pixels; the target's side is patch * scale."""
+    small_images: Literal["refuse", "skip"] = "refuse"
+    """What to do with images smaller than a patch; `skip` says how many it skipped."""
+    validation_images: int = 8
+    """Images held back from training, evenly spread over the folders, to choose checkpoints by."""
+    calibration_batches: int = 4
+    """Batches through the float network before training, from which ranges are initialised."""
+
+
+@dataclass(frozen=True)
+class OptimizerSection:
+    """`[optimizer]`: Adam(0.9, 0.999), eps 1e-8, no weight decay."""
+
+    learning_rate: float = 1e-4
+    """Of weights and biases."""
+    range_learning_rate: float = 1e-3
+    """Of ranges, steps, clipping scales and offsets."""
+    schedule: Literal["halving", "cosine", "constant"] = "halving"
+    """Factor on both rates over the run; a function of the iteration only."""
+    halve_every: int = 15000
+    """Iterations between two halvings."""
+    warmup: int = 0
+    """Iterations over which both rates grow linearly from zero."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of all parameters that is validated and frozen; 0: none."""
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """`[run]`: how long, how often, how reproducibly."""
+
+    iterations: int = 60000
+    """Optimizer steps."""
+    batch: int = 8
+    """Patches a step, over all processes together."""
+    seed: int = 1
+    """Of patches and fresh parameters. Same seed, same run, to the bit on one kind of CPU and thread count."""
+    checkpoint_every: int = 500
+    """Iterations between two writes of last.pt."""
+    validate_every: int = 1000
+    """Iterations between two validations."""
+    log_every: int = 10
+    """Iterations between two lines of talk and of log.jsonl."""
+    select: Literal["best", "last"] = "best"
+    """Which parameters become model.pt: those of the best validation, or the last ones."""
+    autocast: bool = False
+    """Convolutions in bfloat16; every quantizer stays in float32."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run."""
+
+    network: NetworkSection = NetworkSection()
+    """What is trained."""
+    quantization: QuantizationSection = QuantizationSection()
+    """Which layers, how many bits."""
+    method: Mapping[str, Any] = field(default_factory=lambda: {"name": "odm_v2"})
+    """The method's `name`, and its own options (see its `Options`)."""
+    data: DataSection = DataSection()
+    """Training images."""
+    optimizer: OptimizerSection = OptimizerSection()
+    """Learning rates."""
+    run: RunSection = RunSection()
+    """Length and bookkeeping."""
+
+    def __post_init__(self) -> None:
+        positive = {
+            "data.patch": self.data.patch,
+            "data.calibration_batches": self.data.calibration_batches,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "optimizer.range_learning_rate": self.optimizer.range_learning_rate,
+            "optimizer.halve_every": self.optimizer.halve_every,
+            "run.iterations": self.run.iterations,
+            "run.batch": self.run.batch,
+            "run.checkpoint_every": self.run.checkpoint_every,
+            "run.validate_every": self.run.validate_every,
+            "run.log_every": self.run.log_every,
+        }
+        for name, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"cannot use {name} = {value}", fix="write a number above zero")
+        at_least_zero = {
+            "data.validation_images": self.data.validation_images,
+            "optimizer.warmup": self.optimizer.warmup,
+            "run.seed": self.run.seed,
+        }
+        for name, value in at_least_zero.items():
+            if value < 0:
+                raise UsageError(f"cannot use {name} = {value}", fix="write zero or more")
+        if not 0.0 <= self.optimizer.ema_decay < 1.0:
+            raise UsageError(f"cannot use optimizer.ema_decay = {self.optimizer.ema_decay}", fix="write 0 up to 1")
+
+
+def load_recipe(path: Path | str, overrides: list[str]) -> Recipe:
+    """A recipe from its file, with `--set` overrides applied.
+
+    Raises:
+        InputError: an unreadable recipe, unknown keys, values of another type.
+        UsageError: overrides that cannot be read, values out of range.
+    """
+    return from_tables(Recipe, apply_overrides(read_recipe(path), overrides))
