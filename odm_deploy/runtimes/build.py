@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import odm_deploy
-from odm_deploy.errors import BuildError, InputError, UsageError
+from odm_deploy.errors import BuildError, UsageError
 from odm_deploy.files import atomic_path
+from odm_deploy.lowering.lint.graph import read_model
 from odm_deploy.runtimes.builder_child import BuildRequest
 from odm_deploy.runtimes.compat import Flavour, choose_builder
 from odm_deploy.runtimes.layer_table import LayerRecord, parse_inspector, parse_log
@@ -101,7 +102,7 @@ def build_engine(
 
     Raises:
         BuildError: the builder refused the graph, crashed, ran out of memory or of time.
-        InputError: there is no such ONNX file.
+        InputError: the file is missing, cut off, or no ONNX.
         MissingError: no builder here.
         UsageError: an option that makes no sense.
     """
@@ -157,10 +158,8 @@ def build_engine(
 
 def _check_input(path: Path | str) -> Path:
     onnx_file = Path(path)
-    if not onnx_file.is_file():
-        raise InputError(f"cannot read {onnx_file}", why="there is no such file")
-    if onnx_file.stat().st_size == 0:
-        raise InputError(f"cannot read {onnx_file}", why="it is empty")
+    # The parser would refuse these too, but in words that blame the graph.
+    read_model(onnx_file)
     return onnx_file
 
 

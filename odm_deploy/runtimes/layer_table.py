@@ -35,13 +35,17 @@ _TYPES = (
 _WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "fp4", "int64", "int32", "uint8", "int8", "int4", "bool")
 
 # Layer types that multiply and accumulate; everything else moves or transforms values point by point.
+# Generated kernels (`kgen`, `runtime_fusion`) say in their name what they fuse: `__myl_CastMulCastMulCastFc_myl0_1`.
+_GENERATED = ("kgen", "runtime_fusion")
+_FUSED_PRODUCT = re.compile(r"Fc|Dot|Conv|Gemm")
 _COMPUTE = re.compile(
     r"conv|correlation|gemm|matmul|matrix_?multiply|fullyconnected|\bdot\b|attention|mha", re.IGNORECASE
 )
 _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*[\x1e,;]?\s*(?:\[|$))")
 _LOG_ROW = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: \[(?P<inputs>.*?)\], "
-    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], (?P<rest>(?:TacticName|StreamId|Metadata): .*)$"
+    r"(?:Constants: \[(?P<constants>.*?)\], )?"
+    r"Outputs: \[(?P<outputs>.*?)\], (?P<rest>(?:TacticName|StreamId|Metadata): .*)$"
 )
 _LOG_TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), .*?Dimensions: \[(?P<dims>[^\]]*)\].*?"
@@ -80,7 +84,7 @@ class LayerRecord:
     @property
     def is_compute(self) -> bool:
         """Whether it multiplies and accumulates (convolution, matrix product)."""
-        return _is_compute(self.kind)
+        return _is_compute(self.kind, self.name)
 
 
 def parse_log(lines: Iterable[str]) -> list[LayerRecord]:
@@ -142,7 +146,9 @@ def normalize_type(text: str) -> str:
     return "unknown"
 
 
-def _is_compute(kind: str) -> bool:
+def _is_compute(kind: str, name: str) -> bool:
+    if kind in _GENERATED:
+        return _FUSED_PRODUCT.search(name) is not None
     return _COMPUTE.search(kind) is not None
 
 
@@ -151,7 +157,7 @@ def _log_record(match: re.Match[str]) -> LayerRecord:
     constants = tuple(_log_tensors(match["constants"] or ""))
     outputs = tuple(_log_tensors(match["outputs"]))
     metadata = match["rest"].partition("Metadata: ")[2]
-    precision = _precision(match["kind"], inputs, constants)
+    precision = _precision(match["kind"], match["name"], inputs, constants)
     return LayerRecord(match["name"], match["kind"], precision, inputs, constants, outputs, _onnx_nodes(metadata))
 
 
@@ -164,6 +170,7 @@ def _log_tensors(text: str) -> Iterator[TensorFormat]:
 def _inspector_record(layer: str | Mapping[str, Any]) -> LayerRecord:
     if isinstance(layer, str):
         return LayerRecord(layer, "", "unknown", (), (), (), ())
+    name = str(layer.get("Name") or "")
     kind = str(layer.get("ParameterType") or layer.get("LayerType") or "")
     inputs = tuple(map(_inspector_tensor, layer.get("Inputs") or ()))
     constants = tuple(map(_inspector_tensor, layer.get("Constants") or ()))
@@ -173,8 +180,7 @@ def _inspector_record(layer: str | Mapping[str, Any]) -> LayerRecord:
         constants += (TensorFormat("weights", (int(weights.get("Count") or 0),), normalize_type(str(weights["Type"]))),)
     outputs = tuple(map(_inspector_tensor, layer.get("Outputs") or ()))
     nodes = _onnx_nodes(str(layer.get("Metadata") or ""))
-    name = str(layer.get("Name") or "")
-    return LayerRecord(name, kind, _precision(kind, inputs, constants), inputs, constants, outputs, nodes)
+    return LayerRecord(name, kind, _precision(kind, name, inputs, constants), inputs, constants, outputs, nodes)
 
 
 def _inspector_tensor(item: Mapping[str, Any]) -> TensorFormat:
@@ -189,17 +195,21 @@ def _onnx_nodes(metadata: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_ONNX_NODE.findall(metadata)))
 
 
-def _precision(kind: str, inputs: Sequence[TensorFormat], constants: Sequence[TensorFormat]) -> str:
+def _precision(kind: str, name: str, inputs: Sequence[TensorFormat], constants: Sequence[TensorFormat]) -> str:
     """The type a layer computes in.
 
     A product runs as int8 only when two of its operands are int8: an int8 input alone is dequantized on the fly.
-    Residuals, biases and scales are further, float, operands of the same layer and do not count against it.
+    Residuals, biases and scales are further, float, operands of the same layer and do not count against it. Products
+    inside generated kernels never count as int8: every one seen casts its int8 operands to float first.
     """
     types = [tensor.dtype for tensor in (*inputs, *constants)]
-    if _is_compute(kind):
-        if types.count("int8") >= 2:
+    if _is_compute(kind, name):
+        if kind in _GENERATED:
+            types = [dtype for dtype in types if dtype != "int8"] or ["fp32"]
+        elif types.count("int8") >= 2:
             return "int8"
-        types = [dtype for dtype in types if dtype != "int8"] or types
+        else:
+            types = [dtype for dtype in types if dtype != "int8"] or types
     elif inputs:
         types = [tensor.dtype for tensor in inputs]
     return next((dtype for dtype in _WIDEST_FIRST if dtype in types), "unknown" if types else "none")

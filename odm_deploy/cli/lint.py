@@ -1,0 +1,86 @@
+"""`odm-deploy lint`: what TensorRT would refuse, silently run as float or silently compute otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from odm_deploy.cli.output import emit_json, json_option, say
+from odm_deploy.errors import GateError, InputError, UsageError
+
+if TYPE_CHECKING:
+    from odm_deploy.lowering.lint import Finding
+
+
+@click.command("lint")
+@click.argument("target", metavar="FILE.onnx|BUNDLE", required=False, type=click.Path(path_type=Path))
+@click.option("--rules", "list_rules", is_flag=True, help="List all rules: the trap, how it shows, and the fix.")
+@json_option
+def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
+    """Check any QDQ ONNX against what TensorRT does with it.
+
+    Exit code 3 when a finding means that TensorRT refuses the graph, runs a layer as float or saturates; warnings and
+    hints do not count.
+    """
+    if list_rules:
+        _show_rules(as_json)
+        return
+    if target is None:
+        raise UsageError("nothing to check", fix="name an ONNX file or a bundle")
+    from odm_deploy.lowering.lint import lint
+
+    findings = lint(_onnx_file(target))
+    if as_json:
+        emit_json({"findings": [_as_dict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            click.echo(_as_text(finding))
+    failing = [finding for finding in findings if finding.severity.fails_gate]
+    if failing:
+        count = f"{len(failing)} finding{'s' if len(failing) > 1 else ''}"
+        rules = ", ".join(sorted({finding.rule for finding in failing}))
+        raise GateError(f"{target} is not what TensorRT will run", why=f"{count} ({rules})")
+    say(f"{target}: {len(findings)} warnings or hints" if findings else f"{target}: no findings")
+
+
+def _onnx_file(target: Path) -> Path:
+    """The ONNX file itself, or the one in a bundle."""
+    if not target.is_dir():
+        return target
+    inside = target / "model.onnx"
+    if not inside.is_file():
+        raise InputError(f"cannot read {target}", why="it is a folder without a model.onnx")
+    return inside
+
+
+def _show_rules(as_json: bool) -> None:
+    from odm_deploy.lowering.lint import RULES
+
+    rules = [
+        {"rule": rule.id, "severity": str(rule.severity), "trap": rule.trap, "fix": rule.fix} for rule in RULES.values()
+    ]
+    if as_json:
+        emit_json({"rules": rules})
+        return
+    for entry in rules:
+        click.echo(f"{entry['rule']} ({entry['severity']})\n  {entry['trap']}\n  fix: {entry['fix']}\n")
+
+
+def _as_dict(finding: Finding) -> dict[str, object]:
+    return {
+        "rule": finding.rule,
+        "severity": str(finding.severity),
+        "node": finding.node,
+        "message": finding.message,
+        "fix": finding.fix,
+        "layers": list(finding.layers),
+    }
+
+
+def _as_text(finding: Finding) -> str:
+    where = f" {finding.node}:" if finding.node else ""
+    suffers = [name for name in finding.layers if name != finding.node]
+    layers = f" (layers: {', '.join(suffers)})" if suffers else ""
+    return f"{finding.severity} [{finding.rule}]{where} {finding.message}{layers}\n  fix: {finding.fix}"

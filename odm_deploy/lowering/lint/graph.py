@@ -1,0 +1,159 @@
+"""An ONNX graph indexed for questions about quantization: who makes a tensor, is it constant, what type are its codes.
+
+Nothing here needs torch, and models are only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from odm_deploy.errors import InputError
+
+QUANTIZE = "QuantizeLinear"
+DEQUANTIZE = "DequantizeLinear"
+
+
+def read_model(path: Path | str) -> ModelProto:
+    """Load an ONNX file with its weights.
+
+    Raises:
+        InputError: it does not exist, is no ONNX model, is cut off, or misses its external weights.
+    """
+    file = Path(path)
+    try:
+        model = onnx.load(file)
+    except OSError as error:
+        raise InputError(f"cannot read {file}", why=error.strerror or str(error)) from error
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        why = f"it is no ONNX model, or it is cut off ({error})"
+        raise InputError(f"cannot read {file}", why=why, fix="export it again") from error
+    if not model.graph.node or not model.opset_import:
+        raise InputError(f"cannot read {file}", why="it holds no ONNX graph", fix="export it again")
+    return model
+
+
+class QdqGraph:
+    """Index over the main graph of a model: local functions are inlined first, bodies of If and Loop not entered."""
+
+    def __init__(self, model: ModelProto) -> None:
+        if model.functions:
+            model = onnx.inliner.inline_local_functions(model)
+        self.model = model
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._inputs = {value.name: value for value in model.graph.input}
+        self._producers: dict[str, NodeProto] = {}
+        self._consumers: dict[str, list[NodeProto]] = {}
+        self._constants = set(self._initializers)
+        for node in self.nodes:
+            for name in node.output:
+                self._producers[name] = node
+            for name in filter(None, node.input):
+                self._consumers.setdefault(name, []).append(node)
+            # Nodes are in topological order, so one pass finds all that depends on nothing but constants.
+            if all(name in self._constants for name in node.input if name) and not node.op_type.startswith("Random"):
+                self._constants.update(node.output)
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set; 0 when the model imports none."""
+        return next((entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+    def name(self, node: NodeProto) -> str:
+        """The node's name, or what TensorRT's parser calls a node without one."""
+        return node.name or f"node_of_{node.output[0]}"
+
+    def producer(self, tensor: str) -> NodeProto | None:
+        """The node that computes `tensor`; None for initializers and graph inputs."""
+        return self._producers.get(tensor)
+
+    def consumers(self, tensor: str) -> list[NodeProto]:
+        """The nodes that read `tensor`."""
+        return self._consumers.get(tensor, [])
+
+    def of_type(self, *op_types: str) -> Iterator[NodeProto]:
+        """All nodes of these types, in graph order."""
+        return (node for node in self.nodes if node.op_type in op_types)
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether `tensor` depends on no graph input."""
+        return tensor in self._constants
+
+    def value(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The value of an initializer or Constant node; None where it is computed or unreadable."""
+        stored = self._stored(tensor)
+        if stored is None:
+            return None
+        try:
+            return numpy_helper.to_array(stored)
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def scalar(self, tensor: str) -> float | None:
+        """The value of a stored constant with one element."""
+        array = self.value(tensor)
+        return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """Shape of a stored constant, without reading its values."""
+        stored = self._stored(tensor)
+        return None if stored is None else tuple(stored.dims)
+
+    def attribute(self, node: NodeProto, name: str, default: Any = None) -> Any:
+        """Value of an attribute, `default` where it is absent."""
+        found = self._attribute(node, name)
+        return default if found is None else onnx.helper.get_attribute_value(found)
+
+    def scale(self, node: NodeProto) -> npt.NDArray[np.float64] | None:
+        """Scales of a Q or DQ node; None where they are computed."""
+        array = self.value(node.input[1])
+        return None if array is None else np.asarray(array, dtype=np.float64)
+
+    def code_type(self, node: NodeProto) -> int:
+        """ONNX data type of the codes a Q node writes or a DQ node reads; UNDEFINED where it cannot be told."""
+        if len(node.input) > 2 and node.input[2]:
+            zero_point = self.element_type(node.input[2])
+            if zero_point != TensorProto.UNDEFINED:
+                return zero_point
+        if node.op_type == QUANTIZE:
+            # The standard's default is uint8, which surprises whoever leaves the zero point out.
+            return int(self.attribute(node, "output_dtype", 0)) or TensorProto.UINT8
+        return self.element_type(node.input[0])
+
+    def element_type(self, tensor: str) -> int:
+        """ONNX data type of a stored constant, a graph input or quantized codes; UNDEFINED for anything else."""
+        stored = self._stored(tensor)
+        if stored is not None:
+            return stored.data_type
+        if tensor in self._inputs:
+            return self._inputs[tensor].type.tensor_type.elem_type
+        producer = self.producer(tensor)
+        if producer is not None and producer.op_type == QUANTIZE:
+            return self.code_type(producer)
+        return TensorProto.UNDEFINED
+
+    def _stored(self, tensor: str) -> TensorProto | None:
+        if tensor in self._initializers:
+            return self._initializers[tensor]
+        node = self._producers.get(tensor)
+        if node is None or node.op_type != "Constant":
+            return None
+        found = self._attribute(node, "value")
+        return None if found is None else found.t
+
+    @staticmethod
+    def _attribute(node: NodeProto, name: str) -> AttributeProto | None:
+        return next((attribute for attribute in node.attribute if attribute.name == name), None)
+
+
+def type_name(data_type: int) -> str:
+    """`INT8` and so on, as ONNX spells it."""
+    return str(TensorProto.DataType.Name(data_type))  # pyright: ignore[reportArgumentType]

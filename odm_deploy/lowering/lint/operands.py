@@ -1,0 +1,184 @@
+"""Layers that multiply (convolutions, matrix products) and where each of their operands is dequantized.
+
+TensorRT runs such a layer as int8 when both operands come from a DequantizeLinear, possibly through operations that
+only move values around. Which operations those are was found by building graphs with TensorRT-RTX 1.7 and reading the
+layer table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from onnx import NodeProto
+
+from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
+
+LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+# Between DQ and a layer these leave it int8: they move values, or change the sign or scale of all of them alike.
+_MOVING = ("DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze")
+_TRANSPARENT = frozenset(
+    (*_MOVING, "Tile", "Transpose", "Unsqueeze", "Concat", "MaxPool", "Cast", "Dropout", "Identity", "Abs", "Neg")
+)
+_SCALING = frozenset(("Mul", "Div"))
+
+# Every rule asks for the layers; tracing them once is enough.
+_FOUND: WeakKeyDictionary[QdqGraph, list[Layer]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One of the two inputs a layer multiplies, followed back to where its values come from."""
+
+    tensor: str
+    dequantizers: tuple[NodeProto, ...]
+    """DQ nodes it comes from; several after a Concat."""
+    blockers: tuple[NodeProto, ...]
+    """Operations on its way that keep TensorRT from using codes, each with a DQ before it."""
+    concats: tuple[NodeProto, ...]
+    """Concat nodes on its way."""
+    loose_ends: int
+    """Paths that end at a float: a graph input, a float initializer or a blocker."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether every value reaches the layer as a dequantized code."""
+        return bool(self.dequantizers) and not self.loose_ends
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or matrix product."""
+
+    node: NodeProto
+    name: str
+    activation: Operand
+    weight: Operand
+    """The constant operand; the second one where neither is constant."""
+    weight_index: int
+    """Which input of the node `weight` is."""
+    weight_is_constant: bool
+
+    @property
+    def quantized(self) -> bool:
+        """Whether anybody tried to quantize it: one operand is dequantized just before."""
+        return self.activation.quantized or self.weight.quantized
+
+
+def find_layers(graph: QdqGraph) -> list[Layer]:
+    """All layers of a graph, in graph order."""
+    if graph not in _FOUND:
+        _FOUND[graph] = [_layer(graph, node) for node in graph.of_type(*LAYER_TYPES)]
+    return _FOUND[graph]
+
+
+def layers_behind(layers: list[Layer], dequantizer: NodeProto) -> tuple[str, ...]:
+    """Names of the layers one of whose operands comes from `dequantizer`."""
+    return tuple(
+        layer.name
+        for layer in layers
+        if any(dequantizer is node for node in (*layer.activation.dequantizers, *layer.weight.dequantizers))
+    )
+
+
+def activation_quantizers(graph: QdqGraph) -> Iterator[NodeProto]:
+    """Q nodes that run at inference; those on constants are folded away by the builder."""
+    return (node for node in graph.of_type(QUANTIZE) if not graph.is_constant(node.input[0]))
+
+
+def dequantizers_of(graph: QdqGraph, quantizer: NodeProto) -> Iterator[NodeProto]:
+    """DQ nodes that read the codes of `quantizer`, directly or through an integer Clip."""
+    for node in graph.consumers(quantizer.output[0]):
+        if node.op_type == DEQUANTIZE:
+            yield node
+        elif node.op_type == "Clip":
+            yield from (after for after in graph.consumers(node.output[0]) if after.op_type == DEQUANTIZE)
+
+
+def trace(graph: QdqGraph, tensor: str) -> Operand:
+    """Follow `tensor` back to its dequantizers."""
+    dequantizers: dict[int, NodeProto] = {}
+    blockers: dict[int, NodeProto] = {}
+    concats: dict[int, NodeProto] = {}
+    loose_ends = 0
+    pending, seen = [tensor], {tensor}
+    while pending:
+        node = graph.producer(pending.pop())
+        if node is None:
+            loose_ends += 1
+        elif node.op_type == DEQUANTIZE:
+            dequantizers[id(node)] = node
+        elif is_transparent(graph, node):
+            if node.op_type == "Concat":
+                concats[id(node)] = node
+            before = [name for name in _data_inputs(graph, node) if name not in seen]
+            seen.update(before)
+            pending += before
+        else:
+            loose_ends += 1
+            # A layer in between is no obstacle to remove: its float output is simply not quantized.
+            if node.op_type not in LAYER_TYPES and _reads_codes(graph, node, constant=graph.is_constant(tensor)):
+                blockers[id(node)] = node
+    found = tuple(dequantizers.values()), tuple(blockers.values()), tuple(concats.values())
+    return Operand(tensor, *found, loose_ends)
+
+
+def is_transparent(graph: QdqGraph, node: NodeProto) -> bool:
+    """Whether a layer behind this operation still runs as int8."""
+    if node.op_type == "Pad":
+        # Padding with a number, even with zero, is done in float; repeating border values is not.
+        return graph.attribute(node, "mode", b"constant") != b"constant"
+    if node.op_type in _SCALING:
+        return _scales_uniformly(graph, node)
+    return node.op_type in _TRANSPARENT
+
+
+def _scales_uniformly(graph: QdqGraph, node: NodeProto) -> bool:
+    """Whether a Mul or Div multiplies everything by one stored number, which folds into the scale."""
+    factors = [index for index, name in enumerate(node.input) if graph.is_constant(name)]
+    if len(factors) != 1 or (node.op_type == "Div" and factors != [1]):
+        return False
+    return graph.scalar(node.input[factors[0]]) is not None
+
+
+def _data_inputs(graph: QdqGraph, node: NodeProto) -> list[str]:
+    """The inputs of a transparent operation that carry values, not indices, shapes or factors."""
+    if node.op_type == "Concat":
+        return list(node.input)
+    if node.op_type == "Mul" and graph.is_constant(node.input[0]) and not graph.is_constant(node.input[1]):
+        return [node.input[1]]
+    return [node.input[0]]
+
+
+def _reads_codes(graph: QdqGraph, blocker: NodeProto, *, constant: bool) -> bool:
+    """Whether a DQ (of weights if `constant`, else of activations) lies before `blocker`."""
+    pending = [name for name in blocker.input if name]
+    seen = set(pending)
+    while pending:
+        node = graph.producer(pending.pop())
+        if node is None:
+            continue
+        if node.op_type == DEQUANTIZE and graph.is_constant(node.output[0]) == constant:
+            return True
+        if is_transparent(graph, node):
+            before = [name for name in _data_inputs(graph, node) if name not in seen]
+            seen.update(before)
+            pending += before
+    return False
+
+
+def _layer(graph: QdqGraph, node: NodeProto) -> Layer:
+    # A matrix product may have its constant on either side.
+    first_is_weight = graph.is_constant(node.input[0]) and not graph.is_constant(node.input[1])
+    weight_index = 0 if first_is_weight else 1
+    weight = node.input[weight_index]
+    return Layer(
+        node=node,
+        name=graph.name(node),
+        activation=trace(graph, node.input[1 - weight_index]),
+        weight=trace(graph, weight),
+        weight_index=weight_index,
+        weight_is_constant=graph.is_constant(weight),
+    )

@@ -1,0 +1,114 @@
+"""Rules about how Q and DQ nodes are placed, and about the graph as a whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from odm_deploy.lowering.lint.finding import Hit, Severity, rule
+from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
+from odm_deploy.lowering.lint.operands import Operand, find_layers
+
+NEWEST_COMMON_OPSET = 20
+
+_INTEGER_OPERATORS = (
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "DynamicQuantizeLinear",
+    "QLinearAdd",
+    "QLinearMul",
+    "QLinearConcat",
+    "QLinearSigmoid",
+    "QLinearLeakyRelu",
+    "QLinearAveragePool",
+    "QLinearGlobalAveragePool",
+    "QGemm",
+)
+
+
+@rule("half-quantized", Severity.SILENT_FLOAT, fix="quantize the other operand too, or neither")
+def half_quantized(graph: QdqGraph) -> Iterator[Hit]:
+    """A layer with Q/DQ on its weights only, or on its activations only, runs in float."""
+    for layer in find_layers(graph):
+        if layer.node.op_type == "ConvTranspose" or layer.activation.blockers or layer.weight.blockers:
+            continue
+        if layer.weight.quantized and not layer.activation.dequantizers:
+            yield layer.name, "weights are quantized, its input is not", (layer.name,)
+        elif layer.activation.quantized and not layer.weight.dequantizers:
+            what = "weights are not" if layer.weight_is_constant else "the other factor is not"
+            yield layer.name, f"input is quantized, {what}", (layer.name,)
+
+
+@rule(
+    "operation-after-dequantize", Severity.SILENT_FLOAT, fix="move the operation before Q, so that DQ feeds the layer"
+)
+def operation_after_dequantize(graph: QdqGraph) -> Iterator[Hit]:
+    """An operation between DQ and a layer that changes values unevenly leaves the layer in float.
+
+    Add, ReLU, Clip, Resize, average pooling and padding with a number do, even with zero; operations that only move
+    values, and Mul by a scalar, do not.
+    """
+    for layer in find_layers(graph):
+        if layer.node.op_type == "ConvTranspose":
+            continue
+        for operand, other in ((layer.activation, layer.weight), (layer.weight, layer.activation)):
+            for node in operand.blockers if other.quantized else ():
+                yield graph.name(node), f"{node.op_type} between DequantizeLinear and {layer.name}", (layer.name,)
+
+
+@rule("concat-scales", Severity.SILENT_FLOAT, fix="quantize once after the Concat, or give its inputs one common scale")
+def concat_scales(graph: QdqGraph) -> Iterator[Hit]:
+    """A Concat of tensors with different scales, or of quantized and float ones, leaves the layer behind in float."""
+    for layer in find_layers(graph):
+        for operand, other in ((layer.activation, layer.weight), (layer.weight, layer.activation)):
+            problem = _concat_problem(graph, operand)
+            if problem and other.quantized:
+                yield graph.name(operand.concats[0]), f"{problem} reach {layer.name}", (layer.name,)
+
+
+@rule(
+    "transposed-convolution",
+    Severity.SILENT_FLOAT,
+    fix="use a convolution and DepthToSpace (pixel shuffle), or leave it float",
+)
+def transposed_convolution(graph: QdqGraph) -> Iterator[Hit]:
+    """ConvTranspose never runs as int8, however it is quantized."""
+    for layer in find_layers(graph):
+        if layer.node.op_type == "ConvTranspose" and layer.quantized:
+            yield layer.name, "quantized ConvTranspose", (layer.name,)
+
+
+@rule("integer-operators", Severity.ERROR, fix="export in the QDQ format (onnxruntime: quant_format=QuantFormat.QDQ)")
+def integer_operators(graph: QdqGraph) -> Iterator[Hit]:
+    """TensorRT parses the QDQ format only: operators that compute on integers themselves are refused."""
+    for node in graph.of_type(*_INTEGER_OPERATORS):
+        yield graph.name(node), f"operator {node.op_type}", (graph.name(node),)
+
+
+@rule("opset", Severity.WARNING, fix=f"export with opset {NEWEST_COMMON_OPSET}")
+def opset(graph: QdqGraph) -> Iterator[Hit]:
+    """TensorRT 10.0 parses up to opset 20, TensorRT 11 up to 25; onnxruntime has a bug with int8 DQ at 21 and later."""
+    if graph.opset > NEWEST_COMMON_OPSET and next(graph.of_type(QUANTIZE, DEQUANTIZE), None) is not None:
+        yield "", f"opset {graph.opset}", ()
+
+
+@rule("duplicate-names", Severity.WARNING, fix="give every node a name of its own")
+def duplicate_names(graph: QdqGraph) -> Iterator[Hit]:
+    """Layers that share a name cannot be told apart in an engine, so nobody can say which of them run as int8."""
+    counts = Counter(layer.name for layer in find_layers(graph))
+    for name, count in counts.items():
+        if count > 1:
+            yield name, f"{count} layers have this name", (name,)
+
+
+def _concat_problem(graph: QdqGraph, operand: Operand) -> str:
+    """What about the Concats of an operand keeps it from being one tensor of codes; empty if nothing."""
+    if not operand.concats or not operand.dequantizers or operand.blockers:
+        return ""
+    if operand.loose_ends:
+        return "quantized and float tensors"
+    scales = [graph.scale(node) for node in operand.dequantizers]
+    known = sorted({float(scale.reshape(-1)[0]) for scale in scales if scale is not None and scale.size == 1})
+    return f"scales {', '.join(f'{scale:g}' for scale in known)}" if len(known) > 1 else ""
