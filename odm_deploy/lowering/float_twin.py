@@ -1,0 +1,284 @@
+"""The float twin of a QDQ graph: the same network without its quantization, to time a quantized model against.
+
+What quantization added is taken out, so that the twin costs exactly what the float network would:
+
+- quantizers, and the bounds in front of them or between Q and DQ;
+- the shift of asymmetric ranges: `Pad -> Sub(c) -> Q -> DQ -> Conv(pads=0)` becomes `Conv(pads=p)` again and the bias
+  gives back c * sum(w). Grids that pad with another level than zero lose that detail, as their float network has none;
+- weight codes, which become float weights;
+- casts to float32 and back around quantizers of a half-precision graph.
+
+Needs onnx and numpy only, so that a machine without torch can measure a speedup.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from odm_deploy.errors import InputError
+
+_BOUNDS = {"Max", "Min", "Clip"}
+_PRODUCTS = {"MatMul", "Gemm"}
+
+
+def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Build the float twin of a QDQ model; `model` stays as it is.
+
+    Returns:
+        A model with the same inputs and outputs and no QuantizeLinear or DequantizeLinear node.
+
+    Raises:
+        InputError: the graph has no quantizers, or one whose codes or scales are part of its interface.
+    """
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    if not any(node.op_type == "QuantizeLinear" for node in twin.graph.node):
+        raise InputError("the model has no float twin", why="it quantizes nothing")
+    graph = _Graph(twin.graph)
+    graph.each("DequantizeLinear", _dequantize_constant)
+    graph.each("QuantizeLinear", _drop_shift)
+    graph.each("QuantizeLinear", _drop_bounds_before)
+    graph.each("QuantizeLinear", _drop_integer_bounds)
+    graph.each("QuantizeLinear", _Graph.bypass)
+    graph.each("DequantizeLinear", _Graph.bypass)
+    graph.each("Cast", _drop_cast_pair)
+    graph.sweep()
+    # Taps and other notes speak of tensors that are gone.
+    del twin.metadata_props[:]
+    onnx.checker.check_model(twin)
+    return twin
+
+
+class _Graph:
+    """A GraphProto with the look-ups that rewriting needs, kept current while it is edited."""
+
+    def __init__(self, proto: onnx.GraphProto) -> None:
+        self.proto = proto
+        self.constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in proto.initializer}
+        for node in proto.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.outputs = {value.name for value in proto.output}
+        self.producers: dict[str, onnx.NodeProto] = {name: node for node in proto.node for name in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in proto.node:
+            for name in dict.fromkeys(node.input):
+                self.readers[name].append(node)
+
+    def each(self, op_type: str, rewrite: Callable[[_Graph, onnx.NodeProto], None]) -> None:
+        """Apply `rewrite` to every node of a type."""
+        for node in [node for node in self.proto.node if node.op_type == op_type]:
+            rewrite(self, node)
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """The value of a constant; None for a computed tensor."""
+        tensor = self.constants.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def add_constant(self, name: str, array: NDArray[Any]) -> str:
+        """Add an initializer under an unused name made from `name`; returns that name."""
+        while name in self.constants or name in self.producers:
+            name += "_"
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.proto.initializer.append(tensor)
+        self.constants[name] = tensor
+        return name
+
+    def rewire(self, node: onnx.NodeProto, index: int, name: str) -> None:
+        """Let input `index` of `node` be the tensor `name`."""
+        node.input[index] = name
+        self.readers[name].append(node)
+
+    def sole_reader(self, name: str) -> onnx.NodeProto | None:
+        """The only node that reads `name`, when nothing else does and it is no graph output."""
+        readers = [node for node in self.readers[name] if name in node.input]
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def bypass(self, node: onnx.NodeProto, source: str | None = None) -> None:
+        """Let whoever read `node`'s output read its first input (or `source`) instead."""
+        source = source or node.input[0]
+        result = node.output[0]
+        for reader in list(self.readers[result]):
+            for index, name in enumerate(reader.input):
+                if name == result:
+                    self.rewire(reader, index, source)
+        if result in self.outputs:
+            if node.op_type == "QuantizeLinear":
+                raise InputError("the model has no float twin", why=f"its output {result!r} is made of integer codes")
+            # An output keeps its name; runtimes remove the Identity.
+            node.CopyFrom(helper.make_node("Identity", [source], [result], name=node.name))
+            self.readers[source].append(node)
+
+    def sweep(self) -> None:
+        """Remove the nodes and constants that no output depends on any more."""
+        needed = set(self.outputs)
+        kept: list[onnx.NodeProto] = []
+        for node in reversed(self.proto.node):
+            if any(name in needed for name in node.output):
+                kept.append(node)
+                needed.update(node.input)
+        constants = [tensor for tensor in self.proto.initializer if tensor.name in needed]
+        for field, items in ((self.proto.node, kept[::-1]), (self.proto.initializer, constants)):
+            copies = [type(item).FromString(item.SerializeToString()) for item in items]
+            del field[:]
+            field.extend(copies)
+        # Shapes and types of tensors that are gone, or had another type.
+        del self.proto.value_info[:]
+
+
+def _dequantize_constant(graph: _Graph, node: onnx.NodeProto) -> None:
+    """DequantizeLinear of a constant becomes its value (and in half precision, so does the Cast behind it)."""
+    codes, scale = graph.array(node.input[0]), graph.array(node.input[1])
+    if codes is None or scale is None:
+        return
+    zero = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+
+    def aligned(values: NDArray[Any]) -> NDArray[Any]:
+        return values.reshape([-1 if at == axis % codes.ndim else 1 for at in range(codes.ndim)])
+
+    steps = codes.astype(np.int64)
+    if scale.size > 1:
+        scale = aligned(scale)
+        zero = None if zero is None else aligned(zero)
+    if zero is not None:
+        steps = steps - zero.astype(np.int64)
+    value = (steps * scale.astype(np.float32)).astype(scale.dtype).reshape(codes.shape)
+    name = graph.add_constant(f"{node.output[0]}.float", value)
+    for reader in list(graph.readers[node.output[0]]):
+        target = _cast_target(reader)
+        if target is not None:
+            half = value.astype(helper.tensor_dtype_to_np_dtype(target))
+            graph.bypass(reader, graph.add_constant(f"{reader.output[0]}.float", half))
+    graph.bypass(node, name)
+
+
+def _drop_shift(graph: _Graph, quantize: onnx.NodeProto) -> None:
+    """Undo `[Pad ->] Sub(c) [-> bounds] -> Q -> DQ -> layer` whose layer adds c * sum(w) again."""
+    dequantize = graph.sole_reader(quantize.output[0])
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return
+    levels = dequantize.output[0]
+    cast = graph.sole_reader(levels)
+    if cast is not None and _cast_target(cast) is not None:
+        levels = cast.output[0]
+    layer = graph.sole_reader(levels)
+    first = _before_bounds(graph, quantize, quantize.input[0])
+    subtract = graph.producers.get(first)
+    if layer is None or subtract is None or subtract.op_type != "Sub":
+        return
+    center = graph.array(subtract.input[1])
+    if center is None or center.size != 1 or graph.sole_reader(first) is None:
+        return
+    if not _give_back_bias(graph, layer, levels, float(center.reshape(()))):
+        return
+    source = subtract.input[0]
+    pad = graph.producers.get(source)
+    if layer.op_type == "Conv" and pad is not None and pad.op_type == "Pad" and graph.sole_reader(source) is not None:
+        pads = graph.array(pad.input[1])
+        rank = 2 if pads is None else pads.size // 2
+        if pads is not None and not pads[:2].any() and not pads[rank : rank + 2].any():
+            _set_pads(layer, [*pads[2:rank].tolist(), *pads[rank + 2 :].tolist()])
+            source = pad.input[0]
+    graph.bypass(subtract, source)
+
+
+def _give_back_bias(graph: _Graph, layer: onnx.NodeProto, levels: str, center: float) -> bool:
+    """Remove c * sum(w) from what `layer` adds; False when it is not there, and nothing was changed."""
+    weight = _constant_weight(graph, layer, levels)
+    if weight is None:
+        return False
+    if layer.op_type == "Conv" or (layer.op_type == "Gemm" and len(layer.input) > 2):
+        bias = graph.array(layer.input[2]) if len(layer.input) > 2 else None
+        if bias is None:
+            return False
+        back = bias.astype(np.float64) - center * weight
+        graph.rewire(layer, 2, graph.add_constant(f"{layer.input[2]}.float", back.astype(bias.dtype)))
+        return True
+    add = graph.sole_reader(layer.output[0])
+    if add is None or add.op_type != "Add":
+        return False
+    term = next((array for name in add.input if (array := graph.array(name)) is not None), None)
+    if term is None or term.size != weight.size or not np.allclose(term.ravel(), center * weight, rtol=1e-2, atol=1e-3):
+        return False
+    graph.bypass(add, layer.output[0])
+    return True
+
+
+def _constant_weight(graph: _Graph, layer: onnx.NodeProto, levels: str) -> NDArray[Any] | None:
+    """The sum of `layer`'s weights for each output channel, float64; None when they are not constant."""
+    if layer.op_type not in {"Conv", *_PRODUCTS}:
+        return None
+    name = next((name for name in layer.input[:2] if name != levels), "")
+    transpose = graph.producers.get(name)
+    transposed = transpose is not None and transpose.op_type == "Transpose"
+    weight = graph.array(transpose.input[0] if transpose is not None and transposed else name)
+    if weight is None:
+        return None
+    if layer.op_type == "Gemm":
+        transposed ^= any(attribute.name == "transB" and attribute.i for attribute in layer.attribute)
+    summed = tuple(range(1, weight.ndim)) if layer.op_type == "Conv" or transposed else (0,)
+    return weight.astype(np.float64).sum(summed)
+
+
+def _before_bounds(graph: _Graph, quantize: onnx.NodeProto, name: str) -> str:
+    """The tensor in front of the Max, Min and Clip that only state the range of `quantize`."""
+    scale = graph.array(quantize.input[1])
+    node = graph.producers.get(name)
+    while scale is not None and node is not None and node.op_type in _BOUNDS and graph.sole_reader(name) is not None:
+        limits = [graph.array(bound) for bound in node.input[1:] if bound]
+        # A quantizer's own bounds are whole steps of its scale; anything else is the network's.
+        if not limits or not all(limit is not None and _whole_steps(limit, scale) for limit in limits):
+            break
+        name = node.input[0]
+        node = graph.producers.get(name)
+    return name
+
+
+def _whole_steps(limit: NDArray[Any], scale: NDArray[Any]) -> bool:
+    steps = limit.astype(np.float64) / scale.astype(np.float64)
+    return bool(np.all(np.abs(steps - np.rint(steps)) < 1e-3) and np.all(np.abs(steps) <= 255.001))
+
+
+def _drop_bounds_before(graph: _Graph, quantize: onnx.NodeProto) -> None:
+    graph.rewire(quantize, 0, _before_bounds(graph, quantize, quantize.input[0]))
+
+
+def _drop_integer_bounds(graph: _Graph, quantize: onnx.NodeProto) -> None:
+    """Clip, Max and Min between Q and DQ bound codes, not values."""
+    node = graph.sole_reader(quantize.output[0])
+    while node is not None and node.op_type in _BOUNDS:
+        graph.bypass(node)
+        node = graph.sole_reader(quantize.output[0])
+
+
+def _drop_cast_pair(graph: _Graph, down: onnx.NodeProto) -> None:
+    """`Cast(fp32) -> Cast(fp16)` of a half-precision tensor, left where a quantizer stood between them."""
+    up = graph.producers.get(down.input[0])
+    if up is None or _cast_target(up) != onnx.TensorProto.FLOAT or _cast_target(down) != onnx.TensorProto.FLOAT16:
+        return
+    before = graph.producers.get(up.input[0])
+    is_half = before is not None and before.op_type != "Cast"
+    # In our half-precision graphs a Cast to float32 whose source is computed (not an image) comes from float16.
+    if is_half:
+        graph.bypass(down, up.input[0])
+
+
+def _cast_target(node: onnx.NodeProto) -> int | None:
+    if node.op_type != "Cast":
+        return None
+    return next(attribute.i for attribute in node.attribute if attribute.name == "to")
+
+
+def _set_pads(conv: onnx.NodeProto, pads: list[int]) -> None:
+    kept = [attribute for attribute in conv.attribute if attribute.name not in ("pads", "auto_pad")]
+    copies = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
+    del conv.attribute[:]
+    conv.attribute.extend([*copies, helper.make_attribute("pads", pads)])
