@@ -86,3 +86,7 @@ class SuperResolutionNetwork(nn.Module):
     def region_of(self, layer: str) -> Region:
         """The region of the layer with this dotted name."""
         raise InputError(f"{type(self).__name__} has no layer {layer}")
+
+    def own_state(self, state: StateDict) -> StateDict:
+        """A public state dict in this network's own keys: constants dropped, batch norms folded, where it has any."""
+        return state

@@ -13,6 +13,9 @@ from odm_deploy.networks.state_dict import load_state
 # name -> module, network class, config class
 _NETWORKS = {
     "edsr": ("odm_deploy.networks.edsr", "EDSR", "EdsrConfig"),
+    "rdn": ("odm_deploy.networks.rdn", "RDN", "RdnConfig"),
+    "srresnet": ("odm_deploy.networks.srresnet", "SRResNet", "SrresnetConfig"),
+    "swinir": ("odm_deploy.networks.swinir", "SwinIR", "SwinirConfig"),
 }
 
 
@@ -56,7 +59,7 @@ def network_from_state_dict(
     if overrides:
         config = config_class.from_dict({**vars(config), **overrides})
     network = network_class(config)  # type: ignore[call-arg]
-    load_state(network, state)
+    load_state(network, network.own_state(state))
     return network.eval()
 
 
