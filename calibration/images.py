@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from odm_deploy.errors import InputError
 from odm_deploy.imaging.io import list_images, read_rgb
-from odm_deploy.imaging.resize import imresize
+from odm_deploy.imaging.resize import downscale
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class CalibrationImages:
         """float32 [1, 3, h, w] in 0..255 each, h and w at most `crop_px`.
 
         Raises:
-            InputError: a file that is not an image.
+            InputError: a file that is not an image, or one smaller than a single downscaled pixel.
         """
         for path in self.paths:
             image = _centre(read_rgb(path), self.crop_px * self.downscale)
             if self.downscale > 1:
-                image = imresize(image, Fraction(1, self.downscale))
+                try:
+                    image, _ = downscale(image, self.downscale)
+                except InputError as error:
+                    raise InputError(f"cannot calibrate on {path}", why=str(error)) from None
             yield torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +115,7 @@ def observe(
 
 
 @contextmanager
-def _observed(network: nn.Module, observers: Mapping[str, InputObserver]) -> Iterator[None]:
+def _observed(network: nn.Module, observers: Mapping[str, InputObserver]) -> Generator[None]:
     """Hook the observers in front of their layers, and out again whatever happens."""
     modules = dict(network.named_modules())
 

@@ -32,6 +32,9 @@ from odm_deploy.errors import InputError
 MIN_BITS = 2
 MAX_BITS = 8
 
+# The smallest normal float32: runtimes that flush denormals would divide by zero on anything below.
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
@@ -56,8 +59,7 @@ class Grid:
         if not MIN_BITS <= self.bits <= MAX_BITS:
             raise InputError("no such grid", why=f"{self.bits} bits", fix=f"use {MIN_BITS} to {MAX_BITS}")
         scale = float(np.float32(self.scale))
-        # Below the smallest normal number x / s overflows and runtimes that flush denormals divide by zero.
-        if not math.isfinite(scale) or scale < float(np.finfo(np.float32).tiny):
+        if not math.isfinite(scale) or scale < _SMALLEST_SCALE:
             raise InputError(
                 "no such grid", why=f"scale {self.scale}", fix="scales are positive, normal float32 numbers"
             )
@@ -90,8 +92,9 @@ class Grid:
             raise InputError("no such range", why=f"[{lower}, {upper}]")
         lower, upper = min(lower, 0.0), max(upper, 0.0)
         code_max = 2**bits - 1
-        # An all-zero layer has no range; any positive scale represents it exactly.
-        scale = (upper - lower) / code_max or 1.0
+        # An all-zero layer has no range; any positive scale represents it exactly. A range of denormals gets the
+        # smallest scale there is.
+        scale = max((upper - lower) / code_max, _SMALLEST_SCALE) if upper > lower else 1.0
         if power_of_two:
             scale = 2.0 ** math.ceil(math.log2(scale))
         scale = float(np.float32(scale))
@@ -107,7 +110,7 @@ class Grid:
         """
         if not (math.isfinite(lower) and math.isfinite(upper)) or lower >= upper:
             raise InputError("no such range", why=f"[{lower}, {upper}]")
-        scale = float(np.float32((upper - lower) / (2**bits - 1)))
+        scale = float(np.float32(max((upper - lower) / (2**bits - 1), _SMALLEST_SCALE)))
         half = 2 ** (bits - 1)
         return cls(scale, half, bits, center=lower + half * scale)
 
@@ -152,8 +155,10 @@ class Grid:
         values = x.astype(dtype, copy=False)
         if self.center is not None:
             values = values - dtype(self.center)
-        # Clamp as float: an integer conversion of a huge quotient would wrap around.
-        codes = np.clip(np.rint(values / dtype(self.scale)) + self.zero_point, 0, self.code_max)
+        # Clamp as float: an integer conversion of a huge quotient would wrap around. A quotient beyond float32 becomes
+        # infinite and is clamped like any other.
+        with np.errstate(over="ignore"):
+            codes = np.clip(np.rint(values / dtype(self.scale)) + self.zero_point, 0, self.code_max)
         return codes.astype(np.uint8)
 
     def dequantize(self, codes: npt.NDArray[np.uint8], dtype: npt.DTypeLike = np.float32) -> FloatArray:
