@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.bitpacking import pack_bits, unpack_bits
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
@@ -87,9 +87,9 @@ def load_model(path: Path | str) -> QuantizedModel:
         )
     try:
         return _from_document(cast("dict[str, Any]", document))
-    except InputError as error:
+    except OdmError as error:
         raise InputError(f"{path} is damaged", why=str(error)) from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}"[:200]) from None
 
 

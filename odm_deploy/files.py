@@ -23,9 +23,11 @@ def atomic_path(destination: Path | str) -> Iterator[Path]:
     The temporary name keeps the destination's suffix, because image writers choose their format by it.
 
     Raises:
-        InputError: the folder cannot be made or written to.
+        InputError: the folder cannot be made or written to, or `destination` is a folder itself.
     """
     target = Path(destination)
+    if target.is_dir():
+        raise InputError(f"cannot write {target}", why="it is a folder", fix="name a file with -o")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ def read_torch_file(path: Path | str) -> Any:
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
         raise InputError(f"{path} is not a torch file", why=f"it begins with {magic!r}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch warns about pickle protocols on its way to the error that is reported below.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"refused to read {path}",

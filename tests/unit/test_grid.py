@@ -3,12 +3,12 @@ import math
 
 import numpy as np
 import pytest
-from grid_strategies import bit_widths, free_grids, grids, ordinary_grids, unhurried, values_near
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from tests.grid_strategies import bit_widths, free_grids, grids, ordinary_grids, unhurried, values_near
 
 bounds = st.floats(-1e6, 1e6)
 

@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from grid_strategies import free_grids, grids, ordinary_grids, unhurried, values_near
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -12,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.fake_quant import dequantize_weight, fake_quantize, grid_codes
+from tests.grid_strategies import free_grids, grids, ordinary_grids, unhurried, values_near
 
 
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from grid_strategies import unhurried
 from hypothesis import given
 from hypothesis import strategies as st
 
 from odm_deploy.errors import InputError
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
+from tests.grid_strategies import unhurried
 
 
 def random_weight(seed: int, *shape: int) -> torch.Tensor:

@@ -1,0 +1,197 @@
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from odm_deploy.checkpoint import file_sha256, load_model, save_model
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.weights import WeightCodes, quantize_weight
+
+LAYER = "body.0.body.0"
+DELETED = object()
+METADATA = {"method": "a test", "images": 3, "psnr_db": 31.5, "nested": {"list": [1, 2]}, "nothing": None}
+
+
+def mid_rise(weight: torch.Tensor, bits: int) -> WeightCodes:
+    """Odd codes, as ODM v2 trains them."""
+    scale = weight.abs().flatten(1).amax(1) / (2**bits - 1)
+    last = 2**bits - 1
+    codes = 2 * torch.floor(weight / (2 * scale.reshape(-1, 1, 1, 1))) + 1
+    return WeightCodes(codes.clamp(-last, last).to(torch.int8), scale, bits, first=-last, step=2)
+
+
+def quantized(weights, grid: Grid) -> QuantizedModel:
+    """A small EDSR with both block convolutions quantized: `weights` turns a float weight into codes."""
+    torch.manual_seed(0)
+    network = build_network("edsr", {"scale": 2, "features": 5, "blocks": 1})
+    convs = {name: network.get_submodule(name) for name in (LAYER, "body.0.body.2")}
+    layers = {name: FrozenLayer(weights(conv.weight), grid, conv.bias) for name, conv in convs.items()}
+    return freeze(network, layers, METADATA)
+
+
+def assert_same(loaded: QuantizedModel, model: QuantizedModel) -> None:
+    assert loaded.metadata == model.metadata
+    assert loaded.network.name == model.network.name
+    assert loaded.network.config == model.network.config
+    assert list(loaded.layers) == list(model.layers)
+    for name, layer in model.layers.items():
+        other = loaded.layers[name]
+        assert other.grid == layer.grid
+        ours, theirs = layer.weight_codes, other.weight_codes
+        assert (theirs.bits, theirs.first, theirs.step) == (ours.bits, ours.first, ours.step)
+    state, other_state = model.network.state_dict(), loaded.network.state_dict()
+    assert list(other_state) == list(state)
+    for key, value in state.items():
+        assert other_state[key].dtype == value.dtype
+        assert torch.equal(other_state[key], value)
+    x = torch.rand(1, 3, 7, 6) * 255
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_mid_tread_weights_survive_to_the_bit(tmp_path, bits):
+    model = quantized(lambda weight: quantize_weight(weight, bits), Grid.from_range(-20.0, 90.0, bits))
+    save_model(model, tmp_path / "model.pt")
+    assert_same(load_model(tmp_path / "model.pt"), model)
+
+
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_mid_rise_weights_survive_to_the_bit(tmp_path, bits):
+    model = quantized(lambda weight: mid_rise(weight, bits), Grid.from_range(-20.0, 90.0, bits))
+    save_model(model, tmp_path / "model.pt")
+    assert_same(load_model(tmp_path / "model.pt"), model)
+
+
+def test_free_grids_and_layer_wide_scales_survive_to_the_bit(tmp_path):
+    model = quantized(lambda weight: quantize_weight(weight, 4, per_channel=False), Grid.free(-1.7, 30.3, 3))
+    save_model(model, tmp_path / "model.pt")
+    assert_same(load_model(tmp_path / "model.pt"), model)
+
+
+def test_saving_a_loaded_model_gives_the_same_bytes(tmp_path):
+    model = quantized(lambda weight: quantize_weight(weight, 4), Grid.from_range(0.0, 50.0, 4))
+    save_model(model, tmp_path / "a" / "model.pt")
+    save_model(load_model(tmp_path / "a" / "model.pt"), tmp_path / "b" / "model.pt")
+    documents = [torch.load(tmp_path / folder / "model.pt", weights_only=True) for folder in "ab"]
+    assert str(documents[0]) == str(documents[1])
+
+
+def test_low_bits_make_small_files(tmp_path):
+    size = {}
+    for bits in (2, 8):
+        model = quantized(lambda weight, bits=bits: quantize_weight(weight, bits), Grid.from_range(0.0, 50.0, 4))
+        save_model(model, tmp_path / "model.pt")
+        document = torch.load(tmp_path / "model.pt", weights_only=True)
+        size[bits] = document["layers"][LAYER]["weight"]["packed"].numel()
+    assert size == {2: 5 * 5 * 9 * 2 // 8 + 1, 8: 5 * 5 * 9}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    """The content of a sound model.pt."""
+    path = tmp_path_factory.mktemp("sound") / "model.pt"
+    save_model(quantized(lambda weight: quantize_weight(weight, 4), Grid.from_range(0.0, 50.0, 4)), path)
+    return torch.load(path, weights_only=True)
+
+
+def load_document(document, tmp_path) -> QuantizedModel:
+    torch.save(document, tmp_path / "model.pt")
+    return load_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"),
+    [
+        (("network", "name"), "vgg", "no network 'vgg'"),
+        (("network", "config", "scale"), 5, "scale 5"),
+        (("network", "config", "colour"), 1, "unknown keys"),
+        (("network",), DELETED, "KeyError"),
+        (("network", "config", "features"), 6, "unusable"),
+        (("network", "config", "blocks"), 2, "tensors do not fit"),
+        (("tensors", "head.0.weight"), DELETED, "tensors do not fit"),
+        (("tensors", "extra"), torch.zeros(1), "extra"),
+        (("tensors", "head.0.bias"), torch.zeros(4), "head.0.bias is unusable"),
+        (("tensors", "head.0.bias"), torch.full((5,), float("nan")), "head.0.bias is unusable"),
+        (("tensors", "head.0.bias"), "zeros", "AttributeError"),
+        (("tensors",), [], "damaged"),
+        (("layers",), [], "damaged"),
+        (("layers", LAYER), DELETED, "tensors do not fit"),
+        (("layers", "head.9"), "layer", "damaged"),
+        (("layers", LAYER, "grid", "scale"), 0.0, "scale 0.0"),
+        (("layers", LAYER, "grid", "scale"), DELETED, "not a grid"),
+        (("layers", LAYER, "grid", "zero_point"), 99, "zero point 99"),
+        (("layers", LAYER, "grid", "bits"), 17, "17 bits"),
+        (("layers", LAYER, "weight", "packed"), torch.zeros(3, dtype=torch.uint8), "3 bytes for 225 codes"),
+        (("layers", LAYER, "weight", "packed"), torch.zeros(113), "TypeError"),
+        (("layers", LAYER, "weight", "shape"), [5, 45], "codes do not fit"),
+        (("layers", LAYER, "weight", "shape"), [5, 5, 3, 4], "bytes for 300 codes"),
+        (("layers", LAYER, "weight", "shape"), [10**12, 10**12], "damaged"),
+        (("layers", LAYER, "weight", "bits"), 5, "codes of 5 bits"),
+        (("layers", LAYER, "weight", "bits"), "4", "damaged"),
+        (("layers", LAYER, "weight", "first"), 120, "weight codes beyond int8"),
+        (("layers", LAYER, "weight", "first"), 2**40, "OverflowError"),
+        (("layers", LAYER, "weight", "first"), -7.5, "damaged"),
+        (("layers", LAYER, "weight", "step"), 0, "damaged"),
+        (("layers", LAYER, "weight", "scale"), torch.zeros(5), "not a weight scale"),
+        (("layers", LAYER, "weight", "scale"), torch.ones(4), "not a weight scale"),
+        (("layers", LAYER, "weight", "scale"), torch.full((5,), float("inf")), "not a weight scale"),
+        (("layers", LAYER, "bias"), torch.zeros(6), "bias is unusable"),
+        (("layers", LAYER, "bias"), torch.full((5,), float("nan")), "bias is unusable"),
+        (("metadata",), "text", "damaged"),
+    ],
+)
+def test_damage_is_refused(tmp_path, document, place, value, reason):
+    damaged = copy.deepcopy(document)
+    *path, last = place
+    parent = damaged
+    for key in path:
+        parent = parent[key]
+    if value is DELETED:
+        del parent[last]
+    else:
+        parent[last] = value
+    with pytest.raises(InputError, match=r"model\.pt is damaged") as caught:
+        load_document(damaged, tmp_path)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["network", "tensors", "layers", "metadata"])
+def test_a_missing_section_is_refused(tmp_path, document, section):
+    damaged = {key: value for key, value in document.items() if key != section}
+    with pytest.raises(InputError, match=f"model.pt is damaged: KeyError: '{section}'"):
+        load_document(damaged, tmp_path)
+
+
+def test_a_newer_version_is_refused(tmp_path, document):
+    with pytest.raises(InputError, match="its format version is 2, this program reads 1"):
+        load_document({**document, "version": 2}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"head.0.weight": torch.zeros(3)}, "a plain state dict"),
+        ({"params": {"head.0.weight": torch.zeros(3)}}, "it holds a dict"),
+        ([1, 2], "it holds a list"),
+        (torch.zeros(3), "it holds a Tensor"),
+    ],
+)
+def test_what_is_no_model_is_refused_with_the_command_that_makes_one(tmp_path, content, reason):
+    with pytest.raises(InputError, match="is not a quantized model") as caught:
+        load_document(content, tmp_path)
+    assert reason in caught.value.why
+    assert "python -m calibration" in caught.value.fix
+
+
+def test_the_hash_recognises_a_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_config_is_kept_in_full(document):
+    network = build_network("edsr", {"scale": 2, "features": 5, "blocks": 1})
+    assert document["network"]["config"] == dataclasses.asdict(network.config)

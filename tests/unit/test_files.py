@@ -1,0 +1,137 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from odm_deploy.errors import InputError
+from odm_deploy.files import atomic_directory, atomic_path
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+WRITE_AND_HANG = """
+import sys, time
+from odm_deploy.files import atomic_path
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_file_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "er" / "x.png"
+    with atomic_path(target) as temporary:
+        assert temporary.suffix == ".png"
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert names_in(target.parent) == ["x.png"]
+
+
+def test_the_file_gets_the_mode_that_the_umask_asks_for(tmp_path):
+    previous = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "x") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_what_was_there_before(tmp_path, error):
+    target = tmp_path / "x.pt"
+    target.write_text("old")
+
+    with pytest.raises(error), atomic_path(target) as temporary:  # noqa: PT012 - what the block raises is the point
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert names_in(tmp_path) == ["x.pt"]
+
+
+def test_a_killed_process_leaves_no_partial_file(tmp_path):
+    target = tmp_path / "x.pt"
+    with subprocess.Popen([sys.executable, "-c", WRITE_AND_HANG, target], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "written\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=30)
+    assert not target.exists()
+    # Nothing can clean up after SIGKILL, but what is left does not pass for the result.
+    assert all(name.startswith(".x.") for name in names_in(tmp_path))
+
+
+def test_a_folder_in_the_way_is_refused_before_any_work(tmp_path):
+    entered = False
+    with pytest.raises(InputError, match="it is a folder"), atomic_path(tmp_path):
+        entered = True
+    assert not entered
+
+
+def test_a_file_where_a_folder_must_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"), atomic_path(tmp_path / "file" / "x"):
+        pass
+    with pytest.raises(InputError, match="cannot write"), atomic_directory(tmp_path / "file" / "x"):
+        pass
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+
+
+def test_a_directory_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "out" / "bundle"
+    with atomic_directory(target) as temporary:
+        fill(temporary, "new")
+        assert not target.exists()
+    assert (target / "manifest.json").read_text() == "new"
+    assert names_in(target.parent) == ["bundle"]
+
+
+def test_an_older_bundle_is_replaced_whole(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    fill(target, "old")
+    (target / "engine.plan").write_text("old")
+    with atomic_directory(target) as temporary:
+        fill(temporary, "new")
+        assert (target / "manifest.json").read_text() == "old"
+    assert names_in(target) == ["manifest.json"]
+    assert names_in(tmp_path) == ["bundle"]
+
+
+def test_an_empty_directory_is_replaced(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with atomic_directory(tmp_path / "bundle") as temporary:
+        fill(temporary, "new")
+    assert names_in(tmp_path / "bundle") == ["manifest.json"]
+
+
+def test_an_exception_leaves_the_older_bundle(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    fill(target, "old")
+
+    with pytest.raises(RuntimeError, match="half"), atomic_directory(target) as temporary:  # noqa: PT012
+        fill(temporary, "half")
+        raise RuntimeError("half way")
+    assert (target / "manifest.json").read_text() == "old"
+    assert names_in(tmp_path) == ["bundle"]
+
+
+def test_somebody_elses_folder_is_never_replaced(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_text("precious")
+    with pytest.raises(InputError, match="it exists and is not a bundle"), atomic_directory(tmp_path / "photos"):
+        pass
+    with pytest.raises(InputError, match="not a bundle"), atomic_directory(tmp_path / "photos" / "me.jpg"):
+        pass
+    assert (tmp_path / "photos" / "me.jpg").read_text() == "precious"

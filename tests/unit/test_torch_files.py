@@ -1,0 +1,76 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from odm_deploy.errors import InputError
+from odm_deploy.torch_files import read_torch_file
+
+
+class Touch:
+    """Unpickling one makes a file: the proof that code ran."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self):
+        return Path.touch, (self.victim,)
+
+
+def test_reads_tensors_and_plain_values(tmp_path):
+    content = {"a": torch.arange(3.0), "nested": {"n": 1, "text": "x", "list": [1.5, None, True]}}
+    torch.save(content, tmp_path / "ok.pt")
+    loaded = read_torch_file(tmp_path / "ok.pt")
+    assert torch.equal(loaded.pop("a"), content.pop("a"))
+    assert loaded == content
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
+def test_code_in_a_file_never_runs(tmp_path, writer):
+    victim = tmp_path / "pwned"
+    writer({"weights": Touch(victim)}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="refused to read") as caught:
+        read_torch_file(tmp_path / "evil.pt")
+    assert not victim.exists()
+    assert "it wants to run code" in caught.value.why
+    pickle.loads(pickle.dumps(Touch(victim)))  # the same content, read carelessly, does run
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    torch.save({"a": torch.randn(1000)}, tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match="damaged or truncated"):
+        read_torch_file(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"hello\n", "is not a torch file"),
+        (b"\x89PNG\r\n\x1a\n" * 9, "is not a torch file"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, reason):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(InputError, match=reason):
+        read_torch_file(tmp_path / "x.pt")
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no such file"):
+        read_torch_file(tmp_path / "missing.pt")
+    with pytest.raises(InputError, match="it is a directory"):
+        read_torch_file(tmp_path)
+
+
+def test_errors_are_one_line(tmp_path):
+    torch.save({"weights": Touch(tmp_path / "pwned")}, tmp_path / "evil.pt")
+    with pytest.raises(InputError) as caught:
+        read_torch_file(tmp_path / "evil.pt")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
