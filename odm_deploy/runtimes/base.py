@@ -32,6 +32,11 @@ class TensorInfo:
     shape: tuple[int | None, ...]
     """One entry a dimension; None where the model leaves it open."""
 
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether this is a batch of RGB images [N, H, W, 3]; images are [N, 3, H, W] otherwise."""
+        return len(self.shape) == 4 and self.shape[3] == 3 and self.shape[1] != 3
+
     def check(self, array: Array) -> None:
         """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
         fits = len(array.shape) == len(self.shape) and all(
@@ -164,13 +169,19 @@ class Runtime(ABC):
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
         source, sink = self.inputs[0], self.outputs[0]
-        feed: Array = images.transpose(0, 2, 3, 1) if _is_channels_last(source) else images
+        feed: Array = images.transpose(0, 2, 3, 1) if source.is_channels_last else images
         if source.dtype == np.uint8:
             feed = np.rint(feed).clip(0, 255)
         result = self.run({source.name: np.ascontiguousarray(feed, dtype=source.dtype)})[sink.name]
-        if _is_channels_last(sink):
+        if sink.is_channels_last:
             result = result.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(result, dtype=np.float32)
+
+    def typical_shape(self) -> tuple[int, ...]:
+        """A shape the first input takes and is worth timing: fixed dimensions as they are, else one 180x320 image."""
+        info = self.inputs[0]
+        image = (1, 180, 320, 3) if info.is_channels_last else (1, 3, 180, 320)
+        return tuple(usual if size is None else size for usual, size in zip(image, info.shape, strict=False))
 
     def close(self) -> None:
         """Free the model and its device memory. A closed runtime cannot run; closing twice is harmless."""
@@ -225,7 +236,3 @@ def _on_host(name: str, feed: Any) -> Array:
             why=f"{type(feed).__name__}: {error}",
             fix="pass a numpy array or a tensor in host memory",
         ) from error
-
-
-def _is_channels_last(tensor: TensorInfo) -> bool:
-    return len(tensor.shape) == 4 and tensor.shape[3] == 3 and tensor.shape[1] != 3

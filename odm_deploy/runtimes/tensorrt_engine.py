@@ -167,6 +167,11 @@ class TensorRtEngine(Runtime):
             raise InputError(f"the engine's tensor {name!r} is {kind}", why="numpy has no such type") from error
         return TensorInfo(name, dtype, shape)
 
+    def typical_shape(self) -> tuple[int, ...]:
+        """The shape the engine's kernels were chosen for: the first profile's optimum."""
+        _, best, _ = self._engine.get_tensor_profile_shape(self.inputs[0].name, 0)
+        return tuple(best)
+
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, and whether runs replay a CUDA graph."""
         return {

@@ -1,0 +1,91 @@
+"""`benchmark`: time a model and its float twin on one input shape."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from odm_deploy.bench.report import BenchReport, Measurement
+from odm_deploy.bench.timing import Effort, Track, time_runs
+from odm_deploy.bench.twin import try_open_twin
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
+from odm_deploy.runtimes.registry import open_runtime
+
+_SEED = 0
+
+
+def benchmark(
+    model: Path | str,
+    runtime: str | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    options: RuntimeOptions | None = None,
+    effort: Effort | None = None,
+    baseline: bool = True,
+    track: Track | None = None,
+) -> BenchReport:
+    """Time a bundle, model.onnx or engine.plan beside its float twin.
+
+    Args:
+        model: what to time; it takes one batch of RGB images.
+        runtime: where; None takes the fastest runtime that works here.
+        size: (height, width) of the input in pixels; None takes what the model is fixed to or tuned for.
+        batch: images a run.
+        options: threads and precision, the same for both.
+        effort: how long to measure.
+        baseline: whether to time the float twin too.
+        track: shows progress.
+
+    Raises:
+        InputError: the model is unusable, takes no images, or not of this size.
+        MissingError: no runtime for it is installed here.
+        UsageError: an unknown runtime, or a size or batch below 1.
+    """
+    if batch < 1 or (size is not None and min(size) < 1):
+        raise UsageError(f"cannot time a batch of {batch} images of {size}", why="there is nothing to compute")
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_runtime(model, runtime, options))
+        shape = _image_shape(opened, size, batch)
+        feeds = {opened.inputs[0].name: _images(opened, shape)}
+        output = opened.run(feeds)[opened.outputs[0].name]
+        twin, note = try_open_twin(model, opened, shape, options) if baseline else (None, "it was not asked for")
+        timed = [opened] if twin is None else [opened, stack.enter_context(twin)]
+        runs = time_runs(timed, feeds, effort, track)
+        pixels = output.size // 3
+        return BenchReport(
+            opened.name,
+            opened.device,
+            shape,
+            Measurement.of(Path(model).name or str(model), runs[0], batch, pixels),
+            Measurement.of(note, runs[1], batch, pixels) if twin is not None else None,
+            "" if twin is not None else note,
+            opened.describe(),
+        )
+
+
+def _image_shape(runtime: Runtime, size: tuple[int, int] | None, batch: int) -> tuple[int, int, int, int]:
+    """[N, 3, H, W] to time, whatever the layout of the model's own input."""
+    if len(runtime.inputs) != 1 or len(runtime.inputs[0].shape) != 4:
+        raise InputError(
+            f"cannot time this model on {runtime.name}",
+            why=f"its inputs {[info.name for info in runtime.inputs]} are not one batch of images",
+        )
+    info = runtime.inputs[0]
+    n, c, h, w = runtime.typical_shape()
+    if info.is_channels_last:
+        c, h, w = w, c, h
+    height, width = size or (h, w)
+    return (batch if batch != 1 or info.shape[0] is None else n, c, height, width)
+
+
+def _images(runtime: Runtime, shape: tuple[int, int, int, int]) -> Array:
+    """Random images: no runtime here is faster or slower for what an image shows."""
+    info = runtime.inputs[0]
+    images = np.random.default_rng(_SEED).integers(0, 256, shape)
+    if info.is_channels_last:
+        images = images.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images, dtype=info.dtype)

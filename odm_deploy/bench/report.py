@@ -1,0 +1,134 @@
+"""What `bench` says: latencies, throughput, and the speedup over the float twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from odm_deploy.bench.timing import Percentiles
+from odm_deploy.runtimes.base import RunTimes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model's durations on one input shape."""
+
+    model: str
+    """What was timed, for humans: a path, or "float twin (fp32)"."""
+    iterations: int
+    latency_ms: Percentiles
+    """From arrays in host memory to arrays in host memory; on a GPU the sum of the three below."""
+    images_per_s: float
+    """Batch size over mean latency: what one stream that waits for each result gets."""
+    mpix_per_s: float
+    """Output megapixels per second, at the same rate."""
+    compute_ms: Percentiles | None = None
+    """GPU only: between CUDA events around the network; trtexec's "GPU Compute Time"."""
+    h2d_ms: Percentiles | None = None
+    """GPU only: input, host to device."""
+    d2h_ms: Percentiles | None = None
+    """GPU only: output, device to host."""
+
+    @classmethod
+    def of(cls, model: str, runs: Sequence[RunTimes], batch: int, output_pixels: int) -> Measurement:
+        """Summarise the counted runs of a model.
+
+        Args:
+            model: what was timed.
+            runs: at least one.
+            batch: images a run.
+            output_pixels: pixels a run puts out, all images together.
+        """
+        latency = Percentiles.of([run.latency_ms for run in runs])
+        runs_per_s = 1e3 / latency.mean
+        return cls(
+            model,
+            len(runs),
+            latency,
+            batch * runs_per_s,
+            output_pixels * runs_per_s / 1e6,
+            _percentiles([run.compute_ms for run in runs]),
+            _percentiles([run.h2d_ms for run in runs]),
+            _percentiles([run.d2h_ms for run in runs]),
+        )
+
+    @property
+    def deciding_ms(self) -> float:
+        """The median that speedups compare: GPU compute where known (copies are the same for both), else latency."""
+        return (self.compute_ms or self.latency_ms).p50
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON keys; the GPU's parts only where they were measured."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A model's measurement beside that of its float twin on the same runtime."""
+
+    runtime: str
+    device: str
+    shape: tuple[int, ...]
+    """Input shape [N, 3, H, W]."""
+    measurement: Measurement
+    baseline: Measurement | None
+    """The float twin; None where there is none."""
+    baseline_note: str = ""
+    """Why there is no baseline."""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What the runtime says about itself: versions, threads, precision."""
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster than the float twin, by medians; below 1 the quantized model is slower."""
+        return None if self.baseline is None else self.baseline.deciding_ms / self.measurement.deciding_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `bench --json` prints."""
+        return {
+            "runtime": self.runtime,
+            "device": self.device,
+            "shape": list(self.shape),
+            **self.measurement.to_dict(),
+            "baseline": None if self.baseline is None else self.baseline.to_dict(),
+            "baseline_note": self.baseline_note,
+            "speedup": self.speedup,
+            "settings": self.settings,
+        }
+
+    def to_table(self) -> Table:
+        """The same for humans."""
+        from rich.table import Table
+
+        size = "x".join(map(str, self.shape))
+        speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as in float"
+        table = Table(title=f"{self.runtime} on {self.device}, input {size}{speedup}", title_justify="left")
+        table.add_column("", no_wrap=True)
+        for heading in ("p50 ms", "p90 ms", "p99 ms", "mean ms", "images/s", "out Mpix/s", "runs"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for item in (self.measurement, self.baseline):
+            if item is not None:
+                rates = (_number(item.images_per_s), _number(item.mpix_per_s), str(item.iterations))
+                table.add_row(item.model, *_cells(item.latency_ms), *rates)
+                for label, part in (("GPU compute", item.compute_ms), ("H2D", item.h2d_ms), ("D2H", item.d2h_ms)):
+                    if part is not None:
+                        table.add_row(f"  {label}", *_cells(part))
+        return table
+
+
+def _percentiles(samples_ms: Sequence[float | None]) -> Percentiles | None:
+    known = [sample for sample in samples_ms if sample is not None]
+    return Percentiles.of(known) if known else None
+
+
+def _cells(times: Percentiles) -> tuple[str, ...]:
+    return tuple(_number(value) for value in (times.p50, times.p90, times.p99, times.mean))
+
+
+def _number(value: float) -> str:
+    """Three significant digits at least, without an exponent."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,118 @@
+"""The timed loop: warm up, then measure models in alternating blocks, keeping every single duration.
+
+Two models timed one after the other are compared under different clocks, temperatures and neighbours. Alternating short
+blocks spread such drift over both; single alternating runs would instead let the thread pool of one model, which spins
+on for a while, slow down the other, which is why the first run of each block is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from odm_deploy.errors import UsageError
+from odm_deploy.runtimes.base import Array, Runtime, RunTimes
+
+Track = Callable[[Iterable[int], int], Iterable[int]]
+"""Shows progress while the rounds are consumed: takes them and their number."""
+
+_WARM_UP_S = 0.5
+_WARM_UP_RUNS = 2
+# Rounds cost an uncounted run of each model, so few runs make few rounds; two at least, for drift to show in both.
+_RUNS_A_ROUND = 5
+_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 8
+_FEWEST_ITERATIONS = 10
+_MOST_ITERATIONS = 2000
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    iterations: int | None = None
+    """Counted runs of each model; None takes as many as fit into `seconds`, between 10 and 2000."""
+    seconds: float = 5.0
+    """Time to spend measuring, over all models. Not a limit: ten runs of a slow model may take longer."""
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None and self.iterations < 1:
+            raise UsageError(f"--iterations {self.iterations}", why="at least one run has to be measured")
+        if not (self.seconds > 0 and math.isfinite(self.seconds)):
+            raise UsageError(f"--seconds {self.seconds:g}", why="it has to be a positive number of seconds")
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """A distribution of durations, in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Percentiles:
+        """Percentiles (linear between neighbouring samples) and mean of at least one sample."""
+        p50, p90, p99 = np.percentile(samples_ms, (50, 90, 99))
+        return cls(float(p50), float(p90), float(p99), float(np.mean(samples_ms)))
+
+
+def time_runs(
+    runtimes: Sequence[Runtime],
+    feeds: Mapping[str, Array],
+    effort: Effort | None = None,
+    track: Track | None = None,
+) -> list[list[RunTimes]]:
+    """Time several models on the same input, in alternation.
+
+    Args:
+        runtimes: opened models that take `feeds`.
+        feeds: the input of every run.
+        effort: how long to measure.
+        track: shows progress.
+
+    Returns:
+        For each model its counted runs, in the order they happened. All models have the same number.
+
+    Raises:
+        InputError: a model does not take these feeds.
+    """
+    effort = effort or Effort()
+    one_of_each_s = sum(_warm_up(runtime, feeds) for runtime in runtimes)
+    count = effort.iterations or _iterations_in(effort.seconds, one_of_each_s)
+    blocks = _split(count)
+    samples: list[list[RunTimes]] = [[] for _ in runtimes]
+    rounds: Iterable[int] = range(len(blocks))
+    for index in track(rounds, len(blocks)) if track else rounds:
+        # Every other round runs backwards, so that no model always comes first.
+        order = range(len(runtimes)) if index % 2 == 0 else reversed(range(len(runtimes)))
+        for which in order:
+            if len(runtimes) > 1:
+                runtimes[which].timed_run(feeds)
+            samples[which].extend(runtimes[which].timed_run(feeds) for _ in range(blocks[index]))
+    return samples
+
+
+def _warm_up(runtime: Runtime, feeds: Mapping[str, Array]) -> float:
+    """Run until caches, clocks and just-in-time compilers have settled; returns seconds of the fastest run."""
+    start = time.perf_counter()
+    fastest, runs = math.inf, 0
+    while runs < _WARM_UP_RUNS or time.perf_counter() - start < _WARM_UP_S:
+        before = time.perf_counter()
+        runtime.timed_run(feeds)
+        fastest, runs = min(fastest, time.perf_counter() - before), runs + 1
+    return fastest
+
+
+def _iterations_in(seconds: float, one_of_each_s: float) -> int:
+    return max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, int(seconds / max(one_of_each_s, 1e-9))))
+
+
+def _split(count: int) -> list[int]:
+    """`count` runs over the rounds as evenly as possible, none of them empty."""
+    rounds = min(count, max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, count // _RUNS_A_ROUND)))
+    return [count // rounds + (index < count % rounds) for index in range(rounds)]

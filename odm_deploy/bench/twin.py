@@ -1,0 +1,78 @@
+"""Opening the float twin of a model on the runtime the model itself runs on: the baseline of every speedup."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+
+from odm_deploy.errors import InputError, MissingError, OdmError
+from odm_deploy.lowering.float_twin import float_twin
+from odm_deploy.manifest import ONNX_FILE
+from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.model_file import parse_onnx, read_model
+from odm_deploy.runtimes.profiles import ShapeProfile
+from odm_deploy.runtimes.registry import runtime_class
+
+
+def open_twin(
+    model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int], options: RuntimeOptions | None = None
+) -> tuple[Runtime, str]:
+    """Open the float twin of `model` on the same runtime with the same options.
+
+    On TensorRT an engine is built from the twin for this one shape, in half precision: int8 that loses against FP16 is
+    of no use there.
+
+    Args:
+        model: a bundle, model.onnx or engine.plan. A plan's twin comes from the model.onnx beside it.
+        runtime: the opened model.
+        shape: [N, 3, H, W] it will be timed on.
+        options: how `runtime` was opened.
+
+    Returns:
+        The opened twin and what it is, for humans.
+
+    Raises:
+        InputError: the model quantizes nothing, or there is no ONNX file to derive a twin from.
+        MissingError: a package that deriving the twin needs is not installed.
+        BuildError: the twin's engine could not be built.
+    """
+    path = Path(model)
+    source = path.parent / ONNX_FILE if path.is_file() and runtime.model_kind == "plan" else path
+    if not source.exists():
+        raise InputError(f"{path} has no float twin", why=f"there is no {ONNX_FILE} beside it to derive one from")
+    twin = float_twin(parse_onnx(read_model(source, "onnx"), label=str(source)))
+    chosen = runtime_class(runtime.name)
+    if runtime.model_kind == "onnx":
+        label = "float twin" if options is None else f"float twin ({options.precision})"
+        return chosen.open_bytes(twin.SerializeToString(), options, label="the float twin"), label
+    plan = _build_half(twin.SerializeToString(), runtime.name, shape)
+    return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
+
+
+def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> bytes:
+    if importlib.util.find_spec("onnx_ir") is None:
+        raise MissingError("no half-precision twin", why="onnx-ir is not installed", fix="pip install onnx-ir")
+    import onnx_ir as ir
+
+    from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+
+    graph = ir.from_proto(parse_onnx(twin))
+    convert_rest_to_fp16(graph)
+    n, channels, h, w = shape
+    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
+        onnx_path, plan_path = Path(folder) / ONNX_FILE, Path(folder) / "twin.plan"
+        onnx_path.write_bytes(ir.to_proto(graph).SerializeToString())
+        build_engine(onnx_path, plan_path, profiles=ShapeProfile.static(n, h, w, channels), flavour=flavour)
+        return plan_path.read_bytes()
+
+
+def try_open_twin(
+    model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int], options: RuntimeOptions | None = None
+) -> tuple[Runtime | None, str]:
+    """As `open_twin`, but (None, reason) where there can be no twin: a benchmark without baseline is still one."""
+    try:
+        return open_twin(model, runtime, shape, options)
+    except OdmError as error:
+        return None, str(error)

@@ -1,0 +1,107 @@
+"""`odm-deploy bench`: how fast, and how much faster than in float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from odm_deploy.cli.output import emit_json, json_option, progress, say
+from odm_deploy.errors import GateError, UsageError
+
+_PIPED_WIDTH = 140
+
+
+@click.command("bench")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--runtime", metavar="NAME", help="Where to run; default: the fastest that works here.")
+@click.option("--size", metavar="HxW", help="Input size in pixels; default: what the engine is tuned for, or 180x320.")
+@click.option("--batch", default=1, show_default=True, help="Images a run.")
+@click.option("--iterations", type=int, help="Counted runs of each model; default: what fits into --seconds.")
+@click.option("--seconds", default=5.0, show_default=True, help="Time to spend measuring.")
+@click.option("--threads", type=int, help="CPU threads; default: one a physical core.")
+@click.option(
+    "--precision",
+    type=click.Choice(["f32", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="Arithmetic of what is not int8 (bf16: OpenVINO on CPUs that have it).",
+)
+@click.option("--baseline/--no-baseline", default=True, show_default=True, help="Time the float twin, too.")
+@click.option(
+    "--fail-slower",
+    type=float,
+    metavar="RATIO",
+    help="Exit with 3 if the model takes more than RATIO times as long as its float twin.",
+)
+@json_option
+def command(
+    model: Path,
+    runtime: str | None,
+    size: str | None,
+    batch: int,
+    iterations: int | None,
+    seconds: float,
+    threads: int | None,
+    precision: str,
+    baseline: bool,
+    fail_slower: float | None,
+    as_json: bool,
+) -> None:
+    """Time MODEL: a bundle, a model.onnx or an engine.plan.
+
+    Beside it its float twin is timed: the same network without quantization, on the same runtime with the same options.
+    """
+    from odm_deploy.bench.benchmark import benchmark
+    from odm_deploy.bench.timing import Effort
+    from odm_deploy.runtimes.base import RuntimeOptions
+
+    if fail_slower is not None and (fail_slower <= 0 or not baseline):
+        raise UsageError("--fail-slower", why="it needs a positive ratio and the float twin")
+    with progress("timing") as track:
+        report = benchmark(
+            model,
+            runtime,
+            size=_parse_size(size),
+            batch=batch,
+            options=RuntimeOptions(threads=threads, precision="bf16" if precision == "bf16" else "f32"),
+            effort=Effort(iterations, seconds),
+            baseline=baseline,
+            track=track,
+        )
+    if as_json:
+        emit_json(report.to_dict())
+    else:
+        from rich.console import Console
+
+        console = Console()
+        if not console.is_terminal:
+            # Into a file or a pipe, the table keeps its columns whatever width is assumed there.
+            console = Console(width=_PIPED_WIDTH)
+        console.print(report.to_table())
+    if baseline and report.baseline is None:
+        say(f"no float twin: {report.baseline_note}")
+    if fail_slower is not None:
+        _gate(report.speedup, fail_slower, report.baseline_note)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise UsageError(
+            f"--size {text}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example --size 180x320"
+        )
+    return int(height), int(width)
+
+
+def _gate(speedup: float | None, ratio: float, note: str) -> None:
+    if speedup is None:
+        raise GateError("--fail-slower cannot be judged", why=note)
+    if 1 / speedup > ratio:
+        raise GateError(
+            "the quantized model is too slow",
+            why=f"it takes {1 / speedup:.2f} times as long as its float twin, --fail-slower allows {ratio:g}",
+            fix="see with `odm-deploy inspect` which layers run as int8, or try another --runtime",
+        )
