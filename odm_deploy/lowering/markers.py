@@ -104,6 +104,7 @@ def export_marked(model: QuantizedModel) -> ir.Model:
     marked = program.model
     _name_dimensions(marked, model.scale)
     _forget_origin(marked)
+    _name_layers(marked)
     return marked
 
 
@@ -133,6 +134,25 @@ def _name_dimensions(model: ir.Model, scale: int) -> None:
             value.shape = None
     model.graph.inputs[0].shape = ir.Shape(["n", 3, "h", "w"])
     model.graph.outputs[0].shape = ir.Shape(["n", 3, f"{scale}*h", f"{scale}*w"])
+
+
+def _name_layers(model: ir.Model) -> None:
+    """Call each convolution and matrix product by its layer's name, so that every tool's report names layers."""
+    for node in model.graph:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            owners = [owner for value in node.inputs[:2] if (owner := _owner_of(value)) is not None]
+            if owners:
+                node.name = owners[0]
+
+
+def _owner_of(value: ir.Value | None) -> str | None:
+    """The layer whose weight `value` is, looking through transposes and weight markers; None for activations."""
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", DEQUANTIZE_WEIGHT):
+            return None
+        value = node.inputs[0]
+    return value.name.rpartition(".")[0] or None if value is not None and value.name is not None else None
 
 
 def _forget_origin(model: ir.Model) -> None:

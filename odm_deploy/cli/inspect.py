@@ -1,0 +1,153 @@
+"""`odm-deploy inspect`: which layers an engine really runs as int8, and why the others do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.output import emit_json, json_option, say
+
+if TYPE_CHECKING:
+    from odm_deploy.runtimes.coverage import Coverage
+    from odm_deploy.runtimes.layer_table import LayerRecord
+    from odm_deploy.runtimes.profiles import ShapeProfile
+
+
+@click.command("inspect")
+@click.argument("path", metavar="BUNDLE|ONNX|MODEL.pt", type=click.Path(path_type=Path))
+@click.option("--shapes", default="1x3x270x480", show_default=True, help="Input shape that MACs are counted at.")
+@click.option("--rebuild", is_flag=True, help="Build anew rather than read what the bundle recorded.")
+@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
+@json_option
+def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, as_json: bool) -> None:
+    """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).
+
+    TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. A layer that the
+    graph quantizes and the engine runs as float ends with exit code 3. A model.pt is listed with its grids instead.
+    """
+    from odm_deploy.errors import GateError
+    from odm_deploy.runtimes.coverage import coverage
+    from odm_deploy.runtimes.profiles import parse_profile
+
+    if path.suffix in (".pt", ".pth"):
+        _inspect_checkpoint(path, as_json)
+        return
+    profile = parse_profile(shapes)
+    graph, layers, source = _layers_of(path, profile, rebuild, timeout_s)
+    found = coverage(graph, layers, profile)
+    if as_json:
+        emit_json({**_to_dict(found), "source": source})
+    else:
+        _print(found, source)
+    if found.fallbacks:
+        names = ", ".join(layer.name for layer in found.fallbacks[:3])
+        raise GateError(
+            f"{len(found.fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
+            why=f"{names}{' ...' if len(found.fallbacks) > 3 else ''}: {found.fallbacks[0].reason}",
+            fix=f"see odm-deploy lint {path}",
+        )
+
+
+def _layers_of(
+    path: Path, profile: ShapeProfile, rebuild: bool, timeout_s: float
+) -> tuple[Path, list[LayerRecord], str]:
+    """The ONNX file, the engine's layers, and where they are known from."""
+    from odm_deploy.manifest import ONNX_FILE, manifest_beside
+    from odm_deploy.runtimes.layer_table import LayerRecord
+    from odm_deploy.runtimes.model_file import locate_model
+
+    onnx_file = locate_model(path.with_name(ONNX_FILE) if path.suffix == ".plan" else path, "onnx")
+    manifest = None if path.suffix == ".onnx" else manifest_beside(path)
+    if manifest is not None and manifest.engine is not None and not rebuild:
+        engine = manifest.engine
+        layers = [
+            LayerRecord(row["name"], row["kind"], row["precision"], (), (), (), tuple(row["onnx_nodes"]))
+            for row in engine["layers"]
+        ]
+        return onnx_file, layers, f"{engine['flavour']} {engine['version']}, when the bundle was built"
+    return onnx_file, *_build(onnx_file, profile, timeout_s)
+
+
+def _build(onnx_file: Path, profile: ShapeProfile, timeout_s: float) -> tuple[list[LayerRecord], str]:
+    """Build a throw-away engine for its layer table."""
+    import tempfile
+
+    from odm_deploy.runtimes.build import build_engine
+    from odm_deploy.runtimes.compat import choose_builder
+    from odm_deploy.runtimes.model_file import read_model
+
+    read_model(onnx_file, "onnx")
+    flavour = choose_builder()
+    say(f"building with {flavour.name} {flavour.version} to see its layers")
+    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
+        report = build_engine(
+            onnx_file, Path(folder) / "engine.plan", profiles=profile, flavour=flavour, timeout_s=timeout_s
+        )
+    return list(report.layers), f"{report.builder} {report.version}, built just now"
+
+
+def _to_dict(found: Coverage) -> dict[str, Any]:
+    return {
+        "quantized_layers": found.quantized_layers,
+        "int8_layers": found.int8_layers,
+        "macs": found.macs,
+        "quantized_macs": found.quantized_macs,
+        "int8_macs": found.int8_macs,
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "quantized": layer.quantized,
+                "precision": layer.precision,
+                "macs": layer.macs,
+                "reason": layer.reason,
+                "engine_layer": layer.engine_layer,
+            }
+            for layer in found.layers
+        ],
+    }
+
+
+def _print(found: Coverage, source: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"layers ({source})", title_justify="left")
+    for column in ("layer", "runs as", "share of MACs", "why not int8"):
+        table.add_column(column, justify="right" if column.startswith("share") else "left")
+    for layer in found.layers:
+        share = f"{layer.macs / found.macs:.1%}" if layer.macs and found.macs else "?"
+        table.add_row(layer.name, layer.precision, share, layer.reason)
+    console = Console()
+    console.print(table)
+    share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
+    console.print(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}", highlight=False)
+
+
+def _inspect_checkpoint(path: Path, as_json: bool) -> None:
+    """What a model.pt quantizes, and on which grids."""
+    from odm_deploy.checkpoint import load_model
+
+    model = load_model(path)
+    layers = [
+        {"name": name, "weight_bits": layer.weight_bits, **layer.grid.to_dict(), "lower": layer.grid.lower,
+         "upper": layer.grid.upper}
+        for name, layer in model.layers.items()
+    ]  # fmt: skip
+    if as_json:
+        emit_json({"network": model.network.name, "scale": model.scale, "metadata": model.metadata, "layers": layers})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{model.network.name} x{model.scale}: {len(layers)} quantized layers", title_justify="left")
+    for column in ("layer", "weight bits", "input bits", "lowest level", "highest level", "zero point"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for row in layers:
+        table.add_row(
+            row["name"], str(row["weight_bits"]), str(row["bits"]), f"{row['lower']:.4g}", f"{row['upper']:.4g}",
+            str(row["zero_point"]),
+        )  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,144 @@
+"""Everything the README claims in figures, measured again: `python tools/readme_figures.py --out DIR`.
+
+Calibrates EDSR-baseline x4 at several widths, exports each, and writes two markdown tables: quality and agreement on a
+benchmark set for the torch reference, ONNX Runtime and OpenVINO, and the coverage and build time of TensorRT-RTX engines.
+Every row is kept in DIR as it is finished, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+PARITY_BITS = ("8", "6", "4")
+COVERAGE_BITS = ("8", "7", "6", "5", "4", "3", "2")
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+@click.command()
+@click.option("--weights", type=click.Path(path_type=Path), default=ROOT / "../shared/weights/edsr_baseline_x4.pt")
+@click.option("--images", type=click.Path(path_type=Path), default=ROOT / "../shared/data/train/clean100")
+@click.option("--dataset", type=click.Path(path_type=Path), default=ROOT / "../shared/data/benchmark/Set5")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/figures", show_default=True)
+def main(weights: Path, images: Path, dataset: Path, out: Path) -> None:
+    """Measure, and print the tables as markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    parity = [_parity(weights, images, dataset, bits, out) for bits in PARITY_BITS]
+    floating = _kept(
+        out / "float.json", lambda: _odm("eval", weights, "--network", "edsr", "--scale", "4", "--dataset", dataset)
+    )
+    coverage = [
+        _coverage(weights, images, bits, precision, out) for bits in COVERAGE_BITS for precision in ("fp32", "fp16")
+    ]
+    click.echo(_parity_table(floating, parity))
+    click.echo(_coverage_table(coverage))
+
+
+def _kept(path: Path, measure: Any) -> dict[str, Any]:
+    """The result stored at `path`, measured first if it is not there yet."""
+    if not path.exists():
+        path.write_text(json.dumps(measure()))
+    return json.loads(path.read_text())
+
+
+def _run(command: list[Any]) -> str:
+    """Standard output of a command run from the repository's root; its gate may fail, its run may not."""
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 3):
+        raise click.ClickException(f"{' '.join(map(str, command))}: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout
+
+
+def _odm(*arguments: Any) -> dict[str, Any]:
+    return json.loads(_run([sys.executable, "-m", "odm_deploy", *arguments, "--json"]))
+
+
+def _model(weights: Path, images: Path, bits: str, out: Path, *, whole: bool = False) -> Path:
+    """A calibrated model.pt; `whole` also quantizes body end and tail, at 8 bits."""
+    path = out / f"edsr_w{bits}{'_whole' if whole else ''}.pt"
+    if not path.exists():
+        extra = ["--body-end", "8", "--tail", "8"] if whole else []
+        arguments = ["--network", "edsr", "--scale", 4, "--bits", bits, "--images", images, *extra, "-o", path]
+        _run([sys.executable, "-m", "calibration", weights, *arguments])
+    return path
+
+
+def _parity(weights: Path, images: Path, dataset: Path, bits: str, out: Path) -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
+        bundle = out / f"edsr_w{bits}"
+        model = _model(weights, images, bits, out)
+        _odm("export", model, "-o", bundle, "--no-engine")
+        low = dataset / "LR_bicubic" / "X4"
+        found = {
+            name: _odm("verify", bundle, "--against", model, "--images", low, "--runtime", name) for name in RUNTIMES
+        }
+        return {"bits": bits, **found}
+
+    return _kept(out / f"parity_w{bits}.json", measure)
+
+
+def _coverage(weights: Path, images: Path, bits: str, precision: str, out: Path) -> dict[str, Any]:
+    def measure() -> dict[str, Any]:
+        row: dict[str, Any] = {"bits": bits, "precision": precision}
+        for key, whole in (("body", False), ("whole", True)):
+            bundle = out / f"edsr_w{bits}_{precision}_{key}"
+            started = time.perf_counter()
+            _odm("export", _model(weights, images, bits, out, whole=whole), "-o", bundle, "--precision", precision)
+            row[f"{key}_export_s"] = time.perf_counter() - started
+            manifest = json.loads((bundle / "manifest.json").read_text())
+            found = _odm("inspect", bundle)
+            row[key] = f"{found['int8_layers']} of {found['quantized_layers']}"
+            row[f"{key}_build_s"] = manifest["engine"]["build_s"]
+            row[f"{key}_plan_mb"] = manifest["engine"]["plan_bytes"] / 1e6
+        return row
+
+    return _kept(out / f"coverage_w{bits}_{precision}.json", measure)
+
+
+def _parity_table(floating: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| bits | computed by | PSNR-Y / SSIM | identical values | largest step | PSNR between |",
+        "|---|---|---|---|---|---|",
+        f"| float | torch | {floating['psnr_y_db']:.3f} dB / {floating['ssim_y']:.4f} | | | |",
+    ]
+    for row in rows:
+        first = row[RUNTIMES[0]]
+        quality, floor = first["reference"], first["noise_floor"]
+        lines.append(f"| {row['bits']} | torch fake-quant (reference) | {_quality(quality)} | | | |")
+        lines.append(f"| {row['bits']} | *noise floor: torch float64* | | {_distance(floor)} |")
+        lines += [
+            f"| {row['bits']} | {name} | {_quality(row[name]['runtime'])} | {_distance(row[name])} |" for name in RUNTIMES
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _quality(found: dict[str, float]) -> str:
+    return f"{found['psnr_y_db']:.3f} dB / {found['ssim_y']:.4f}"
+
+
+def _distance(found: dict[str, float]) -> str:
+    return f"{found['identical_pixels']:.2%} | {found['max_lsb']} | {found['psnr_between_db']:.1f} dB"
+
+
+def _coverage_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| bits | rest | int8, body quantized | build | plan | int8, body end and tail too | build | plan |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['bits']} | {row['precision']} | {row['body']} | {row['body_build_s']:.2f} s | {row['body_plan_mb']:.1f} MB "
+        f"| {row['whole']} | {row['whole_build_s']:.2f} s | {row['whole_plan_mb']:.1f} MB |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
