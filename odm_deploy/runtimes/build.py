@@ -23,6 +23,7 @@ from typing import Any
 import odm_deploy
 from odm_deploy.errors import BuildError, UsageError
 from odm_deploy.files import atomic_path
+from odm_deploy.lowering.lint import Severity, lint
 from odm_deploy.lowering.lint.graph import read_model
 from odm_deploy.runtimes.builder_child import BuildRequest
 from odm_deploy.runtimes.compat import Flavour, choose_builder
@@ -30,6 +31,7 @@ from odm_deploy.runtimes.layer_table import LayerRecord, parse_inspector, parse_
 from odm_deploy.runtimes.profiles import ShapeProfile
 
 _TAIL_LINES = 12
+_ADVICES = 2
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def build_engine(
         layers=tuple(layers),
         warnings=tuple(warnings),
         log_tail=tail,
-        trtexec_equivalent=_trtexec(request, done, str(onnx_path), str(plan_path)),
+        trtexec_equivalent=_trtexec(request, done, Path(onnx_path), Path(plan_path)),
     )
 
 
@@ -225,8 +227,8 @@ def _run_child(
         fix = "allow more time, lower the optimization level, or narrow the shape profile"
         raise BuildError(f"building {request.onnx} was stopped", why=f"it took longer than {timeout_s:g} s", fix=fix)
     if last.get("event") == "failed":
-        raise BuildError(last["what"], why=last["why"], fix=last["fix"] or _lint_advice(request))
-    raise BuildError(f"the {request.module} builder {_cause(code)}", why=_last_words(log), fix=_lint_advice(request))
+        raise BuildError(last["what"], why=last["why"], fix=last["fix"] or _advice(request))
+    raise BuildError(f"the {request.module} builder {_cause(code)}", why=_last_words(log), fix=_advice(request))
 
 
 def _follow(
@@ -281,8 +283,12 @@ def _last_words(log: Path) -> str:
     return "its last words: " + " | ".join(lines[-3:]) if lines else "it left no log"
 
 
-def _lint_advice(request: BuildRequest) -> str:
-    return f"see what it cannot take: odm-deploy lint {shlex.quote(request.onnx)}"
+def _advice(request: BuildRequest) -> str:
+    """What lint says about a graph that did not build: the builder's own words rarely name the cause."""
+    errors = [finding for finding in lint(request.onnx) if finding.severity is Severity.ERROR]
+    named = [f"{finding.node}: {finding.message} [{finding.rule}]; {finding.fix}" for finding in errors[:_ADVICES]]
+    more = f" ... and {len(errors) - _ADVICES} more" if len(errors) > _ADVICES else ""
+    return " | ".join(named) + more if named else "lint knows no reason; the builder's log has the details (log_path)"
 
 
 def _tail(log: Path) -> str:
@@ -294,8 +300,13 @@ def _tail(log: Path) -> str:
     return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
-def _trtexec(request: BuildRequest, done: dict[str, Any], onnx_path: str, plan_path: str) -> str:
-    """The same build as a command line of NVIDIA's tool, for bug reports and for machines without Python."""
+def _trtexec(request: BuildRequest, done: dict[str, Any], onnx_path: Path, plan_path: Path) -> str:
+    """The same build as a command line of NVIDIA's tool, for bug reports and for machines without Python.
+
+    Where graph and plan lie in one folder it is meant to be run there: bundles move between machines.
+    """
+    if onnx_path.parent == plan_path.parent:
+        onnx_path, plan_path = Path(onnx_path.name), Path(plan_path.name)
     rtx = request.module == "tensorrt_rtx"
     profile = ShapeProfile(*request.profile)  # pyright: ignore[reportArgumentType]
     words = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={onnx_path}", f"--saveEngine={plan_path}"]

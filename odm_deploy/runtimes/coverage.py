@@ -6,6 +6,7 @@ What the graph asks for comes from the ONNX file, what runs from the engine's la
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +24,7 @@ from odm_deploy.runtimes.profiles import ShapeProfile
 Shapes = dict[str, tuple[int, ...]]
 
 _MISSING = "missing"
+_AMBIGUOUS = "unknown"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class LayerCoverage:
     quantized: bool
     """Whether one of its operands is dequantized just before: somebody wanted it in int8."""
     precision: str
-    """What it runs as: `int8`, `fp16`, `fp32`, ...; `missing` where no engine layer names it."""
+    """What it runs as: `int8`, `fp16`, `fp32`, ...; `missing` where no engine layer names it, `unknown` where several
+    ONNX layers share the name."""
     reason: str
     """Why it does not run as int8; empty when it does."""
     macs: int | None
@@ -99,7 +102,11 @@ def coverage(
     graph = QdqGraph(loaded)
     findings = lint(loaded)
     shapes = infer_shapes(graph.model, profile)
-    return Coverage(tuple(_cover(graph, layer, layers, findings, shapes) for layer in find_layers(graph)))
+    asked = find_layers(graph)
+    names = Counter(layer.name for layer in asked)
+    return Coverage(
+        tuple(_cover(graph, layer, layers, findings, shapes, unique=names[layer.name] == 1) for layer in asked)
+    )
 
 
 def infer_shapes(model: ModelProto, profile: ShapeProfile | None) -> Shapes:
@@ -151,10 +158,16 @@ def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
 
 
 def _cover(
-    graph: QdqGraph, layer: Layer, records: Sequence[LayerRecord], findings: Sequence[Finding], shapes: Shapes
+    graph: QdqGraph,
+    layer: Layer,
+    records: Sequence[LayerRecord],
+    findings: Sequence[Finding],
+    shapes: Shapes,
+    *,
+    unique: bool,
 ) -> LayerCoverage:
-    record = find_compute_layer(records, layer.name)
-    precision = record.precision if record else _MISSING
+    record = find_compute_layer(records, layer.name) if unique else None
+    precision = record.precision if record else _MISSING if unique else _AMBIGUOUS
     return LayerCoverage(
         name=layer.name,
         op=layer.node.op_type,

@@ -1,0 +1,209 @@
+"""The real TensorRT-RTX builder, which needs no GPU: what it does to legal and to trap graphs, and how builds fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+
+from odm_deploy.errors import BuildError, InputError, UsageError
+from odm_deploy.lowering.lint import lint
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.runtimes.coverage import coverage
+from odm_deploy.runtimes.profiles import ShapeProfile
+from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
+
+RTX = find_flavour("tensorrt_rtx")
+PROFILE = ShapeProfile((1, CHANNELS, 16, 16), (1, CHANNELS, 64, 48), (2, CHANNELS, 128, 128))
+
+pytestmark = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build a model with TensorRT-RTX; returns the report."""
+
+    def run(model, **options):
+        onnx.save(model, tmp_path / "model.onnx")
+        options = {"profiles": PROFILE, "flavour": RTX, **options}
+        return build_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", **options)
+
+    return run
+
+
+@pytest.mark.parametrize("label", TRAPS)
+def test_builder_does_to_trap_graphs_what_lint_says(build, label):
+    trap = TRAPS[label]
+    if trap.fate in ("refused", "crashed"):
+        with pytest.raises(BuildError) as caught:
+            build(trap.build())
+        assert f"[{trap.rule}]" in caught.value.fix
+        assert ("SIGSEGV" in caught.value.what) == (trap.fate == "crashed")
+        return
+    model = trap.build()
+    covered = coverage(model, build(model).layers, PROFILE)
+    layer = next(layer for layer in covered.layers if layer.name == "layer")
+    assert layer.precision == {"float": "fp32"}.get(trap.fate, trap.fate)
+    assert (f"[{trap.rule}]" in layer.reason) == (trap.fate != "int8")
+
+
+@pytest.mark.parametrize("label", LEGAL)
+def test_legal_graphs_run_as_int8_in_every_layer(build, label):
+    model = LEGAL[label]()
+    covered = coverage(model, build(model).layers, PROFILE)
+    assert covered.int8_layers == covered.quantized_layers == len(covered.layers) == 1
+    assert covered.fallbacks == ()
+
+
+def test_parse_error_names_the_node_in_the_builders_words(build):
+    with pytest.raises(BuildError) as caught:
+        build(TRAPS["zero point 3"].build())
+    assert "a_q [QuantizeLinear]" in caught.value.why
+    assert "zero point" in caught.value.why
+    assert "a_q" in caught.value.fix
+
+
+def test_crash_leaves_no_plan_and_keeps_the_old_one(build, tmp_path):
+    plan = tmp_path / "engine.plan"
+    plan.write_bytes(b"the plan of yesterday")
+    with pytest.raises(BuildError, match="SIGSEGV"):
+        build(TRAPS["scale computed at run time"].build())
+    assert plan.read_bytes() == b"the plan of yesterday"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.plan", "model.onnx"]
+
+
+def test_timeout_stops_the_build_soon(build, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(BuildError, match=r"longer than 0\.01 s"):
+        build(LEGAL["plain"](), timeout_s=0.01)
+    assert time.monotonic() - started < 10
+    assert not (tmp_path / "engine.plan").exists()
+
+
+def test_report_says_what_was_built(build, tmp_path):
+    log = tmp_path / "logs" / "build.log"
+    report = build(LEGAL["plain"](), tf32=False, log_path=log, workspace_mib=256, timing_cache=tmp_path / "t.cache")
+    assert report.plan == tmp_path / "engine.plan"
+    assert report.plan_bytes == report.plan.stat().st_size > 1000
+    assert report.builder == "tensorrt_rtx"
+    assert report.version == RTX.version
+    assert 0 < report.seconds < 60
+    assert "Layers:" in log.read_text()
+    assert report.log_tail.splitlines()[-1] in log.read_text()
+    assert any("timing cache" in warning for warning in report.warnings)
+    words = report.trtexec_equivalent.split()
+    assert words[:3] == ["tensorrt_rtx", "--onnx=model.onnx", "--saveEngine=engine.plan"]
+    assert {"--minShapes=x:1x16x16x16", "--optShapes=x:1x16x64x48", "--maxShapes=x:2x16x128x128"} <= set(words)
+    assert {"--noTF32", "--memPoolSize=workspace:256"} <= set(words)
+
+
+def test_progress_reports_nested_phases_with_their_steps(build):
+    seen = []
+    build(LEGAL["plain"](), on_progress=seen.append)
+    assert seen[0].depth == 0
+    assert max(progress.depth for progress in seen) >= 1
+    assert all(0 <= progress.step <= progress.steps for progress in seen)
+    assert len({progress.phase for progress in seen}) > 3
+
+
+def test_exception_in_the_progress_callback_ends_the_build(build, tmp_path):
+    def refuse(progress):
+        raise RuntimeError(progress.phase)
+
+    with pytest.raises(RuntimeError, match="Building engine"):
+        build(LEGAL["plain"](), on_progress=refuse)
+    assert not (tmp_path / "engine.plan").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child process through /proc")
+def test_interrupt_kills_the_builder(tmp_path):
+    onnx.save(LEGAL["plain"](), tmp_path / "model.onnx")
+    # The callback stalls the parent in the middle of a build.
+    program = f"""
+import time
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.profiles import ShapeProfile
+build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r}, flavour="tensorrt_rtx",
+    profiles=ShapeProfile.static(1, 64, 64, 16), on_progress=lambda progress: print(progress, time.sleep(60)))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as parent:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        deadline = time.monotonic() + 30
+        while not children.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        builder = int(children.read_text().split()[0])
+        parent.send_signal(signal.SIGINT)
+        parent.wait(timeout=20)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(builder, 0)
+        pytest.fail("the builder survived")
+    assert not (tmp_path / "engine.plan").exists()
+
+
+def test_compute_capabilities_are_chosen_and_checked(build):
+    assert (
+        "--computeCapabilities=86,89"
+        in build(LEGAL["plain"](), compute_capabilities=["8.6", "sm89"]).trtexec_equivalent
+    )
+    with pytest.raises(BuildError, match=r"cannot build for SM99.*SM86"):
+        build(LEGAL["plain"](), compute_capabilities=["9.9"])
+
+
+def test_turing_runs_nothing_as_int8(build):
+    model = LEGAL["plain"]()
+    covered = coverage(model, build(model, compute_capabilities=["7.5"]).layers, PROFILE)
+    assert (covered.quantized_layers, covered.int8_layers) == (1, 0)
+    assert "no known trap" in covered.fallbacks[0].reason
+
+
+def test_input_that_is_no_image_batch_is_refused(build):
+    b = Builder()
+    model = b.model(b.conv(b.qdq("x", "a"), b.weights()))
+    model.graph.input[0].type.tensor_type.shape.dim.pop()
+    with pytest.raises(BuildError):
+        build(model)
+
+
+def test_hostile_input_is_refused_before_any_builder_starts(tmp_path):
+    cases = {"empty.onnx": b"", "text.onnx": b"hello"}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*cases, "missing.onnx"):
+        with pytest.raises(InputError):
+            build_engine(tmp_path / name, tmp_path / "engine.plan", profiles=PROFILE, flavour=RTX)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(cases)
+
+
+def test_a_json_module_in_the_working_directory_is_not_run(build, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('hijacked')")
+    monkeypatch.chdir(tmp_path)
+    assert build(LEGAL["plain"]()).plan_bytes > 0
+
+
+def test_no_time_is_a_usage_error(build):
+    with pytest.raises(UsageError):
+        build(LEGAL["plain"](), timeout_s=0)
+
+
+def test_unnamed_nodes_are_matched_with_engine_layers(build):
+    model = LEGAL["plain"]()
+    for node in model.graph.node:
+        node.name = ""
+    covered = coverage(model, build(model).layers, PROFILE)
+    assert [(layer.name, layer.precision) for layer in covered.layers] == [("node_of_layer", "int8")]
+    assert lint(model) == []
+
+
+def test_plan_path_may_be_relative(build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(LEGAL["plain"](), "here.onnx")
+    report = build_engine("here.onnx", "deep/er.plan", profiles=PROFILE, flavour=RTX)
+    assert Path("deep/er.plan").stat().st_size == report.plan_bytes
