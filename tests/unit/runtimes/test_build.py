@@ -81,10 +81,11 @@ def test_channel_writes_json_lines_and_notices_a_parent_that_is_gone():
     assert json.loads(stream.getvalue()) == {"event": "step", "name": "Timing", "step": 2}
     reading, writing = os.pipe()
     os.close(reading)
-    # Unbuffered, as nothing else would be left to fail when the stream is closed.
-    channel = Channel(io.TextIOWrapper(os.fdopen(writing, "wb", buffering=0), write_through=True))
-    channel.send("step", name="Timing", step=3)
-    assert not channel.open
+    # Unbuffered: nothing must be left to flush when the stream is closed.
+    with io.TextIOWrapper(os.fdopen(writing, "wb", buffering=0), write_through=True) as stream:
+        channel = Channel(stream)
+        channel.send("step", name="Timing", step=3)
+        assert not channel.open
 
 
 def test_child_without_its_module_says_so(tmp_path):
