@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from odm_deploy.errors import InputError
 
 
 @contextmanager
-def atomic_path(destination: Path | str) -> Iterator[Path]:
+def atomic_path(destination: Path | str) -> Generator[Path]:
     """Yield a temporary path to write to; on success it becomes `destination`, on any exception it is removed.
 
     The temporary name keeps the destination's suffix, because image writers choose their format by it.
@@ -49,7 +49,7 @@ def atomic_path(destination: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(destination: Path | str) -> Iterator[Path]:
+def atomic_directory(destination: Path | str) -> Generator[Path]:
     """Yield a temporary directory; on success it replaces `destination`, on any exception it is removed.
 
     An existing `destination` is only replaced when it is empty or itself a bundle (holds a manifest.json): a typo in

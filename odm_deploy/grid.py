@@ -163,7 +163,7 @@ class Grid:
 
     def dequantize(self, codes: npt.NDArray[np.uint8], dtype: npt.DTypeLike = np.float32) -> FloatArray:
         """Levels of `codes`, same shape, as `dtype` (float32 or float64)."""
-        kind = np.dtype(dtype).type
+        kind = np.float64 if np.dtype(dtype) == np.float64 else np.float32
         levels = (codes.astype(kind) - kind(self.zero_point)) * kind(self.scale)
         return levels if self.center is None else levels + kind(self.center)
 

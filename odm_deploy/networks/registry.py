@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import NetworkConfig, StateDict, SuperResolutionNetwork
 from odm_deploy.networks.state_dict import load_state
 
@@ -55,7 +55,11 @@ def network_from_state_dict(
         InputError: the state dict does not fit; the line names missing, unexpected and misshapen keys.
     """
     network_class, config_class = _classes(name)
-    config = config_class.from_state_dict(state, scale)
+    try:
+        config = config_class.from_state_dict(state, scale)
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        # The right keys with tensors of other ranks or sizes: nothing to read hyper-parameters off.
+        raise InputError(f"not a state dict of {name}", why=f"misshapen weights ({error})") from None
     if overrides:
         config = config_class.from_dict({**vars(config), **overrides})
     network = network_class(config)  # type: ignore[call-arg]
