@@ -15,8 +15,8 @@ demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real
 	$(BIN)/odm-deploy inspect $(BUNDLE)
 	$(BIN)/odm-deploy verify $(BUNDLE) --images $(DEMO_IMAGES)
 	$(BIN)/odm-deploy bench $(BUNDLE) --size 96x96
-	$(BIN)/odm-deploy upscale $(DEMO_IMAGES)/buildingsx4.png demo/buildings.png --model $(BUNDLE)
-	@echo "done: compare $(DEMO_IMAGES)/buildingsx4.png with demo/buildings.png"
+	$(BIN)/odm-deploy upscale $(DEMO_IMAGES)/streetx4.png demo/street.png --model $(BUNDLE)
+	@echo "done: compare $(DEMO_IMAGES)/streetx4.png with demo/street.png"
 
 test: $(READY)  ## every test that needs no GPU
 	$(BIN)/python -m pytest -q

@@ -47,16 +47,12 @@ def command(
     size = _tile_size(tile, image.height, image.width, manifest)
     start = time.perf_counter()
     with Engine.open(bundle, runtime, RuntimeOptions(threads=threads)) as engine, progress("tiles") as track:
-        rgb = engine.upscale_tiled(
-            image.rgb, scale=manifest.scale, tile=size, overlap=manifest.receptive_radius_px or 0, track=track
-        )
+        rgb = engine.upscale(image.rgb, tile=size, track=track)
         alpha = None
         if image.alpha is not None:
             # Transparency is an image of its own; as gray RGB it goes through the same network.
             gray = np.repeat(image.alpha[..., None], 3, axis=2)
-            alpha = engine.upscale_tiled(
-                gray, scale=manifest.scale, tile=size, overlap=manifest.receptive_radius_px or 0, track=track
-            )[..., 1]
+            alpha = engine.upscale(gray, tile=size, track=track)[..., 1]
         described = engine.describe()
     seconds = time.perf_counter() - start
     write_image(destination, Image(rgb, alpha, image.gray, image.icc_profile))
@@ -76,20 +72,10 @@ def command(
 
 
 def _tile_size(asked: int | None, height: int, width: int, manifest: Manifest) -> int:
-    """The tile size to use; 0 runs the image whole.
-
-    Raises:
-        UsageError: tiles were asked for, but the network looks further than any tile.
-    """
-    from odm_deploy.errors import UsageError
-
-    if manifest.receptive_radius_px is None:
-        if asked:
-            raise UsageError(
-                f"--tile {asked}", why=f"{manifest.network['name']} sees the whole image at once", fix="use --tile 0"
-            )
-        return 0
+    """The tile size to use; 0 runs the image whole."""
     if asked is not None:
         return asked
-    small = height * width <= WHOLE_IMAGE_LIMIT_PX
-    return 0 if small else max(DEFAULT_TILE_PX, 4 * manifest.receptive_radius_px)
+    radius = manifest.receptive_radius_px
+    if radius is None or height * width <= WHOLE_IMAGE_LIMIT_PX:
+        return 0
+    return max(DEFAULT_TILE_PX, 4 * radius)
