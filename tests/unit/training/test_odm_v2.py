@@ -50,9 +50,7 @@ def test_two_bit_weights_have_exactly_four_levels(attach):
     for layer in model.layers.values():
         levels = layer.weight_quantizer(layer.weight)
         bound = layer.weight_quantizer.bound(layer.weight).item()
-        assert sorted(set(levels.flatten().tolist())) == pytest.approx(
-            [-bound, -bound / 3, bound / 3, bound], rel=1e-6
-        )
+        assert sorted(set(levels.flatten().tolist())) == pytest.approx([-bound, -bound / 3, bound / 3, bound], rel=1e-6)
 
 
 def test_eight_bit_mid_rise_is_refused():

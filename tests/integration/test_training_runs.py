@@ -1,0 +1,241 @@
+"""Whole training runs on a tiny network: resuming, stopping, diverging, and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from odm_deploy.checkpoint import load_model
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.networks.edsr import EDSR, EdsrConfig
+from training.distributed import World
+from training.loop import train
+from training.recipe import load_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """A recipe for a tiny EDSR x2 on six small images; a few milliseconds an iteration."""
+    torch.manual_seed(5)
+    torch.save(EDSR(EdsrConfig(scale=2, features=6, blocks=2)).state_dict(), tmp_path / "weights.pt")
+    images = tmp_path / "images"
+    images.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(6):
+        coarse = Image.fromarray(random.integers(0, 256, (7, 8, 3), dtype=np.uint8))
+        coarse.resize((48, 40), Image.Resampling.BICUBIC).save(images / f"{index}.png")
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"""
+[network]
+scale = 2
+weights = "{tmp_path / "weights.pt"}"
+[quantization]
+body = "w3a3"
+[method]
+name = "odm_v2"
+[data]
+folders = ["{images}"]
+patch = 8
+validation_images = 2
+calibration_batches = 2
+[optimizer]
+ema_decay = 0.9
+[run]
+iterations = 6
+batch = 4
+checkpoint_every = 3
+validate_every = 4
+log_every = 1
+""")
+    return path
+
+
+def command(recipe: Path, out: Path, *overrides: str) -> list[str]:
+    sets = [text for override in overrides for text in ("--set", override)]
+    return [sys.executable, "-m", "training", str(recipe), "--out", str(out), *sets]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def run(recipe: Path, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(recipe, out, *overrides), capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False
+    )
+
+
+def tensors(content: object, path: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(content, torch.Tensor):
+        return {path: content}
+    items = content.items() if isinstance(content, dict) else []
+    return {key: value for name, item in items for key, value in tensors(item, f"{path}/{name}").items()}
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    return tensors(torch.load(path, weights_only=True))
+
+
+def assert_same(first: Path, second: Path) -> None:
+    ours, theirs = read(first), read(second)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 20
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_ends_with_the_same_bits(recipe, tmp_path, how):
+    overrides = ("run.iterations=60", "run.checkpoint_every=2")
+    straight = run(recipe, tmp_path / "straight", *overrides)
+    assert straight.returncode == 0, straight.stderr
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(recipe, out, *overrides), stderr=subprocess.PIPE, text=True, env=environment(), cwd=REPOSITORY
+    )
+    while not (out / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(how)
+    _, talk = process.communicate(timeout=60)
+    assert not (out / "model.pt").exists(), "the run ended before it was stopped"
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "the same command resumes" in talk
+        assert "Traceback" not in talk
+    resumed = run(recipe, out, *overrides)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at iteration" in resumed.stderr
+    assert_same(tmp_path / "straight" / "last.pt", out / "last.pt")
+    assert_same(tmp_path / "straight" / "model.pt", out / "model.pt")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records if "loss" in record] == list(range(1, 61))
+
+
+def test_a_finished_run_leaves_what_it_promises(recipe, tmp_path):
+    model = train(load_recipe(recipe, []), tmp_path / "out", World())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "log.jsonl", "last.pt", "model.pt"}
+    frozen = load_model(tmp_path / "out" / "model.pt")
+    low = torch.rand(1, 3, 9, 11) * 255
+    model.network.eval()
+    with torch.no_grad():
+        assert torch.equal(frozen(low), model(low))
+    assert frozen.metadata["method"] == "odm_v2"
+    assert frozen.metadata["recipe"]["run"]["iterations"] == 6
+
+
+def test_training_lowers_the_loss(recipe, tmp_path):
+    overrides = ["run.iterations=150", "optimizer.learning_rate=3e-3", "run.checkpoint_every=1000"]
+    train(load_recipe(recipe, overrides), tmp_path / "out", World())
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_lowering_the_iterations_ends_a_run_where_it_stands(recipe, tmp_path):
+    train(load_recipe(recipe, []), tmp_path / "out", World())
+    (tmp_path / "out" / "model.pt").unlink()
+    train(load_recipe(recipe, ["run.iterations=6"]), tmp_path / "out", World())
+    assert load_model(tmp_path / "out" / "model.pt").metadata["iterations"] == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "telling"),
+    [
+        (float("nan"), r"diverged at iteration 3: the loss is nan; the first NaN or infinity leaves body\.1\.body\.0;"),
+        # A quantizer clips infinity, so that the output stays finite; the mismatch's gradient does not.
+        (float("inf"), r"diverged at iteration 3: the gradient of \S+ is not finite"),
+    ],
+)
+def test_divergence_names_iteration_and_layer_and_keeps_the_state(recipe, tmp_path, value, telling):
+    out = tmp_path / "out"
+    train(load_recipe(recipe, ["run.iterations=3"]), out, World())
+    sound = (out / "last.pt").read_bytes()
+    state = torch.load(out / "last.pt", weights_only=True)
+    state["model"]["body.1.body.0.bias"][0] = value
+    torch.save(state, out / "last.pt")
+    with pytest.raises(InputError, match=telling):
+        train(load_recipe(recipe, ["run.iterations=6"]), out, World())
+    (out / "last.pt").write_bytes(sound)
+    train(load_recipe(recipe, ["run.iterations=6"]), out, World())
+    assert load_model(out / "model.pt").metadata["iterations"] == 6
+
+
+def test_another_recipe_cannot_take_over_a_folder(recipe, tmp_path):
+    train(load_recipe(recipe, []), tmp_path / "out", World())
+    with pytest.raises(UsageError, match=r"run\.batch was 4, now 2"):
+        train(load_recipe(recipe, ["run.batch=2"]), tmp_path / "out", World())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "telling", "code"),
+    [
+        (["data.patch=21"], "is too small.*48x40 against a target patch of 42x42", 1),
+        (["data.patch=21", "data.small_images=skip"], "all 4 images are smaller", 1),
+        (["data.validation_images=6"], "cannot hold back 6 images", 1),
+        (["data.folders=['/nowhere']"], "/nowhere", 1),
+        (["network.scale=4"], "weights of EDSR x2", 1),
+        (["method.lambda_m=1"], "unknown key method.lambda_m", 1),
+        (["method.name=none"], "no method 'none'.*odm_v2", 2),
+        (["quantization.body=w9a4"], "9 bits", 2),
+        (["run.batches=3"], "unknown key run.batches.*did you mean batch", 1),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(recipe, tmp_path, overrides, telling, code):
+    with pytest.raises((InputError, UsageError), match=telling) as caught:
+        train(load_recipe(recipe, overrides), tmp_path / "out", World())
+    assert caught.value.exit_code == code
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_ends_with_one_line_and_the_exit_code(recipe, tmp_path):
+    result = run(recipe, tmp_path / "out", "method.name=none")
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: no method 'none'")
+    assert "Traceback" not in result.stderr
+
+
+def test_two_processes_train_what_one_trains(recipe, tmp_path):
+    """The cooperative rule compares gradients averaged over processes, and the mismatch norm spans the global batch."""
+    overrides = ("method.mismatch_weight=1e-2", "run.select=last")
+    one = run(recipe, tmp_path / "one", *overrides)
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    two = [
+        subprocess.Popen(
+            command(recipe, tmp_path / "two", *overrides),
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env={
+                **environment(),
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(2)
+    ]
+    talk = [process.communicate(timeout=120)[1] for process in two]
+    assert [process.returncode for process in two] == [0, 0], talk
+    ours, theirs = read(tmp_path / "one" / "last.pt"), read(tmp_path / "two" / "last.pt")
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        if key.startswith("/model/"):
+            # Adam's first steps amplify the rounding of differently ordered sums; a step is 1e-4 or 1e-3.
+            assert torch.allclose(value, theirs[key], atol=2e-5), key

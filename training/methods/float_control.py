@@ -1,0 +1,40 @@
+"""No quantization: the float network trained just as long, so that longer training is not mistaken for a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from odm_deploy.errors import UsageError
+from training.layers import ActivationQuantizer, WeightQuantizer
+from training.methods.base import Method
+
+
+@dataclass(frozen=True)
+class FloatOptions:
+    """The control has no settings."""
+
+
+class FloatControl(Method[FloatOptions]):
+    """Fine-tunes the float network; ends in weights.pt instead of model.pt."""
+
+    name = "float"
+    Options = FloatOptions
+    quantizes = False
+
+    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+        """There is none.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("the float control quantizes nothing")
+
+    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+        """There is none.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("the float control quantizes nothing")
