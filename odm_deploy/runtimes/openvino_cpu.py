@@ -98,7 +98,9 @@ class OpenVinoCpu(Runtime):
 
 
 def _cause(error: RuntimeError) -> str:
-    """The line of an OpenVINO exception that says something: the others name its own source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0]
+    """The line of an OpenVINO exception that says something: most name its own source files, or announce another."""
+    lines = [line.strip().removeprefix("-- ") for line in str(error).splitlines() if line.strip()]
+    unknown = [line for line in lines if line.startswith("No conversion rule")]
+    noise = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't fully converted")
+    telling = [line for line in lines if not line.startswith(noise) and not line.endswith(":")]
+    return (unknown or telling or lines or [type(error).__name__])[0]

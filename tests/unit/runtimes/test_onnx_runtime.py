@@ -1,0 +1,30 @@
+"""What only ONNX Runtime does: the unfused graph, and the CUDA provider."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from odm_deploy.errors import MissingError
+from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxRuntimeCuda
+from tests.sr_graphs import random_images, sr_model
+
+
+def test_without_optimization_no_integer_kernel_replaces_qdq() -> None:
+    model, images = sr_model("unsigned"), random_images()
+    with OnnxRuntime.open_bytes(model.SerializeToString(), RuntimeOptions(threads=1, optimize=False)) as runtime:
+        result = runtime.upscale(images)
+        assert runtime.describe()["optimized"] is False
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": images})
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has the CUDA provider"
+)
+def test_a_missing_cuda_provider_is_named() -> None:
+    with pytest.raises(MissingError, match="CUDAExecutionProvider"):
+        OnnxRuntimeCuda.open_bytes(sr_model().SerializeToString())
