@@ -1,0 +1,124 @@
+"""Engines on a real GPU: what they compute, at every shape, from many threads, and what refuses to load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odm_deploy.bench.benchmark import benchmark
+from odm_deploy.bench.timing import Effort
+from odm_deploy.engine import Engine
+from odm_deploy.errors import InputError
+from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
+from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.profiles import ShapeProfile
+from odm_deploy.runtimes.registry import runtime_class
+from tests.sr_graphs import random_images, sr_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not find_gpus(), reason="no NVIDIA GPU that the driver can use"),
+]
+PROFILE = ShapeProfile((1, 3, 8, 8), (1, 3, 16, 16), (2, 3, 64, 64))
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    flavour = find_flavour(request.param)
+    if not flavour.usable:
+        pytest.skip(flavour.problem)
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    folder = tmp_path_factory.mktemp(flavour.name)
+    (folder / "model.onnx").write_bytes(sr_model().SerializeToString())
+    build_engine(folder / "model.onnx", folder / "engine.plan", profiles=PROFILE, flavour=flavour, tf32=False)
+    (folder / "name").write_text(flavour.name)
+    return folder
+
+
+@pytest.fixture(params=[True, False], ids=["graph", "no-graph"])
+def engine(bundle: Path, request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    kind = runtime_class((bundle / "name").read_text())
+    with kind.open(bundle, RuntimeOptions(cuda_graph=request.param)) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Runtime]:
+    with OnnxRuntime.open_bytes(sr_model().SerializeToString(), RuntimeOptions(optimize=False)) as runtime:
+        yield runtime
+
+
+def assert_agree(result: np.ndarray, expected: np.ndarray) -> None:
+    assert result.shape == expected.shape
+    # Single codes flip where sums round differently.
+    assert np.mean(np.abs(result - expected) > 0.01) < 0.02
+
+
+def test_shapes_come_and_go_and_results_stay(engine: Runtime, reference: Runtime) -> None:
+    # More shapes than an engine keeps bound, each of them twice.
+    shapes = [(1, 8, 8), (2, 16, 16), (1, 64, 64), (1, 17, 31), (2, 40, 9), (1, 12, 50)] * 2
+    for seed, (n, h, w) in enumerate(shapes):
+        images = random_images(n, h, w, seed)
+        for _ in range(2):
+            assert_agree(engine.upscale(images), reference.upscale(images))
+
+
+def test_results_belong_to_the_caller(engine: Runtime) -> None:
+    first = engine.run({"image": random_images(seed=1)})["sr"]
+    kept = first.copy()
+    engine.run({"image": random_images(seed=2)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_threads_may_share_an_engine(engine: Runtime) -> None:
+    images = [random_images(h=8 + seed, seed=seed) for seed in range(6)]
+    alone = [engine.upscale(image) for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        for index, result in enumerate(pool.map(engine.upscale, images * 3)):
+            np.testing.assert_array_equal(result, alone[index % 6])
+
+
+def test_sizes_outside_the_profile_are_refused_with_its_range(engine: Runtime) -> None:
+    for h, w in ((7, 16), (65, 16), (16, 100)):
+        with pytest.raises(InputError, match=r"1x3x8x8 to 2x3x64x64"):
+            engine.upscale(random_images(h=h, w=w))
+
+
+def test_parts_of_a_run_add_up(engine: Runtime) -> None:
+    times = engine.timed_run({"image": random_images()})
+    assert times.h2d_ms is not None
+    assert times.compute_ms is not None
+    assert times.d2h_ms is not None
+    assert min(times.h2d_ms, times.compute_ms, times.d2h_ms) > 0
+    assert times.latency_ms == pytest.approx(times.h2d_ms + times.compute_ms + times.d2h_ms)
+
+
+def test_the_default_size_is_the_profiles_optimum(engine: Runtime) -> None:
+    assert engine.typical_shape() == (1, 3, 16, 16)
+
+
+def test_a_plan_with_damaged_contents_is_refused(bundle: Path) -> None:
+    plan = bytearray((bundle / "engine.plan").read_bytes())
+    plan[200:] = bytes(len(plan) - 200)
+    with pytest.raises(InputError, match="cannot load"):
+        runtime_class((bundle / "name").read_text()).open_bytes(bytes(plan))
+
+
+def test_bench_builds_the_half_precision_twin(bundle: Path) -> None:
+    report = benchmark(bundle, (bundle / "name").read_text(), effort=Effort(iterations=10))
+    assert report.shape == (1, 3, 16, 16)
+    assert report.baseline is not None, report.baseline_note
+    assert report.baseline.model == "float twin (fp16)"
+    assert report.measurement.compute_ms is not None
+
+
+def test_a_bundle_opens_on_its_engine(bundle: Path) -> None:
+    with Engine.open(bundle) as engine:
+        assert engine.runtime.name == (bundle / "name").read_text()
+        assert engine.upscale(np.zeros((9, 14, 3), np.uint8)).shape == (18, 28, 3)

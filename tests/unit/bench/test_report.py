@@ -1,0 +1,68 @@
+"""Numbers in a report follow from the runs alone."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from odm_deploy.bench.report import BenchReport, Measurement
+from odm_deploy.runtimes.base import RunTimes
+
+
+def cpu(*latencies_ms: float, model: str = "m") -> Measurement:
+    return Measurement.of(model, [RunTimes(value) for value in latencies_ms], 2, 3_000_000)
+
+
+def gpu(compute_ms: float, copies_ms: float) -> Measurement:
+    times = RunTimes(2 * copies_ms + compute_ms, copies_ms, compute_ms, copies_ms)
+    return Measurement.of("m", [times] * 3, 1, 1_000_000)
+
+
+def report(measurement: Measurement, baseline: Measurement | None, note: str = "") -> BenchReport:
+    return BenchReport("openvino", "CPU", (2, 3, 10, 20), measurement, baseline, note, {"threads": 2})
+
+
+def test_throughput_follows_from_the_mean_latency() -> None:
+    measurement = cpu(10.0, 30.0)
+    assert measurement.iterations == 2
+    assert measurement.images_per_s == pytest.approx(2 / 0.020)
+    assert measurement.mpix_per_s == pytest.approx(3 / 0.020)
+
+
+def test_speedup_compares_medians() -> None:
+    assert report(cpu(10, 10, 100), cpu(30, 30, 30)).speedup == pytest.approx(3.0)
+    assert report(cpu(10), None, "why").speedup is None
+
+
+def test_on_a_gpu_the_speedup_leaves_copies_out() -> None:
+    assert report(gpu(1.0, 5.0), gpu(2.0, 5.0)).speedup == pytest.approx(2.0)
+
+
+def test_json_has_the_documented_keys() -> None:
+    document = report(cpu(10), cpu(20, model="float twin (f32)")).to_dict()
+    assert document["runtime"] == "openvino"
+    assert document["device"] == "CPU"
+    assert document["shape"] == [2, 3, 10, 20]
+    assert document["latency_ms"] == {"p50": 10.0, "p90": 10.0, "p99": 10.0, "mean": 10.0}
+    assert document["speedup"] == pytest.approx(2.0)
+    assert document["baseline"]["latency_ms"]["p50"] == 20.0
+    assert {"images_per_s", "mpix_per_s"} <= document.keys() & document["baseline"].keys()
+    assert "compute_ms" not in document
+    assert gpu(1.0, 5.0).to_dict()["compute_ms"]["p50"] == 1.0
+    assert report(cpu(10), None, "it quantizes nothing").to_dict()["baseline_note"] == "it quantizes nothing"
+
+
+def test_the_table_shows_both_models_and_the_parts_of_a_gpu_run() -> None:
+    def rendered(item: BenchReport) -> str:
+        text = io.StringIO()
+        Console(file=text, width=140).print(item.to_table())
+        return text.getvalue()
+
+    on_cpu = rendered(report(cpu(1234.5), cpu(2469.0, model="float twin (f32)")))
+    assert "2.00 times as fast" in on_cpu
+    assert "1234" in on_cpu
+    assert "float twin (f32)" in on_cpu
+    assert "H2D" not in on_cpu
+    assert "GPU compute" in rendered(report(gpu(1.0, 5.0), None))
