@@ -17,6 +17,7 @@ from odm_deploy import __version__
 from odm_deploy.checkpoint import file_sha256, save_model
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_path
+from odm_deploy.networks.base import SuperResolutionNetwork
 from training.config import expand_places, to_tables
 from training.distributed import World
 from training.divergence import check_finite, first_broken_layer
@@ -52,7 +53,7 @@ def train(recipe: Recipe, folder: Path, world: World) -> TrainableModel:
     float_network = load_float_network(recipe)
     images = load_images(recipe)
     world.wait()
-    run = _Run(recipe, folder, world, method, build_model(recipe, method, float_network), images)
+    run = _Run(recipe, folder, world, method, float_network, images)
     run.start()
     run.iterate()
     return run.finish()
@@ -62,10 +63,18 @@ class _Run:
     """A run in progress."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, world: World, method: Method[Any], model: TrainableModel, images: Images
+        self,
+        recipe: Recipe,
+        folder: Path,
+        world: World,
+        method: Method[Any],
+        float_network: SuperResolutionNetwork,
+        images: Images,
     ) -> None:
+        model = build_model(recipe, method, float_network)
         self.recipe, self.folder, self.world = recipe, folder, world
         self.method, self.model, self.images = method, model, images
+        method.watch(model, float_network)
         self.optimizer = build_optimizer(model, recipe.optimizer)
         self.average = MovingAverage(model, recipe.optimizer.ema_decay)
         self.progress = Progress()

@@ -94,8 +94,8 @@ class TrainableModel:
             layer.weight_quantizer.project()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All trained parameters by name. Constants such as mean shifts are buffers and not among them."""
-        return dict(self.network.named_parameters())
+        """All trained parameters by name; those a method holds fixed and constants such as mean shifts are left out."""
+        return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
     def quantizer_parameters(self) -> set[str]:
         """Names of the parameters that belong to quantizers: ranges, steps, clipping scales, offsets."""
@@ -103,7 +103,8 @@ class TrainableModel:
             f"{name}.{part}.{key}"
             for name, layer in self.layers.items()
             for part in ("activation", "weight_quantizer")
-            for key, _ in layer.get_submodule(part).named_parameters()
+            for key, parameter in layer.get_submodule(part).named_parameters()
+            if parameter.requires_grad
         }
 
     def float_network(self) -> SuperResolutionNetwork:

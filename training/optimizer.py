@@ -12,9 +12,8 @@ from training.recipe import OptimizerSection
 
 
 def build_optimizer(model: TrainableModel, settings: OptimizerSection) -> torch.optim.Adam:
-    """Adam over weights and, at their own rate, quantizer parameters; those without gradients are left out."""
-    quantizer = model.quantizer_parameters()
-    trained = {name: parameter for name, parameter in model.parameters().items() if parameter.requires_grad}
+    """Adam over weights and, at their own rate, quantizer parameters."""
+    quantizer, trained = model.quantizer_parameters(), model.parameters()
     groups = [
         {"params": [p for name, p in trained.items() if name not in quantizer], "rate": settings.learning_rate},
         {"params": [p for name, p in trained.items() if name in quantizer], "rate": settings.range_learning_rate},

@@ -61,9 +61,9 @@ class _RangeQuantize(torch.autograd.Function):
         below, above = x < first, x > last
         grad_x = grad.masked_fill(below | above, 0.0)
         # (y - clip(x)) vanishes outside the range, where y is the clipped value itself.
-        rounding = (grad_x * (levels - x)).sum() / width
-        grad_lower = grad.masked_fill(~below, 0.0).sum() - rounding
-        grad_upper = grad.masked_fill(~above, 0.0).sum() + rounding
+        rounding = (grad_x * (levels - x)).sum_to_size(width.shape) / width
+        grad_lower = grad.masked_fill(~below, 0.0).sum_to_size(width.shape) - rounding
+        grad_upper = grad.masked_fill(~above, 0.0).sum_to_size(width.shape) + rounding
         return grad_x, grad_lower, grad_upper, None, None
 
 
@@ -72,8 +72,8 @@ def range_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int, *, free: 
 
     Args:
         x: activations, any shape; computed as float32.
-        lower: float32 [], <= 0 unless `free`.
-        upper: float32 [], >= 0 unless `free`, > lower.
+        lower: float32, [] or broadcastable to `x` (a range per image), <= 0 unless `free`.
+        upper: float32, shaped like `lower`, >= 0 unless `free`, > lower.
         bits: width of a code.
         free: the first level is exactly `lower`, and zero need not be a level.
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odm_deploy.networks.base import SuperResolutionNetwork
 from training.cooperative import combine_naively
 from training.distributed import World
 from training.layers import ActivationQuantizer, WeightQuantizer
@@ -69,6 +70,9 @@ class Method(ABC, Generic[OptionsT]):
         """Set the quantizers' parameters after calibration."""
         for layer in model.layers.values():
             layer.activation.initialize()
+
+    def watch(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        """Called once before training, for methods that compare `model` with the float network it came from."""
 
     def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
         """Called before the forward pass of each iteration, for methods with phases."""

@@ -1,8 +1,9 @@
 """LSQ (Esser et al., ICLR 2020): learned step size quantization, the plain strong baseline.
 
-y = round(clip(x / s, -Qn, Qp)) * s with one learnable step s per layer. Activations that are never negative on the first
-batches are unsigned (Qn = 0, Qp = 2^b - 1), others signed (Qn = 2^(b-1), Qp = Qn - 1), as weights are. Steps start at
-2 mean|x| / sqrt(Qp) and their gradient is scaled by 1 / sqrt(numel * Qp) (Secs. 2.1, 2.2). Static and exportable.
+y = round(clip(x / s, -Qn, Qp)) * s with one learnable step s per layer. Activations that are never negative on the
+first batches are unsigned (Qn = 0, Qp = 2^b - 1), others signed (Qn = 2^(b-1), Qp = Qn - 1), as weights are. Steps
+start at 2 mean|x| / sqrt(Qp) and their gradient is scaled by 1 / sqrt(numel * Qp) (Secs. 2.1, 2.2). Static and
+exportable.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class Lsq(Method[LsqOptions]):
     def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
         """A learned step, signed."""
         return LearnedWeightStep(
-            bits, conv.weight.detach(), per_channel=self.options.per_channel, scale_gradients=self.options.scale_gradients
+            bits,
+            conv.weight.detach(),
+            per_channel=self.options.per_channel,
+            scale_gradients=self.options.scale_gradients,
         )
 
 

@@ -1,7 +1,7 @@
 """Plain quantization-aware training: fixed ranges and straight-through rounding, nothing learned but the weights.
 
-The control that shows what learnable ranges are worth. Activation ranges come from calibration and stay; the weight range
-is max|W| now (Jacob et al., CVPR 2018, Sec. 3.1, without their moving averages). Static and exportable.
+The control that shows what learnable ranges are worth. Activation ranges come from calibration and stay; the weight
+range is max|W| now (Jacob et al., CVPR 2018, Sec. 3.1, without their moving averages). Static and exportable.
 """
 
 from __future__ import annotations

@@ -10,9 +10,17 @@ from odm_deploy.errors import UsageError
 from training.config import from_tables
 from training.methods.base import Method
 
-# name -> class, in the module of the same name
+# name -> (module, class)
 _METHODS = {
-    "odm_v2": "OdmV2",
+    "odm_v2": ("odm_v2", "OdmV2"),
+    "odm_v1": ("odm_v1", "OdmV1"),
+    "pams": ("pams", "Pams"),
+    "ddtb": ("ddtb", "Ddtb"),
+    "daq": ("daq", "Daq"),
+    "quantsr": ("quantsr", "QuantSr"),
+    "lsq": ("lsq", "Lsq"),
+    "minmax": ("minmax", "MinMax"),
+    "float": ("float_control", "FloatControl"),
 }
 
 
@@ -31,5 +39,6 @@ def build_method(tables: Mapping[str, Any]) -> Method[Any]:
     name = tables.get("name")
     if name not in _METHODS:
         raise UsageError(f"no method {name!r}", why=f"known are {', '.join(method_names())}")
-    kind: type[Method[Any]] = getattr(importlib.import_module(f"training.methods.{name}"), _METHODS[name])
+    module, class_name = _METHODS[name]
+    kind: type[Method[Any]] = getattr(importlib.import_module(f"training.methods.{module}"), class_name)
     return kind(from_tables(kind.Options, {key: value for key, value in tables.items() if key != "name"}, "method"))

@@ -1,0 +1,49 @@
+"""Structured knowledge transfer: hold the quantized network's last features against the float network's."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
+from odm_deploy.quantization.policy import quantizable_layers
+from training.losses import structured_knowledge_transfer
+from training.model import TrainableModel
+
+
+class KnowledgeTransfer:
+    """L_SKT between a model in training and its float origin (PAMS, Li et al., ECCV 2020, Sec. 3.3).
+
+    The features compared are what enters the upsampler: body output plus global skip.
+    """
+
+    def __init__(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        self._teacher = copy.deepcopy(float_network).eval().requires_grad_(False)
+        self._teacher.to(next(model.network.parameters()).device)
+        layer = _first_tail_layer(float_network)
+        self._features: dict[str, Tensor] = {}
+        self._tap("student", model.network.get_submodule(layer))
+        self._tap("teacher", self._teacher.get_submodule(layer))
+
+    def loss(self, low: Tensor) -> Tensor:
+        """L_SKT of the latest forward of the model, whose input was `low`; float32 []."""
+        student = self._features["student"]
+        with torch.no_grad():
+            self._teacher(low)
+        return structured_knowledge_transfer(student, self._features["teacher"])
+
+    def _tap(self, name: str, module: nn.Module) -> None:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._features[name] = inputs[0]
+
+        module.register_forward_pre_hook(keep)
+
+
+def _first_tail_layer(network: SuperResolutionNetwork) -> str:
+    for name in quantizable_layers(network):
+        if network.region_of(name) is Region.TAIL:
+            return name
+    raise InputError(f"{network.name} has no upsampler to transfer knowledge to", fix="set method.skt_weight=0")

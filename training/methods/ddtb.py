@@ -1,0 +1,168 @@
+"""DDTB (Zhong et al., ECCV 2022): "Dynamic Dual Trainable Bounds for Ultra-low Precision Super-Resolution Networks".
+
+Activations: trainable bounds (l, u), zero snapped to a level, started at percentiles of the first batch. The
+`gate_share` of layers whose extremes vary most between images (var(max) + var(min)) get a gate that scales both bounds
+per image: GAP -> 2-bit 1x1 conv C->32 -> BN -> ReLU -> 2-bit 1x1 conv 32->2 -> 2 sigmoid = (b_u, b_l). Until
+`gate_start` the bounds are static and mean(logit^2) draws the gates to one. Weights: asymmetric between percentiles.
+Recipes give l and u the learning rate 1e-2.
+
+Dynamic where gated; `gate_share = 0` is static and exportable. The official code calibrates at 2 bits only (other
+widths start at +-10) and leaves conv1 of each block unquantized; neither is reproduced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from training.asymmetric_weights import PercentileWeight
+from training.layers import ActivationQuantizer, WeightQuantizer
+from training.methods.base import Method, Step
+from training.model import TrainableModel
+from training.quantizers import range_quantize
+from training.ranges import LearnableRange
+
+GATE_BITS = 2
+GATE_FEATURES = 32
+WHY_NOT = "gated layers compute their range from each image; a model.pt holds static grids"
+
+
+@dataclass(frozen=True)
+class DdtbOptions:
+    """Settings of DDTB; the defaults are the official code's for EDSR."""
+
+    gate_share: float = 0.3
+    """Share of layers with a gate: 0.3 EDSR, 0.1 SRResNet, 0.5 RDN. 0: none, and exportable."""
+    gate_start: int = 5000
+    """Iterations before the gates act; the official code waits five epochs of 1000."""
+    range_percentile: float = 99.0
+    """Percentile the bounds start at; 95 for RDN."""
+    weight_percentile: float = 99.0
+    """Percentile that bounds the weights; 100 (the extremes) for RDN."""
+
+
+class Ddtb(Method[DdtbOptions]):
+    """DDTB; see the module's docstring."""
+
+    name = "ddtb"
+    Options = DdtbOptions
+
+    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+        """Trainable bounds, with a gate where `initialize` puts one."""
+        return GatedRange(bits, conv.in_channels, percent=self.options.range_percentile)
+
+    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+        """Percentiles of W."""
+        return PercentileWeight(bits, percent=self.options.weight_percentile)
+
+    def initialize(self, model: TrainableModel) -> None:
+        """Bounds, and gates for the layers whose extremes vary most."""
+        super().initialize(model)
+        ranges = _gated_ranges(model)
+        count = round(self.options.gate_share * len(ranges))
+        for quantizer in sorted(ranges, key=lambda q: q.extreme_variance, reverse=True)[:count]:
+            quantizer.has_gate.fill_(True)
+
+    def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
+        """Open the gates once their warm-up is over."""
+        for quantizer in _gated_ranges(model):
+            quantizer.gate_acts.fill_(iteration >= self.options.gate_start)
+
+    def reconstruction_loss(self, step: Step) -> Tensor:
+        """L1, and during the gates' warm-up mean(logit^2)."""
+        loss = super().reconstruction_loss(step)
+        if step.iteration >= self.options.gate_start:
+            return loss
+        logits = [quantizer.logits for quantizer in _gated_ranges(step.model) if quantizer.logits is not None]
+        return loss + torch.stack([logit.square().mean() for logit in logits]).mean() if logits else loss
+
+    def why_not_exportable(self) -> str | None:
+        """Gates."""
+        return f"{WHY_NOT}; set method.gate_share=0" if self.options.gate_share else None
+
+
+class GatedRange(LearnableRange):
+    """Trainable bounds that a gate may scale per image."""
+
+    has_gate: Tensor
+    gate_acts: Tensor
+
+    def __init__(self, bits: int, channels: int, *, percent: float) -> None:
+        super().__init__(bits, percent=percent)
+        self.gate = Gate(channels)
+        self.register_buffer("has_gate", torch.tensor(False))
+        self.register_buffer("gate_acts", torch.tensor(False))
+        self.logits: Tensor | None = None
+        self._extremes: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def extreme_variance(self) -> float:
+        """var(max) + var(min) over the images observed."""
+        lowest, highest = (torch.cat(values) for values in zip(*self._extremes, strict=True))
+        return (highest.var(correction=0) + lowest.var(correction=0)).item()
+
+    def observe(self, x: Tensor) -> None:
+        """The first batch sets the bounds; all of them tell how extremes vary."""
+        lowest, highest = torch.aminmax(x.detach().float().flatten(1), dim=1)
+        if not self._extremes:
+            super().observe(x)
+        self._extremes.append((lowest, highest))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels of `x`."""
+        self.logits = None
+        if not bool(self.has_gate):
+            return super().forward(x)
+        self.logits = self.gate(x.float())
+        if not bool(self.gate_acts):
+            return super().forward(x)
+        lower, upper = self.range
+        factors = 2.0 * torch.sigmoid(self.logits)
+        per_image = [bound * factors[:, side].reshape(-1, 1, 1, 1) for side, bound in ((1, lower), (0, upper))]
+        return range_quantize(x, *per_image, self.bits)
+
+    def grid(self) -> Grid:
+        """The static grid.
+
+        Raises:
+            InputError: a gate makes it dynamic.
+        """
+        if bool(self.has_gate):
+            raise InputError("not a static grid", why=WHY_NOT, fix="set method.gate_share=0")
+        return super().grid()
+
+
+class Gate(nn.Module):
+    """Logits of (b_u, b_l) from an image's features: float32 [N, C, H, W] -> [N, 2]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, GATE_FEATURES, bias=False)
+        self.normalize = nn.BatchNorm1d(GATE_FEATURES)
+        self.excite = nn.Linear(GATE_FEATURES, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool and apply the two 2-bit layers (1x1 convolutions of a pooled image are linear)."""
+        hidden = F.relu(self.normalize(_low_bit_linear(x.mean(dim=(2, 3)), self.squeeze.weight)))
+        return _low_bit_linear(hidden, self.excite.weight)
+
+
+def _low_bit_linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(_between_extremes(x), _between_extremes(weight))
+
+
+def _between_extremes(x: Tensor) -> Tensor:
+    """2-bit levels between the extremes of now, which are held fixed."""
+    lower, upper = torch.aminmax(x.detach())
+    lower, upper = lower.clamp(max=0.0), upper.clamp(min=0.0)
+    return range_quantize(x, lower, torch.maximum(upper, lower + 1e-8), GATE_BITS)
+
+
+def _gated_ranges(model: TrainableModel) -> list[GatedRange]:
+    quantizers = [layer.activation for layer in model.layers.values()]
+    return [quantizer for quantizer in quantizers if isinstance(quantizer, GatedRange)]

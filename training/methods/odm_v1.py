@@ -1,0 +1,162 @@
+"""ODM v1 (Hong and Lee, arXiv 2307.13337), the first version of ODM.
+
+- Activations: learnable range (l, u) per layer, started at percentiles (Eqs. 1-2).
+- Weights: range fixed at the 1st and 99th percentile of W, recomputed every forward.
+- Variance regularisation L_V = lambda_V * sum_i sigma(X_i), added per scalar parameter only where it does not oppose
+  the reconstruction: g_R * g_V >= 0 (the cooperative rule; lambda_V is in a lost supplement).
+- Selective offsets: the top p of layers by m_mu = std_c(mean_c(X)) learn a per-channel shift, the top p by m_sigma =
+  std_c(std_c(X)) a per-channel scale; X* = (X + shift) * scale goes to quantizer and convolution, without an inverse.
+  The offsets themselves are 4-bit symmetric, max|s| / 7.
+- L_R = L1 + 1000 L_SKT.
+
+With offsets a frozen layer would need an affine map before its quantizer, which model.pt does not hold;
+`offset_share = 0` is exportable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
+from training.asymmetric_weights import PercentileWeight
+from training.cooperative import combine_cooperatively, combine_naively
+from training.knowledge import KnowledgeTransfer
+from training.layers import ActivationQuantizer, WeightQuantizer
+from training.losses import variance_loss
+from training.methods.base import Method, Step
+from training.model import TrainableModel
+from training.quantizers import symmetric_quantize
+from training.ranges import LearnableRange, RangeInit
+
+OFFSET_BITS = 4
+NO_OFFSETS_IN_MODEL = "per-channel offsets before the quantizer have no place in model.pt"
+
+
+@dataclass(frozen=True)
+class OdmV1Options:
+    """Settings of ODM v1; the defaults are the paper's where it gives them."""
+
+    variance_weight: float = 1e-3
+    """lambda_V, for features in units of the 0..255 image; the paper's value is lost."""
+    cooperative: bool = True
+    """Add g_V only where it agrees with g_R; false: always (the papers' naive ablation)."""
+    offset_share: float = 0.3
+    """p, the share of layers that get shifts, and that get scales. 0: none, and exportable."""
+    skt_weight: float = 1000.0
+    """Weight of the structured knowledge transfer; 0: none."""
+    weight_percentile: float = 99.0
+    """Percentile that bounds the weights; 100 - p bounds them below."""
+    range_init: RangeInit = "percentile"
+    """How activation ranges start."""
+    range_percentile: float = 99.0
+    """Percentile they start at, with range_init = "percentile"."""
+
+
+class OdmV1(Method[OdmV1Options]):
+    """ODM v1; see the module's docstring."""
+
+    name = "odm_v1"
+    Options = OdmV1Options
+    records_features = True
+    _transfer: KnowledgeTransfer | None = None
+
+    def __init__(self, options: OdmV1Options) -> None:
+        super().__init__(options)
+        self.auxiliary_weight = options.variance_weight
+
+    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+        """A learnable range, with offsets where `initialize` puts them."""
+        return OffsetRange(bits, conv.in_channels, init=self.options.range_init, percent=self.options.range_percentile)
+
+    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+        """Percentiles of W."""
+        return PercentileWeight(bits, percent=self.options.weight_percentile)
+
+    def watch(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        """Make the float network the teacher."""
+        if self.options.skt_weight:
+            self._transfer = KnowledgeTransfer(model, float_network)
+
+    def initialize(self, model: TrainableModel) -> None:
+        """Ranges, and offsets for the layers whose channels differ most."""
+        super().initialize(model)
+        quantizers = [layer.activation for layer in model.layers.values()]
+        offset_ranges = [quantizer for quantizer in quantizers if isinstance(quantizer, OffsetRange)]
+        count = round(self.options.offset_share * len(offset_ranges))
+        for quantizer in sorted(offset_ranges, key=lambda q: q.mean_spread, reverse=True)[:count]:
+            quantizer.has_shift.fill_(True)
+        for quantizer in sorted(offset_ranges, key=lambda q: q.deviation_spread, reverse=True)[:count]:
+            quantizer.has_gain.fill_(True)
+
+    def reconstruction_loss(self, step: Step) -> Tensor:
+        """L1 + 1000 L_SKT."""
+        loss = super().reconstruction_loss(step)
+        return loss if self._transfer is None else loss + self.options.skt_weight * self._transfer.loss(step.low)
+
+    def auxiliary_loss(self, step: Step) -> Tensor:
+        """sum_i sigma(X_i); averaged over processes, each taking its own part of the batch."""
+        return variance_loss(step.model.records()) / step.world.size
+
+    def combine(self, reconstruction: dict[str, Tensor], auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sign rule."""
+        if not self.options.cooperative:
+            return combine_naively(reconstruction, auxiliary, self.auxiliary_weight)
+        return combine_cooperatively(reconstruction, auxiliary, self.auxiliary_weight, "element")
+
+    def why_not_exportable(self) -> str | None:
+        """Offsets."""
+        return f"{NO_OFFSETS_IN_MODEL}; set method.offset_share=0" if self.options.offset_share else None
+
+
+class OffsetRange(LearnableRange):
+    """A learnable range behind optional per-channel shift and gain."""
+
+    has_shift: Tensor
+    has_gain: Tensor
+
+    def __init__(self, bits: int, channels: int, *, init: RangeInit, percent: float) -> None:
+        super().__init__(bits, init=init, percent=percent)
+        self.shift = nn.Parameter(torch.zeros(channels))
+        self.gain = nn.Parameter(torch.ones(channels))
+        # Buffers, so that a resumed run knows the selection without calibrating again.
+        self.register_buffer("has_shift", torch.tensor(False))
+        self.register_buffer("has_gain", torch.tensor(False))
+        self.mean_spread = 0.0
+        self.deviation_spread = 0.0
+
+    def observe(self, x: Tensor) -> None:
+        """Range and, from the first batch, how much the channels differ: m_mu and m_sigma."""
+        if not self._batches:
+            deviations, means = torch.std_mean(x.detach().float(), dim=(0, 2, 3), correction=0)
+            self.mean_spread, self.deviation_spread = means.std().item(), deviations.std().item()
+        super().observe(x)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """X* = (X + shift) * gain."""
+        x = x.float()
+        if bool(self.has_shift):
+            x = x + quantized_offset(self.shift).reshape(1, -1, 1, 1)
+        if bool(self.has_gain):
+            x = x * quantized_offset(self.gain).reshape(1, -1, 1, 1)
+        return x
+
+    def grid(self) -> Grid:
+        """The static grid.
+
+        Raises:
+            InputError: there are offsets before it.
+        """
+        if bool(self.has_shift) or bool(self.has_gain):
+            raise InputError(NO_OFFSETS_IN_MODEL, fix="set method.offset_share=0")
+        return super().grid()
+
+
+def quantized_offset(offset: Tensor) -> Tensor:
+    """4-bit symmetric offsets on the range of their largest magnitude, rounding passed straight through."""
+    bound = offset.detach().abs().amax().clamp(min=1e-8)
+    return symmetric_quantize(offset, bound, OFFSET_BITS, mid_rise=False)

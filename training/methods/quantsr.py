@@ -1,0 +1,75 @@
+"""QuantSR (Qin et al., NeurIPS 2023): "QuantSR: Accurate Low-bit Quantization for Efficient Image Super-Resolution".
+
+Its quantizer (redistribution-driven learnable quantizer): a learnable per-channel shift t, then LSQ, with the
+derivative of rounding replaced by that of a tanh staircase, (1 - tanh^2(f - 1/2)) / (2 tanh(1/2)), f = frac(x / s). The
+depth-dynamic architecture of the paper is not part of the comparison. Static; with `shift` a frozen layer would need an
+addition before its quantizer, which model.pt does not hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from training.layers import ActivationQuantizer, WeightQuantizer
+from training.methods.base import Method
+from training.methods.lsq import LearnedStep, LearnedWeightStep
+
+NO_SHIFT_IN_MODEL = "a per-channel shift before the quantizer has no place in model.pt"
+
+
+@dataclass(frozen=True)
+class QuantSrOptions:
+    """Settings of QuantSR; the defaults are the official code's."""
+
+    shift: bool = True
+    """Learn a shift per input channel. Without it the result is exportable."""
+    per_channel: bool = False
+    """One weight step per output channel rather than per layer."""
+
+
+class QuantSr(Method[QuantSrOptions]):
+    """QuantSR's quantizer; see the module's docstring."""
+
+    name = "quantsr"
+    Options = QuantSrOptions
+
+    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+        """Shift, then a learned step."""
+        return ShiftedStep(bits, conv.in_channels, shift=self.options.shift)
+
+    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+        """A learned step."""
+        return LearnedWeightStep(
+            bits, conv.weight.detach(), per_channel=self.options.per_channel, scale_gradients=True, derivative="tanh"
+        )
+
+    def why_not_exportable(self) -> str | None:
+        """Shifts."""
+        return f"{NO_SHIFT_IN_MODEL}; set method.shift=false" if self.options.shift else None
+
+
+class ShiftedStep(LearnedStep):
+    """A per-channel shift before a learned step."""
+
+    def __init__(self, bits: int, channels: int, *, shift: bool) -> None:
+        super().__init__(bits, scale_gradients=True, derivative="tanh")
+        self.shift = nn.Parameter(torch.zeros(channels), requires_grad=shift)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """X + t."""
+        return x.float() + self.shift.reshape(1, -1, 1, 1) if self.shift.requires_grad else x
+
+    def grid(self) -> Grid:
+        """The static grid.
+
+        Raises:
+            InputError: there is a shift before it.
+        """
+        if self.shift.requires_grad:
+            raise InputError(NO_SHIFT_IN_MODEL, fix="set method.shift=false")
+        return super().grid()
