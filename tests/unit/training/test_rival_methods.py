@@ -13,7 +13,7 @@ from training.methods.daq import GAUSSIAN_STEPS, gaussian_quantize
 from training.methods.lsq import LearnedStep
 from training.methods.odm_v1 import quantized_offset
 from training.methods.pams import MaxScale
-from training.methods.registry import build_method, method_names
+from training.methods.registry import method_names
 from training.quantizers import rounding_derivative, step_quantize
 
 EXPORTABLE = [
