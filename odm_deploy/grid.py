@@ -99,6 +99,10 @@ class Grid:
             scale = 2.0 ** math.ceil(math.log2(scale))
         scale = float(np.float32(scale))
         zero_point = min(max(round(-lower / scale), 0), code_max)
+        if power_of_two and bits == MAX_BITS:
+            # Signed engines shift 8-bit codes by 128 - z. An even shift keeps even codes even, so that values exactly
+            # between two codes, common on such scales, round to the same one there.
+            zero_point = 2 * min(round(-lower / scale / 2), code_max // 2)
         return cls(scale, zero_point, bits)
 
     @classmethod

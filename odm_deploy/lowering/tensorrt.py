@@ -1,7 +1,7 @@
 """The `tensorrt` dialect: what TensorRT 10/11, TensorRT-RTX and OpenVINO execute as int8.
 
-Their rule: int8, zero point 0, a scalar scale; weights int8 with a scale per output channel (axis 0). So a grid of b bits
-with zero point z becomes, exactly:
+Their rule: int8, zero point 0, a scalar scale; weights int8 with a scale per output channel (axis 0). So a grid of b
+bits with zero point z becomes, exactly:
 
 - *bounded* (b <= 7, or any grid whose shifted codes fit int8): the codes -z .. 2^b-1-z fit int8 as they are.
 
@@ -16,6 +16,10 @@ with zero point z becomes, exactly:
   with c = s * (2^(b-1) - z), or the free grid's center. The convolution then sees x^ - c, so its bias grows by
   c * sum(w^). Padding happens on the real value, before the shift, so no border term appears. Writing an asymmetric 8-bit
   range naively as int8 with zero point 0 instead saturates at 127 codes, silently.
+
+  Half a step rounds to the even code, and shifting by an odd number of codes makes even ones odd. Values fall exactly
+  between two codes only where arithmetic is exact, on power-of-two scales; there such a grid is rounded before the
+  shift, `Div(s) -> Round -> Mul(s)`. (`Grid.from_range` avoids odd shifts on such scales, which costs nothing.)
 
 Every form folds into one pointwise kernel in front of an int8 convolution.
 """
@@ -41,10 +45,11 @@ def lower_to_tensorrt(model: ir.Model) -> None:
         InputError: a quantized tensor that feeds something else than one convolution or matrix product.
     """
     editor = GraphEditor(model.graph)
-    taps: list[Tap] = []
-    for node in list(model.graph):
-        if node.domain == markers.DOMAIN and node.op_type == markers.FAKE_QUANTIZE:
-            taps.append(_lower_activation(editor, node))
+    taps = [
+        _lower_activation(editor, node)
+        for node in list(model.graph)
+        if node.domain == markers.DOMAIN and node.op_type == markers.FAKE_QUANTIZE
+    ]
     # Weights come second: shifting a bias needs the codes behind the weight marker.
     for node in list(model.graph):
         if node.domain == markers.DOMAIN and node.op_type == markers.DEQUANTIZE_WEIGHT:
@@ -71,6 +76,8 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
         if padding:
             pads = editor.constant(f"{layer}.pads", [0, 0, padding, padding] * 2, np.int64)
             x = editor.node_before(marker, "Pad", [x, pads], f"{layer}.padded")
+        if not grid.is_free and grid.is_power_of_two and (grid.code_half - grid.zero_point) % 2:
+            x = _round_to_even_code(editor, marker, layer, grid, x)
         shift = editor.constant(f"{layer}.center", center, np.float32)
         x = editor.node_before(marker, "Sub", [x, shift], f"{layer}.centered")
         _shift_bias(editor, layer, consumer, center)
@@ -84,6 +91,14 @@ def _fits_int8(grid: Grid) -> bool:
     return not grid.is_free and grid.zero_point <= -INT8_MIN and grid.code_max - grid.zero_point <= INT8_MAX
 
 
+def _round_to_even_code(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value) -> ir.Value:
+    """The multiple of the scale nearest to `x`, ties to the even one; exact, because the scale is a power of two."""
+    step = editor.constant(f"{layer}.step", grid.scale, np.float32)
+    for op, operands in (("Div", [step]), ("Round", []), ("Mul", [step])):
+        x = editor.node_before(marker, op, [x, *operands], f"{layer}.{op.lower()}")
+    return x
+
+
 def _quantize(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value, offset: int) -> ir.Value:
     """Bounds, Q and DQ in place of the marker; returns the codes."""
     lowest, highest = -offset, grid.code_max - offset
@@ -94,9 +109,7 @@ def _quantize(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: i
             x = editor.node_before(marker, op, [x, bound], f"{layer}.{op.lower()}_bounded")
     scale = editor.constant(f"{layer}.scale_x", grid.scale, np.float32)
     zero = editor.constant(f"{layer}.zero_point_x", 0, np.int8)
-    codes = editor.node_before(
-        marker, "QuantizeLinear", [x, scale, zero], f"{layer}.codes_x", dtype=ir.DataType.INT8
-    )
+    codes = editor.node_before(marker, "QuantizeLinear", [x, scale, zero], f"{layer}.codes_x", dtype=ir.DataType.INT8)
     levels = editor.node_before(marker, "DequantizeLinear", [codes, scale, zero], f"{layer}.input")
     replace_node(marker, levels)
     return codes
@@ -126,7 +139,9 @@ def _shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: floa
     weight = next((value for value in consumer.inputs if _weight_marker(value) is not None), None)
     marker = _weight_marker(weight)
     if marker is None:
-        raise InputError(f"cannot lower {layer}", why=f"a {consumer.op_type} with float weights reads its quantized input")
+        raise InputError(
+            f"cannot lower {layer}", why=f"a {consumer.op_type} with float weights reads its quantized input"
+        )
     codes, scale = (constant_array(value) for value in marker.inputs)
     assert codes is not None and scale is not None
     # In float64, rounded once: this sum must not add noise of its own.
