@@ -36,11 +36,11 @@ class Histogram:
         bins = torch.floor(torch.ldexp(values.flatten(), torch.tensor(-self._exponent))).to(torch.int64)
         self._counts += torch.bincount(bins + _HALF, minlength=2 * _HALF).cpu().numpy()
 
-    def occupied(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    def occupied(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """Centres and counts of the bins that hold something, in ascending order."""
         (index,) = np.nonzero(self._counts)
         centres = np.ldexp((index - _HALF + 0.5).astype(np.float32), self._exponent or 0)
-        return centres, self._counts[index]
+        return centres, self._counts[index].astype(np.float64)
 
     def _widen(self, largest: float) -> None:
         """Make room for +-largest."""

@@ -7,14 +7,16 @@ smallest squared error weighs the two, and is the only choice here that needs no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import StrEnum
+from itertools import product
 
 import numpy as np
 
 from calibration.observers import InputObserver
 from odm_deploy.errors import InputError
-from odm_deploy.grid import Grid
+from odm_deploy.grid import FloatArray, Grid
 
 
 class RangeMethod(StrEnum):
@@ -56,8 +58,8 @@ def choose_grid(
 def relative_mismatch(observer: InputObserver, grid: Grid) -> float:
     """||X - q(X)||_2 / ||X||_2 over all observed inputs X: the papers' mismatch, freed of the layer's size."""
     values, counts = observer.histogram.occupied()
-    energy = float(counts @ np.square(values.astype(np.float64)))
-    return float(np.sqrt(_squared_error(observer, grid) / energy)) if energy else 0.0
+    energy = float(counts @ np.square(values, dtype=np.float64))
+    return math.sqrt(_squared_error(values, counts, grid) / energy) if energy else 0.0
 
 
 def clipped_share(observer: InputObserver, grid: Grid) -> float:
@@ -77,36 +79,55 @@ def _grid_maker(bits: int, *, free: bool, power_of_two: bool) -> Callable[[float
     return make
 
 
-def _squared_error(observer: InputObserver, grid: Grid) -> float:
-    values, counts = observer.histogram.occupied()
+def _squared_error(values: FloatArray, counts: FloatArray, grid: Grid) -> float:
     return float(counts @ np.square(values - grid.fake_quantize(values), dtype=np.float64))
 
 
-# Geometric, because at 2 bits the best range of a heavy-tailed input is a small part of what was seen.
-_SHRINK = np.geomspace(1.0, 0.02, 121)
-_SWEEPS = 3
+_SMALLEST_SHARE = 0.02
+"""How far a bound may shrink: at 2 bits the best range of a heavy-tailed input is a small part of what was seen."""
+_COARSE = 17
+_FINE = 9
+_ZOOMS = 2
 
 
 def _smallest_error(observer: InputObserver, grid_of: Callable[[float, float], Grid]) -> Grid:
-    """Shrink the upper and the lower bound in turn, each to where the squared error is smallest.
+    """Shrink both bounds to where the squared error is smallest: a coarse search, then two finer ones around its best.
 
-    The two bounds interact through the step only, so a few sweeps settle.
+    The bounds are searched jointly: at low widths, moving one at a time stops far from the best pair.
     """
-    lower, upper = observer.minimum, observer.maximum
-    best = grid_of(lower, upper)
-    best_error = _squared_error(observer, best)
-    for _ in range(_SWEEPS):
-        before = lower, upper
-        for shrink_upper in (True, False):
-            for factor in _SHRINK:
-                low = lower if shrink_upper else observer.minimum * factor
-                high = observer.maximum * factor if shrink_upper else upper
-                if low > high:
-                    continue
-                grid = grid_of(float(low), float(high))
-                error = _squared_error(observer, grid)
-                if error < best_error:
-                    best, best_error, lower, upper = grid, error, float(low), float(high)
-        if (lower, upper) == before:
-            break
-    return best
+    # Geometric, because the step is proportional to the range.
+    factors = np.geomspace(_SMALLEST_SHARE, 1.0, _COARSE)
+    ratio = factors[1] / factors[0]
+    error, grid, (low, high) = _best_pair(observer, grid_of, factors, factors)
+    for _ in range(_ZOOMS):
+        nearby = np.geomspace(1 / ratio, ratio, _FINE)
+        ratio = nearby[1] / nearby[0]
+        finer = _best_pair(observer, grid_of, np.minimum(low * nearby, 1.0), np.minimum(high * nearby, 1.0))
+        if finer[0] < error:
+            error, grid, (low, high) = finer
+    return grid
+
+
+def _best_pair(
+    observer: InputObserver,
+    grid_of: Callable[[float, float], Grid],
+    low_factors: FloatArray,
+    high_factors: FloatArray,
+) -> tuple[float, Grid, tuple[float, float]]:
+    """(squared error, grid, factors) of the best among all pairs of shrunk bounds."""
+    values, counts = observer.histogram.occupied()
+    if observer.minimum == 0:
+        low_factors = low_factors[-1:]
+    if observer.maximum == 0:
+        high_factors = high_factors[-1:]
+    best_error, best, best_factors = np.inf, None, (1.0, 1.0)
+    for low, high in product(low_factors, high_factors):
+        lower, upper = float(low * observer.minimum), float(high * observer.maximum)
+        if lower > upper:
+            continue
+        grid = grid_of(lower, upper)
+        error = _squared_error(values, counts, grid)
+        if best is None or error < best_error:
+            best_error, best, best_factors = error, grid, (float(low), float(high))
+    assert best is not None, "bounds shrunk alike are always in order"
+    return best_error, best, best_factors

@@ -1,0 +1,178 @@
+"""`python -m calibration` as a user runs it: a process, from the repository's root."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odm_deploy.checkpoint import load_model
+from odm_deploy.imaging.io import read_rgb
+from odm_deploy.networks.registry import build_network, network_from_state_dict
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A small EDSR x4 with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "edsr.pt"
+    torch.save(build_network("edsr", {"scale": 4, "features": 8, "blocks": 2}).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(samples) -> Path:
+    return samples / "HR"
+
+
+def calibrate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "calibration", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+
+
+def call(weights: Path, images: Path, output: Path, *more: str, scale: int = 4, bits: str = "4"):
+    """A complete call; later arguments override earlier ones, as on any command line."""
+    fixed = ("--network", "edsr", "--scale", str(scale), "--bits", bits, "--images", images, "-o", output)
+    return calibrate(weights, *fixed, *more)
+
+
+def test_makes_a_model_that_upscales_like_the_float_network(tmp_path, weights, images, samples):
+    done = call(weights, images, tmp_path / "deep" / "model.pt", "--json", "--crop", "32", bits="8")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["model"] == str(tmp_path / "deep" / "model.pt")
+    assert (summary["network"], summary["scale"], summary["bits"], summary["method"]) == ("edsr", 4, "8", "mse")
+    assert summary["images"] == len(list(images.glob("*.png")))
+    assert [layer["name"] for layer in summary["layers"]] == [f"body.{i}.body.{j}" for i in (0, 1) for j in (0, 2)]
+    assert set(summary["layers"][0]) >= {"name", "lower", "upper", "bits", "zero_point", "clipped_share", "mismatch"}
+    assert summary["seconds"] > 0
+
+    model = load_model(summary["model"])
+    assert model.metadata["weights_file"] == "edsr.pt"
+    network = network_from_state_dict("edsr", torch.load(weights, weights_only=True), 4)
+    low = read_rgb(next((samples / "LR_bicubic" / "X4").glob("*.png")))[:32, :32]
+    x = torch.from_numpy(low.transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.no_grad():
+        difference = (model(x) - network(x)).abs()
+    assert 0 < float(difference.mean()) < 0.5
+
+
+def test_every_option_has_its_effect(tmp_path, weights, images):
+    output = tmp_path / "model.pt"
+    done = call(
+        *(weights, images / "..", output),
+        *("--images", str(images.parent / "LR_bicubic" / "X4"), "--lr", "--crop", "24", "--max-images", "2"),
+        *("--method", "percentile", "--percentile", "99", "--weights", "max", "--per-layer-weights", "--free"),
+        *("--head", "8", "--body-end", "w6a7", "--tail", "5", "--layer", "tail.1=float", "--layer", "body.0.*=3"),
+        *("--set", "residual_scale=0.5"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "percentile ranges from 2 images" in done.stderr
+    model = load_model(output)
+    widths = {name: (layer.weight_bits, layer.grid.bits) for name, layer in model.layers.items()}
+    assert widths == {
+        "head.0": (8, 8),
+        "body.0.body.0": (3, 3),
+        "body.0.body.2": (3, 3),
+        "body.1.body.0": (4, 4),
+        "body.1.body.2": (4, 4),
+        "body.2": (6, 7),
+        "tail.0.0": (5, 5),
+        "tail.0.2": (5, 5),
+    }
+    assert all(layer.grid.is_free and layer.scale.shape == (1,) for layer in model.layers.values())
+    assert model.network.config.residual_scale == 0.5
+
+
+def broken_files(folder: Path) -> dict[str, Path]:
+    """Weights that are none, by the reason their error names."""
+    sound = build_network("edsr", {"scale": 4, "features": 4, "blocks": 1}).state_dict()
+    files = {}
+    for reason, state in {
+        "not an EDSR state dict": {"a": torch.zeros(3)},
+        "NaN or infinite": {**sound, "head.0.weight": torch.full((4, 3, 3, 3), float("nan"))},
+        "1 missing": {key: value for key, value in sound.items() if key != "body.1.bias"},
+    }.items():
+        files[reason] = folder / f"{len(files)}.pt"
+        torch.save(state, files[reason])
+    for reason, content in {
+        "is not a torch file": b"hello\n",
+        "the file is empty": b"",
+        "damaged or truncated": files["1 missing"].read_bytes()[:2000],
+    }.items():
+        files[reason] = folder / f"{len(files)}.pt"
+        files[reason].write_bytes(content)
+    return files
+
+
+def assert_refused(done, output: Path, code: int, reason: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not output.exists()
+    assert [path.name for path in output.parent.iterdir() if path.name.startswith(f".{output.stem}")] == []
+
+
+def test_broken_weights_are_refused_in_one_line_and_nothing_is_left_behind(tmp_path, images):
+    output = tmp_path / "out"
+    for reason, path in broken_files(tmp_path).items():
+        done = call(path, images, output)
+        assert_refused(done, output, 1, reason)
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "reason"),
+    [
+        (["--scale", "2"], 1, "these are weights of EDSR x4"),
+        (["--bits", "17"], 2, "no quantization at 17 bits"),
+        (["--bits", "float"], 2, "quantizes nothing"),
+        (["--layer", "neck=8"], 2, "--layer neck matches nothing"),
+        (["--layer", "head.0"], 2, "--layer head.0 is not KEY=VALUE"),
+        (["--set", "colour=red"], 1, "unknown keys ['colour']"),
+        (["--method", "minmax", "--percentile", "99"], 2, "--percentile says nothing about --method minmax"),
+        (["--profile", "best"], 2, "no profile 'best'"),
+        (["--network", "vgg"], 2, "no network 'vgg'"),
+        (["--images", "nowhere"], 1, "nowhere"),
+        (["--frobnicate"], 2, "--frobnicate"),
+    ],
+)
+def test_wrong_calls_are_refused_in_words(tmp_path, weights, images, more, code, reason):
+    assert_refused(call(weights, images, tmp_path / "out", *more), tmp_path / "out", code, reason)
+
+
+def test_what_is_no_image_is_refused(tmp_path, weights):
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "imgs" / "pic.png").write_bytes(bytes(range(200)))
+    done = call(weights, tmp_path / "imgs", tmp_path / "out")
+    assert_refused(done, tmp_path / "out", 1, "pic.png")
+
+
+def test_a_folder_is_not_overwritten(tmp_path, weights, images):
+    done = call(weights, images, tmp_path)
+    assert done.returncode == 2
+    assert f"name a file: -o {tmp_path / 'model.pt'}" in done.stderr
+
+
+def test_an_older_model_survives_a_failed_call(tmp_path, weights, images):
+    output = tmp_path / "model.pt"
+    output.write_text("old")
+    assert call(weights, images, output, "--scale", "3").returncode == 1
+    assert output.read_text() == "old"
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from calibration.__main__ import command; command(['--help'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "--percentile" in done.stdout
