@@ -64,6 +64,7 @@ def benchmark(
             Measurement.of(note, runs[1], batch, pixels) if twin is not None else None,
             "" if twin is not None else note,
             opened.describe(),
+            opened.passed_over,
         )
 
 

@@ -81,6 +81,8 @@ class BenchReport:
     """Why there is no baseline."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the runtime says about itself: versions, threads, precision."""
+    passed_over: tuple[str, ...] = ()
+    """Why runtimes that should be faster were not taken."""
 
     @property
     def speedup(self) -> float | None:
@@ -98,6 +100,7 @@ class BenchReport:
             "baseline_note": self.baseline_note,
             "speedup": self.speedup,
             "settings": self.settings,
+            "passed_over": list(self.passed_over),
         }
 
     def to_table(self) -> Table:

@@ -69,6 +69,8 @@ def command(
             baseline=baseline,
             track=track,
         )
+    for reason in report.passed_over:
+        say(f"passed over: {reason}")
     if as_json:
         emit_json(report.to_dict())
     else:

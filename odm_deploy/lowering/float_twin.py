@@ -124,11 +124,17 @@ class _Graph:
             if any(name in needed for name in node.output):
                 kept.append(node)
                 needed.update(node.input)
-        constants = [tensor for tensor in self.proto.initializer if tensor.name in needed]
-        for field, items in ((self.proto.node, kept[::-1]), (self.proto.initializer, constants)):
-            copies = [type(item).FromString(item.SerializeToString()) for item in items]
-            del field[:]
-            field.extend(copies)
+        # Copies: deleting from a repeated field invalidates the messages in it.
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+        constants = [
+            onnx.TensorProto.FromString(tensor.SerializeToString())
+            for tensor in self.proto.initializer
+            if tensor.name in needed
+        ]
+        del self.proto.node[:]
+        del self.proto.initializer[:]
+        self.proto.node.extend(nodes)
+        self.proto.initializer.extend(constants)
         # Shapes and types of tensors that are gone, or had another type.
         del self.proto.value_info[:]
 

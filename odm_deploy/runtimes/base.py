@@ -94,6 +94,8 @@ class Runtime(ABC):
     outputs: tuple[TensorInfo, ...]
     device: str
     """What it runs on, for humans, such as "AMD EPYC 9354, 2 threads"."""
+    passed_over: tuple[str, ...] = ()
+    """Why runtimes that come first in the order of preference were not taken, where somebody might expect them."""
 
     def __init__(self) -> None:
         # Execution contexts and infer requests hold per-run state, so one lock guards every run and the closing.

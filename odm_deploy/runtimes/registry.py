@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
+from odm_deploy.manifest import PLAN_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
-from odm_deploy.runtimes.model_file import ModelKind, guess_kind, locate_model, read_model
+from odm_deploy.runtimes.model_file import ModelKind, guess_kind, read_model
 from odm_deploy.runtimes.plan_file import read_plan_header
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
@@ -103,21 +104,47 @@ def open_runtime(
 def _open_first(
     model: Path | str, kind: ModelKind | None, options: RuntimeOptions | None, order: Sequence[str]
 ) -> Runtime:
-    if kind == "plan":
-        # Only the flavour that built a plan can run it, and the plan says which one that is.
-        order = [read_plan_header(read_model(model, kind), label=str(model)).flavour]
-    elif kind == "onnx":
-        locate_model(model, kind)
     failures: list[OdmError] = []
-    for candidate in (runtime_class(name) for name in order):
-        if kind not in (None, candidate.model_kind):
+    flavour = _flavour_of_plan(model, kind, failures)
+    kinds = {"plan"} if kind == "plan" else {"onnx"} if kind == "onnx" or flavour is None else {"onnx", "plan"}
+    for name in order:
+        candidate = runtime_class(name)
+        # Only the flavour that built a plan can run it, and the plan says which one that is.
+        if candidate.model_kind not in kinds or (candidate.model_kind == "plan" and name != flavour):
             continue
         try:
-            return candidate.open(model, options)
+            opened = candidate.open(model, options)
         except OdmError as error:
             failures.append(error)
+            continue
+        opened.passed_over = tuple(
+            # Nobody expects an engine to run where there is no GPU.
+            str(error)
+            for error in failures
+            if find_gpus() or not isinstance(error, MissingError)
+        )
+        return opened
+    if not failures:
+        raise InputError(f"cannot run {model}", why=f"none of {', '.join(order)} takes such a file")
     # A refusal of the model tells more than the absence of a runtime: it came from one that is here.
     raise next((error for error in failures if not isinstance(error, MissingError)), failures[0])
+
+
+def _flavour_of_plan(model: Path | str, kind: ModelKind | None, failures: list[OdmError]) -> str | None:
+    """Which flavour built the plan `model` is or holds; None, with a failure noted, where that cannot be told.
+
+    Raises:
+        InputError: `model` is a plan file that is none.
+    """
+    if kind == "onnx" or (kind is None and not (Path(model) / PLAN_FILE).is_file()):
+        return None
+    try:
+        return read_plan_header(read_model(model, "plan"), label=str(model)).flavour
+    except InputError as error:
+        if kind == "plan":
+            raise
+        failures.append(error)
+        return None
 
 
 def _canonical(name: str) -> str:

@@ -43,7 +43,7 @@ class ShapeBinding:
         self._outputs: dict[str, tuple[Buffer, Array]] = {}
         self._graph: Graph | None = None
         try:
-            context.set_optimization_profile_async(profile, stream.handle)
+            context.set_optimization_profile_async(profile, int(stream.handle))
             for name, array in feeds.items():
                 self._inputs[name] = self._allocate(cuda, TensorInfo(name, array.dtype, array.shape))
                 context.set_input_shape(name, array.shape)

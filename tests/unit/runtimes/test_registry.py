@@ -20,6 +20,7 @@ from odm_deploy.runtimes.registry import (
 )
 from tests.sr_graphs import sr_model
 
+RTX_PLAN = b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([1, 7, 1, 116])
 ONE_THREAD = RuntimeOptions(threads=1)
 
 
@@ -59,10 +60,22 @@ def test_the_order_decides_which_runtime_opens(model: Path) -> None:
             assert runtime.name == expected
 
 
-def test_a_bundle_without_a_usable_plan_runs_its_onnx(model: Path) -> None:
+def test_a_bundle_whose_plan_is_damaged_runs_its_onnx_and_says_why(model: Path) -> None:
     (model.parent / "engine.plan").write_bytes(b"not a plan at all")
     with open_runtime(model.parent, options=ONE_THREAD) as runtime:
         assert runtime.name == "openvino"
+        assert len(runtime.passed_over) == 1
+        assert "not a TensorRT engine" in runtime.passed_over[0]
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
+@pytest.mark.parametrize("plan", [None, RTX_PLAN])
+def test_without_a_gpu_nobody_is_told_that_engines_do_not_run(model: Path, plan: bytes | None) -> None:
+    if plan is not None:
+        (model.parent / "engine.plan").write_bytes(plan)
+    with open_runtime(model.parent, options=ONE_THREAD) as runtime:
+        assert runtime.name == "openvino"
+        assert runtime.passed_over == ()
 
 
 def test_an_option_only_one_runtime_honours_chooses_it(model: Path) -> None:
@@ -86,13 +99,20 @@ def test_what_is_not_there_is_said_to_be_not_there(tmp_path: Path, name: str) ->
 
 
 def test_an_empty_folder_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no (engine\.plan|model\.onnx)"):
+    with pytest.raises(InputError, match=r"holds no model\.onnx"):
         open_runtime(tmp_path)
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
 def test_a_plan_asks_for_its_own_flavour(tmp_path: Path) -> None:
     plan = tmp_path / "engine.plan"
-    plan.write_bytes(b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([1, 7, 1, 116]))
+    plan.write_bytes(RTX_PLAN)
     with pytest.raises(MissingError, match="tensorrt_rtx"):
         open_runtime(plan)
+
+
+def test_an_order_without_a_taker_says_so(tmp_path: Path) -> None:
+    plan = tmp_path / "engine.plan"
+    plan.write_bytes(RTX_PLAN)
+    with pytest.raises(InputError, match="none of openvino takes"):
+        open_runtime(plan, order=("openvino",))
