@@ -1,15 +1,18 @@
-"""`python -m calibration` as a user runs it: a process, from the repository's root."""
+"""`python -m calibration` as a user calls it; once as a process, elsewhere in this one, which saves importing torch."""
 
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from calibration.__main__ import command
 from odm_deploy.checkpoint import load_model
+from odm_deploy.cli import run
 from odm_deploy.imaging.io import read_rgb
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 
@@ -30,22 +33,44 @@ def images(samples) -> Path:
     return samples / "HR"
 
 
-def calibrate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "calibration", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+@dataclass(frozen=True)
+class Done:
+    """How a call ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def call(weights: Path, images: Path, output: Path, *more: str, scale: int = 4, bits: str = "4"):
-    """A complete call; later arguments override earlier ones, as on any command line."""
-    fixed = ("--network", "edsr", "--scale", str(scale), "--bits", bits, "--images", images, "-o", output)
-    return calibrate(weights, *fixed, *more)
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call `python -m calibration` with what every call needs, then `more`: later options override earlier ones."""
+
+    def run_command(weights: Path, images: Path, output: Path, *more: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["calibration", *arguments(weights, images, output), *more])
+        with pytest.raises(SystemExit) as ended:
+            run(command, "python -m calibration")
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return run_command
+
+
+def arguments(weights: Path, images: Path, output: Path) -> list[str]:
+    fixed = ["--network", "edsr", "--scale", "4", "--bits", "4"]
+    return [str(weights), *fixed, "--images", str(images), "-o", str(output)]
+
+
+def process(*more: str) -> subprocess.CompletedProcess[str]:
+    command_line = [sys.executable, "-m", "calibration", *more]
+    return subprocess.run(command_line, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
 
 
 def test_makes_a_model_that_upscales_like_the_float_network(tmp_path, weights, images, samples):
-    done = call(weights, images, tmp_path / "deep" / "model.pt", "--json", "--crop", "32", bits="8")
+    output = tmp_path / "deep" / "model.pt"
+    done = process(*arguments(weights, images, output), "--bits", "8", "--json", "--crop", "32")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["model"] == str(tmp_path / "deep" / "model.pt")
+    assert summary["model"] == str(output)
     assert (summary["network"], summary["scale"], summary["bits"], summary["method"]) == ("edsr", 4, "8", "mse")
     assert summary["images"] == len(list(images.glob("*.png")))
     assert [layer["name"] for layer in summary["layers"]] == [f"body.{i}.body.{j}" for i in (0, 1) for j in (0, 2)]
@@ -62,11 +87,11 @@ def test_makes_a_model_that_upscales_like_the_float_network(tmp_path, weights, i
     assert 0 < float(difference.mean()) < 0.5
 
 
-def test_every_option_has_its_effect(tmp_path, weights, images):
+def test_every_option_has_its_effect(call, tmp_path, weights, samples):
     output = tmp_path / "model.pt"
     done = call(
-        *(weights, images / "..", output),
-        *("--images", str(images.parent / "LR_bicubic" / "X4"), "--lr", "--crop", "24", "--max-images", "2"),
+        *(weights, samples / "LR_bicubic" / "X4", output),
+        *("--lr", "--crop", "24", "--max-images", "2"),
         *("--method", "percentile", "--percentile", "99", "--weights", "max", "--per-layer-weights", "--free"),
         *("--head", "8", "--body-end", "w6a7", "--tail", "5", "--layer", "tail.1=float", "--layer", "body.0.*=3"),
         *("--set", "residual_scale=0.5"),
@@ -120,7 +145,7 @@ def assert_refused(done, output: Path, code: int, reason: str) -> None:
     assert [path.name for path in output.parent.iterdir() if path.name.startswith(f".{output.stem}")] == []
 
 
-def test_broken_weights_are_refused_in_one_line_and_nothing_is_left_behind(tmp_path, images):
+def test_broken_weights_are_refused_in_one_line_and_nothing_is_left_behind(call, tmp_path, images):
     output = tmp_path / "out"
     for reason, path in broken_files(tmp_path).items():
         done = call(path, images, output)
@@ -144,24 +169,29 @@ def test_broken_weights_are_refused_in_one_line_and_nothing_is_left_behind(tmp_p
         (["--frobnicate"], 2, "--frobnicate"),
     ],
 )
-def test_wrong_calls_are_refused_in_words(tmp_path, weights, images, more, code, reason):
+def test_wrong_calls_are_refused_in_words(call, tmp_path, weights, images, more, code, reason):
     assert_refused(call(weights, images, tmp_path / "out", *more), tmp_path / "out", code, reason)
 
 
-def test_what_is_no_image_is_refused(tmp_path, weights):
+def test_what_is_no_image_is_refused(call, tmp_path, weights):
     (tmp_path / "imgs").mkdir()
     (tmp_path / "imgs" / "pic.png").write_bytes(bytes(range(200)))
     done = call(weights, tmp_path / "imgs", tmp_path / "out")
     assert_refused(done, tmp_path / "out", 1, "pic.png")
 
 
-def test_a_folder_is_not_overwritten(tmp_path, weights, images):
+def test_a_process_that_fails_ends_with_the_documented_code(tmp_path, weights, images):
+    done = process(*arguments(weights, images, tmp_path / "out"), "--bits", "17")
+    assert_refused(done, tmp_path / "out", 2, "no quantization at 17 bits")
+
+
+def test_a_folder_is_not_overwritten(call, tmp_path, weights, images):
     done = call(weights, images, tmp_path)
     assert done.returncode == 2
     assert f"name a file: -o {tmp_path / 'model.pt'}" in done.stderr
 
 
-def test_an_older_model_survives_a_failed_call(tmp_path, weights, images):
+def test_an_older_model_survives_a_failed_call(call, tmp_path, weights, images):
     output = tmp_path / "model.pt"
     output.write_text("old")
     assert call(weights, images, output, "--scale", "3").returncode == 1
