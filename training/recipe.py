@@ -67,8 +67,10 @@ class DataSection:
     """Side of a low-resolution patch, in pixels; the target's side is patch * scale."""
     small_images: Literal["refuse", "skip"] = "refuse"
     """What to do with images smaller than a patch; `skip` says how many it skipped."""
+    validation_folders: tuple[str, ...] = ()
+    """Folders of images to validate on; empty: hold back `validation_images` of the training images instead."""
     validation_images: int = 8
-    """Images held back from training, evenly spread over the folders, to choose checkpoints by."""
+    """Images held back from training, evenly spread over the folders, to choose checkpoints by. Never a test set."""
     calibration_batches: int = 4
     """Batches through the float network before training, from which ranges are initialised."""
 

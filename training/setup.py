@@ -43,9 +43,11 @@ def load_images(recipe: Recipe) -> Images:
         InputError: folders without images, images that cannot be read or are too small.
     """
     data, scale = recipe.data, recipe.network.scale
-    train, held_back = split_validation(
-        find_images(expand_places(folder) for folder in data.folders), data.validation_images
-    )
+    train = find_images(expand_places(folder) for folder in data.folders)
+    if data.validation_folders:
+        held_back = find_images(expand_places(folder) for folder in data.validation_folders)
+    else:
+        train, held_back = split_validation(train, data.validation_images)
     skip = data.small_images == "skip"
     pairs, skipped = load_pairs(train, scale, data.patch, skip_small=skip)
     # Whole images are validated: no patch has to fit.
@@ -104,6 +106,12 @@ def claim_folder(folder: Path, recipe: Recipe) -> None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two resolved recipes disagree on. Settings that the older one does not know had their default value."""
+    defaults = to_tables(Recipe())
+    before = {
+        section: {**(defaults.get(section, {}) if section != "method" else {}), **before.get(section, {})}
+        for section in defaults
+    }
     free = set(_FREE_SETTINGS)
     if now["optimizer"]["schedule"] != "cosine":
         # Only a cosine depends on where the run ends.

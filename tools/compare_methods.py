@@ -1,0 +1,223 @@
+"""Train several methods under one protocol and write one table: same weights, images, seed, batch and iterations.
+
+    python tools/compare_methods.py training/recipes/edsr_x4_*_w4a4.toml --iterations 2000 --out runs/w4a4
+
+Each recipe trains in a folder of its own under --out. Killed at any time, the same command goes on where it stopped;
+methods already measured are not trained again. Writes results.json, results.md and, where matplotlib is installed,
+results.png.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odm_deploy.accounting import account
+from odm_deploy.cli import run
+from odm_deploy.cli.output import say
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.files import atomic_path
+from odm_deploy.imaging.datasets import BenchmarkSet
+from odm_deploy.networks.base import SuperResolutionNetwork
+from training.config import expand_places, to_tables
+from training.data import ImagePair
+from training.distributed import World
+from training.evaluate import Score, score
+from training.loop import train
+from training.methods.registry import build_method
+from training.recipe import Recipe, load_recipe
+from training.setup import load_float_network
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table."""
+
+    recipe: str
+    """File name of the recipe without suffix; `float` for the network all start from."""
+    method: str
+    """Name of the method."""
+    width: str
+    """Width of the body, such as w4a4."""
+    iterations: int
+    """Optimizer steps."""
+    psnr_y_db: dict[str, float]
+    """Mean PSNR of luma by test set."""
+    ssim_y: dict[str, float]
+    """Mean SSIM of luma by test set."""
+    storage_mb: float
+    """Weights, scales and everything else of the network, in 10^6 bytes."""
+    bit_operations_t: float
+    """10^12 bit operations for one full-HD output."""
+    seconds_per_step: float
+    """Wall time of one optimizer step on this machine."""
+    exportable: str
+    """`yes`, or why not."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the comparison.")
+@click.option("--iterations", required=True, type=click.IntRange(min=1), help="Optimizer steps for every recipe.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    default=("{data}/benchmark/Set5", "{data}/benchmark/Set14"),
+    show_default=True,
+    help="Folder of a test set; repeatable.",
+)
+def command(
+    recipes: tuple[Path, ...], out: Path, iterations: int, overrides: tuple[str, ...], benchmarks: tuple[str, ...]
+) -> None:
+    """Train every one of RECIPES for as many iterations and compare what comes out."""
+    loaded = {path.stem: load_recipe(path, [*overrides, f"run.iterations={iterations}"]) for path in recipes}
+    if len(loaded) < len(recipes):
+        raise UsageError("recipes of the same name", why=", ".join(path.name for path in recipes))
+    check_same_protocol(loaded)
+    results = [measure_float(next(iter(loaded.values())), benchmarks)]
+    for number, (name, recipe) in enumerate(loaded.items(), start=1):
+        say(f"[{number}/{len(loaded)}] {name}")
+        results.append(measure(name, recipe, out / name, benchmarks))
+        write_tables(results, out)
+    say(f"wrote {out / 'results.md'}")
+
+
+def check_same_protocol(recipes: dict[str, Recipe]) -> None:
+    """Refuse comparisons of unlike runs.
+
+    Raises:
+        UsageError: recipes that differ in network, images, seed or batch.
+    """
+    protocols = {
+        name: (recipe.network, recipe.data, recipe.run.seed, recipe.run.batch) for name, recipe in recipes.items()
+    }
+    first_name, first = next(iter(protocols.items()))
+    for name, protocol in protocols.items():
+        if protocol != first:
+            raise UsageError(
+                f"{name} and {first_name} cannot be compared",
+                why="their network, data, seed or batch differ",
+                fix="override them with --set",
+            )
+
+
+def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> Result:
+    """Train (or finish, or just look up) one recipe and measure it."""
+    path, key = folder / "result.json", {"recipe": to_tables(recipe), "benchmarks": list(benchmarks)}
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return Result(**stored["result"])
+    model = train(recipe, folder, World())
+    model.network.eval()
+    scores = {place.name: benchmark_score(model, place, recipe) for place in map(expand_places, benchmarks)}
+    method = build_method(recipe.method)
+    policy = recipe.quantization.policy() if method.quantizes else None
+    cost = account(model.float_network(), policy)
+    result = Result(
+        recipe=name,
+        method=method.name,
+        width=recipe.quantization.body if method.quantizes else "float",
+        iterations=recipe.run.iterations,
+        psnr_y_db={place: value.psnr_y_db for place, value in scores.items()},
+        ssim_y={place: value.ssim_y for place, value in scores.items()},
+        storage_mb=cost.storage_bytes / 1e6,
+        bit_operations_t=cost.bit_operations / 1e12,
+        seconds_per_step=seconds_per_step(folder / "log.jsonl"),
+        exportable=method.why_not_exportable() or "yes",
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def measure_float(recipe: Recipe, benchmarks: tuple[str, ...]) -> Result:
+    """The float network that all recipes start from, untouched."""
+    network = load_float_network(recipe)
+    scores = {place.name: benchmark_score(network, place, recipe) for place in map(expand_places, benchmarks)}
+    cost = account(network)
+    return Result(
+        recipe="start",
+        method="float",
+        width="float",
+        iterations=0,
+        psnr_y_db={place: value.psnr_y_db for place, value in scores.items()},
+        ssim_y={place: value.ssim_y for place, value in scores.items()},
+        storage_mb=cost.storage_bytes / 1e6,
+        bit_operations_t=cost.bit_operations / 1e12,
+        seconds_per_step=0.0,
+        exportable="yes",
+    )
+
+
+def benchmark_score(network: Any, place: Path, recipe: Recipe) -> Score:
+    """Mean PSNR and SSIM of a network on a test set."""
+    pairs = (ImagePair(pair.name, *pair.load()) for pair in BenchmarkSet.from_folder(place, recipe.network.scale))
+    if isinstance(network, SuperResolutionNetwork):
+        return score(network, pairs, recipe.network.scale)
+    return score(network, pairs, recipe.network.scale, recipe.run.device)
+
+
+def seconds_per_step(log: Path) -> float:
+    """Wall time of a step, from the last record of a run that made any."""
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rates = [record["iterations_per_s"] for record in records if record.get("iterations_per_s")]
+    if not rates:
+        raise InputError(f"{log} holds no step", fix="remove its folder and train again")
+    return 1.0 / rates[-1]
+
+
+def write_tables(results: list[Result], out: Path) -> None:
+    """results.json, results.md and results.png."""
+    with atomic_path(out / "results.json") as temporary:
+        temporary.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
+    with atomic_path(out / "results.md") as temporary:
+        temporary.write_text(markdown(results), encoding="utf-8")
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(results) + 1.5), layout="constrained")
+    place = next(iter(results[0].psnr_y_db))
+    names = [f"{result.method} {result.width}" for result in results]
+    values = [result.psnr_y_db[place] for result in results]
+    axes.barh(names, values)
+    axes.invert_yaxis()
+    axes.set_xlim(min(values) - 0.3, max(values) + 0.1)
+    axes.set_xlabel(f"PSNR-Y on {place} (dB)")
+    with atomic_path(out / "results.png") as temporary:
+        figure.savefig(temporary, dpi=150)
+    pyplot.close(figure)
+
+
+def markdown(results: list[Result]) -> str:
+    """The table, best first within each width; differences are against the float network all start from."""
+    places = list(results[0].psnr_y_db)
+    start = results[0]
+    head = ["method", "bits", "iterations"]
+    head += [f"{place} PSNR / SSIM (drop)" for place in places]
+    head += ["storage MB", "BitOPs T", "s / step", "exportable"]
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for result in sorted(results, key=lambda r: (r.width != "float", r.width[::-1], -r.psnr_y_db[places[0]])):
+        cells = [result.method, result.width, str(result.iterations)]
+        cells += [
+            f"{result.psnr_y_db[p]:.3f} / {result.ssim_y[p]:.4f} ({result.psnr_y_db[p] - start.psnr_y_db[p]:+.3f})"
+            for p in places
+        ]
+        cells += [f"{result.storage_mb:.2f}", f"{result.bit_operations_t:.1f}"]
+        cells += [f"{result.seconds_per_step:.2f}" if result.iterations else "", result.exportable]
+        lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    run(command, "compare_methods")
