@@ -22,6 +22,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.lowering.taps import Tap, read_taps
 
 GIVEN = ".given"
+_IMAGE_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
                 node.input[slot] = name + GIVEN
                 half = types.get(name) == onnx.TensorProto.FLOAT16
                 given_sources[name] = "float16" if half else "float32"
-    image_rank = 4
+    ranks = _ranks(model)
     for name in sorted(codes):
         graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
-        graph.input.append(_dynamic_input(name + GIVEN, onnx.TensorProto.INT8, image_rank))
+        graph.input.append(_dynamic_input(name + GIVEN, onnx.TensorProto.INT8, ranks.get(name, _IMAGE_RANK)))
     for name, kind in given_sources.items():
-        graph.input.append(_dynamic_input(name + GIVEN, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), image_rank))
+        graph.input.append(
+            _dynamic_input(name + GIVEN, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), ranks.get(name, _IMAGE_RANK))
+        )
     _rank_free(cut)
     return ForcedGraph(cut, taps, given_sources)
 
@@ -113,9 +116,18 @@ def _quantizer_entry(graph: onnx.GraphProto, tap: Tap) -> int:
     while tap.source not in graph.node[index].input:
         upstream = graph.node[index].input[0]
         if upstream not in producer:
-            raise InputError("the model's metadata is damaged", why=f"{tap.layer}: no path from its codes to its source")
+            raise InputError(
+                "the model's metadata is damaged", why=f"{tap.layer}: no path from its codes to its source"
+            )
         index = producer[upstream]
     return index
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Dimensions of every tensor, as far as can be inferred: convolutions read 4 of them, linear layers 3 or more."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shaped = ((value.name, value.type.tensor_type) for value in inferred.value_info)
+    return {name: len(kind.shape.dim) for name, kind in shaped if kind.HasField("shape")}
 
 
 def _dynamic_input(name: str, kind: int, rank: int) -> onnx.ValueInfoProto:
