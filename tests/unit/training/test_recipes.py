@@ -1,0 +1,52 @@
+"""Every recipe that ships loads, names a method that exists, and says what its file name says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from odm_deploy.networks.registry import build_network
+from training.methods.registry import build_method
+from training.recipe import load_recipe
+
+FOLDER = Path(__file__).resolve().parents[3] / "training" / "recipes"
+RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if not path.name.startswith("base_"))
+METHODS = {
+    "odm": "odm_v2",
+    "odmv1": "odm_v1",
+    "pams": "pams",
+    "ddtb": "ddtb",
+    "daq": "daq",
+    "quantsr": "quantsr",
+    "lsq": "lsq",
+    "minmax": "minmax",
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_what_its_name_says(path):
+    recipe = load_recipe(path, [])
+    method = build_method(recipe.method)
+    if path.stem == "edsr_x4_float":
+        assert not method.quantizes
+        return
+    network, scale, name, width = re.fullmatch(r"(\w+?)_x(\d)_([a-z0-9]+)_(w\da\d)(?:_short)?", path.stem).groups()
+    assert (recipe.network.name, recipe.network.scale) == (network, int(scale))
+    assert method.name == METHODS[name]
+    assert recipe.quantization.body == width
+    selected = recipe.quantization.policy().select(build_network(network, {"scale": int(scale)}))
+    assert len(selected) == 32
+
+
+def test_all_methods_come_at_all_widths():
+    names = {path.stem for path in FOLDER.glob("*.toml")}
+    assert {f"edsr_x4_{name}_w{bits}a{bits}" for name in METHODS for bits in (2, 3, 4)} <= names
+
+
+def test_the_defaults_of_odm_v2_are_the_papers():
+    recipe = load_recipe(FOLDER / "paper60k" / "edsr_x4_odm_w2a2.toml", [])
+    options = build_method(recipe.method).options
+    assert (options.mismatch_weight, options.weight_percentile, options.range_percentile) == (1e-5, 99.0, 99.0)
+    assert (options.update, options.clipping, options.weight_levels) == ("tensor", "corrected", "mid_rise")
+    assert (recipe.run.iterations, recipe.run.batch, recipe.optimizer.halve_every) == (60000, 8, 15000)
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.range_learning_rate) == (1e-4, 1e-3)
