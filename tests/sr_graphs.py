@@ -1,6 +1,6 @@
 """A tiny x2 super-resolution network as ONNX: in float, and in the forms quantization gives it, over the same weights.
 
-    image -> head -> [Q DQ] -> body -> ReLU -> + head -> [Q DQ] -> tail -> DepthToSpace -> sr
+    image - mean -> head -> [Q DQ] -> body -> ReLU -> + head -> [Q DQ] -> tail -> DepthToSpace -> sr
 
 Every form dequantizes to the float form's weights, so that without quantizers they all compute the same function.
 """
@@ -88,7 +88,8 @@ def sr_model(form: Form = "bounded", *, taps: bool = False, size: tuple[int, int
         size: fix the input's height and width.
     """
     net = _Net(form)
-    head = net.conv("head", "image", 3, WIDTH, quantized=False)
+    mean = net.constant("mean", np.array([114.4, 111.5, 103.0], np.float32).reshape(1, 3, 1, 1))
+    head = net.conv("head", net.op("Sub", ["image", mean], "centred"), 3, WIDTH, quantized=False)
     body = net.op("Relu", [net.conv("body", head, WIDTH, WIDTH)], "body_relu")
     total = net.op("Add", [body, head], "sum")
     net.op("DepthToSpace", [net.conv("tail", total, WIDTH, 3 * SCALE**2)], "sr", blocksize=SCALE)

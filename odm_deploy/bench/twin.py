@@ -54,16 +54,21 @@ def open_twin(
 def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> bytes:
     if importlib.util.find_spec("onnx_ir") is None:
         raise MissingError("no half-precision twin", why="onnx-ir is not installed", fix="pip install onnx-ir")
+    import onnx
     import onnx_ir as ir
 
     from odm_deploy.lowering.fp16 import convert_rest_to_fp16
 
-    graph = ir.from_proto(parse_onnx(twin))
-    convert_rest_to_fp16(graph)
+    # The pass goes by the types of tensors, which the twin does not carry.
+    typed = onnx.shape_inference.infer_shapes(parse_onnx(twin))
+    if not any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in typed.graph.initializer):
+        graph = ir.from_proto(typed)
+        convert_rest_to_fp16(graph)
+        typed = ir.to_proto(graph)
     n, channels, h, w = shape
     with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
         onnx_path, plan_path = Path(folder) / ONNX_FILE, Path(folder) / "twin.plan"
-        onnx_path.write_bytes(ir.to_proto(graph).SerializeToString())
+        onnx_path.write_bytes(typed.SerializeToString())
         build_engine(onnx_path, plan_path, profiles=ShapeProfile.static(n, h, w, channels), flavour=flavour)
         return plan_path.read_bytes()
 

@@ -1,0 +1,60 @@
+"""Baselines: the float twin on the same runtime, and as a half-precision engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from odm_deploy.bench.twin import _build_half, open_twin, try_open_twin
+from odm_deploy.errors import InputError
+from odm_deploy.lowering.float_twin import float_twin
+from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.plan_file import read_plan_header
+from tests.sr_graphs import random_images, sr_model
+
+RTX = find_flavour("tensorrt_rtx")
+SHAPE = (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntime, OpenVinoCpu])
+def test_the_twin_runs_where_the_model_runs_with_the_same_options(kind: type[Runtime], tmp_path: Path) -> None:
+    path, options, images = tmp_path / "model.onnx", RuntimeOptions(threads=1), random_images()
+    path.write_bytes(sr_model().SerializeToString())
+    with kind.open(path, options) as model:
+        twin, label = open_twin(path, model, SHAPE, options)
+        with twin:
+            assert label == "float twin (f32)"
+            assert twin.describe() == model.describe()
+            with kind.open_bytes(sr_model("float").SerializeToString(), options) as expected:
+                np.testing.assert_allclose(twin.upscale(images), expected.upscale(images), atol=1e-2, rtol=1e-4)
+
+
+def test_where_there_is_no_twin_the_reason_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(sr_model("float").SerializeToString())
+    with OnnxRuntime.open(path, RuntimeOptions(threads=1)) as model:
+        twin, reason = try_open_twin(path, model, SHAPE)
+        assert twin is None
+        assert "quantizes nothing" in reason
+        with pytest.raises(InputError, match="quantizes nothing"):
+            open_twin(path, model, SHAPE)
+
+
+@pytest.mark.skipif(not can_build(RTX), reason=RTX.problem)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_twin_of_an_engine_is_an_engine_in_half_precision(precision: str) -> None:
+    model = onnx.shape_inference.infer_shapes(sr_model())
+    if precision == "fp16":
+        graph = ir.from_proto(model)
+        convert_rest_to_fp16(graph)
+        model = ir.to_proto(graph)
+    plan = _build_half(float_twin(model).SerializeToString(), "tensorrt_rtx", SHAPE)
+    assert read_plan_header(plan).flavour == "tensorrt_rtx"
