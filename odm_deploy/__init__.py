@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from odm_deploy.engine import Engine
     from odm_deploy.errors import BuildError, GateError, InputError, MissingError, OdmError, UsageError
     from odm_deploy.grid import Grid
 
 _HOMES = {
+    "Engine": "odm_deploy.engine",
     "Grid": "odm_deploy.grid",
     "BuildError": "odm_deploy.errors",
     "GateError": "odm_deploy.errors",
@@ -26,6 +28,7 @@ _HOMES = {
 
 __all__ = [
     "BuildError",
+    "Engine",
     "GateError",
     "Grid",
     "InputError",

@@ -1,8 +1,8 @@
 """Everything the README claims in figures, measured again: `python tools/readme_figures.py --out DIR`.
 
 Calibrates EDSR-baseline x4 at several widths, exports each, and writes two markdown tables: quality and agreement on a
-benchmark set for the torch reference, ONNX Runtime and OpenVINO, and the coverage and build time of TensorRT-RTX engines.
-Every row is kept in DIR as it is finished, so that an interrupted run goes on where it stopped.
+benchmark set for the torch reference, ONNX Runtime and OpenVINO, and the coverage and build time of TensorRT-RTX
+engines. Every row is kept in DIR as it is finished, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def _parity_table(floating: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {row['bits']} | torch fake-quant (reference) | {_quality(quality)} | | | |")
         lines.append(f"| {row['bits']} | *noise floor: torch float64* | | {_distance(floor)} |")
         lines += [
-            f"| {row['bits']} | {name} | {_quality(row[name]['runtime'])} | {_distance(row[name])} |" for name in RUNTIMES
+            f"| {row['bits']} | {name} | {_quality(row[name]['runtime'])} | {_distance(row[name])} |"
+            for name in RUNTIMES
         ]
     return "\n".join(lines) + "\n"
 
@@ -132,11 +133,11 @@ def _coverage_table(rows: list[dict[str, Any]]) -> str:
         "| bits | rest | int8, body quantized | build | plan | int8, body end and tail too | build | plan |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['bits']} | {row['precision']} | {row['body']} | {row['body_build_s']:.2f} s | {row['body_plan_mb']:.1f} MB "
-        f"| {row['whole']} | {row['whole_build_s']:.2f} s | {row['whole_plan_mb']:.1f} MB |"
-        for row in rows
-    ]
+    for row in rows:
+        cells = [row["bits"], row["precision"]]
+        for key in ("body", "whole"):
+            cells += [row[key], f"{row[f'{key}_build_s']:.2f} s", f"{row[f'{key}_plan_mb']:.1f} MB"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ def _require_torch() -> None:
 
 
 @contextmanager
-def _build_progress() -> Iterator[Callable[[BuildProgress], None]]:
+def _build_progress() -> Generator[Callable[[BuildProgress], None]]:
     """Show the builder's phases as bars on stderr, where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import Progress, TaskID

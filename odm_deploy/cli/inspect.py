@@ -41,11 +41,12 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, as_json: b
         emit_json({**_to_dict(found), "source": source})
     else:
         _print(found, source)
-    if found.fallbacks:
-        names = ", ".join(layer.name for layer in found.fallbacks[:3])
+    fallbacks = list(found.fallbacks)
+    if fallbacks:
+        names = ", ".join(layer.name for layer in fallbacks[:3])
         raise GateError(
-            f"{len(found.fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
-            why=f"{names}{' ...' if len(found.fallbacks) > 3 else ''}: {found.fallbacks[0].reason}",
+            f"{len(fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
+            why=f"{names}{' ...' if len(fallbacks) > 3 else ''}: {fallbacks[0].reason}",
             fix=f"see odm-deploy lint {path}",
         )
 
@@ -63,11 +64,12 @@ def _layers_of(
     if manifest is not None and manifest.engine is not None and not rebuild:
         engine = manifest.engine
         layers = [
-            LayerRecord(row["name"], row["kind"], row["precision"], (), (), (), tuple(row["onnx_nodes"]))
+            LayerRecord(row["name"], row["kind"], row["precision"], (), (), (), tuple[str, ...](row["onnx_nodes"]))
             for row in engine["layers"]
         ]
         return onnx_file, layers, f"{engine['flavour']} {engine['version']}, when the bundle was built"
-    return onnx_file, *_build(onnx_file, profile, timeout_s)
+    layers, source = _build(onnx_file, profile, timeout_s)
+    return onnx_file, layers, source
 
 
 def _build(onnx_file: Path, profile: ShapeProfile, timeout_s: float) -> tuple[list[LayerRecord], str]:
@@ -131,13 +133,12 @@ def _inspect_checkpoint(path: Path, as_json: bool) -> None:
     from odm_deploy.checkpoint import load_model
 
     model = load_model(path)
-    layers = [
-        {"name": name, "weight_bits": layer.weight_bits, **layer.grid.to_dict(), "lower": layer.grid.lower,
-         "upper": layer.grid.upper}
-        for name, layer in model.layers.items()
-    ]  # fmt: skip
+    layers = model.layers
     if as_json:
-        emit_json({"network": model.network.name, "scale": model.scale, "metadata": model.metadata, "layers": layers})
+        rows = [
+            {"name": name, "weight_bits": layer.weight_bits, **layer.grid.to_dict()} for name, layer in layers.items()
+        ]
+        emit_json({"network": model.network.name, "scale": model.scale, "metadata": model.metadata, "layers": rows})
         return
     from rich.console import Console
     from rich.table import Table
@@ -145,9 +146,8 @@ def _inspect_checkpoint(path: Path, as_json: bool) -> None:
     table = Table(title=f"{model.network.name} x{model.scale}: {len(layers)} quantized layers", title_justify="left")
     for column in ("layer", "weight bits", "input bits", "lowest level", "highest level", "zero point"):
         table.add_column(column, justify="left" if column == "layer" else "right")
-    for row in layers:
-        table.add_row(
-            row["name"], str(row["weight_bits"]), str(row["bits"]), f"{row['lower']:.4g}", f"{row['upper']:.4g}",
-            str(row["zero_point"]),
-        )  # fmt: skip
+    for name, layer in layers.items():
+        grid = layer.grid
+        cells = (layer.weight_bits, grid.bits, f"{grid.lower:.4g}", f"{grid.upper:.4g}", grid.zero_point)
+        table.add_row(name, *map(str, cells))
     Console().print(table)

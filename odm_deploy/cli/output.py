@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[Iterable[Any], int], Iterator[Any]]]:
+def progress(description: str) -> Generator[Callable[[Iterable[Any], int], Iterator[Any]]]:
     """Yield `track(items, total)`, which shows a bar with ETA on stderr while `items` are consumed.
 
     On anything but a terminal it stays silent: progress bars make logs unreadable.

@@ -26,7 +26,13 @@ DEFAULT_TILE_PX = 512
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @json_option
 def command(
-    source: Path, destination: Path, bundle: Path, tile: int | None, runtime: str | None, threads: int | None, as_json: bool
+    source: Path,
+    destination: Path,
+    bundle: Path,
+    tile: int | None,
+    runtime: str | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Upscale the image IN to OUT (.png, .jpg or .webp).
 
@@ -54,6 +60,8 @@ def command(
             gray = np.repeat(image.alpha[..., None], 3, axis=2)
             alpha = engine.upscale(gray, tile=size, track=track)[..., 1]
         described = engine.describe()
+        for reason in engine.runtime.passed_over:
+            say(f"passed over: {reason}")
     seconds = time.perf_counter() - start
     write_image(destination, Image(rgb, alpha, image.gray, image.icc_profile))
     if as_json:

@@ -76,8 +76,13 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
     model = _reference(path, options["against"])
     run_options = RuntimeOptions(threads=options["threads"], precision=options["precision"])
     files = find_samples(options["images"], options["truth"], model.scale, options["max_images"])
-    with open_runtime(path, options["runtime"], run_options, order=FAITHFUL_FIRST) as runtime, progress("images") as track:
+    with (
+        open_runtime(path, options["runtime"], run_options, order=FAITHFUL_FIRST) as runtime,
+        progress("images") as track,
+    ):
         report = ParityReport(runtime.describe())
+        for reason in runtime.passed_over:
+            say(f"passed over: {reason}")
         try:
             compare(
                 TorchReference(model),

@@ -9,6 +9,8 @@ TensorRT 11 knows precision only from the graph (strong typing), so the casts st
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -84,7 +86,11 @@ def _quantizer_nodes(nodes: list[ir.Node]) -> set[ir.Node]:
         while step.op_type == "QuantizeLinear" or step in found:
             value = step.inputs[0]
             producer = value.producer() if value is not None else None
-            if producer is None or producer.op_type not in _QUANTIZER_STEPS or len(list(producer.outputs[0].uses())) > 1:
+            if (
+                producer is None
+                or producer.op_type not in _QUANTIZER_STEPS
+                or len(list(producer.outputs[0].uses())) > 1
+            ):
                 break
             found.add(producer)
             step = producer
@@ -98,7 +104,7 @@ def _edge_nodes(nodes: list[ir.Node], graph: ir.Graph) -> set[ir.Node]:
     return before | after
 
 
-def _untouched(ordered: list[ir.Node], neighbours) -> set[ir.Node]:  # type: ignore[no-untyped-def]
+def _untouched(ordered: list[ir.Node], neighbours: Callable[[ir.Node], list[ir.Node | None]]) -> set[ir.Node]:
     """Arithmetic nodes that no compute node precedes, following `neighbours`, in an order that respects it."""
     clean: set[ir.Node] = set()
     for node in ordered:

@@ -20,8 +20,9 @@ class GraphEditor:
     def constant(self, name: str, array: npt.ArrayLike, dtype: npt.DTypeLike) -> ir.Value:
         """An initializer. A scalar stays a scalar: a scale of shape [1] makes TensorRT fall back to float."""
         name = self._unique(name)
-        tensor = ir.tensor(np.asarray(array, dtype=dtype), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        array = np.asarray(array, dtype=dtype)
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 

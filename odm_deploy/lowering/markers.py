@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,7 +170,7 @@ def _forget_origin(model: ir.Model) -> None:
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def _quiet_exporter() -> Generator[None]:
     """Silence the exporter's remarks about packages it looked for and its own deprecations: no user can act on them."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

@@ -13,8 +13,11 @@ import onnx
 from onnx import numpy_helper
 
 _POINTWISE = frozenset(
-    """Add Sub Mul Div Relu LeakyRelu PRelu Clip Min Max Round Cast QuantizeLinear DequantizeLinear Sigmoid Tanh Gelu
-    Erf Neg Abs Sqrt Pow Exp HardSigmoid HardSwish Elu Softplus Identity Concat Gather Slice Split""".split()
+    (
+        "Add Sub Mul Div Relu LeakyRelu PRelu Clip Min Max Round Cast QuantizeLinear DequantizeLinear Sigmoid "
+        "Tanh Gelu Erf Neg Abs Sqrt Pow Exp HardSigmoid HardSwish Elu Softplus Identity Concat Gather Slice "
+        "Split "
+    ).split()
 )
 
 
@@ -51,9 +54,7 @@ def receptive_radius_px(model: onnx.ModelProto) -> int | None:
     return max(math.ceil(found.radius) for found in outputs if found is not None)
 
 
-def _after(
-    node: onnx.NodeProto, sources: list[_Reach], constants: dict[str, onnx.TensorProto]
-) -> _Reach | None:
+def _after(node: onnx.NodeProto, sources: list[_Reach], constants: dict[str, onnx.TensorProto]) -> _Reach | None:
     """The reach of a node's output; None when it is unbounded."""
     widest = max(sources, key=lambda source: source.radius)
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
@@ -63,7 +64,9 @@ def _after(
         return _Reach(widest.radius, widest.scale * attributes["blocksize"])
     if node.op_type == "SpaceToDepth":
         # One coarse pixel covers a block of fine ones.
-        return _Reach(widest.radius + (attributes["blocksize"] - 1) / widest.scale, widest.scale / attributes["blocksize"])
+        return _Reach(
+            widest.radius + (attributes["blocksize"] - 1) / widest.scale, widest.scale / attributes["blocksize"]
+        )
     if node.op_type == "Pad":
         # Zeros around the image, taken away again by the convolution that follows.
         return widest

@@ -1,7 +1,7 @@
 """Taps: where each layer's quantizer sits in a lowered graph, so that `verify` can watch it there.
 
-They travel inside the ONNX file (model metadata, one JSON value): a graph on its own can then be checked layer by layer,
-whichever dialect it is in.
+They travel inside the ONNX file (model metadata, one JSON value): a graph on its own can then be checked layer by
+layer, whichever dialect it is in.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ bits with zero point z becomes, exactly:
       x -> Pad(0) -> Sub(c) [-> Max -> Min] -> QuantizeLinear(s, 0) -> DequantizeLinear -> Conv(pads=0)
 
   with c = s * (2^(b-1) - z), or the free grid's center. The convolution then sees x^ - c, so its bias grows by
-  c * sum(w^). Padding happens on the real value, before the shift, so no border term appears. Writing an asymmetric 8-bit
-  range naively as int8 with zero point 0 instead saturates at 127 codes, silently.
+  c * sum(w^). Padding happens on the real value, before the shift, so no border term appears. Writing an asymmetric
+  8-bit range naively as int8 with zero point 0 instead saturates at 127 codes, silently.
 
   Half a step rounds to the even code, and shifting by an odd number of codes makes even ones odd. Values fall exactly
   between two codes only where arithmetic is exact, on power-of-two scales; there such a grid is rounded before the

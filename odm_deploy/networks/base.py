@@ -1,7 +1,7 @@
 """What every super-resolution network here has in common.
 
-A network maps float32 [N, 3, H, W] RGB in 0..255 to float32 [N, 3, scale*H, scale*W] RGB in 0..255, unclamped. One whose
-public weights expect another range or a mean shift does that inside.
+A network maps float32 [N, 3, H, W] RGB in 0..255 to float32 [N, 3, scale*H, scale*W] RGB in 0..255, unclamped. One
+whose public weights expect another range or a mean shift does that inside.
 """
 
 from __future__ import annotations

@@ -58,9 +58,26 @@ class EdsrConfig(NetworkConfig):
                 why=f"scale {scale} was asked for",
                 fix=f"use --scale {found}, or other weights",
             )
+        _check_mean_shifts(state)
         features = state["head.0.weight"].shape[0]
         blocks = len({match[1] for key in state if (match := re.match(r"body\.(\d+)\.body\.", key))})
         return cls(scale, features, blocks, residual_scale=0.1 if features >= 256 else 1.0)
+
+
+def _check_mean_shifts(state: Mapping[str, Tensor]) -> None:
+    """Refuse mean shifts that also mix or scale colours: `MeanShift` only adds.
+
+    Raises:
+        InputError: a frozen 1x1 convolution that is not the identity.
+    """
+    for key in ("sub_mean.weight", "add_mean.weight"):
+        weight = state.get(key)
+        if weight is not None and not torch.equal(weight.reshape(3, -1).float(), torch.eye(3)):
+            raise InputError(
+                f"unsupported {key}",
+                why=f"it is not the identity but {weight.flatten().tolist()}",
+                fix="only mean shifts with unit standard deviation are known",
+            )
 
 
 def _scale_of(state: Mapping[str, Tensor]) -> int:
@@ -79,7 +96,7 @@ class EDSR(SuperResolutionNetwork):
 
     def __init__(self, config: EdsrConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - never assigned again
         features = config.features
         self.sub_mean = MeanShift(-1.0)
         self.add_mean = MeanShift(+1.0)
@@ -137,16 +154,6 @@ class MeanShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shift."""
         return x + self.bias.reshape(1, 3, 1, 1)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: object) -> None:
-        weight = state_dict.get(f"{prefix}weight")
-        if weight is not None and not torch.equal(weight.reshape(3, -1).float(), torch.eye(3)):
-            raise InputError(
-                f"unsupported {prefix}weight",
-                why=f"it is not the identity but {weight.flatten().tolist()}",
-                fix="only mean shifts with unit standard deviation are known",
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:

@@ -126,9 +126,7 @@ def _trace_forced(double: QuantizedModel, image: FloatArray, trace: _Trace) -> d
     return codes
 
 
-def _run_tapped(
-    model: QuantizedModel, image: Tensor, watch: Callable[[str], Callable[[Tensor], Tensor]]
-) -> None:
+def _run_tapped(model: QuantizedModel, image: Tensor, watch: Callable[[str], Callable[[Tensor], Tensor]]) -> None:
     layers = model.layers
     try:
         for name, layer in layers.items():

@@ -136,7 +136,9 @@ class ParityReport:
     @property
     def psnr_drop_db(self) -> float | None:
         """Reference minus runtime against ground truth; None without ground truth."""
-        reference, runtime = (quality.to_dict()["psnr_y_db"] for quality in (self.reference_quality, self.runtime_quality))
+        reference, runtime = (
+            quality.to_dict()["psnr_y_db"] for quality in (self.reference_quality, self.runtime_quality)
+        )
         return None if reference is None or runtime is None else reference - runtime
 
     @property

@@ -31,9 +31,14 @@ def verdict(report: ParityReport, gates: Gates) -> str:
 def rows(report: ParityReport) -> list[tuple[str, str, str]]:
     """Figure, runtime against reference, and the same for the noise floor."""
     reference, runtime = report.reference_quality.to_dict(), report.runtime_quality.to_dict()
-    table = [(name, found, floor) for (name, found), (_, floor) in zip(_distance(report.distance), _distance(report.floor), strict=True)]
+    table = [
+        (name, found, floor)
+        for (name, found), (_, floor) in zip(_distance(report.distance), _distance(report.floor), strict=True)
+    ]
     if runtime["psnr_y_db"] is not None:
-        table.append(("PSNR-Y, runtime / reference", f"{runtime['psnr_y_db']:.3f} dB", f"{reference['psnr_y_db']:.3f} dB"))
+        table.append(
+            ("PSNR-Y, runtime / reference", f"{runtime['psnr_y_db']:.3f} dB", f"{reference['psnr_y_db']:.3f} dB")
+        )
         table.append(("SSIM-Y, runtime / reference", f"{runtime['ssim_y']:.4f}", f"{reference['ssim_y']:.4f}"))
     return table
 
@@ -58,7 +63,9 @@ def worst_layers_table(report: ParityReport) -> Table:
     for column in ("layer", "flips per million", "floor", "largest step"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer in sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]:
-        table.add_row(layer.name, f"{layer.flip_rate * 1e6:.2f}", f"{layer.floor_flip_rate * 1e6:.2f}", str(layer.max_step))
+        table.add_row(
+            layer.name, f"{layer.flip_rate * 1e6:.2f}", f"{layer.floor_flip_rate * 1e6:.2f}", str(layer.max_step)
+        )
     return table
 
 

@@ -103,10 +103,11 @@ def parse_log(lines: Iterable[str]) -> list[LayerRecord]:
             records, in_table = [], True
         elif in_table:
             match = _LOG_ROW.match(line.strip())
-            if match is None:
+            if match is not None:
+                records.append(_log_record(match))
+            elif not line.lstrip().startswith("Name: "):
+                # Rows of another shape (copies of sizes to the device) belong to the table but compute nothing.
                 in_table = False
-                continue
-            records.append(_log_record(match))
     return records
 
 
