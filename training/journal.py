@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from odm_deploy.cli.output import say
+from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_path
 
 
@@ -76,9 +77,13 @@ class Journal:
             say(text)
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}", why=str(error.strerror or error)) from None
 
 
 def _iteration_of(line: str) -> float:

@@ -30,10 +30,10 @@ class KnowledgeTransfer:
 
     def loss(self, low: Tensor) -> Tensor:
         """L_SKT of the latest forward of the model, whose input was `low`; float32 []."""
-        student = self._features["student"]
+        student = self._features.pop("student")
         with torch.no_grad():
             self._teacher(low)
-        return structured_knowledge_transfer(student, self._features["teacher"])
+        return structured_knowledge_transfer(student, self._features.pop("teacher"))
 
     def _tap(self, name: str, module: nn.Module) -> None:
         def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -45,7 +45,7 @@ def save_state(
     """Write the state, whole or not at all.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder cannot be written to, or the disk is full.
     """
     document = {
         "format": FORMAT,
@@ -55,8 +55,16 @@ def save_state(
         "average": average.values,
         "best": progress.best,
     }
-    with atomic_path(path) as temporary:
-        torch.save(document, temporary)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(document, temporary)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its archive writer; what was saved before is still there.
+        raise InputError(
+            f"cannot write {path}",
+            why=str(error).splitlines()[0][:200],
+            fix="make room on the disk; the same command resumes from the state before",
+        ) from None
 
 
 def load_state(path: Path, model: TrainableModel, optimizer: torch.optim.Optimizer, average: MovingAverage) -> Progress:

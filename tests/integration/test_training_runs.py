@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -239,3 +240,45 @@ def test_two_processes_train_what_one_trains(recipe, tmp_path):
         if key.startswith("/model/"):
             # Adam's first steps amplify the rounding of differently ordered sums; a step is 1e-4 or 1e-3.
             assert torch.allclose(value, theirs[key], atol=2e-5), key
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_state_before(recipe, tmp_path):
+    out = tmp_path / "out"
+    train(load_recipe(recipe, ["run.iterations=3"]), out, World())
+    before = (out / "last.pt").read_bytes()
+    # No file may grow beyond 16 KiB, as on a disk that fills up while last.pt is written.
+    limited = ["bash", "-c", 'ulimit -f 16; exec "$@"', "bash", *command(recipe, out, "run.iterations=6")]
+    result = subprocess.run(limited, capture_output=True, text=True, env=environment(), cwd=REPOSITORY, check=False)
+    assert result.returncode == 1
+    assert "error: cannot write" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (out / "last.pt").read_bytes() == before
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_terminal_gets_a_bar(recipe, tmp_path):
+    master, slave = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            command(recipe, tmp_path / "out"),
+            stderr=slave,
+            env={**environment(), "TERM": "xterm", "COLUMNS": "100"},
+            cwd=REPOSITORY,
+        )
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(master, 65536)
+            except OSError:  # a pty ends with an error once its last writer is gone
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.wait(timeout=60) == 0
+    finally:
+        os.close(master)
+    text = shown.decode()
+    assert "6/6" in text
+    assert "validation at 4" in text
+    assert "ETA" not in text
