@@ -90,6 +90,7 @@ def _after_convolution(
     assert isinstance(dilations, (list, tuple))
     assert isinstance(strides, (list, tuple))
     span = max((int(size) - 1) * int(dilation) for size, dilation in zip(kernel, dilations, strict=True))
-    # Half of the span on each side; an even kernel reaches further on one of them.
-    side = math.ceil(span / 2)
+    # Half of the span on each side; an even kernel reaches further on one of them. Behind a stride one coarse pixel
+    # stands for several fine ones, and the last of those is that much further from what its first one sees.
+    side = math.ceil(span / 2) + max(int(stride) for stride in strides) - 1
     return _Reach(source.radius + Fraction(side) / source.scale, source.scale / int(strides[0]))
