@@ -12,7 +12,10 @@ from torch import Tensor
 from odm_deploy.errors import InputError
 
 _HALF = 2**13
-"""Bins on either side of zero. A grid of 8 bits then has 16 bins a level or more, one of 4 bits 256."""
+"""Bins on either side of zero: 2^13. A grid of 8 bits then has 16 bins a level or more, one of 4 bits 256."""
+
+_SMALLEST_EXPONENT = -126
+"""Of a bin's width, which then is the smallest normal float32."""
 
 
 class Histogram:
@@ -33,7 +36,8 @@ class Histogram:
         if self._exponent is None or largest >= math.ldexp(_HALF, self._exponent):
             self._widen(largest)
         assert self._exponent is not None
-        bins = torch.floor(torch.ldexp(values.flatten(), torch.tensor(-self._exponent))).to(torch.int64)
+        # float64, where no quotient underflows: a tiny negative value belongs below zero.
+        bins = torch.floor(values.flatten().double() * 2.0**-self._exponent).to(torch.int64)
         self._counts += torch.bincount(bins + _HALF, minlength=2 * _HALF).cpu().numpy()
 
     def occupied(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
@@ -44,8 +48,10 @@ class Histogram:
 
     def _widen(self, largest: float) -> None:
         """Make room for +-largest."""
-        # frexp: largest = m * 2^e with m < 1, so 2^e bins of width 1 hold it. -126 keeps a width a normal number.
-        exponent = max(math.frexp(largest)[1] - int(math.log2(_HALF)), -126)
+        # frexp: largest = m * 2^e with m < 1, so 2^13 bins of width 2^(e - 13) hold it. Zero has no exponent of its own
+        # and must not fix a width that what follows is too small for.
+        exponent = math.frexp(largest)[1] - int(math.log2(_HALF)) if largest else _SMALLEST_EXPONENT
+        exponent = max(exponent, _SMALLEST_EXPONENT)
         if self._exponent is not None:
             for _ in range(exponent - self._exponent):
                 merged = self._counts.reshape(-1, 2).sum(1)

@@ -35,6 +35,15 @@ def test_a_histogram_does_not_depend_on_the_order_of_arrival(values):
     assert forth.occupied()[1].sum() == len(values)
 
 
+def test_an_image_of_zeros_first_costs_no_resolution():
+    histogram = Histogram()
+    histogram.add(torch.zeros(3))
+    histogram.add(torch.tensor([1e-20]))
+    centres, counts = histogram.occupied()
+    assert counts.tolist() == [3, 1]
+    np.testing.assert_allclose(centres, [0, 1e-20], atol=1e-23)
+
+
 @unhurried
 @given(st.floats(1e-30, 1e30), st.integers(0, 99))
 def test_a_histogram_resolves_a_sixteenth_of_an_8_bit_step(largest, seed):
