@@ -8,7 +8,7 @@ similarity of averages is not the average of similarities.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -81,7 +81,7 @@ class World:
 
 
 @contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str) -> Generator[World, None, None]:
     """The world torchrun's environment describes; a world of one without it."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

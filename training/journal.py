@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Journal:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     @contextmanager
-    def bar(self) -> Iterator[None]:
+    def bar(self) -> Generator[None, None, None]:
         """Show a progress bar meanwhile, on a terminal; elsewhere `step` prints plain lines instead."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

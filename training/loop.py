@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -209,7 +209,7 @@ class _Run:
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Generator[threading.Event, None, None]:
     """Yield an event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts at once."""
     requested = threading.Event()
 

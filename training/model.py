@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,9 @@ class TrainableModel:
     """The quantized layers by dotted name, in network order."""
 
     @classmethod
-    def attach(cls, network: SuperResolutionNetwork, widths: Mapping[str, LayerBits], method: Method) -> TrainableModel:
+    def attach(
+        cls, network: SuperResolutionNetwork, widths: Mapping[str, LayerBits], method: Method[Any]
+    ) -> TrainableModel:
         """A copy of `network` with the method's quantizers on the layers named in `widths`.
 
         Raises:
@@ -73,7 +75,7 @@ class TrainableModel:
             self._set("calibrating", False)
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> Generator[None, None, None]:
         """Within it, every layer keeps what went into and came out of its activation quantizer."""
         self._set("recording", True)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 3) -> Iterator[Iterator[T]]:
+def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 3) -> Generator[Iterator[T], None, None]:
     """Yield an iterator over `make(start), ..., make(stop - 1)`, made in a thread at most `depth` ahead.
 
     An exception in `make` is raised where its item would have been. Leaving the context ends the thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -116,4 +116,6 @@ def gradients(method: Method[Any], step: Step) -> tuple[Tensor, dict[str, Tensor
 
 def _differentiate(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain: bool) -> dict[str, Tensor]:
     grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=retain, allow_unused=True)
-    return {name: grad for name, grad in zip(parameters, grads, strict=True) if grad is not None}
+    # The stubs do not know that parameters the loss does not reach have None.
+    optional = cast("tuple[Tensor | None, ...]", grads)
+    return {name: grad for name, grad in zip(parameters, optional, strict=True) if grad is not None}

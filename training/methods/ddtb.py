@@ -118,13 +118,13 @@ class GatedRange(LearnableRange):
         self.logits = None
         if not bool(self.has_gate):
             return super().forward(x)
-        self.logits = self.gate(x.float())
+        logits: Tensor = self.gate(x.float())
+        self.logits = logits
         if not bool(self.gate_acts):
             return super().forward(x)
         lower, upper = self.range
-        factors = 2.0 * torch.sigmoid(self.logits)
-        per_image = [bound * factors[:, side].reshape(-1, 1, 1, 1) for side, bound in ((1, lower), (0, upper))]
-        return range_quantize(x, *per_image, self.bits)
+        upper_factor, lower_factor = (2.0 * torch.sigmoid(logits)).reshape(-1, 2, 1, 1, 1).unbind(1)
+        return range_quantize(x, lower * lower_factor, upper * upper_factor, self.bits)
 
     def grid(self) -> Grid:
         """The static grid.

@@ -59,7 +59,8 @@ class LearnedStep(ActivationQuantizer):
 
     def __init__(self, bits: int, *, scale_gradients: bool, derivative: RoundDerivative = "one") -> None:
         super().__init__(bits)
-        self.scale_gradients, self.derivative = scale_gradients, derivative
+        self.scale_gradients = scale_gradients
+        self.derivative: RoundDerivative = derivative
         self.step = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("signed", torch.tensor(True))
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -117,7 +118,8 @@ class LearnedWeightStep(WeightQuantizer):
         derivative: RoundDerivative = "one",
     ) -> None:
         super().__init__(bits)
-        self.scale_gradients, self.derivative = scale_gradients, derivative
+        self.scale_gradients = scale_gradients
+        self.derivative: RoundDerivative = derivative
         self.negative_codes, self.positive_codes = 2 ** (bits - 1), 2 ** (bits - 1) - 1
         rows = weight.float().flatten(1) if per_channel else weight.float().reshape(1, -1)
         start = 2 * rows.abs().mean(dim=1) / self.positive_codes**0.5
