@@ -1,0 +1,95 @@
+"""Teacher-forced comparison: a wrong layer is named, and its neighbours are not blamed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from odm_deploy.errors import InputError
+from odm_deploy.proof.layers import OUTPUT, LayerParity, compare_layers
+from tests.factories import OPENERS, exact_model, lowered, random_images, tiny_model
+
+
+def replace_constant(proto: onnx.ModelProto, name: str, change) -> None:
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+    array = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(change(array), name))
+
+
+def flips(model, proto, opener="onnxruntime"):
+    layers = compare_layers(model, proto, OPENERS[opener], [random_images(12, 17), random_images(9, 8, seed=2)])
+    return {layer.name: layer.flips for layer in layers}
+
+
+def test_rates_of_a_layer_without_codes_are_zero():
+    assert LayerParity("a").flip_rate == LayerParity("a").floor_flip_rate == 0.0
+    assert LayerParity("a", codes=8, flips=2, floor_flips=1).flip_rate == 0.25
+    assert LayerParity("a", codes=8, flips=2, floor_flips=1).floor_flip_rate == 0.125
+
+
+def test_every_layer_is_compared_on_every_code():
+    model = exact_model()
+    layers = compare_layers(model, lowered(model), OPENERS["onnxruntime"], [random_images(12, 17)])
+    assert [layer.name for layer in layers] == [*model.layers, OUTPUT]
+    by_name = {layer.name: layer.codes for layer in layers}
+    assert by_name["head.0"] == 3 * 12 * 17
+    assert by_name["body.0.body.0"] == 8 * 12 * 17
+    assert by_name["tail.1"] == 8 * 24 * 34
+    assert by_name[OUTPUT] == 3 * 24 * 34
+
+
+@pytest.mark.parametrize("opener", ["onnxruntime", "openvino"])
+def test_wrong_weights_of_one_layer_flip_the_codes_behind_it_and_no_others(opener):
+    model = exact_model(8)
+    proto = lowered(model)
+    replace_constant(proto, "body.1.body.0.codes", lambda codes: np.where(codes > 0, codes // 2, codes))
+    found = flips(model, proto, opener)
+    assert found.pop("body.1.body.2") > 100
+    assert set(found.values()) == {0}
+
+
+def test_wrong_scale_of_one_layers_input_is_blamed_on_that_layer():
+    model = exact_model(8)
+    proto = lowered(model)
+    replace_constant(proto, "body.1.body.2.scale_x", lambda scale: scale * np.float32(1.5))
+    found = flips(model, proto)
+    # Its codes are wrong, and so is what it computes from the right ones.
+    blamed = [name for name, count in found.items() if count]
+    assert blamed == ["body.1.body.2", "body.2"]
+
+
+def test_one_planted_code_is_seen_where_it_matters():
+    model = exact_model(8)
+    proto = lowered(model)
+
+    def plant(codes):
+        codes[3, 0, 1, 1] = -codes[3, 0, 1, 1] + 40
+        return codes
+
+    replace_constant(proto, "body.0.body.0.codes", plant)
+    found = flips(model, proto)
+    assert found["body.0.body.2"] > 0
+    assert sum(count > 0 for count in found.values()) == 1
+
+
+def test_floor_counts_what_float32_rounds_differently_from_float64():
+    exact = compare_layers(exact_model(), lowered(exact_model()), OPENERS["onnxruntime"], [random_images(8, 8)])
+    assert sum(layer.floor_flips for layer in exact) == 0
+    model = tiny_model(8)
+    ordinary = compare_layers(model, lowered(model), OPENERS["onnxruntime"], [random_images(40, 60)])
+    assert 0 <= sum(layer.floor_flips for layer in ordinary) < 1e-4 * sum(layer.codes for layer in ordinary)
+
+
+def test_reference_is_left_without_taps():
+    model = exact_model()
+    compare_layers(model, lowered(model), OPENERS["onnxruntime"], [random_images(8, 8)])
+    assert all(layer.tap is None for layer in model.layers.values())
+
+
+def test_graph_of_somebody_else_is_refused():
+    proto = lowered(tiny_model())
+    del proto.metadata_props[:]
+    with pytest.raises(InputError, match="does not say where its quantizers are"):
+        compare_layers(tiny_model(), proto, OPENERS["onnxruntime"], [random_images(8, 8)])

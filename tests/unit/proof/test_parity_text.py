@@ -1,0 +1,77 @@
+"""The report in words: the verdict names what failed, the tables hold every figure beside its noise floor."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console
+
+from odm_deploy.proof.layers import LayerParity
+from odm_deploy.proof.parity import Distance, Gates, ParityReport, Quality
+from odm_deploy.proof.parity_text import WORST_LAYERS, rows, summary_table, to_markdown, verdict, worst_layers_table
+
+
+def distance(step):
+    found = Distance()
+    image = np.zeros((10, 10, 3), np.uint8)
+    image[0, 0, 0] = step
+    found.add(image, np.zeros_like(image))
+    return found
+
+
+def report(step=1, floor=1, *, truth=False):
+    quality = Quality([31.5], [0.912345]) if truth else Quality()
+    layers = [LayerParity(f"body.{index}", 1_000_000, index, min(index, 1)) for index in range(8)]
+    return ParityReport(
+        {"runtime": "onnxruntime", "version": "1.2"}, 3, distance(step), distance(floor), quality, quality, layers
+    )
+
+
+def rendered(table):
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_verdicts():
+    assert verdict(report(0), Gates()) == "onnxruntime computes the reference, bit for bit, on 3 images"
+    agrees = verdict(report(1), Gates())
+    assert agrees.startswith("onnxruntime computes the reference: 99.67% of the values identical, at most 1 steps")
+    assert "72.9 dB between them (noise floor 72.9 dB)" in agrees
+    refuses = verdict(report(9), Gates(max_lsb=4, min_identical=0.999))
+    assert refuses.startswith("onnxruntime does NOT compute the reference: largest difference 9 steps (allowed: 4); ")
+    assert "identical values 99.6667%" in refuses
+
+
+def test_rows_put_the_floor_beside_every_figure():
+    assert rows(report(2, 1)) == [
+        ("identical values", "99.6667%", "99.6667%"),
+        ("largest difference", "2 of 255", "1 of 255"),
+        ("PSNR between the outputs", "66.9 dB", "72.9 dB"),
+    ]
+    assert rows(report(0, 0))[2] == ("PSNR between the outputs", "identical", "identical")
+    assert rows(report(truth=True))[3:] == [
+        ("PSNR-Y, runtime / reference", "31.500 dB", "31.500 dB"),
+        ("SSIM-Y, runtime / reference", "0.9123", "0.9123"),
+    ]
+
+
+def test_tables_show_the_worst_layers_first():
+    text = rendered(worst_layers_table(report()))
+    assert f"worst {WORST_LAYERS} of 8 layers" in text
+    shown = [line.split()[1] for line in text.splitlines() if "body." in line]
+    assert shown == ["body.7", "body.6", "body.5", "body.4", "body.3"]
+    assert "7.00" in text
+    assert "onnxruntime on 3 images" in rendered(summary_table(report()))
+
+
+def test_markdown_holds_the_verdict_all_layers_and_the_runtime():
+    text = to_markdown(report(truth=True), Gates())
+    assert text.startswith("**onnxruntime computes the reference")
+    assert text.count("| `body.") == 8
+    assert "| `body.7` | 7.00 | 0.00 | 1 |" in text
+    assert text.endswith("Runtime: runtime onnxruntime, version 1.2.\n")
+    # Every table row has as many cells as its header.
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.splitlines()}) == 1
