@@ -29,8 +29,8 @@ from training.distributed import World
 from training.evaluate import Score, score
 from training.loop import train
 from training.methods.registry import build_method
+from training.preparation import load_float_network
 from training.recipe import Recipe, load_recipe
-from training.setup import load_float_network
 
 
 @dataclass(frozen=True)

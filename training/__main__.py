@@ -15,7 +15,8 @@ from odm_deploy.cli import run
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the recipe; repeatable."
 )
-def command(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
+@click.option("--finish", is_flag=True, help="Freeze what DIR holds now into model.pt instead of training on.")
+def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool) -> None:
     r"""Train the network of RECIPE for few bits.
 
     Interrupt it any way you like: the same command resumes, and ends with the same bits. On several GPUs or processes:
@@ -33,7 +34,7 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...]) -> None:
 
     settings = load_recipe(recipe, list(overrides))
     with join_world(settings.run.device) as world:
-        train(settings, out, world)
+        train(settings, out, world, finish=finish)
 
 
 if __name__ == "__main__":

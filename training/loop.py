@@ -15,7 +15,7 @@ from torch import Tensor
 
 from odm_deploy import __version__
 from odm_deploy.checkpoint import file_sha256, save_model
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.config import expand_places, to_tables
@@ -28,26 +28,36 @@ from training.methods.registry import build_method
 from training.model import TrainableModel
 from training.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
 from training.prefetch import prefetch
+from training.preparation import Images, build_model, calibrate, claim_folder, load_float_network, load_images
 from training.recipe import Recipe
-from training.setup import Images, build_model, calibrate, claim_folder, load_float_network, load_images
 from training.state import Progress, load_state, save_state
 
 
-def train(recipe: Recipe, folder: Path, world: World) -> TrainableModel:
+def train(recipe: Recipe, folder: Path, world: World, *, finish: bool = False) -> TrainableModel:
     """Run a recipe to its end, from wherever `folder` says it stands.
 
     Leaves in `folder`: config.json, log.jsonl, last.pt (resumable state), and model.pt (the frozen result; for a float
     run weights.pt) once all iterations are done.
+
+    Args:
+        recipe: what to train, and how.
+        folder: the run's folder.
+        world: the processes that share the batch.
+        finish: freeze what `folder` holds now instead of training on.
 
     Returns:
         The model that was frozen: with the parameters of the best validation, or the last ones.
 
     Raises:
         InputError: unusable images or weights; a loss that is no longer finite.
-        UsageError: a folder that belongs to another run.
+        UsageError: a folder that belongs to another run; `finish` without a state to freeze.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     method = build_method(recipe.method)
+    if finish and not (folder / "last.pt").exists():
+        raise UsageError(
+            f"nothing to finish in {folder}", why="it holds no last.pt", fix="train first, without --finish"
+        )
     if world.is_main:
         claim_folder(folder, recipe)
     float_network = load_float_network(recipe)
@@ -55,7 +65,8 @@ def train(recipe: Recipe, folder: Path, world: World) -> TrainableModel:
     world.wait()
     run = _Run(recipe, folder, world, method, float_network, images)
     run.start()
-    run.iterate()
+    if not finish:
+        run.iterate()
     return run.finish()
 
 

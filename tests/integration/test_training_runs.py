@@ -145,11 +145,22 @@ def test_training_lowers_the_loss(recipe, tmp_path):
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:5])
 
 
-def test_lowering_the_iterations_ends_a_run_where_it_stands(recipe, tmp_path):
-    train(load_recipe(recipe, []), tmp_path / "out", World())
+def test_finish_freezes_what_a_run_has_reached_and_lets_it_go_on(recipe, tmp_path):
+    """Three of six iterations, frozen, then the other three: the end is that of an undisturbed run."""
+    half, whole = (load_recipe(recipe, [f"run.iterations={n}", "data.validation_images=0"]) for n in (3, 6))
+    train(whole, tmp_path / "straight", World())
+    train(half, tmp_path / "out", World())
     (tmp_path / "out" / "model.pt").unlink()
-    train(load_recipe(recipe, ["run.iterations=6"]), tmp_path / "out", World())
+    train(whole, tmp_path / "out", World(), finish=True)
+    assert load_model(tmp_path / "out" / "model.pt").metadata["iterations"] == 3
+    train(whole, tmp_path / "out", World())
     assert load_model(tmp_path / "out" / "model.pt").metadata["iterations"] == 6
+    assert_same(tmp_path / "straight" / "last.pt", tmp_path / "out" / "last.pt")
+
+
+def test_there_must_be_something_to_finish(recipe, tmp_path):
+    with pytest.raises(UsageError, match="nothing to finish"):
+        train(load_recipe(recipe, []), tmp_path / "out", World(), finish=True)
 
 
 @pytest.mark.parametrize(
