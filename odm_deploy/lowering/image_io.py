@@ -42,10 +42,10 @@ def _uint8_input(graph: ir.Graph, editor: GraphEditor, layout: Layout) -> ir.Val
     image = ir.Value(name=old.name, type=ir.TensorType(ir.DataType.UINT8), shape=_ordered(old.shape, layout))
     old.name = None
     graph.inputs[0] = image
-    x = image
+    # Cast first: TensorRT transposes no uint8.
+    x = editor.node_before(first, "Cast", [image], "input.float", {"to": ir.DataType.FLOAT.value})
     if layout == "nhwc":
-        x = editor.node_before(first, "Transpose", [x], "input.nchw", {"perm": [0, 3, 1, 2]}, dtype=ir.DataType.UINT8)
-    x = editor.node_before(first, "Cast", [x], "input.float", {"to": ir.DataType.FLOAT.value})
+        x = editor.node_before(first, "Transpose", [x], "input.nchw", {"perm": [0, 3, 1, 2]})
     for node, index in uses:
         node.replace_input_with(index, x)
     return x
@@ -63,10 +63,10 @@ def _uint8_output(graph: ir.Graph, layout: Layout) -> None:
         ("Round", [], {}, ir.DataType.FLOAT),
         ("Max", [black], {}, ir.DataType.FLOAT),
         ("Min", [white], {}, ir.DataType.FLOAT),
-        ("Cast", [], {"to": ir.DataType.UINT8.value}, ir.DataType.UINT8),
     ]
     if layout == "nhwc":
-        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, ir.DataType.UINT8))
+        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, ir.DataType.FLOAT))
+    steps.append(("Cast", [], {"to": ir.DataType.UINT8.value}, ir.DataType.UINT8))
     for op, operands, attributes, dtype in steps:
         node = ir.node(op, [x, *operands], attributes=attributes)  # type: ignore[arg-type]
         x = node.outputs[0]

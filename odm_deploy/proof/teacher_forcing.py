@@ -112,6 +112,8 @@ def codes_from(tap: Tap, output: NDArray[np.int8]) -> NDArray[np.int16]:
 def _quantizer_entry(graph: onnx.GraphProto, tap: Tap) -> int:
     """Index of the node with which a layer's quantizer begins: walking back from its codes to its source."""
     producer = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    if tap.codes not in producer:
+        raise InputError("the model's metadata is damaged", why=f"{tap.layer}: no tensor {tap.codes}")
     index = producer[tap.codes]
     while tap.source not in graph.node[index].input:
         upstream = graph.node[index].input[0]

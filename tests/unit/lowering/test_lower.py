@@ -15,7 +15,7 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.grid import Grid
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import LoweringOptions, lower
-from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.layers import OUTPUT, compare_layers
 from odm_deploy.quantization.layers import QuantizedLinear
 from odm_deploy.runtimes.torch_reference import TorchReference
 from tests.factories import (
@@ -64,7 +64,7 @@ def test_power_of_two_scales_agree_to_the_bit(opener):
     with OPENERS[opener](proto.SerializeToString()) as runtime:
         np.testing.assert_array_equal(runtime.upscale(images), TorchReference(model).upscale(images))
     layers = compare_layers(model, proto, OPENERS[opener], [random_images(9, 11, seed=4)])
-    assert [layer.name for layer in layers] == list(model.layers)
+    assert [layer.name for layer in layers] == [*model.layers, OUTPUT]
     assert [layer.flips for layer in layers] == [0] * len(layers)
 
 
@@ -72,12 +72,13 @@ def test_power_of_two_scales_agree_to_the_bit(opener):
 def test_ordinary_scales_flip_hardly_a_code_in_any_layer(opener):
     model = model_of_all_kinds(power_of_two=False)
     layers = compare_layers(model, lowered(model), OPENERS[opener], [random_images(16, 20), random_images(7, 24)])
-    assert [layer.name for layer in layers] == list(model.layers)
+    assert [layer.name for layer in layers] == [*model.layers, OUTPUT]
     assert max(layer.max_step for layer in layers) <= 1
     if opener == "onnxruntime":
         # Behind a convolution, a quantizer without bounds or shift is fused into it, and ONNX Runtime then rounds the
         # bias to a multiple of both scales' product.
-        layers = [layer for layer in layers if not _is_bare(model.layers[layer.name].grid)]
+        bare = {name for name, layer in model.layers.items() if _is_bare(layer.grid)}
+        layers = [layer for layer in layers if layer.name not in bare]
     assert sum(layer.flips for layer in layers) <= MOST_FLIPS * sum(layer.codes for layer in layers)
 
 
@@ -113,7 +114,7 @@ def test_linear_layers_on_tokens_are_exact_at_every_kind_of_grid():
     proto, images = lowered(model), random_images(13, 18)
     for opener in ("onnx_reference", "onnxruntime"):
         layers = compare_layers(model, proto, OPENERS[opener], [images])
-        assert [layer.name for layer in layers] == list(model.layers)
+        assert [layer.name for layer in layers] == [*model.layers, OUTPUT]
         assert sum(layer.flips for layer in layers) <= MOST_FLIPS * sum(layer.codes for layer in layers)
 
 
