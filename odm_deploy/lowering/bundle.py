@@ -86,6 +86,9 @@ def write_bundle(
         BuildError: the builder refused, crashed or ran out of time.
         MissingError: the builder that was asked for by name is not installed.
     """
+    if engine.wanted and engine.flavour is not None:
+        # A builder that is not here is better known before the lowering than after it.
+        choose_builder(engine.flavour)
     with atomic_directory(folder) as temporary:
         say("lowering to ONNX")
         proto = lower(model, lowering)

@@ -1,0 +1,71 @@
+"""`odm-deploy inspect`: what the real builder runs as int8, and the grids of a model.pt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from odm_deploy.checkpoint import load_model
+from odm_deploy.runtimes.compat import can_build, find_flavour
+from tests.command_line import run_cli
+
+RTX = find_flavour("tensorrt_rtx")
+needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
+
+
+@needs_rtx
+def test_bundle_without_an_engine_is_built_to_look_at_it(tiny_bundle):
+    outcome = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32", "--json")
+    assert outcome.code == 0, outcome.stderr
+    document = outcome.document
+    assert document["int8_layers"] == document["quantized_layers"] == 5
+    assert 0 < document["int8_macs"] == document["quantized_macs"] < document["macs"]
+    # 8 -> 8 channels, 3x3, on every pixel of the input.
+    first = next(layer for layer in document["layers"] if layer["name"] == "body.0.body.0")
+    assert first["macs"] == 24 * 32 * 8 * 8 * 9
+    assert (first["precision"], first["reason"]) == ("int8", "")
+    floats = {layer["name"]: layer["reason"] for layer in document["layers"] if not layer["quantized"]}
+    assert floats == dict.fromkeys(["head.0", "tail.0.0", "tail.1"], "unquantized in the graph")
+    assert "built just now" in document["source"]
+
+
+@needs_rtx
+def test_recorded_layers_are_read_without_building(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "bundle"
+    assert run_cli("export", tiny_checkpoint, "-o", folder, "--shapes", "1x3x24x32").code == 0
+    recorded = run_cli("inspect", folder, "--shapes", "1x3x24x32", "--json")
+    assert "when the bundle was built" in recorded.document["source"]
+    assert "building" not in recorded.stderr
+    # What the manifest says is what is shown.
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for row in manifest["engine"]["layers"]:
+        row["precision"] = "fp32"
+    path.write_text(json.dumps(manifest))
+    outcome = run_cli("inspect", folder, "--json")
+    assert outcome.code == 3
+    assert outcome.document["int8_layers"] == 0
+    assert "5 of 5 quantized layers do not run as int8" in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+@needs_rtx
+def test_people_get_a_table_and_the_count(tiny_bundle):
+    outcome = run_cli("inspect", tiny_bundle / "model.onnx", "--shapes", "1x3x24x32")
+    assert outcome.code == 0
+    assert "int8: 5 of 5 quantized layers" in outcome.stdout
+    assert "body.1.body.2" in outcome.stdout
+
+
+def test_checkpoint_is_listed_with_its_grids(tiny_checkpoint):
+    outcome = run_cli("inspect", tiny_checkpoint, "--json")
+    assert outcome.code == 0
+    document = outcome.document
+    assert (document["network"], document["scale"], document["metadata"]) == ("edsr", 2, {"method": "random"})
+    model = load_model(tiny_checkpoint)
+    assert [row["name"] for row in document["layers"]] == list(model.layers)
+    for row in document["layers"]:
+        grid = model.layers[row["name"]].grid
+        assert (row["scale"], row["zero_point"], row["bits"]) == (grid.scale, grid.zero_point, grid.bits)
+    assert "body.1.body.2" in run_cli("inspect", tiny_checkpoint).stdout
