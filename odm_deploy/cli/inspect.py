@@ -118,7 +118,7 @@ def _print(found: Coverage, source: str) -> None:
 
     table = Table(title=f"layers ({source})", title_justify="left")
     for column in ("layer", "runs as", "share of MACs", "why not int8"):
-        table.add_column(column, justify="right" if column.startswith("share") else "left")
+        table.add_column(column, justify="right" if column.startswith("share") else "left", no_wrap=column == "layer")
     for layer in found.layers:
         share = f"{layer.macs / found.macs:.1%}" if layer.macs and found.macs else "?"
         table.add_row(layer.name, layer.precision, share, layer.reason)
@@ -145,7 +145,7 @@ def _inspect_checkpoint(path: Path, as_json: bool) -> None:
 
     table = Table(title=f"{model.network.name} x{model.scale}: {len(layers)} quantized layers", title_justify="left")
     for column in ("layer", "weight bits", "input bits", "lowest level", "highest level", "zero point"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=column == "layer")
     for name, layer in layers.items():
         grid = layer.grid
         cells = (layer.weight_bits, grid.bits, f"{grid.lower:.4g}", f"{grid.upper:.4g}", grid.zero_point)

@@ -12,12 +12,10 @@ from fractions import Fraction
 import onnx
 from onnx import numpy_helper
 
-_POINTWISE = frozenset(
-    (
-        "Add Sub Mul Div Relu LeakyRelu PRelu Clip Min Max Round Cast QuantizeLinear DequantizeLinear Sigmoid "
-        "Tanh Gelu Erf Neg Abs Sqrt Pow Exp HardSigmoid HardSwish Elu Softplus Identity Concat Gather Slice "
-        "Split "
-    ).split()
+_POINTWISE = (
+    frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Neg", "Abs", "Sqrt", "Pow", "Exp", "Round", "Erf"})
+    | {"Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Softplus"}
+    | {"Cast", "QuantizeLinear", "DequantizeLinear", "Identity", "Concat", "Gather", "Slice", "Split"}
 )
 
 
