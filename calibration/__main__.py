@@ -73,6 +73,12 @@ def _key_values(option: str) -> Any:
     help="Width of a layer, by name or pattern (body.0.*=8); repeatable, later ones win.",
 )
 @click.option("--free", is_flag=True, help="Activation grids need not hold zero (Eq. 1 of the ODM paper as written).")
+@click.option(
+    "--exact-sums/--no-exact-sums",
+    default=True,
+    show_default=True,
+    help="Scales with few significant bits where they make every sum exact on every runtime (up to 6 or 7 bits).",
+)
 @click.option("--profile", default="paper", show_default=True, metavar="NAME", help="Named quantization policy.")
 @click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
 @click.option(
@@ -112,6 +118,7 @@ def command(
     tail: str,
     layers: dict[str, str],
     free: bool,
+    exact_sums: bool,
     profile: str,
     max_images: int,
     low_resolution: bool,
@@ -142,7 +149,7 @@ def command(
     network = network_from_state_dict(network_name, state, scale, plain_overrides)
     paths = choose_images(image_source, max_images)
     images = CalibrationImages(paths, 1 if low_resolution else scale, crop_px)
-    settings = CalibrationSettings(RangeMethod(method), percentile or 99.99, weight_method == "mse")
+    settings = CalibrationSettings(RangeMethod(method), percentile or 99.99, weight_method == "mse", exact_sums)
     metadata = {
         "method": f"post-training, {method}",
         "profile": profile,
@@ -167,6 +174,7 @@ def command(
                 "profile": profile,
                 "method": method,
                 "images": len(images),
+                "exact_sums": model.metadata["exact_sums"],
                 "layers": [dataclasses.asdict(summary) for summary in summaries],
                 "seconds": seconds,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from calibration.observers import InputObserver
 from calibration.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.exact_sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.weights import quantize_weight
@@ -29,6 +31,8 @@ class CalibrationSettings:
     """For `RangeMethod.PERCENTILE`, in (50, 100]."""
     search_weights: bool = True
     """Weight scales by the smallest squared error rather than by the largest |w|."""
+    exact_sums: bool = True
+    """Round scales to few significant bits where that makes sums exact (`odm_deploy.quantization.exact_sums`)."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,22 @@ def calibrate(
     """
     settings = settings or CalibrationSettings()
     bits = policy.select(network)
+    if settings.exact_sums:
+        network = copy.deepcopy(network)
+        network.round_float_edges()
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
     observers = observe(network, images, bits, percentile)
     modules = dict(network.named_modules())
-    layers: dict[str, FrozenLayer] = {}
-    summaries: list[LayerSummary] = []
-    for name, observer in observers.items():
-        layers[name] = _freeze_layer(modules[name], observer, bits[name], policy, settings)
-        summaries.append(_summary(observer, layers[name]))
-    return freeze(network, layers, dict(metadata or {})), summaries
+    layers = {
+        name: _freeze_layer(modules[name], observer, bits[name], policy, settings)
+        for name, observer in observers.items()
+    }
+    exact = None
+    if settings.exact_sums and not policy.power_of_two:
+        exact = with_exact_sums(layers, {name: modules[name].get_parameter("weight") for name in layers})
+    summaries = [_summary(observer, (exact or layers)[name]) for name, observer in observers.items()]
+    described = {**(metadata or {}), "exact_sums": exact is not None}
+    return freeze(network, exact or layers, described), summaries
 
 
 def observe(

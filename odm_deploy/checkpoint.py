@@ -63,7 +63,9 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
         "metadata": model.metadata,
     }
     with atomic_path(path) as temporary:
-        torch.save(document, temporary)
+        # Given a path, torch would store its name: equal models should be equal files.
+        with temporary.open("wb") as stream:
+            torch.save(document, stream)
 
 
 def load_model(path: Path | str) -> QuantizedModel:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from odm_deploy.proof.samples import SampleFile
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+    from odm_deploy.runtimes.torch_reference import TorchReference
 
 LAYER_CROP_PX = 96
 LAYER_IMAGES = 4
+FLOOR_DRAWS = 3
 
 
 @click.command("verify")
@@ -42,8 +44,9 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
     """Prove that a runtime computes from BUNDLE (or a model.onnx) what the reference model computes.
 
     The same image bytes go through the fake-quantized torch model and the runtime. Differences are shown beside the
-    noise floor: how far the reference in float64 is from itself in float32. Without a gate, the verdict is whether the
-    runtime is within that floor; a verdict of no ends with exit code 3.
+    noise floor: how far the reference's own legitimate roundings (float64, jittered float32) are from each other.
+    Without a gate, the verdict is whether every layer, fed with the reference's codes, flips no more of its own than
+    rounding ties explain, and the output is no further away than the floor; a no ends with exit code 3.
     """
     from odm_deploy.errors import GateError
     from odm_deploy.files import atomic_path
@@ -80,17 +83,19 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
         open_runtime(path, options["runtime"], run_options, order=FAITHFUL_FIRST) as runtime,
         progress("images") as track,
     ):
-        report = ParityReport(runtime.describe())
+        report = ParityReport({**runtime.describe(), "rounding_note": runtime.rounding_note})
         for reason in runtime.passed_over:
             say(f"passed over: {reason}")
         try:
+            reference = TorchReference(model)
             compare(
-                TorchReference(model),
+                reference,
                 TorchReference(model, "float64"),
                 runtime,
                 (file.load(model.scale) for file in files),
                 report,
                 shave=model.scale,
+                jittered=_jittered(model, reference),
                 track=lambda items: track(items, len(files)),
             )
         except InputError as error:
@@ -98,6 +103,17 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
         if options["layers"]:
             report.layers = _compare_layers(path, model, runtime, run_options, files[:LAYER_IMAGES])
     return report
+
+
+def _jittered(model: QuantizedModel, reference: TorchReference) -> list[Any]:
+    """Draws of the noise floor beyond float64; none where sums cannot round and jitter would invent flips."""
+    from functools import partial
+
+    from odm_deploy.quantization.exact_sums import sums_are_exact
+
+    if sums_are_exact(model):
+        return []
+    return [partial(reference.upscale_jittered, seed=seed) for seed in range(FLOOR_DRAWS)]
 
 
 def _reference(path: Path, against: Path | None) -> QuantizedModel:
@@ -160,4 +176,6 @@ def _print(report: ParityReport, gates: Gates) -> None:
     console.print(summary_table(report))
     if report.layers:
         console.print(worst_layers_table(report))
-    console.print(verdict(report, gates), highlight=False)
+    console.print(verdict(report, gates), highlight=False, soft_wrap=True)
+    if report.distance.differing and report.runtime["rounding_note"]:
+        console.print(report.runtime["rounding_note"], style="dim", highlight=False, soft_wrap=True)

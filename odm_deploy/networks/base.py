@@ -83,6 +83,12 @@ class SuperResolutionNetwork(nn.Module):
         """Output pixels per input pixel along each axis."""
         return self.config.scale
 
+    def round_float_edges(self) -> None:
+        """Round the float layers between image and body so that their sums on 8-bit pixels are exact, in place.
+
+        See `quantization.exact_sums`. Networks that cannot promise it leave their weights alone.
+        """
+
     def region_of(self, layer: str) -> Region:
         """The region of the layer with this dotted name."""
         raise InputError(f"{type(self).__name__} has no layer {layer}")

@@ -6,6 +6,7 @@ tail.1`, and the frozen mean shifts `sub_mean, add_mean`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwo
 
 DIV2K_MEAN_RGB = (0.4488, 0.4371, 0.4040)
 """Mean colour of DIV2K, as a share of 255 (Lim et al., Sec. 4)."""
+
+MEAN_UNIT = 0.125
+"""What the mean colour is rounded to where sums have to be exact, in grey levels."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,25 @@ class EDSR(SuperResolutionNetwork):
         """Upscale."""
         shallow = self.head(self.sub_mean(x))
         return self.add_mean(self.tail(self.body(shallow) + shallow))
+
+    @torch.no_grad()
+    def round_float_edges(self) -> None:
+        """Put the mean colour and the head's weights and biases on dyadic grids on which no sum over pixels rounds.
+
+        The mean moves by at most 1/16 of a grey level, which the head's bias makes up for (but for the outermost
+        pixels, where zeros are padded); weights move by 2^-12 or so.
+        """
+        head = self.head[0]
+        assert isinstance(head, nn.Conv2d) and head.bias is not None
+        mean = -self.sub_mean.bias
+        near = torch.round(mean / MEAN_UNIT) * MEAN_UNIT
+        largest = head.weight.abs().flatten(1).sum(1).max() * 255.0 / MEAN_UNIT
+        # One bit of slack for the bias, one for weights that round up.
+        unit = 2.0 ** -math.floor(22 - math.log2(float(largest)))
+        head.weight.copy_(torch.round(head.weight / unit) * unit)
+        bias = head.bias.double() + head.weight.double().sum((2, 3)) @ (near - mean).double()
+        head.bias.copy_(torch.round(bias / (unit * MEAN_UNIT)) * (unit * MEAN_UNIT))
+        self.sub_mean.bias.copy_(-near)
 
     def region_of(self, layer: str) -> Region:
         """`head.0` is the head, the blocks are the body, `body.{blocks}` is its end, `tail` the tail."""

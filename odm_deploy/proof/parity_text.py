@@ -24,7 +24,7 @@ def verdict(report: ParityReport, gates: Gates) -> str:
         return f"{name} computes the reference, bit for bit, on {report.images} images"
     return (
         f"{name} computes the reference: {distance.identical:.2%} of the values identical, at most {distance.max_lsb} "
-        f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {report.floor.psnr_db:.1f} dB)"
+        f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {report.furthest_floor_db:.1f} dB)"
     )
 
 
@@ -35,6 +35,9 @@ def rows(report: ParityReport) -> list[tuple[str, str, str]]:
         (name, found, floor)
         for (name, found), (_, floor) in zip(_distance(report.distance), _distance(report.floor), strict=True)
     ]
+    if report.draws:
+        draws = ", ".join(f"{draw.psnr_db:.1f}" for draw in report.draws)
+        table.append(("PSNR of jittered draws", "", f"{draws} dB"))
     if runtime["psnr_y_db"] is not None:
         table.append(
             ("PSNR-Y, runtime / reference", f"{runtime['psnr_y_db']:.3f} dB", f"{reference['psnr_y_db']:.3f} dB")
@@ -79,7 +82,7 @@ def to_markdown(report: ParityReport, gates: Gates) -> str:
             f"| `{layer.name}` | {layer.flip_rate * 1e6:.2f} | {layer.floor_flip_rate * 1e6:.2f} | {layer.max_step} |"
             for layer in report.layers
         ]
-    described = ", ".join(f"{key} {value}" for key, value in report.runtime.items())
+    described = ", ".join(f"{key} {value}" for key, value in report.runtime.items() if value != "")
     return "\n".join([*lines, "", f"Runtime: {described}.", ""])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,19 @@ class QuantizedModel:
     def __call__(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the network's dtype."""
         return self.network(images)
+
+
+@contextmanager
+def tapped(model: QuantizedModel, tap_of: Callable[[str], Callable[[Tensor], Tensor]]) -> Generator[None]:
+    """While this lasts, what arrives at each layer's quantizer goes through `tap_of(layer)` first."""
+    layers = model.layers
+    try:
+        for name, layer in layers.items():
+            layer.tap = tap_of(name)
+        yield
+    finally:
+        for layer in layers.values():
+            layer.tap = None
 
 
 def freeze(

@@ -94,6 +94,8 @@ class Runtime(ABC):
     outputs: tuple[TensorInfo, ...]
     device: str
     """What it runs on, for humans, such as "AMD EPYC 9354, 2 threads"."""
+    rounding_note: ClassVar[str] = ""
+    """What about this runtime's arithmetic explains rare flips of codes; shown by `verify`."""
     passed_over: tuple[str, ...] = ()
     """Why runtimes that come first in the order of preference were not taken, where somebody might expect them."""
 

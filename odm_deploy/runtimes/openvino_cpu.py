@@ -24,6 +24,10 @@ class OpenVinoCpu(Runtime):
 
     name: ClassVar[str] = "openvino"
     model_kind: ClassVar[ModelKind] = "onnx"
+    rounding_note: ClassVar[str] = (
+        "OpenVINO quantizes to int8 as round(x / s + 128) - 128 in float32, so inputs within 8e-6 of a step from a tie "
+        "may get the neighbouring code; deep low-bit networks amplify the few that do"
+    )
 
     def __init__(self, compiled: Any, version: str, model: bytes, options: RuntimeOptions) -> None:
         super().__init__()

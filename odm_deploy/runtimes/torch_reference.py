@@ -7,8 +7,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.model import QuantizedModel, tapped
 
 
 class TorchReference:
@@ -32,6 +33,23 @@ class TorchReference:
         """[N, 3, H, W] RGB in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the reference's own precision."""
         batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, self._dtype)
         return self._model(batch).cpu().numpy()
+
+    @torch.no_grad()
+    def upscale_jittered(self, images: NDArray[np.float32], seed: int) -> NDArray[np.floating[Any]]:
+        """The same with every quantizer's input moved, at random, by up to one unit in its last place.
+
+        That is as legitimate a result as any: summing a convolution in another order moves its output by more. Several
+        of them show how far rounding alone can carry the output (Monte Carlo arithmetic, Parker 1997).
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        unit = torch.finfo(self._dtype).eps
+
+        def jitter(x: Tensor) -> Tensor:
+            noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
+            return x + x * noise * unit
+
+        with tapped(self._model, lambda _: jitter):
+            return self.upscale(images)
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,117 @@
+"""Scales with short mantissas: convolution sums that come out the same in any order, on any runtime.
+
+Float32 holds 24 significant bits. A quantized convolution adds products (q - z) * c of an input and a weight code, each
+times s_x * s_w. If both scales have few significant bits, s_x = m_x * 2^e with an integer m_x < 2^k and s_w likewise,
+then every product, and every partial sum in any order, is an integer multiple of one unit 2^(e_x + e_w), and as long as
+
+    sum |c| * max |q - z| * m_x * m_w + |bias| in the same unit  <  2^24
+
+no float32 addition ever rounds: float64, float32 with sums in another order, and int32 accumulators give the same bits.
+What is left to differ between runtimes are the float layers in front of the body, and those are rounded likewise where
+a network knows how (`SuperResolutionNetwork.round_float_edges`).
+
+Codes are chosen anew for the rounded scales. Four significant bits move a scale by at most 3 %; the fewer bits the
+codes have, the more are left for the scales. At 8 bits hardly any are, and some layers would need more than there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.model import FrozenLayer, QuantizedModel
+from odm_deploy.quantization.weights import WeightCodes
+
+SIGNIFICAND_BITS = 24
+"""Significant bits of a float32."""
+SPLITS = ((6, 6), (5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 2), (1, 1))
+"""Significant bits of the input's and the weights' scale, best first. Weights get the larger half: their scales are per
+channel, and an input's range may better be too wide than too narrow."""
+LARGEST_SHRINKAGE = 0.06
+"""How much of a range rounding a scale down may cut off; beyond it the scale is rounded up, because clipping costs more
+than coarser levels."""
+
+
+def round_significand(values: Tensor, bits: int) -> Tensor:
+    """`values` (float, any shape, > 0) rounded to `bits` significant bits: nearest, or up where that cuts much."""
+    mantissa, exponent = torch.frexp(values.double())
+    scaled = torch.ldexp(mantissa, torch.tensor(bits))
+    nearest = torch.round(scaled)
+    chosen = torch.where(nearest < scaled * (1.0 - LARGEST_SHRINKAGE), torch.ceil(scaled), nearest)
+    return torch.ldexp(chosen, exponent - bits).to(values.dtype)
+
+
+def with_exact_sums(layers: Mapping[str, FrozenLayer], weights: Mapping[str, Tensor]) -> dict[str, FrozenLayer] | None:
+    """All layers with scales short enough that their sums are exact; None where one cannot have such scales.
+
+    All or none, because a single layer that rounds lets runtimes drift apart.
+
+    Args:
+        layers: by name; mid-tread weight codes on ordinary grids (others cannot be rounded here).
+        weights: the float weights [O, ...] that the codes stand for, by name, to choose codes anew.
+    """
+    exact = {name: _with_exact_sums(layer, weights[name]) for name, layer in layers.items()}
+    complete = {name: layer for name, layer in exact.items() if layer is not None}
+    return complete if len(complete) == len(exact) else None
+
+
+def _with_exact_sums(layer: FrozenLayer, weight: Tensor) -> FrozenLayer | None:
+    """The layer on the longest scales whose sums are exact; None where even powers of two are too long."""
+    if layer.grid.is_free or layer.weight.step != 1:
+        return None
+    for input_bits, weight_bits in SPLITS:
+        rounded = _rounded(layer, weight, input_bits, weight_bits)
+        if sum_bound_bits(rounded) + input_bits + weight_bits <= SIGNIFICAND_BITS:
+            return rounded
+    return None
+
+
+def significant_bits(values: Tensor) -> int:
+    """Bits of the longest significand among `values` (float32, all > 0)."""
+    mantissa, _ = torch.frexp(values.double())
+    whole = torch.ldexp(mantissa, torch.tensor(SIGNIFICAND_BITS)).long()
+    trailing_zeros = torch.log2((whole & -whole).double())
+    return SIGNIFICAND_BITS - int(trailing_zeros.min())
+
+
+def sums_are_exact(model: QuantizedModel) -> bool:
+    """Whether no sum in any quantized layer of `model` can round."""
+    return all(
+        sum_bound_bits(FrozenLayer(layer.weight_codes, layer.grid, layer.bias))
+        + significant_bits(torch.tensor([layer.grid.scale]))
+        + significant_bits(layer.weight_codes.scale)
+        <= SIGNIFICAND_BITS
+        and not layer.grid.is_free
+        for layer in model.layers.values()
+    )
+
+
+def sum_bound_bits(layer: FrozenLayer) -> float:
+    """Bits that the largest possible |partial sum| needs, in products of codes; the scales' own bits come on top."""
+    grid, weight = layer.grid, layer.weight
+    largest_input = max(grid.zero_point, grid.code_max - grid.zero_point)
+    sums = weight.codes.long().abs().flatten(1).sum(1) * largest_input
+    if layer.bias is not None:
+        sums = sums + torch.ceil((layer.bias.double() / (weight.scale.double() * grid.scale)).abs()).long()
+    return math.log2(max(int(sums.max()), 1))
+
+
+def _rounded(layer: FrozenLayer, weight: Tensor, input_bits: int, weight_bits: int) -> FrozenLayer:
+    """Round both scales, then choose zero point, weight codes and bias for them."""
+    grid, codes = layer.grid, layer.weight
+    scale = float(round_significand(torch.tensor(grid.scale, dtype=torch.float64), input_bits))
+    zero_point = min(max(round(-grid.lower / scale), 0), grid.code_max)
+    new_grid = Grid(scale, zero_point, grid.bits)
+    weight_scale = round_significand(codes.scale, weight_bits)
+    limit = 2 ** (codes.bits - 1) - 1
+    broadcast = weight_scale.reshape(-1, *[1] * (weight.dim() - 1))
+    new_codes = torch.clamp(torch.round(weight.detach().float() / broadcast), -limit, limit).to(torch.int8)
+    bias = layer.bias
+    if bias is not None:
+        unit = weight_scale.double() * scale
+        bias = (torch.round(bias.detach().double() / unit) * unit).float()
+    return FrozenLayer(WeightCodes(new_codes, weight_scale, codes.bits, codes.first), new_grid, bias)
