@@ -62,10 +62,9 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
         "layers": {name: _layer_to_dict(layer) for name, layer in quantized.items()},
         "metadata": model.metadata,
     }
-    with atomic_path(path) as temporary:
-        # Given a path, torch would store its name: equal models should be equal files.
-        with temporary.open("wb") as stream:
-            torch.save(document, stream)
+    # Given a path, torch would store its name in the file: equal models should be equal files.
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save(document, stream)
 
 
 def load_model(path: Path | str) -> QuantizedModel:
