@@ -126,7 +126,7 @@ def _quality(found: dict[str, float]) -> str:
 
 
 def _distance(found: dict[str, float]) -> str:
-    return f"{found['identical_pixels']:.2%} | {found['max_lsb']} | {found['psnr_between_db']:.1f} dB"
+    return f"{found['identical_pixels']:.4%} | {found['max_lsb']} | {found['psnr_between_db']:.1f} dB"
 
 
 def _coverage_table(rows: list[dict[str, Any]]) -> str:

@@ -6,6 +6,8 @@ this file can forget one. Nothing is imported before `Cuda.load`.
 
 from __future__ import annotations
 
+import importlib
+
 import ctypes
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ class Cuda:
             MissingError: cuda-python is not installed, or CUDA finds no driver or device.
         """
         try:
-            from cuda.bindings import runtime
+            runtime: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise MissingError(
                 "cuda-python is not installed",
