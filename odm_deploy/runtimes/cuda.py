@@ -6,9 +6,8 @@ this file can forget one. Nothing is imported before `Cuda.load`.
 
 from __future__ import annotations
 
-import importlib
-
 import ctypes
+import importlib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any

@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.cli.verify import FLOOR_DRAWS
 from tests.command_line import run_cli
 from tests.factories import exact_model, tiny_model
 
@@ -43,7 +44,14 @@ def test_honest_export_agrees(tiny_bundle, tiny_checkpoint, images):
     for side in ("reference", "runtime"):
         assert 5 < document[side]["psnr_y_db"] < 60
         assert 0 < document[side]["ssim_y"] < 1
-    assert set(document["noise_floor"]) == {"identical_pixels", "max_lsb", "psnr_between_db"}
+    floor = document["noise_floor"]
+    draw_keys = {"identical_pixels", "max_lsb", "psnr_between_db"}
+    assert set(floor) == {*draw_keys, "furthest_psnr_between_db", "draws"}
+    # Sums round on these scales, so the floor is drawn several times, and the furthest draw is the floor.
+    assert [set(draw) for draw in floor["draws"]] == [draw_keys] * FLOOR_DRAWS
+    # JSON has no infinity: a draw without any difference is None.
+    apart = [draw["psnr_between_db"] for draw in (floor, *floor["draws"]) if draw["psnr_between_db"] is not None]
+    assert floor["furthest_psnr_between_db"] == min(apart, default=None)
     named = [layer["name"] for layer in document["layers"]]
     assert set(load_model(tiny_checkpoint).layers) <= set(named)
     assert all({"name", "flip_rate"} <= set(layer) for layer in document["layers"])
@@ -60,6 +68,8 @@ def test_exact_models_are_identical_to_the_bit(runtime, images, tmp_path):
     # Infinite PSNR has no JSON number.
     assert outcome.document["psnr_between_db"] is None
     assert {layer["flip_rate"] for layer in outcome.document["layers"]} == {0.0}
+    # No sum rounds, so jittered roundings would be no legitimate result of this model.
+    assert outcome.document["noise_floor"]["draws"] == []
 
 
 def test_people_get_tables_and_one_verdict(tiny_bundle, images, tmp_path):
@@ -86,7 +96,7 @@ def test_planted_error_fails_and_the_layer_behind_it_is_the_worst(tiny_bundle, i
     outcome = run_cli("verify", bundle, "--images", images, "--json")
     assert outcome.code == 3
     assert outcome.document["passed"] is False
-    assert outcome.document["failures"]
+    assert any("worst body.0.body.2" in failure for failure in outcome.document["failures"])
     worst = max(outcome.document["layers"], key=lambda layer: layer["flip_rate"])
     # The codes that convolution produces are those its successor's quantizer sees.
     assert worst["name"] == "body.0.body.2"

@@ -93,7 +93,7 @@ def test_the_summary_tells_what_is_in_the_model(network, images):
         assert 0 <= summary.clipped_share < 0.2
         assert 0 < summary.mismatch < 0.2
     assert {summary.bits for summary in summaries if summary.name.startswith("tail")} == {8}
-    assert model.metadata == {"method": "a test"}
+    assert model.metadata == {"method": "a test", "exact_sums": True}
 
 
 @pytest.mark.parametrize("method", RangeMethod)

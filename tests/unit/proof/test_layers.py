@@ -29,6 +29,28 @@ def test_rates_of_a_layer_without_codes_are_zero():
     assert LayerParity("a", codes=8, flips=2, floor_flips=1).floor_flip_rate == 0.125
 
 
+@pytest.mark.parametrize(
+    ("codes", "flips", "max_step", "floor_flips", "clean"),
+    [
+        (10**6, 0, 0, 0, True),
+        # 1e-4 of the codes are ties ..
+        (10**6, 100, 1, 0, True),
+        (10**6, 101, 1, 0, False),
+        # .. or ten times what rounding flips in the reference itself, where values sit on ties.
+        (10**6, 500, 1, 50, True),
+        (10**6, 501, 1, 50, False),
+        # A few flips prove nothing among a few codes,
+        (300, 3, 1, 0, True),
+        (300, 4, 1, 0, False),
+        # but no tie moves a code by two.
+        (10**6, 1, 2, 0, False),
+        (0, 0, 0, 0, True),
+    ],
+)
+def test_a_layer_is_clean_when_ties_explain_its_flips(codes, flips, max_step, floor_flips, clean):
+    assert LayerParity("a", codes, flips, max_step, floor_flips).is_clean is clean
+
+
 def test_every_layer_is_compared_on_every_code():
     model = exact_model()
     layers = compare_layers(model, lowered(model), OPENERS["onnxruntime"], [random_images(12, 17)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from odm_deploy.errors import InputError
 from odm_deploy.proof.layers import LayerParity
 from odm_deploy.proof.parity import (
-    FLOOR_FACTOR_DB,
+    CLEAN_DB,
+    CLEAN_FACTOR_DB,
     Distance,
     Gates,
     ParityReport,
@@ -81,8 +83,67 @@ def test_verdict_is_the_noise_floor_when_no_gate_is_set():
     assert report_with(distance(), distance(101)).failures(Gates()) == []
     assert report_with(distance(), distance()).failures(Gates()) == []
     (failure,) = report_with(distance(102), distance(101)).failures(Gates())
-    assert "noise floor" in failure
-    assert f"{FLOOR_FACTOR_DB:g} dB less" in failure
+    assert failure == "PSNR between outputs 52.9 dB, noise floor 58.9 dB"
+
+
+def apart(psnr_db, values=10**6):
+    """A distance of the given PSNR."""
+    return Distance(values, values, 1, 255.0**2 * values / 10 ** (psnr_db / 10))
+
+
+CLEAN = LayerParity("body.0", codes=10**6, flips=20, max_step=1, floor_flips=1)
+DEVIATING = LayerParity("body.1", codes=10**6, flips=4500, max_step=3, floor_flips=1)
+
+
+def test_clean_layers_pass_however_lucky_the_floor():
+    runtime, floor = apart(50.0), apart(60.0)
+    assert not report_with(runtime, floor).within_floor
+    judged = report_with(runtime, floor)
+    judged.layers = [CLEAN]
+    assert judged.within_floor
+    # A floor without any flip says nothing about ties; what a handful of them can do is still allowed.
+    judged = report_with(apart(CLEAN_DB), distance())
+    judged.layers = [CLEAN]
+    assert judged.failures(Gates()) == []
+
+
+def test_clean_layers_do_not_excuse_an_output_far_beyond_the_floor():
+    for floor_db, limit in ((70.0, CLEAN_DB), (50.0, 50.0 - CLEAN_FACTOR_DB)):
+        for margin, verdict in ((0.1, True), (-0.1, False)):
+            judged = report_with(apart(limit + margin), apart(floor_db))
+            judged.layers = [CLEAN]
+            assert judged.within_floor is verdict, (floor_db, margin)
+
+
+def test_a_deviating_layer_fails_whatever_the_output_and_is_named():
+    milder = LayerParity("body.2", codes=10**6, flips=300, max_step=1)
+    judged = report_with(apart(80.0), apart(40.0))
+    judged.layers = [CLEAN, milder, DEVIATING]
+    assert judged.deviating_layers == [milder, DEVIATING]
+    assert not judged.within_floor
+    layers, output = judged.failures(Gates())
+    assert layers == "2 layers flip more codes than ties explain, worst body.1: 0.45% of its codes by up to 3"
+    assert output == "PSNR between outputs 80.0 dB, noise floor 40.0 dB"
+    assert judged.to_dict(Gates())["passed"] is False
+
+
+def test_gates_are_asked_instead_of_the_layers():
+    judged = report_with(distance(101), distance())
+    judged.layers = [DEVIATING]
+    assert judged.failures(Gates(max_lsb=1)) == []
+
+
+def test_the_furthest_draw_is_the_floor():
+    judged = report_with(apart(50.0), apart(60.0))
+    judged.draws = [apart(58.0), apart(51.5), distance()]
+    assert judged.furthest_floor_db == pytest.approx(51.5)
+    assert judged.within_floor
+    judged.draws.pop(1)
+    assert not judged.within_floor
+    floor = judged.to_dict(Gates())["noise_floor"]
+    assert floor["psnr_between_db"] == pytest.approx(60.0)
+    assert floor["furthest_psnr_between_db"] == pytest.approx(58.0)
+    assert [draw["psnr_between_db"] for draw in floor["draws"]] == [pytest.approx(58.0), math.inf]
 
 
 def test_gates_replace_the_verdict_and_each_fails_alone():
@@ -147,6 +208,27 @@ def test_exact_models_are_identical_on_every_runtime(opener):
     report = compared(exact_model(), opener)
     assert (report.images, report.distance.differing, report.floor.differing) == (2, 0, 0)
     assert report.failures(Gates(max_lsb=0, min_identical=1.0)) == []
+
+
+def test_jittered_draws_are_legitimate_reproducible_and_counted():
+    model = tiny_model(8)
+    reference, double = TorchReference(model), TorchReference(model, "float64")
+    image = random_images(48, 64)
+    plain, first, again, second = (
+        reference.upscale(image),
+        *(reference.upscale_jittered(image, seed=seed) for seed in (0, 0, 1)),
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, plain)
+    assert np.abs(first - plain).max() < 1.0
+    assert all(layer.tap is None for layer in model.layers.values())
+    report = ParityReport({})
+    draws = [functools.partial(reference.upscale_jittered, seed=seed) for seed in (0, 1)]
+    compare(reference, double, reference, samples((48, 64), (16, 20)), report, shave=2, jittered=draws)
+    assert [draw.values for draw in report.draws] == [report.distance.values] * 2
+    assert report.distance.differing == 0
+    assert report.furthest_floor_db == min(draw.psnr_db for draw in (report.floor, *report.draws))
 
 
 def test_honest_lowering_agrees_and_quality_is_measured_on_both():

@@ -56,6 +56,13 @@ def test_rows_put_the_floor_beside_every_figure():
     ]
 
 
+def test_draws_of_the_floor_get_a_row_and_the_furthest_the_verdict():
+    drawn = report(2, 1)
+    drawn.draws = [distance(1), distance(4)]
+    assert rows(drawn)[3] == ("PSNR of jittered draws", "", "72.9, 60.9 dB")
+    assert "66.9 dB between them (noise floor 60.9 dB)" in verdict(drawn, Gates())
+
+
 def test_tables_show_the_worst_layers_first():
     text = rendered(worst_layers_table(report()))
     assert f"worst {WORST_LAYERS} of 8 layers" in text
