@@ -213,7 +213,8 @@ def test_exact_models_are_identical_on_every_runtime(opener):
 def test_jittered_draws_are_legitimate_reproducible_and_counted():
     model = tiny_model(8)
     reference, double = TorchReference(model), TorchReference(model, "float64")
-    image = random_images(48, 64)
+    # One unit in the last place turns about one code in a million: it takes some codes to see any.
+    image = random_images(200, 240)
     plain, first, again, second = (
         reference.upscale(image),
         *(reference.upscale_jittered(image, seed=seed) for seed in (0, 0, 1)),
@@ -221,11 +222,11 @@ def test_jittered_draws_are_legitimate_reproducible_and_counted():
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, plain)
-    assert np.abs(first - plain).max() < 1.0
+    assert np.abs(first - plain).max() < 2.0
     assert all(layer.tap is None for layer in model.layers.values())
     report = ParityReport({})
     draws = [functools.partial(reference.upscale_jittered, seed=seed) for seed in (0, 1)]
-    compare(reference, double, reference, samples((48, 64), (16, 20)), report, shave=2, jittered=draws)
+    compare(reference, double, reference, samples((40, 48), (16, 20)), report, shave=2, jittered=draws)
     assert [draw.values for draw in report.draws] == [report.distance.values] * 2
     assert report.distance.differing == 0
     assert report.furthest_floor_db == min(draw.psnr_db for draw in (report.floor, *report.draws))
