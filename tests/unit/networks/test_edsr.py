@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,3 +121,55 @@ def test_the_public_weights_load(weights_root):
         upscaled = network(image)
     # A trained network leaves a flat gray image flat and gray, borders aside.
     assert float((upscaled[..., 8:-8, 8:-8] - 128).abs().max()) < 3
+
+
+def head_output(network: EDSR, images: Tensor) -> Tensor:
+    """What enters the body, float [N, features, H, W]."""
+    with torch.no_grad():
+        return network.head(network.sub_mean(images))
+
+
+def rounded(network: EDSR) -> EDSR:
+    """A copy with its float edges rounded."""
+    copied = copy.deepcopy(network)
+    copied.round_float_edges()
+    return copied
+
+
+@pytest.mark.parametrize("gain", [0.1, 1.0, 10.0])
+def test_rounded_head_computes_pixels_exactly(gain):
+    torch.manual_seed(3)
+    network = EDSR(EdsrConfig(2, 16, 1))
+    with torch.no_grad():
+        network.head[0].weight.mul_(gain)
+    noise = torch.randint(0, 256, (1, 3, 40, 48), generator=torch.Generator().manual_seed(0))
+    # Saturated pixels make the largest sums there are.
+    images = torch.cat([noise, noise // 128 * 255]).float()
+    after = rounded(network)
+    double = copy.deepcopy(after).double()
+    assert torch.equal(head_output(after, images).double(), head_output(double, images.double()))
+    # The test would see sums that round: those of the original weights do.
+    original = copy.deepcopy(network).double()
+    assert not torch.equal(head_output(network, images).double(), head_output(original, images.double()))
+
+
+def test_rounded_head_stays_close_and_is_rounded_once():
+    torch.manual_seed(3)
+    network = EDSR(EdsrConfig(2, 16, 1))
+    images = torch.randint(0, 256, (1, 3, 40, 48), generator=torch.Generator().manual_seed(0)).float()
+    after = rounded(network)
+    before, found = head_output(network, images), head_output(after, images)
+    # Ten bits of the largest weights are left; errors of 27 products mostly cancel.
+    moved = (after.head[0].weight - network.head[0].weight).detach().abs()
+    assert 0 < float(moved.max()) <= 2.0**-9 * float(network.head[0].weight.detach().abs().flatten(1).sum(1).max())
+    # Weights of rms 0.11 rounded to multiples of 2^-9 are off by 2^-9 / sqrt(12) rms: half a percent, and so are sums.
+    assert float((found - before)[..., 1:-1, 1:-1].square().mean() / before.square().mean()) < 0.0075**2
+    # What the mean moved by is in the head's bias: a flat image stays on average where it was.
+    flat = torch.full((1, 3, 8, 8), 113.0)
+    shift = (head_output(after, flat) - head_output(network, flat))[..., 1:-1, 1:-1]
+    assert float(shift.abs().max()) < 0.25
+    # Only the head and its mean: what leaves the network is shifted back by the mean it always was.
+    untouched = {key for key, value in network.state_dict().items() if torch.equal(value, after.state_dict()[key])}
+    assert set(network.state_dict()) - untouched == {"head.0.weight", "head.0.bias", "sub_mean.bias"}
+    again = rounded(after).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in after.state_dict().items())
