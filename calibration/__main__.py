@@ -77,7 +77,7 @@ def _key_values(option: str) -> Any:
     "--exact-sums/--no-exact-sums",
     default=True,
     show_default=True,
-    help="Scales with few significant bits where they make every sum exact on every runtime (up to 6 or 7 bits).",
+    help="Scales with few significant bits where they make every sum exact on every runtime (up to 7 bits).",
 )
 @click.option("--profile", default="paper", show_default=True, metavar="NAME", help="Named quantization policy.")
 @click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")

@@ -119,7 +119,7 @@ class EDSR(SuperResolutionNetwork):
         """Put the mean colour and the head's weights and biases on dyadic grids on which no sum over pixels rounds.
 
         The mean moves by at most 1/16 of a grey level, which the head's bias makes up for (but for the outermost
-        pixels, where zeros are padded); weights move by 2^-12 or so.
+        pixels, where zeros are padded); weights move by up to 2^-10.
         """
         head = self.head[0]
         assert isinstance(head, nn.Conv2d) and head.bias is not None

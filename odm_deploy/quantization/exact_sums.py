@@ -81,13 +81,19 @@ def significant_bits(values: Tensor) -> int:
 def sums_are_exact(model: QuantizedModel) -> bool:
     """Whether no sum in any quantized layer of `model` can round."""
     return all(
-        sum_bound_bits(FrozenLayer(layer.weight_codes, layer.grid, layer.bias))
-        + significant_bits(torch.tensor([layer.grid.scale]))
-        + significant_bits(layer.weight_codes.scale)
-        <= SIGNIFICAND_BITS
-        and not layer.grid.is_free
-        for layer in model.layers.values()
+        _sums_are_exact(FrozenLayer(layer.weight_codes, layer.grid, layer.bias)) for layer in model.layers.values()
     )
+
+
+def _sums_are_exact(layer: FrozenLayer) -> bool:
+    """Whether products and bias are multiples of one unit, few enough of them for a float32."""
+    scale, weight_scale = layer.grid.scale, layer.weight.scale
+    if layer.bias is not None:
+        units = layer.bias.double() / (weight_scale.double() * scale)
+        if not torch.equal(units, torch.round(units)):
+            return False
+    scale_bits = significant_bits(torch.tensor([scale])) + significant_bits(weight_scale)
+    return not layer.grid.is_free and sum_bound_bits(layer) + scale_bits <= SIGNIFICAND_BITS
 
 
 def sum_bound_bits(layer: FrozenLayer) -> float:

@@ -25,7 +25,7 @@ class OpenVinoCpu(Runtime):
     name: ClassVar[str] = "openvino"
     model_kind: ClassVar[ModelKind] = "onnx"
     rounding_note: ClassVar[str] = (
-        "OpenVINO quantizes to int8 as round(x / s + 128) - 128 in float32, so inputs within 8e-6 of a step from a tie "
+        "OpenVINO quantizes to int8 around an offset of 128 in float32, so inputs within 1e-5 of a step from a tie "
         "may get the neighbouring code; deep low-bit networks amplify the few that do"
     )
 
