@@ -31,7 +31,7 @@ from tests.factories import OPENERS, lowered, random_images, tiny_network, weigh
 
 BITS = range(2, 7)
 DIVIDING_RUNTIMES = ["onnx_reference", "onnxruntime", "onnxruntime_unfused"]
-"""They divide by the scale, so exact ties fall where the reference's do. OpenVINO multiplies by the reciprocal."""
+"""They divide by the scale, so ties fall where the reference's do; OpenVINO breaks some of them differently."""
 
 
 @functools.cache
