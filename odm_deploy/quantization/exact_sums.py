@@ -88,12 +88,20 @@ def sums_are_exact(model: QuantizedModel) -> bool:
 def _sums_are_exact(layer: FrozenLayer) -> bool:
     """Whether products and bias are multiples of one unit, few enough of them for a float32."""
     scale, weight_scale = layer.grid.scale, layer.weight.scale
-    if layer.bias is not None:
-        units = layer.bias.double() / (weight_scale.double() * scale)
-        if not torch.equal(units, torch.round(units)):
-            return False
     scale_bits = significant_bits(torch.tensor([scale])) + significant_bits(weight_scale)
-    return not layer.grid.is_free and sum_bound_bits(layer) + scale_bits <= SIGNIFICAND_BITS
+    needed = sum_bound_bits(layer) + scale_bits + _bias_bits(layer)
+    return not layer.grid.is_free and needed <= SIGNIFICAND_BITS
+
+
+def _bias_bits(layer: FrozenLayer) -> int:
+    """How many times the products' unit has to be halved before every bias is a multiple of it."""
+    if layer.bias is None:
+        return 0
+    units = layer.bias.double() / (layer.weight.scale.double() * layer.grid.scale)
+    halvings = 0
+    while halvings <= SIGNIFICAND_BITS and not torch.equal(units, torch.round(units)):
+        units, halvings = units * 2, halvings + 1
+    return halvings
 
 
 def sum_bound_bits(layer: FrozenLayer) -> float:
