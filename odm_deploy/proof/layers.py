@@ -26,8 +26,8 @@ OUTPUT = "output"
 """Name under which the 8-bit image itself is compared, as the last "layer"."""
 
 MAX_TIE_RATE = 1e-4
-"""Share of codes that may flip in a layer that computes the right thing. Correct runtimes stay below 3e-5; one wrong
-weight code among 37,000 already moves 5e-4 of the codes behind it."""
+"""Share of codes that may flip in a layer that computes the right thing. On EDSR-baseline x4, ONNX Runtime and OpenVINO
+stay below 3e-5 in every layer."""
 FEW_TIES = 3
 """Flips that prove nothing, however few codes were compared."""
 FLOOR_FACTOR = 10.0

@@ -10,7 +10,7 @@ no float32 addition ever rounds: float64, float32 with sums in another order, an
 What is left to differ between runtimes are the float layers in front of the body, and those are rounded likewise where
 a network knows how (`SuperResolutionNetwork.round_float_edges`).
 
-Codes are chosen anew for the rounded scales. Four significant bits move a scale by at most 3 %; the fewer bits the
+Codes are chosen anew for the rounded scales. Four significant bits move a scale by at most 6 %; the fewer bits the
 codes have, the more are left for the scales. At 8 bits hardly any are, and some layers would need more than there are.
 """
 
