@@ -1,7 +1,8 @@
 """From a TOML recipe to frozen dataclasses, strictly: an unknown key or a value of another type is an error.
 
-A recipe may say `extends = "other.toml"` (relative to itself) and then lists only what differs. `--set run.batch=4`
-overrides single values; the right-hand side is read as TOML, and as a string where it is not TOML.
+A recipe may say `extends = "other.toml"` (relative to itself) and then lists only what differs; of several,
+`extends = ["method.toml", "budget.toml"]`, later ones win. `--set run.batch=4` overrides single values; the right-hand
+side is read as TOML, and as a string where it is not TOML.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from odm_deploy.errors import InputError, UsageError
 
@@ -111,12 +112,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML", why=str(error)) from None
-    base = tables.pop("extends", None)
-    if base is None:
-        return tables
-    if not isinstance(base, str):
-        raise InputError(f"cannot read {path}", why=f"extends = {base!r} is not a file name")
-    return _merge(_read(path.parent / base, (*seen, resolved)), tables)
+    extends = tables.pop("extends", [])
+    bases = cast("list[Any]", extends if isinstance(extends, list) else [extends])
+    merged: dict[str, Any] = {}
+    for base in bases:
+        if not isinstance(base, str):
+            raise InputError(f"cannot read {path}", why=f"extends = {extends!r} is not a file name or a list of them")
+        merged = _merge(merged, _read(path.parent / base, (*seen, resolved)))
+    return _merge(merged, tables)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
