@@ -16,7 +16,8 @@ from odm_deploy.cli import run
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the recipe; repeatable."
 )
 @click.option("--finish", is_flag=True, help="Freeze what DIR holds now into model.pt instead of training on.")
-def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool) -> None:
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too, into DIR/tensorboard.")
+def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
     r"""Train the network of RECIPE for few bits.
 
     Interrupt it any way you like: the same command resumes, and ends with the same bits. On several GPUs or processes:
@@ -24,7 +25,7 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool) -
 
     \b
     DIR/config.json   the resolved recipe
-    DIR/log.jsonl     losses and validations
+    DIR/log.jsonl     losses, conflicts of gradients, validations, ranges (tools/plot_training.py draws them)
     DIR/last.pt       state to resume from
     DIR/model.pt      the frozen result, for `odm-deploy export`
     """
@@ -34,7 +35,7 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool) -
 
     settings = load_recipe(recipe, list(overrides))
     with join_world(settings.run.device) as world:
-        train(settings, out, world, finish=finish)
+        train(settings, out, world, finish=finish, tensorboard=tensorboard)
 
 
 if __name__ == "__main__":

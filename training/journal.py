@@ -1,4 +1,4 @@
-"""What a run says and writes down: a line or a bar on stderr, and `log.jsonl` in its folder."""
+"""What a run says and writes down: a line or a bar on stderr, `log.jsonl` in its folder, TensorBoard if asked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from odm_deploy.cli.output import say
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+_SHOWN = ("loss", "learning_rate")  # what a line has room for; log.jsonl holds everything
 
 
 class Journal:
@@ -21,10 +26,11 @@ class Journal:
         path: `log.jsonl`.
         iterations: length of the whole run.
         start: iterations done before; records beyond that, left by a killed run, are dropped.
+        board: where scalars go besides; see `open_board`.
     """
 
-    def __init__(self, path: Path | None, iterations: int, start: int) -> None:
-        self._path, self._iterations = path, iterations
+    def __init__(self, path: Path | None, iterations: int, start: int, board: SummaryWriter | None = None) -> None:
+        self._path, self._iterations, self._board = path, iterations, board
         self._started, self._start = time.monotonic(), start
         self._update: Any = None
         if path is not None and path.exists():
@@ -59,16 +65,16 @@ class Journal:
         self._write({"iteration": iteration, **values, "iterations_per_s": round(rate, 4)})
         if self._path is None:
             return
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in _SHOWN)
         if self._update is not None:
             self._update(iteration, f"{shown}  {rate:.2f} it/s")
             return
         left = (self._iterations - iteration) / rate if rate else 0.0
         say(f"{iteration}/{self._iterations}  {shown}  {rate:.2f} it/s  ETA {_duration(left)}")
 
-    def validation(self, iteration: int, psnr_db: float, *, best: bool) -> None:
-        """Tell of a validation."""
-        self._write({"iteration": iteration, "validation_psnr_db": psnr_db})
+    def validation(self, iteration: int, psnr_db: float, ranges: dict[str, list[float]], *, best: bool) -> None:
+        """Tell of a validation, and write down where the activation ranges are by then."""
+        self._write({"iteration": iteration, "validation_psnr_db": psnr_db, "ranges": ranges})
         self.tell(f"validation at {iteration}: {psnr_db:.3f} dB{', the best so far' if best else ''}")
 
     def tell(self, text: str) -> None:
@@ -79,11 +85,32 @@ class Journal:
     def _write(self, record: dict[str, Any]) -> None:
         if self._path is None:
             return
+        if self._board is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, record["iteration"])
+            for name, (first, last) in record.get("ranges", {}).items():
+                self._board.add_scalar(f"first_level/{name}", first, record["iteration"])
+                self._board.add_scalar(f"last_level/{name}", last, record["iteration"])
+            self._board.flush()
         try:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
         except OSError as error:
             raise InputError(f"cannot write {self._path}", why=str(error.strerror or error)) from None
+
+
+def open_board(folder: Path, start: int) -> SummaryWriter:
+    """A TensorBoard writer into `folder`; what an interrupted run wrote after iteration `start` is superseded.
+
+    Raises:
+        MissingError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise MissingError("cannot write for TensorBoard", why=str(error), fix="pip install tensorboard") from None
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 def _iteration_of(line: str) -> float:

@@ -19,10 +19,11 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.config import expand_places, to_tables
+from training.diagnostics import logged, ranges
 from training.distributed import World
 from training.divergence import check_finite, first_broken_layer
 from training.evaluate import validate
-from training.journal import Journal
+from training.journal import Journal, open_board
 from training.methods.base import Method, Step, gradients
 from training.methods.registry import build_method
 from training.model import TrainableModel
@@ -33,7 +34,9 @@ from training.recipe import Recipe
 from training.state import Progress, load_state, save_state
 
 
-def train(recipe: Recipe, folder: Path, world: World, *, finish: bool = False) -> TrainableModel:
+def train(
+    recipe: Recipe, folder: Path, world: World, *, finish: bool = False, tensorboard: bool = False
+) -> TrainableModel:
     """Run a recipe to its end, from wherever `folder` says it stands.
 
     Leaves in `folder`: config.json, log.jsonl, last.pt (resumable state), and model.pt (the frozen result; for a float
@@ -44,6 +47,7 @@ def train(recipe: Recipe, folder: Path, world: World, *, finish: bool = False) -
         folder: the run's folder.
         world: the processes that share the batch.
         finish: freeze what `folder` holds now instead of training on.
+        tensorboard: log for TensorBoard, too, into `folder`/tensorboard.
 
     Returns:
         The model that was frozen: with the parameters of the best validation, or the last ones.
@@ -51,6 +55,7 @@ def train(recipe: Recipe, folder: Path, world: World, *, finish: bool = False) -
     Raises:
         InputError: unusable images or weights; a loss that is no longer finite.
         UsageError: a folder that belongs to another run; `finish` without a state to freeze.
+        MissingError: `tensorboard` where it is not installed.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     method = build_method(recipe.method)
@@ -64,7 +69,7 @@ def train(recipe: Recipe, folder: Path, world: World, *, finish: bool = False) -
     images = load_images(recipe)
     world.wait()
     run = _Run(recipe, folder, world, method, float_network, images)
-    run.start()
+    run.start(tensorboard)
     if not finish:
         run.iterate()
     return run.finish()
@@ -91,7 +96,7 @@ class _Run:
         self.progress = Progress()
         self.journal = Journal(None, 0, 0)
 
-    def start(self) -> None:
+    def start(self, tensorboard: bool) -> None:
         """Resume from last.pt, or calibrate a fresh model."""
         resumed = (self.folder / "last.pt").exists()
         if resumed:
@@ -101,7 +106,8 @@ class _Run:
             self.world.broadcast(list(self.model.network.state_dict().values()))
             self.average = MovingAverage(self.model, self.recipe.optimizer.ema_decay)
         path = self.folder / "log.jsonl" if self.world.is_main else None
-        self.journal = Journal(path, self.recipe.run.iterations, self.progress.iteration)
+        board = open_board(self.folder / "tensorboard", self.progress.iteration) if path and tensorboard else None
+        self.journal = Journal(path, self.recipe.run.iterations, self.progress.iteration, board)
         if self.images.skipped:
             self.journal.tell(f"skipped {self.images.skipped} images smaller than a patch")
         reason = self.method.why_not_exportable()
@@ -154,7 +160,8 @@ class _Run:
             with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.autocast):
                 output = self.model(low)
             current = Step(self.model, low, high, output.float(), iteration, self.world)
-            loss, combined = gradients(self.method, current)
+            result = gradients(self.method, current)
+        loss, combined = result.loss, result.combined
         if not bool(torch.isfinite(loss)):
             raise InputError(
                 f"training diverged at iteration {iteration}",
@@ -169,7 +176,10 @@ class _Run:
         self.model.project()
         self.average.update(self.model, iteration)
         self.progress.iteration += 1
-        return {"loss": loss.item(), "learning_rate": self.recipe.optimizer.learning_rate * factor}
+        values = {"loss": loss.item(), "learning_rate": self.recipe.optimizer.learning_rate * factor}
+        if self.progress.iteration % settings.log_every == 0:
+            values |= logged(self.method.auxiliary_name, result)
+        return values
 
     def validate(self) -> None:
         """Measure the parameters that would be frozen now, and remember the best."""
@@ -179,7 +189,7 @@ class _Run:
             best = psnr_db > self.progress.best.get("psnr_db", float("-inf"))
             if best:
                 self.progress.best = {"psnr_db": psnr_db, "iteration": self.progress.iteration, "model": state}
-            self.journal.validation(self.progress.iteration, psnr_db, best=best)
+            self.journal.validation(self.progress.iteration, psnr_db, ranges(self.model), best=best)
         self.world.wait()
 
     def save(self) -> None:

@@ -45,11 +45,12 @@ class _RangeQuantize(torch.autograd.Function):
         code_max, half = 2**bits - 1, 2 ** (bits - 1)
         if free:
             scale, center = free_grid(lower, upper, bits)
-            levels = (torch.clamp(torch.round((x - center) / scale) + half, 0, code_max) - half) * scale + center
+            codes = _codes((x - center).div_(scale), half, code_max)
+            levels = codes.sub_(half).mul_(scale).add_(center)
             first, last = -half * scale + center, (code_max - half) * scale + center
         else:
             scale, zero_point = snapped_grid(lower, upper, bits)
-            levels = (torch.clamp(torch.round(x / scale) + zero_point, 0, code_max) - zero_point) * scale
+            levels = _codes(x / scale, zero_point, code_max).sub_(zero_point).mul_(scale)
             first, last = -zero_point * scale, (code_max - zero_point) * scale
         ctx.save_for_backward(x, levels, first, last, upper - lower)
         return levels
@@ -58,13 +59,28 @@ class _RangeQuantize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         x, levels, first, last, width = ctx.saved_tensors
-        below, above = x < first, x > last
-        grad_x = grad.masked_fill(below | above, 0.0)
+        # A product with a mask takes a quarter of the time of masked_fill or where on a CPU.
+        grad_x = (x >= first).logical_and_(x <= last).to(grad.dtype).mul_(grad)
+        # The mismatch is not differentiated with respect to ranges: then half of the work below is not wanted.
+        if not any(ctx.needs_input_grad[1:3]):
+            return grad_x, None, None, None, None
         # (y - clip(x)) vanishes outside the range, where y is the clipped value itself.
-        rounding = (grad_x * (levels - x)).sum_to_size(width.shape) / width
-        grad_lower = grad.masked_fill(~below, 0.0).sum_to_size(width.shape) - rounding
-        grad_upper = grad.masked_fill(~above, 0.0).sum_to_size(width.shape) + rounding
-        return grad_x, grad_lower, grad_upper, None, None
+        rounding = _total(grad_x, levels - x, width) / width
+        from_above = _total(grad, x > last, width)
+        from_outside = grad.sum_to_size(width.shape) - grad_x.sum_to_size(width.shape)
+        return grad_x, from_outside - from_above - rounding, from_above + rounding, None, None
+
+
+def _codes(quotient: Tensor, zero_point: Tensor | int, code_max: int) -> Tensor:
+    """clamp(round(quotient) + zero_point, 0, code_max), in the memory of `quotient`."""
+    return quotient.round_().add_(zero_point).clamp_(0, code_max)
+
+
+def _total(grad: Tensor, share: Tensor, like: Tensor) -> Tensor:
+    """The sum of grad * share over what one value of `like` stands for."""
+    if like.numel() == 1:
+        return torch.dot(grad.flatten(), share.flatten().to(grad.dtype)).reshape(like.shape)
+    return (grad * share).sum_to_size(like.shape)
 
 
 def range_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int, *, free: bool = False) -> Tensor:
@@ -117,7 +133,9 @@ class _SymmetricQuantize(torch.autograd.Function):
         (grad,) = grads
         weight, levels, bound = ctx.saved_tensors
         outside = weight.abs() > bound
-        grad_weight = grad.masked_fill(outside, 0.0)
+        grad_weight = grad * outside.logical_not().to(grad.dtype)
+        if not ctx.needs_input_grad[1]:
+            return grad_weight, None, None, None
         share = torch.where(outside, torch.sign(weight), (levels - weight) / bound)
         return grad_weight, (grad * share).sum_to_size(bound.shape), None, None
 
@@ -173,7 +191,7 @@ class _StepQuantize(torch.autograd.Function):
         # LSQ, Eq. 3: round(x/s) - x/s inside, the clipped code outside.
         share = torch.where(outside, codes, codes - quotient * slope)
         grad_step = (grad * share).sum_to_size(step.shape) * ctx.gradient_scale
-        return (grad * slope).masked_fill(outside, 0.0), grad_step, None, None, None, None
+        return grad * slope.mul_(outside.logical_not_()), grad_step, None, None, None, None
 
 
 def step_quantize(

@@ -293,3 +293,32 @@ def test_a_terminal_gets_a_bar(recipe, tmp_path):
     assert "6/6" in text
     assert "validation at 4" in text
     assert "ETA" not in text
+
+
+def test_a_run_tells_of_conflicts_mismatch_and_ranges_and_they_can_be_drawn(recipe, tmp_path):
+    board = tmp_path / "out" / "tensorboard"
+    settings = load_recipe(recipe, ["method.mismatch_every=2"])
+    train(settings, tmp_path / "out", World(), tensorboard=True)
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert ["mismatch" in record for record in steps] == [True, False] * 3
+    assert all(0 <= record["conflict_tensors"] <= 1 for record in steps[::2])
+    validations = [record for record in records if "ranges" in record]
+    assert [record["iteration"] for record in validations] == [4, 6]
+    assert all(first < last for first, last in validations[0]["ranges"].values())
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(board)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert "first_level/body.0.body.0" in events.Tags()["scalars"]
+
+    figure = tmp_path / "curves.png"
+    tool = [sys.executable, "tools/plot_training.py", str(tmp_path / "out"), "-o", str(figure)]
+    subprocess.run(tool, cwd=REPOSITORY, env=environment(), check=True, capture_output=True)
+    assert Image.open(figure).size[0] > 1000
+    failed = subprocess.run(
+        [*tool[:2], str(tmp_path), *tool[3:]], cwd=REPOSITORY, env=environment(), capture_output=True
+    )
+    assert failed.returncode == 1
+    assert b"name a run's folder" in failed.stderr

@@ -52,6 +52,8 @@ class Method(ABC, Generic[OptionsT]):
     """Whether `auxiliary_loss` reads what went into the quantizers."""
     quantizes: ClassVar[bool] = True
     """Whether any layer gets quantizers; the float control has none."""
+    auxiliary_name: ClassVar[str] = "auxiliary"
+    """What logs and plots call the auxiliary loss."""
     auxiliary_weight: float = 0.0
     """lambda of the auxiliary loss; 0 leaves it out."""
 
@@ -82,7 +84,7 @@ class Method(ABC, Generic[OptionsT]):
         return F.l1_loss(step.output, step.high)
 
     def auxiliary_loss(self, step: Step) -> Tensor | None:
-        """This process's share of the loss on features that `combine` weighs in; None: there is none."""
+        """This process's share of the loss on features that `combine` weighs in; None: this step has none."""
         return None
 
     def combine(self, reconstruction: dict[str, Tensor], auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,13 +96,29 @@ class Method(ABC, Generic[OptionsT]):
         return None
 
 
-def gradients(method: Method[Any], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction loss (global mean, detached, float32 []) and the gradient the method follows, by parameter name.
+@dataclass(frozen=True)
+class Gradients:
+    """What one step's losses ask for, averaged over processes; the dictionaries are by parameter name."""
+
+    loss: Tensor
+    """Reconstruction loss: the global mean, detached, float32 []."""
+    reconstruction: dict[str, Tensor]
+    """g_R, for every trained parameter it reaches."""
+    auxiliary_loss: Tensor | None
+    """The global auxiliary loss, detached, float32 []; None: this step has none."""
+    auxiliary: dict[str, Tensor]
+    """g_aux, for the parameters outside quantizers that it reaches."""
+    combined: dict[str, Tensor]
+    """The gradient the method follows."""
+
+
+def gradients(method: Method[Any], step: Step) -> Gradients:
+    """Both losses' gradients and what the method makes of them.
 
     Quantizer parameters receive the reconstruction gradient only (ODM v2): the auxiliary loss is not even
     differentiated with respect to them.
     """
-    parameters = step.model.parameters()
+    parameters, world = step.model.parameters(), step.world
     loss = method.reconstruction_loss(step)
     auxiliary_loss = method.auxiliary_loss(step) if method.auxiliary_weight else None
     reconstruction = _differentiate(loss, parameters, retain=auxiliary_loss is not None)
@@ -109,9 +127,16 @@ def gradients(method: Method[Any], step: Step) -> tuple[Tensor, dict[str, Tensor
         quantizer = step.model.quantizer_parameters()
         followers = {name: parameter for name, parameter in parameters.items() if name not in quantizer}
         auxiliary = _differentiate(auxiliary_loss, followers, retain=False)
-    world = step.world
-    mean_loss = world.sum([loss.detach().reshape(1)])[0][0] / world.size
-    return mean_loss, method.combine(world.sum_named(reconstruction, 1.0 / world.size), world.sum_named(auxiliary, 1.0))
+        auxiliary_loss = world.sum([auxiliary_loss.detach().reshape(1)])[0][0]
+    reconstruction = world.sum_named(reconstruction, 1.0 / world.size)
+    auxiliary = world.sum_named(auxiliary, 1.0)
+    return Gradients(
+        loss=world.sum([loss.detach().reshape(1)])[0][0] / world.size,
+        reconstruction=reconstruction,
+        auxiliary_loss=auxiliary_loss,
+        auxiliary=auxiliary,
+        combined=method.combine(reconstruction, auxiliary),
+    )
 
 
 def _differentiate(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain: bool) -> dict[str, Tensor]:

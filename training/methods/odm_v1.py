@@ -63,6 +63,7 @@ class OdmV1(Method[OdmV1Options]):
     name = "odm_v1"
     Options = OdmV1Options
     records_features = True
+    auxiliary_name = "variance"
     _transfer: KnowledgeTransfer | None = None
 
     def __init__(self, options: OdmV1Options) -> None:

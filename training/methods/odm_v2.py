@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.quantization.weights import WeightCodes
 from training.cooperative import combine_cooperatively, combine_naively
 from training.layers import ActivationQuantizer, WeightQuantizer
@@ -31,6 +31,7 @@ from training.statistics import row_percentile
 
 _SMALLEST_BOUND = 1e-8
 _SMALLEST_GAMMA = 1e-3
+_GAMMAS = tuple(0.05 * step for step in range(2, 25))
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class OdmV2Options:
 
     mismatch_weight: float = 1e-5
     """lambda_M; 1e-6 for RDN. 0 leaves the mismatch out."""
+    mismatch_every: int = 1
+    """Regularize every k-th step only, k times as strongly (deploy-grade): the second backward pass is most of what ODM
+    costs over plain quantization-aware training."""
     update: Literal["tensor", "global", "element", "naive"] = "tensor"
     """Over what the two gradients are compared; `naive` adds the mismatch without comparing (ablation)."""
     clipping: Literal["corrected", "learned", "percentile"] = "corrected"
@@ -51,6 +55,9 @@ class OdmV2Options:
     """Levels without (the paper) or with zero. 8 bits need mid_tread: odd 8-bit codes do not fit int8."""
     per_channel: bool = False
     """One u_w per output channel (deploy-grade) rather than per layer (the paper)."""
+    gamma_init: Literal["one", "mse"] = "one"
+    """How gamma starts: at 1 (the paper), or where the squared error of the weights is smallest (deploy-grade). At two
+    bits the 99th percentile is far too wide for mid-rise levels, and short runs have no time to learn that."""
     range_init: RangeInit = "percentile"
     """How activation ranges start."""
     range_percentile: float = 99.0
@@ -67,10 +74,13 @@ class OdmV2(Method[OdmV2Options]):
     name = "odm_v2"
     Options = OdmV2Options
     records_features = True
+    auxiliary_name = "mismatch"
 
     def __init__(self, options: OdmV2Options) -> None:
         super().__init__(options)
-        self.auxiliary_weight = options.mismatch_weight
+        if options.mismatch_every < 1:
+            raise UsageError(f"cannot use method.mismatch_every = {options.mismatch_every}", fix="write 1 or more")
+        self.auxiliary_weight = options.mismatch_weight * options.mismatch_every
 
     def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
         """A learnable range."""
@@ -83,8 +93,10 @@ class OdmV2(Method[OdmV2Options]):
         """A symmetric range with weight clipping correction."""
         return ClippedWeight(bits, conv.weight.detach(), self.options)
 
-    def auxiliary_loss(self, step: Step) -> Tensor:
-        """L_M."""
+    def auxiliary_loss(self, step: Step) -> Tensor | None:
+        """L_M, on the steps that regularize."""
+        if step.iteration % self.options.mismatch_every:
+            return None
         return mismatch_loss(step.model.records(), step.world)
 
     def combine(self, reconstruction: dict[str, Tensor], auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,9 +119,22 @@ class ClippedWeight(WeightQuantizer):
                 fix='set method.weight_levels = "mid_tread"',
             )
         self.options = options
-        channels = weight.shape[0] if options.per_channel else 1
-        start = self.percentile_bound(weight) if options.clipping == "learned" else torch.ones(channels)
-        self.gamma = nn.Parameter(start.reshape(-1).clone(), requires_grad=options.clipping != "percentile")
+        percentile_bound = self.percentile_bound(weight)
+        start = self._best_gamma(weight) if options.gamma_init == "mse" else torch.ones_like(percentile_bound)
+        if options.clipping == "learned":
+            start = start * percentile_bound
+        self.gamma = nn.Parameter(start, requires_grad=options.clipping != "percentile")
+
+    def _best_gamma(self, weight: Tensor) -> Tensor:
+        rows = weight.detach().float().reshape(weight.shape[0] if self.options.per_channel else 1, -1)
+        bound = self.percentile_bound(weight).reshape(-1, 1)
+
+        def error(factor: float) -> Tensor:
+            levels = symmetric_quantize(rows, bound * factor, self.bits, mid_rise=self.mid_rise)
+            return (rows - levels).square().mean(dim=1)
+
+        errors = torch.stack([error(factor) for factor in _GAMMAS])
+        return torch.tensor(_GAMMAS)[errors.argmin(dim=0)]
 
     def percentile_bound(self, weight: Tensor) -> Tensor:
         """f(W): float32 [O] or [1], detached."""

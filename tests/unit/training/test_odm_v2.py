@@ -76,7 +76,7 @@ def test_quantizer_parameters_follow_the_reconstruction_alone(attach, low):
     for weight in (0.0, 1e6):
         method = build_method({"name": "odm_v2", "mismatch_weight": weight})
         with model.recording():
-            results.append(gradients(method, step_of(model, low))[1])
+            results.append(gradients(method, step_of(model, low)).combined)
     quantizer = model.quantizer_parameters()
     assert len(quantizer) == 3 * len(model.layers)
     for name, plain in results[0].items():
@@ -100,12 +100,27 @@ def test_mismatch_holds_the_levels_fixed(attach, low):
     assert torch.autograd.grad(loss, [last.lower], allow_unused=True)[0] is None
 
 
+def test_gamma_starts_where_the_squared_error_is_smallest():
+    """Against a fine search by brute force, per channel, with numpy."""
+    weight = torch.randn(5, 8, 3, 3, generator=torch.Generator().manual_seed(2))
+    quantizer = ClippedWeight(2, weight, OdmV2Options(per_channel=True, gamma_init="mse"))
+    for row, gamma in zip(weight.numpy().reshape(5, -1), quantizer.gamma.tolist(), strict=True):
+        fine = np.append(np.linspace(0.1, 1.2, 111), gamma)
+        bounds = np.percentile(np.abs(row), 99) * fine
+        levels = np.array([-1.0, -1 / 3, 1 / 3, 1.0]) * bounds[:, None]
+        errors = (np.abs(row[None, :, None] - levels[:, None, :]).min(axis=2) ** 2).mean(axis=1)
+        assert errors[-1] < 1.02 * errors.min()
+        assert errors[-1] < 0.9 * errors[90]  # where gamma = 1
+
+
 OPTIONS = [
     {},
     {"weight_levels": "mid_tread"},
     {"per_channel": True, "relative_ranges": True, "range_init": "mse"},
     {"free": True},
     {"clipping": "learned", "percentile_of": "signed"},
+    {"per_channel": True, "gamma_init": "mse"},
+    {"clipping": "learned", "gamma_init": "mse"},
     {"clipping": "percentile", "range_init": "minmax"},
 ]
 
@@ -128,6 +143,6 @@ def test_freezing_changes_no_bit(attach, nudge, low, tmp_path, bits, options):
 def test_every_update_rule_gives_every_parameter_a_finite_gradient(attach, low, update):
     method, model = attach("odm_v2", 3, update=update)
     with model.recording():
-        _, combined = gradients(method, step_of(model, low))
+        combined = gradients(method, step_of(model, low)).combined
     assert set(combined) == set(model.parameters())
     assert all(bool(torch.isfinite(gradient).all()) for gradient in combined.values())

@@ -1,6 +1,7 @@
 """Every recipe that ships loads, names a method that exists, and says what its file name says."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from training.methods.registry import build_method
 from training.recipe import load_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "training" / "recipes"
-RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if not path.name.startswith("base_"))
+PARTS = {"base_edsr_x2", "base_edsr_x4", "budget"}
+RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if path.stem not in PARTS)
 METHODS = {
     "odm": "odm_v2",
     "odmv1": "odm_v1",
@@ -23,14 +25,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_recipe_is_what_its_name_says(path):
     recipe = load_recipe(path, [])
     method = build_method(recipe.method)
     if path.stem == "edsr_x4_float":
         assert not method.quantizes
         return
-    network, scale, name, width = re.fullmatch(r"(\w+?)_x(\d)_([a-z0-9]+)_(w\da\d)(?:_short)?", path.stem).groups()
+    name_form = r"(\w+?)_x(\d)_([a-z0-9]+)_(w\da\d)(?:_\w+)?"
+    network, scale, name, width = re.fullmatch(name_form, path.stem).groups()
     assert (recipe.network.name, recipe.network.scale) == (network, int(scale))
     assert method.name == METHODS[name]
     assert recipe.quantization.body == width
@@ -41,6 +44,14 @@ def test_a_recipe_is_what_its_name_says(path):
 def test_all_methods_come_at_all_widths():
     names = {path.stem for path in FOLDER.glob("*.toml")}
     assert {f"edsr_x4_{name}_w{bits}a{bits}" for name in METHODS for bits in (2, 3, 4)} <= names
+
+
+def test_all_methods_are_compared_under_one_budget():
+    recipes = [load_recipe(path, []) for path in (FOLDER / "compare").glob("edsr_*.toml")]
+    assert {recipe.method["name"] for recipe in recipes} == {*METHODS.values(), "float"}
+    # A cosine never looks at `halve_every`, which PAMS brings along.
+    optimizers = {replace(recipe.optimizer, halve_every=1) for recipe in recipes}
+    assert len({(recipe.network, recipe.data, recipe.run) for recipe in recipes}) == len(optimizers) == 1
 
 
 def test_the_defaults_of_odm_v2_are_the_papers():

@@ -67,7 +67,8 @@ def test_every_method_trains_every_parameter_it_uses(attach, low, name):
     for iteration in range(12):
         method.begin_iteration(model, iteration)
         with model.recording():
-            loss, combined = gradients(method, Step(model, low, target, model(low), iteration, World()))
+            result = gradients(method, Step(model, low, target, model(low), iteration, World()))
+        loss, combined = result.loss, result.combined
         assert all(bool(torch.isfinite(value).all()) for value in combined.values())
         convolutions = {key for key in model.parameters() if key.endswith((".weight", ".bias")) and "gate" not in key}
         assert convolutions <= set(combined)

@@ -1,0 +1,116 @@
+"""Draw what training runs logged: loss, validation, the conflict of ODM's two gradients, mismatch, and ranges.
+
+    python tools/plot_training.py runs/w2a2 runs/other -o curves.png
+
+One curve a run. Ranges are those of the first run, one line a layer, relative to where they started: what the range
+learning rate really did. The conflict ratio is that of ODM v2's Fig. 2: the share of parameter tensors whose
+reconstruction and mismatch gradients have a negative cosine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odm_deploy.cli import run
+from odm_deploy.cli.output import say
+from odm_deploy.errors import InputError, MissingError
+from odm_deploy.files import atomic_path
+
+_WINDOW = 25
+
+# Key in log.jsonl, title of the panel, whether the curve is a running mean.
+_PANELS = (
+    ("loss", "reconstruction loss (mean of 25 logged)", True),
+    ("validation_psnr_db", "validation PSNR-Y (dB)", False),
+    ("conflict_tensors", "conflict ratio, parameter tensors", True),
+    ("mismatch", "mismatch", True),
+)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Image to write (png, svg, pdf).")
+def command(runs: tuple[Path, ...], output: Path) -> None:
+    """Plot the log.jsonl of RUNS."""
+    logs = {folder.name: read_log(folder) for folder in runs}
+    draw(logs, output)
+    say(f"wrote {output}")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's log, oldest first.
+
+    Raises:
+        InputError: there is no log, it is empty, or a line of it cannot be read.
+    """
+    path = folder / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"cannot read {path}", why=str(error.strerror or error), fix="name a run's folder") from None
+    except ValueError as error:
+        raise InputError(f"cannot read {path}", why=str(error)) from None
+    if not records:
+        raise InputError(f"nothing to plot in {path}", why="it holds no record yet")
+    return records
+
+
+def series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Iterations and values of the records that have `key`."""
+    pairs = [(int(record["iteration"]), float(record[key])) for record in records if key in record]
+    return [iteration for iteration, _ in pairs], [value for _, value in pairs]
+
+
+def running_mean(values: Sequence[float], window: int = _WINDOW) -> list[float]:
+    """The mean of the last `window` values at each place; of fewer where there are not so many yet."""
+    return [sum(values[max(0, end - window) : end]) / (end - max(0, end - window)) for end in range(1, len(values) + 1)]
+
+
+def relative_widths(records: Sequence[dict[str, Any]]) -> tuple[list[int], dict[str, list[float]]]:
+    """Width of every layer's range at each validation, divided by its width at the first."""
+    logged = [record for record in records if record.get("ranges")]
+    iterations = [int(record["iteration"]) for record in logged]
+    names = list(logged[0]["ranges"]) if logged else []
+    widths = {name: [record["ranges"][name][1] - record["ranges"][name][0] for record in logged] for name in names}
+    return iterations, {name: [value / values[0] for value in values] for name, values in widths.items()}
+
+
+def draw(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
+    """One figure of all panels that the logs have data for."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingError("cannot draw", why=str(error), fix='pip install -e ".[train]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [panel for panel in _PANELS if any(series(records, panel[0])[0] for records in logs.values())]
+    iterations, widths = relative_widths(next(iter(logs.values())))
+    figure, axes = pyplot.subplots(1, len(panels) + bool(widths), figsize=(4.2 * (len(panels) + 1), 3.4), squeeze=False)
+    for axis, (key, title, smooth) in zip(axes[0], panels, strict=False):
+        for name, records in logs.items():
+            places, values = series(records, key)
+            if places:
+                axis.plot(places, running_mean(values) if smooth else values, label=name)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("iteration")
+    axes[0][0].legend(fontsize=7)
+    if widths:
+        axis = axes[0][-1]
+        for values in widths.values():
+            axis.plot(iterations, values, linewidth=0.6)
+        axis.set_title(f"range width relative to the first validation, {next(iter(logs))}", fontsize=9)
+        axis.set_xlabel("iteration")
+    figure.tight_layout()
+    with atomic_path(output) as temporary:
+        figure.savefig(temporary, dpi=150, format=output.suffix.lstrip(".") or "png")
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    run(command, "plot_training")
