@@ -316,7 +316,8 @@ def test_a_run_tells_of_conflicts_mismatch_and_ranges_and_they_can_be_drawn(reci
     figure = tmp_path / "curves.png"
     tool = [sys.executable, "tools/plot_training.py", str(tmp_path / "out"), "-o", str(figure)]
     subprocess.run(tool, cwd=REPOSITORY, env=environment(), check=True, capture_output=True)
-    assert Image.open(figure).size[0] > 1000
+    with Image.open(figure) as drawn:
+        assert drawn.size[0] > 1000
     failed = subprocess.run(
         [*tool[:2], str(tmp_path), *tool[3:]], cwd=REPOSITORY, env=environment(), capture_output=True
     )
