@@ -1,6 +1,6 @@
-"""Trainable quantized convolutions: what every method plugs its quantizers into.
+"""Trainable quantized layers: what every method plugs its quantizers into.
 
-Each quantized convolution has its own activation quantizer directly before it, unlike the official code of PAMS and
+Each quantized layer has its own activation quantizer directly before it, unlike the official code of PAMS and
 DDTB, where the first convolution of each block reads an unquantized tensor.
 """
 
@@ -16,6 +16,9 @@ from odm_deploy.grid import Grid
 from odm_deploy.quantization.model import FrozenLayer
 from odm_deploy.quantization.weights import WeightCodes
 
+Quantizable = nn.Conv2d | nn.Linear
+"""The kinds of float layers that have a trainable counterpart."""
+
 
 class ActivationQuantizer(nn.Module, ABC):
     """Puts a layer's input on a grid. Life: `observe` float inputs, `initialize` once, then train."""
@@ -29,7 +32,7 @@ class ActivationQuantizer(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, x: Tensor) -> None:
-        """Take statistics of one calibration batch, float32 [N, C, H, W], from the float network."""
+        """Take statistics of one calibration batch (float32, any shape) of the float network."""
 
     @abstractmethod
     def initialize(self) -> None:
@@ -78,21 +81,21 @@ class WeightQuantizer(nn.Module, ABC):
         """
 
 
-class TrainableConv2d(nn.Module):
-    """A convolution with fake-quantized input and weights: float [N, I, H, W] -> float32 [N, O, H', W'].
+class TrainableLayer(nn.Module, ABC):
+    """A layer with fake-quantized input and weights.
 
-    State-dict keys of weight and bias are those of the convolution it replaces.
+    State-dict keys of weight and bias are those of the layer it replaces.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(
-        self, name: str, conv: nn.Conv2d, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+        self, name: str, layer: Quantizable, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
     ) -> None:
-        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise InputError(f"cannot quantize {name}", why=f"padding {conv.padding!r}, mode {conv.padding_mode!r}")
         super().__init__()
         self.name = name
-        self.weight, self.bias = conv.weight, conv.bias
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.weight, self.bias = layer.weight, layer.bias
         self.activation = activation
         self.weight_quantizer = weight_quantizer
         self.calibrating = False
@@ -100,23 +103,28 @@ class TrainableConv2d(nn.Module):
         self.recording = False
         self.recorded: tuple[Tensor, Tensor] | None = None
 
+    @abstractmethod
+    def combine(self, x: Tensor, weight: Tensor, *, padded: bool) -> Tensor:
+        """The layer's product of input and weights plus bias; `padded`: the border is part of `x` already."""
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with the layer's border of zeros around it."""
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize input and weights and convolve; as a plain float convolution while calibrating."""
-        padding: tuple[int, ...] = tuple(self.padding)
+        """Quantize input and weights and multiply; as a plain float layer while calibrating."""
         if self.calibrating:
             self.activation.observe(x)
-            return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            return self.combine(x, self.weight, padded=False)
         x = self.activation.transform(x)
-        if self.activation.pads_before_quantizing and any(padding):
-            vertical, horizontal = padding
-            x = F.pad(x, (horizontal, horizontal, vertical, vertical))
-            padding = (0, 0)
+        padded = self.activation.pads_before_quantizing
+        if padded:
+            x = self.pad(x)
         levels = self.activation(x)
         if self.recording:
             self.recorded = (x, levels)
-        weight = self.weight_quantizer(self.weight)
         # Back to float32 under autocast: residual sums in bfloat16 would lose a bit a block.
-        return F.conv2d(levels, weight, self.bias, self.stride, padding, self.dilation, self.groups).float()
+        return self.combine(levels, self.weight_quantizer(self.weight), padded=padded).float()
 
     def freeze(self) -> FrozenLayer:
         """This layer as integers.
@@ -129,3 +137,55 @@ class TrainableConv2d(nn.Module):
         except InputError as error:
             raise InputError(f"cannot freeze {self.name}", why=str(error)) from None
         return FrozenLayer(weight, grid, None if self.bias is None else self.bias.detach().clone())
+
+
+class TrainableConv2d(TrainableLayer):
+    """A convolution: float [N, I, H, W] -> float32 [N, O, H', W']."""
+
+    def __init__(
+        self, name: str, layer: nn.Conv2d, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+    ) -> None:
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            raise InputError(f"cannot quantize {name}", why=f"padding {layer.padding!r}, mode {layer.padding_mode!r}")
+        super().__init__(name, layer, activation, weight_quantizer)
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
+        self.padding: tuple[int, ...] = tuple(layer.padding)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with the convolution's border of zeros around it."""
+        vertical, horizontal = self.padding
+        return F.pad(x, (horizontal, horizontal, vertical, vertical))
+
+    def combine(self, x: Tensor, weight: Tensor, *, padded: bool) -> Tensor:
+        """Convolve."""
+        return F.conv2d(x, weight, self.bias, self.stride, 0 if padded else self.padding, self.dilation, self.groups)
+
+
+class TrainableLinear(TrainableLayer):
+    """A linear layer: float [..., I] -> float32 [..., O]."""
+
+    def combine(self, x: Tensor, weight: Tensor, *, padded: bool) -> Tensor:
+        """Multiply."""
+        return F.linear(x, weight, self.bias)
+
+
+def trainable_layer(
+    name: str, layer: nn.Module, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+) -> TrainableLayer:
+    """The trainable counterpart of a float Conv2d or Linear."""
+    if isinstance(layer, nn.Conv2d):
+        return TrainableConv2d(name, layer, activation, weight_quantizer)
+    if isinstance(layer, nn.Linear):
+        return TrainableLinear(name, layer, activation, weight_quantizer)
+    raise InputError(f"cannot train {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
+
+
+def needs_channel_axis(layer: Quantizable, what: str) -> nn.Conv2d:
+    """`layer`, for quantizers with parameters per channel of an [N, C, H, W] input.
+
+    Raises:
+        InputError: it is a linear layer, whose channels come last.
+    """
+    if isinstance(layer, nn.Linear):
+        raise InputError(f"{what} needs convolutions", why="a quantized layer is linear", fix="choose another method")
+    return layer

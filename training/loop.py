@@ -218,14 +218,15 @@ class _Run:
 
     def provenance(self) -> dict[str, Any]:
         """Where a model.pt comes from, as plain values."""
-        weights = expand_places(self.recipe.network.weights)
+        start = self.recipe.network.weights
+        weights = expand_places(start)
         return {
             "made_by": f"odm-deploy training {__version__}",
             "method": self.method.name,
             "recipe": to_tables(self.recipe),
             "iterations": self.progress.iteration,
             "validation_psnr_db": self.progress.best.get("psnr_db"),
-            "float_weights": {"name": weights.name, "sha256": file_sha256(weights)},
+            "float_weights": {"name": weights.name, "sha256": file_sha256(weights)} if start else None,
         }
 
 

@@ -17,7 +17,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
-from training.layers import TrainableConv2d
+from training.layers import Quantizable, TrainableLayer, trainable_layer
 
 if TYPE_CHECKING:
     from training.methods.base import Method
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """A network whose selected convolutions are `TrainableConv2d`."""
+    """A network whose selected layers are `TrainableLayer`s."""
 
     network: SuperResolutionNetwork
     """float32 [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped."""
-    layers: Mapping[str, TrainableConv2d]
+    layers: Mapping[str, TrainableLayer]
     """The quantized layers by dotted name, in network order."""
 
     @classmethod
@@ -39,20 +39,20 @@ class TrainableModel:
         """A copy of `network` with the method's quantizers on the layers named in `widths`.
 
         Raises:
-            InputError: a selected layer that is no convolution, or one the method cannot quantize at that width.
+            InputError: a selected layer that is no Conv2d or Linear, or one the method cannot quantize at that width.
         """
         trainable = copy.deepcopy(network).train()
         modules = dict(trainable.named_modules())
-        layers: dict[str, TrainableConv2d] = {}
+        layers: dict[str, TrainableLayer] = {}
         for name, bits in widths.items():
-            conv = modules[name]
-            if not isinstance(conv, nn.Conv2d):
-                raise InputError(f"cannot train {name}", why=f"it is a {type(conv).__name__}, not a Conv2d")
-            layer = TrainableConv2d(
+            module = modules[name]
+            if not isinstance(module, Quantizable):
+                raise InputError(f"cannot train {name}", why=f"it is a {type(module).__name__}, not a Conv2d or Linear")
+            layer = trainable_layer(
                 name,
-                conv,
-                method.activation_quantizer(bits.activation, conv),
-                method.weight_quantizer(bits.weight, conv),
+                module,
+                method.activation_quantizer(bits.activation, module),
+                method.weight_quantizer(bits.weight, module),
             )
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, layer)

@@ -12,7 +12,7 @@ import torch
 from odm_deploy.errors import UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.registry import network_from_state_dict
+from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.state_dict import read_state_dict
 from training.config import expand_places, to_tables
 from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
@@ -59,10 +59,14 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
     """The float network the run starts from.
 
     Raises:
-        InputError: weights that cannot be read or do not fit.
+        InputError: weights that cannot be read or do not fit, hyper-parameters the network does not have.
     """
     section = recipe.network
-    return network_from_state_dict(section.name, read_state_dict(expand_places(section.weights)), section.scale)
+    if not section.weights:
+        torch.manual_seed(recipe.run.seed)
+        return build_network(section.name, {**section.config, "scale": section.scale}).eval()
+    state = read_state_dict(expand_places(section.weights))
+    return network_from_state_dict(section.name, state, section.scale, section.config)
 
 
 def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNetwork) -> TrainableModel:

@@ -21,7 +21,11 @@ class NetworkSection:
     scale: int = 4
     """Output pixels per input pixel along each axis."""
     weights: str = "{weights}/edsr_baseline_x4.pt"
-    """Float state dict to start from. `{weights}` is $ODM_WEIGHTS, default ../shared/weights."""
+    """Float state dict to start from; `{weights}` is $ODM_WEIGHTS, default ../shared/weights. Empty: fresh weights from
+    `run.seed`."""
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Hyper-parameters: of a fresh network those that differ from the published size, else those that a state dict does
+    not show."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.cooperative import combine_naively
 from training.distributed import World
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.model import TrainableModel
 
 OptionsT = TypeVar("OptionsT")
@@ -61,12 +61,12 @@ class Method(ABC, Generic[OptionsT]):
         self.options = options
 
     @abstractmethod
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
-        """A fresh quantizer for the input of `conv`."""
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
+        """A fresh quantizer for the input of `layer`."""
 
     @abstractmethod
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
-        """A fresh quantizer for the weights of `conv`."""
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
+        """A fresh quantizer for the weights of `layer`."""
 
     def initialize(self, model: TrainableModel) -> None:
         """Set the quantizers' parameters after calibration."""

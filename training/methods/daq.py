@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.weights import WeightCodes
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
 
 GAUSSIAN_STEPS = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
@@ -42,11 +42,11 @@ class Daq(Method[DaqOptions]):
     name = "daq"
     Options = DaqOptions
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Normalised per image and channel."""
         return ChannelwiseGaussian(bits, clamp=self.options.clamp)
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """Normalised per layer."""
         return GaussianWeight(bits)
 

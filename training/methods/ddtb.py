@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from training.asymmetric_weights import PercentileWeight
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.methods.base import Method, Step
 from training.model import TrainableModel
 from training.quantizers import range_quantize
@@ -52,11 +52,13 @@ class Ddtb(Method[DdtbOptions]):
     name = "ddtb"
     Options = DdtbOptions
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Trainable bounds, with a gate where `initialize` puts one."""
-        return GatedRange(bits, conv.in_channels, percent=self.options.range_percentile)
+        return GatedRange(
+            bits, needs_channel_axis(layer, "DDTB's gate").in_channels, percent=self.options.range_percentile
+        )
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """Percentiles of W."""
         return PercentileWeight(bits, percent=self.options.weight_percentile)
 

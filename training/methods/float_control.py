@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from odm_deploy.errors import UsageError
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
 
 
@@ -23,7 +21,7 @@ class FloatControl(Method[FloatOptions]):
     Options = FloatOptions
     quantizes = False
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """There is none.
 
         Raises:
@@ -31,7 +29,7 @@ class FloatControl(Method[FloatOptions]):
         """
         raise UsageError("the float control quantizes nothing")
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """There is none.
 
         Raises:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.weights import WeightCodes
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
 from training.quantizers import RoundDerivative, step_codes, step_quantize
 
@@ -38,15 +38,15 @@ class Lsq(Method[LsqOptions]):
     name = "lsq"
     Options = LsqOptions
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learned step."""
         return LearnedStep(bits, scale_gradients=self.options.scale_gradients)
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """A learned step, signed."""
         return LearnedWeightStep(
             bits,
-            conv.weight.detach(),
+            layer.weight.detach(),
             per_channel=self.options.per_channel,
             scale_gradients=self.options.scale_gradients,
         )

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odm_deploy.quantization.weights import WeightCodes
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
 from training.quantizers import symmetric_codes, symmetric_quantize
 from training.ranges import LearnableRange, RangeInit
@@ -38,12 +38,12 @@ class MinMax(Method[MinMaxOptions]):
     name = "minmax"
     Options = MinMaxOptions
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A range that calibration fixes."""
         quantizer = LearnableRange(bits, init=self.options.range_init, percent=self.options.range_percentile)
         return quantizer.requires_grad_(False)
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """The largest weight is the range."""
         return LargestWeight(bits, per_channel=self.options.per_channel)
 

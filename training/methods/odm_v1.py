@@ -26,7 +26,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from training.asymmetric_weights import PercentileWeight
 from training.cooperative import combine_cooperatively, combine_naively
 from training.knowledge import KnowledgeTransfer
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.losses import variance_loss
 from training.methods.base import Method, Step
 from training.model import TrainableModel
@@ -70,11 +70,16 @@ class OdmV1(Method[OdmV1Options]):
         super().__init__(options)
         self.auxiliary_weight = options.variance_weight
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable range, with offsets where `initialize` puts them."""
-        return OffsetRange(bits, conv.in_channels, init=self.options.range_init, percent=self.options.range_percentile)
+        return OffsetRange(
+            bits,
+            needs_channel_axis(layer, "ODM v1's offsets").in_channels,
+            init=self.options.range_init,
+            percent=self.options.range_percentile,
+        )
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """Percentiles of W."""
         return PercentileWeight(bits, percent=self.options.weight_percentile)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.quantization.weights import WeightCodes
 from training.cooperative import combine_cooperatively, combine_naively
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.losses import mismatch_loss
 from training.methods.base import Method, Step
 from training.quantizers import symmetric_codes, symmetric_quantize
@@ -82,16 +82,16 @@ class OdmV2(Method[OdmV2Options]):
             raise UsageError(f"cannot use method.mismatch_every = {options.mismatch_every}", fix="write 1 or more")
         self.auxiliary_weight = options.mismatch_weight * options.mismatch_every
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable range."""
         o = self.options
         return LearnableRange(
             bits, init=o.range_init, percent=o.range_percentile, free=o.free, relative=o.relative_ranges
         )
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """A symmetric range with weight clipping correction."""
-        return ClippedWeight(bits, conv.weight.detach(), self.options)
+        return ClippedWeight(bits, layer.weight.detach(), self.options)
 
     def auxiliary_loss(self, step: Step) -> Tensor | None:
         """L_M, on the steps that regularize."""

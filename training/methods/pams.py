@@ -24,7 +24,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.knowledge import KnowledgeTransfer
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method, Step
 from training.methods.minmax import LargestWeight
 from training.model import TrainableModel
@@ -50,11 +50,11 @@ class Pams(Method[PamsOptions]):
     Options = PamsOptions
     _transfer: KnowledgeTransfer | None = None
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable largest magnitude."""
         return MaxScale(bits, faithful=self.options.faithful)
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """max|W| per layer."""
         return LargestWeight(bits, per_channel=False)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from training.layers import ActivationQuantizer, WeightQuantizer
+from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.methods.base import Method
 from training.methods.lsq import LearnedStep, LearnedWeightStep
 
@@ -38,14 +38,16 @@ class QuantSr(Method[QuantSrOptions]):
     name = "quantsr"
     Options = QuantSrOptions
 
-    def activation_quantizer(self, bits: int, conv: nn.Conv2d) -> ActivationQuantizer:
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Shift, then a learned step."""
-        return ShiftedStep(bits, conv.in_channels, shift=self.options.shift)
+        return ShiftedStep(
+            bits, needs_channel_axis(layer, "QuantSR's shift per channel").in_channels, shift=self.options.shift
+        )
 
-    def weight_quantizer(self, bits: int, conv: nn.Conv2d) -> WeightQuantizer:
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """A learned step."""
         return LearnedWeightStep(
-            bits, conv.weight.detach(), per_channel=self.options.per_channel, scale_gradients=True, derivative="tanh"
+            bits, layer.weight.detach(), per_channel=self.options.per_channel, scale_gradients=True, derivative="tanh"
         )
 
     def why_not_exportable(self) -> str | None:

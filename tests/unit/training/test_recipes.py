@@ -11,7 +11,7 @@ from training.methods.registry import build_method
 from training.recipe import load_recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "training" / "recipes"
-PARTS = {"base_edsr_x2", "base_edsr_x4", "budget"}
+PARTS = {"base_edsr_x2", "base_edsr_x4", "budget", "base_narrow"}
 RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if path.stem not in PARTS)
 METHODS = {
     "odm": "odm_v2",
@@ -33,12 +33,16 @@ def test_a_recipe_is_what_its_name_says(path):
         assert not method.quantizes
         return
     name_form = r"(\w+?)_x(\d)_([a-z0-9]+)_(w\da\d)(?:_\w+)?"
+    if path.stem.endswith("_float_narrow"):
+        assert not method.quantizes
+        assert not recipe.network.weights
+        return
     network, scale, name, width = re.fullmatch(name_form, path.stem).groups()
     assert (recipe.network.name, recipe.network.scale) == (network, int(scale))
     assert method.name == METHODS[name]
     assert recipe.quantization.body == width
     selected = recipe.quantization.policy().select(build_network(network, {"scale": int(scale)}))
-    assert len(selected) == 32
+    assert len(selected) == {"edsr": 32, "srresnet": 32, "rdn": 146, "swinir": 100}[network]
 
 
 def test_all_methods_come_at_all_widths():
@@ -51,7 +55,7 @@ def test_all_methods_are_compared_under_one_budget():
     assert {recipe.method["name"] for recipe in recipes} == {*METHODS.values(), "float"}
     # A cosine never looks at `halve_every`, which PAMS brings along.
     optimizers = {replace(recipe.optimizer, halve_every=1) for recipe in recipes}
-    assert len({(recipe.network, recipe.data, recipe.run) for recipe in recipes}) == len(optimizers) == 1
+    assert len({repr((recipe.network, recipe.data, recipe.run)) for recipe in recipes}) == len(optimizers) == 1
 
 
 def test_the_defaults_of_odm_v2_are_the_papers():
