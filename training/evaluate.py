@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from odm_deploy.proof.metrics import psnr_y, ssim_y
 from training.data import ImagePair, Rgb, as_batch
@@ -45,8 +46,14 @@ def score(network: Callable[[Tensor], Tensor], pairs: Iterable[ImagePair], scale
 
 def validate(model: TrainableModel, state: Mapping[str, Tensor], pairs: Iterable[ImagePair], device: str) -> float:
     """Mean PSNR of `model` with the parameters of `state`, in dB; the model in training is left as it is."""
-    network = copy.deepcopy(model.network)
-    network.load_state_dict(state)
+    network = model.network
+
+    def upscaled(low: Tensor) -> Tensor:
+        return cast("Tensor", functional_call(network, dict(state), (low,)))
+
     network.eval()
-    values = [psnr_y(upscale(network, pair.low, device), pair.high, network.scale) for pair in pairs]
+    try:
+        values = [psnr_y(upscale(upscaled, pair.low, device), pair.high, network.scale) for pair in pairs]
+    finally:
+        network.train()
     return math.fsum(values) / len(values)

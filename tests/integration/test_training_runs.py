@@ -22,6 +22,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from training.distributed import World
 from training.loop import train
+from training.methods.registry import method_names
 from training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -323,3 +324,16 @@ def test_a_run_tells_of_conflicts_mismatch_and_ranges_and_they_can_be_drawn(reci
     )
     assert failed.returncode == 1
     assert b"name a run's folder" in failed.stderr
+
+
+@pytest.mark.parametrize("method", sorted(set(method_names()) - {"odm_v2"}))
+def test_every_method_trains_validates_and_resumes(recipe, tmp_path, method):
+    text = recipe.read_text().replace('name = "odm_v2"', f'name = "{method}"')
+    recipe.write_text(text)
+    overrides = ["method.gate_start=3"] if method == "ddtb" else []
+    train(
+        load_recipe(recipe, [*overrides, "optimizer.schedule=constant", "run.iterations=3"]), tmp_path / "out", World()
+    )
+    train(load_recipe(recipe, [*overrides, "optimizer.schedule=constant"]), tmp_path / "out", World())
+    records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["iteration"] for record in records if "validation_psnr_db" in record] == [3, 4, 6]

@@ -80,7 +80,7 @@ class Ddtb(Method[DdtbOptions]):
         loss = super().reconstruction_loss(step)
         if step.iteration >= self.options.gate_start:
             return loss
-        logits = [quantizer.logits for quantizer in _gated_ranges(step.model) if quantizer.logits is not None]
+        logits = [quantizer.take_logits() for quantizer in _gated_ranges(step.model) if quantizer.has_gate]
         return loss + torch.stack([logit.square().mean() for logit in logits]).mean() if logits else loss
 
     def why_not_exportable(self) -> str | None:
@@ -99,7 +99,7 @@ class GatedRange(LearnableRange):
         self.gate = Gate(channels)
         self.register_buffer("has_gate", torch.tensor(False))
         self.register_buffer("gate_acts", torch.tensor(False))
-        self.logits: Tensor | None = None
+        self._logits: Tensor | None = None
         self._extremes: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -117,16 +117,21 @@ class GatedRange(LearnableRange):
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`."""
-        self.logits = None
         if not bool(self.has_gate):
             return super().forward(x)
         logits: Tensor = self.gate(x.float())
-        self.logits = logits
         if not bool(self.gate_acts):
+            self._logits = logits
             return super().forward(x)
         lower, upper = self.range
         upper_factor, lower_factor = (2.0 * torch.sigmoid(logits)).reshape(-1, 2, 1, 1, 1).unbind(1)
         return range_quantize(x, lower * lower_factor, upper * upper_factor, self.bits)
+
+    def take_logits(self) -> Tensor:
+        """The gate's output in the latest forward while it did not act yet; [N, 2]. Not kept any longer."""
+        logits, self._logits = self._logits, None
+        assert logits is not None, "nothing passed this gate"
+        return logits
 
     def grid(self) -> Grid:
         """The static grid.

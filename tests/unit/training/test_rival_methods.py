@@ -193,7 +193,7 @@ def test_ddtb_gates_scale_the_range_of_each_image(attach, low):
     method.begin_iteration(model, 10)
     dynamic = quantizer(x)
     lower, upper = (bound.item() for bound in quantizer.range)
-    factors = 2 * torch.sigmoid(quantizer.logits)
+    factors = 2 * torch.sigmoid(quantizer.gate(x))
     for image in range(2):
         assert len(dynamic[image].unique()) <= 16
         width = upper * factors[image, 0].item() - lower * factors[image, 1].item()
@@ -208,7 +208,11 @@ def test_ddtb_warm_up_adds_the_squared_logits(attach, low):
     for iteration in (0, 10):
         step = Step(model, low, target, model(low), iteration, World())
         losses.append(method.reconstruction_loss(step).item())
-    logits = [layer.activation.logits for layer in model.layers.values()]
+    with model.recording():
+        model(low)
+        logits = [
+            layer.activation.gate(x) for layer, (x, _) in zip(model.layers.values(), model.records(), strict=True)
+        ]
     expected = np.mean([logit.square().mean().item() for logit in logits])
     assert losses[0] - losses[1] == pytest.approx(expected, abs=1e-4)
 
