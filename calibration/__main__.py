@@ -57,13 +57,9 @@ def _key_values(option: str) -> Any:
     help="Weight scales by the smallest squared error, or by the largest weight.",
 )
 @click.option("--per-layer-weights", is_flag=True, help="One weight scale per layer instead of per output channel.")
-@click.option("--head", default="float", show_default=True, metavar="WIDTH", help="Width of the first convolution.")
-@click.option(
-    "--body-end", default="float", show_default=True, metavar="WIDTH", help="Width of what follows the last block."
-)
-@click.option(
-    "--tail", default="float", show_default=True, metavar="WIDTH", help="Width of the upsampler and what follows."
-)
+@click.option("--head", metavar="WIDTH", help="Width of the first convolution.  [default: float; exact: 8]")
+@click.option("--body-end", metavar="WIDTH", help="Width of what follows the last block.  [default: float; exact: 8]")
+@click.option("--tail", metavar="WIDTH", help="Width of the upsampler and what follows.  [default: float; exact: 8]")
 @click.option(
     "--layer",
     "layers",
@@ -79,7 +75,13 @@ def _key_values(option: str) -> Any:
     show_default=True,
     help="Scales with few significant bits where they make every sum exact on every runtime (up to 7 bits).",
 )
-@click.option("--profile", default="paper", show_default=True, metavar="NAME", help="Named quantization policy.")
+@click.option(
+    "--profile",
+    default="paper",
+    show_default=True,
+    metavar="NAME",
+    help="paper: the body, ordinary scales; exact: everything, dyadic scales, the same bits on every runtime.",
+)
 @click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
 @click.option(
     "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
@@ -113,9 +115,9 @@ def command(
     percentile: float | None,
     weight_method: str,
     per_layer_weights: bool,
-    head: str,
-    body_end: str,
-    tail: str,
+    head: str | None,
+    body_end: str | None,
+    tail: str | None,
     layers: dict[str, str],
     free: bool,
     exact_sums: bool,

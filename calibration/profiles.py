@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,12 +16,12 @@ class WidthOptions:
 
     bits: str
     """Of the body, the region the papers quantize."""
-    head: str = "float"
-    """Of the first convolution."""
-    body_end: str = "float"
-    """Of the convolutions between body and upsampler."""
-    tail: str = "float"
-    """Of the upsampler and the last convolution."""
+    head: str | None = None
+    """Of the first convolution; None: the profile's own."""
+    body_end: str | None = None
+    """Of the convolutions between body and upsampler; None: the profile's own."""
+    tail: str | None = None
+    """Of the upsampler and the last convolution; None: the profile's own."""
     overrides: Mapping[str, str] = field(default_factory=dict[str, str])
     """By layer name or pattern."""
     per_channel: bool = True
@@ -31,21 +32,40 @@ class WidthOptions:
 
 def _paper(options: WidthOptions) -> QuantizationPolicy:
     """The papers' region at one width, everything else float unless asked for."""
+    return _policy(options, rest="float")
+
+
+def _exact(options: WidthOptions) -> QuantizationPolicy:
+    """Everything quantized, the body as asked for and the rest to 8 bits, all scales dyadic.
+
+    Raises:
+        UsageError: a layer left in float, or free grids.
+    """
+    if options.free:
+        raise UsageError("--free with --profile exact", why="a free grid's levels are no multiples of its scale")
+    policy = _policy(options, rest="8")
+    if None in (policy.head, policy.body_end, policy.tail, *policy.overrides.values()):
+        raise UsageError("a float layer in --profile exact", why="float sums round", fix="give it a width of up to 8")
+    return dataclasses.replace(policy, power_of_two=True)
+
+
+def _policy(options: WidthOptions, rest: str) -> QuantizationPolicy:
+    """The options as a policy, with the width `rest` where they name none."""
     body = LayerBits.parse(options.bits)
     if body is None:
         raise UsageError("--bits float quantizes nothing", fix="give a width such as 4, or w4a8")
     return QuantizationPolicy(
         body=body,
-        body_end=LayerBits.parse(options.body_end),
-        tail=LayerBits.parse(options.tail),
-        head=LayerBits.parse(options.head),
+        body_end=LayerBits.parse(options.body_end or rest),
+        tail=LayerBits.parse(options.tail or rest),
+        head=LayerBits.parse(options.head or rest),
         overrides={pattern: LayerBits.parse(text) for pattern, text in options.overrides.items()},
         per_channel=options.per_channel,
         free=options.free,
     )
 
 
-_PROFILES: dict[str, Callable[[WidthOptions], QuantizationPolicy]] = {"paper": _paper}
+_PROFILES: dict[str, Callable[[WidthOptions], QuantizationPolicy]] = {"paper": _paper, "exact": _exact}
 
 
 def profile_names() -> list[str]:

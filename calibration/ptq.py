@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from calibration.observers import InputObserver
 from calibration.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.exact_freeze import freeze_exact
 from odm_deploy.quantization.exact_sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
@@ -82,8 +84,10 @@ def calibrate(
     """
     settings = settings or CalibrationSettings()
     bits = policy.select(network)
-    if settings.exact_sums:
-        network = copy.deepcopy(network)
+    network = copy.deepcopy(network)
+    if policy.power_of_two:
+        network.make_exact()
+    elif settings.exact_sums:
         network.round_float_edges()
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
     observers = observe(network, images, bits, percentile)
@@ -92,12 +96,16 @@ def calibrate(
         name: _freeze_layer(modules[name], observer, bits[name], policy, settings)
         for name, observer in observers.items()
     }
-    exact = None
-    if settings.exact_sums and not policy.power_of_two:
-        exact = with_exact_sums(layers, {name: modules[name].get_parameter("weight") for name in layers})
-    summaries = [_summary(observer, (exact or layers)[name]) for name, observer in observers.items()]
-    described = {**(metadata or {}), "exact_sums": exact is not None}
-    return freeze(network, exact or layers, described), summaries
+    weights = {name: modules[name].get_parameter("weight") for name in layers}
+    if policy.power_of_two:
+        first = next(iter(layers))
+        layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
+        model = freeze_exact(freeze(network, layers, {**(metadata or {}), "exact_sums": True}), weights)
+    else:
+        exact = with_exact_sums(layers, weights) if settings.exact_sums else None
+        layers = exact or layers
+        model = freeze(network, layers, {**(metadata or {}), "exact_sums": exact is not None})
+    return model, [_summary(observer, layers[name]) for name, observer in observers.items()]
 
 
 def observe(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
 
 StateDict = dict[str, Tensor]
 
@@ -88,6 +89,25 @@ class SuperResolutionNetwork(nn.Module):
 
         See `quantization.exact_sums`. Networks that cannot promise it leave their weights alone.
         """
+
+    def make_exact(self) -> None:
+        """Rewrite, in place, what no quantized layer computes so that integers can (the `exact` profile).
+
+        Constants move onto dyadic grids and factors into weights; the function changes by no more than that.
+
+        Raises:
+            InputError: the network computes something that rounds in floating point whatever its constants.
+        """
+        raise InputError(
+            f"{self.name} cannot be exact",
+            why="it computes more than convolutions, sums and (P)ReLU, and that rounds in floating point",
+            fix="use --profile paper; edsr, rdn and srresnet can be exact",
+        )
+
+    @property
+    def pixel_grid(self) -> Grid:
+        """The grid on which the first convolution of an exact network reads 8-bit images without loss."""
+        return Grid(1.0, 0, 8)
 
     def region_of(self, layer: str) -> Region:
         """The region of the layer with this dotted name."""

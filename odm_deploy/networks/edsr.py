@@ -6,6 +6,7 @@ tail.1`, and the frozen mean shifts `sub_mean, add_mean`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwork
 
 DIV2K_MEAN_RGB = (0.4488, 0.4371, 0.4040)
@@ -23,6 +25,13 @@ DIV2K_MEAN_RGB = (0.4488, 0.4371, 0.4040)
 
 MEAN_UNIT = 0.125
 """What the mean colour is rounded to where sums have to be exact, in grey levels."""
+
+EXACT_MEAN = 110
+"""Grey level that an exact network subtracts from every colour, in place of the mean: images then keep all of their 256
+values on an 8-bit grid. Even, like all zero points of such grids (`Grid.from_range`)."""
+
+EXACT_MEAN_UNIT = 2.0**-6
+"""What the mean that an exact network adds in the end is rounded to, in grey levels."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class EDSR(SuperResolutionNetwork):
 
     def __init__(self, config: EdsrConfig) -> None:
         super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - never assigned again
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
         features = config.features
         self.sub_mean = MeanShift(-1.0)
         self.add_mean = MeanShift(+1.0)
@@ -132,6 +141,34 @@ class EDSR(SuperResolutionNetwork):
         bias = head.bias.double() + head.weight.double().sum((2, 3)) @ (near - mean).double()
         head.bias.copy_(torch.round(bias / (unit * MEAN_UNIT)) * (unit * MEAN_UNIT))
         self.sub_mean.bias.copy_(-near)
+
+    @torch.no_grad()
+    def make_exact(self) -> None:
+        """Subtract one whole grey level instead of the mean colour, and let the blocks' factor be part of the weights.
+
+        The head's bias makes up for the difference of at most 7 levels; only where zeros are padded, at the outermost
+        pixels, does it remain.
+        """
+        head = self.head[0]
+        assert isinstance(head, nn.Conv2d) and head.bias is not None
+        moved = EXACT_MEAN + self.sub_mean.bias.double()
+        head.bias.copy_(head.bias.double() + head.weight.double().sum((2, 3)) @ moved)
+        self.sub_mean.bias.fill_(-EXACT_MEAN)
+        self.add_mean.bias.copy_(torch.round(self.add_mean.bias / EXACT_MEAN_UNIT) * EXACT_MEAN_UNIT)
+        for block in self.modules():
+            if not isinstance(block, ResidualBlock):
+                continue
+            last = block.body[-1]
+            assert isinstance(last, nn.Conv2d) and last.bias is not None
+            last.weight.mul_(block.residual_scale)
+            last.bias.mul_(block.residual_scale)
+            block.residual_scale = 1.0
+        self.config = dataclasses.replace(self.config, residual_scale=1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def pixel_grid(self) -> Grid:
+        """8-bit images less `EXACT_MEAN`."""
+        return Grid(1.0, EXACT_MEAN, 8)
 
     def region_of(self, layer: str) -> Region:
         """`head.0` is the head, the blocks are the body, `body.{blocks}` is its end, `tail` the tail."""

@@ -106,6 +106,9 @@ class RDN(SuperResolutionNetwork):
             outputs.append(block_input)
         return self.UPNet(self.GFF(torch.cat(outputs, 1)) + shallow)
 
+    def make_exact(self) -> None:
+        """Nothing to do: between its convolutions there are only ReLUs, sums and concatenations."""
+
     def region_of(self, layer: str) -> Region:
         """Shallow features are the head, dense blocks and global fusion the body, `UPNet` the tail.
 

@@ -17,11 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import NetworkConfig, Region, StateDict, SuperResolutionNetwork
 from odm_deploy.networks.batch_norm import EPSILON, fold_batch_norms
+
+SLOPE_UNIT = 2.0**-4
+"""What the slopes of PReLUs are rounded to in an exact network; each bit of them is one less for its sums."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class SRResNet(SuperResolutionNetwork):
 
     def __init__(self, config: SrresnetConfig) -> None:
         super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - never assigned again
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
         features, folded = config.features, config.folded
         self.conv_input = nn.Conv2d(3, features, 9, padding=4, bias=False)
         self.relu = nn.PReLU()
@@ -113,6 +117,25 @@ class SRResNet(SuperResolutionNetwork):
         deep = self.bn_mid(self.conv_mid(self.residual(shallow))) + shallow
         y = self.conv_output(self.upscale(deep))
         return y if factor == 1.0 else y * factor
+
+    @torch.no_grad()
+    def make_exact(self) -> None:
+        """Fold the image's range into the outer convolutions and round every PReLU's slope.
+
+        Raises:
+            InputError: batch norms that are not folded.
+        """
+        if not self.config.folded:
+            raise InputError(
+                "SRResNet cannot be exact", why="its batch norms are not folded", fix="fold_batchnorm first"
+            )
+        factor = 255.0 / self.config.input_range
+        self.conv_input.weight.div_(factor)
+        self.conv_output.weight.mul_(factor)
+        self.config = dataclasses.replace(self.config, input_range=255.0)  # pyright: ignore[reportIncompatibleVariableOverride]
+        for module in self.modules():
+            if isinstance(module, nn.PReLU):
+                module.weight.copy_(torch.round(module.weight / SLOPE_UNIT) * SLOPE_UNIT)
 
     def region_of(self, layer: str) -> Region:
         """`conv_input` is the head, the blocks are the body, `conv_mid` is its end, the rest the tail."""

@@ -70,7 +70,8 @@ class QuantizationPolicy:
     free: bool = False
     """Activation grids whose levels need not hold zero (`Grid.free`)."""
     power_of_two: bool = False
-    """All scales are powers of two."""
+    """Activation scales are powers of two, weight scales have short mantissas, and every sum is proven exact
+    (`exact_freeze`): every layer of the network has to be quantized."""
 
     def select(self, network: SuperResolutionNetwork) -> dict[str, LayerBits]:
         """Widths of every layer of `network` to quantize, by dotted name, in network order.

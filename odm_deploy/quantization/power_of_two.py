@@ -1,0 +1,54 @@
+"""Numbers with few binary digits: what the scales, biases and slopes of an exact model are made of.
+
+A *dyadic* number is an integer times a power of two. Sums and products of dyadic numbers are dyadic again, and float32
+holds them exactly as long as the integer stays below 2^24. `exact_proof` shows that it does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def nearest_power_of_two(values: Tensor) -> Tensor:
+    """The power of two nearest to each value (> 0) on a logarithmic scale; same shape and dtype."""
+    return torch.exp2(torch.round(torch.log2(values.double()))).to(values.dtype)
+
+
+def is_power_of_two(values: Tensor) -> bool:
+    """Whether every value is a power of two."""
+    mantissa, _ = torch.frexp(values.double())
+    return bool((mantissa == 0.5).all())
+
+
+def round_to_multiples(values: Tensor, unit: Tensor | float) -> Tensor:
+    """The multiple of `unit` nearest to each value, ties to even; in the dtype of `values`.
+
+    Computed in float64, so that a dyadic unit gives an exact multiple wherever the dtype can hold it.
+    """
+    unit = torch.as_tensor(unit, dtype=torch.float64, device=values.device)
+    return (torch.round(values.double() / unit) * unit).to(values.dtype)
+
+
+def as_integer(value: float) -> tuple[int, int]:
+    """(n, e) with `value` = n * 2^e exactly and n odd; (0, 0) for zero."""
+    if value == 0.0:
+        return 0, 0
+    numerator, denominator = float(value).as_integer_ratio()
+    zeros = (numerator & -numerator).bit_length() - 1
+    return numerator >> zeros, zeros - (denominator.bit_length() - 1)
+
+
+def common_exponent(values: NDArray[np.floating]) -> int:
+    """The largest e for which every value is an integer multiple of 2^e; 0 where all are zero."""
+    exponents = [as_integer(float(value))[1] for value in values.flat if value]
+    return min(exponents, default=0)
+
+
+def bits_of(magnitude: int) -> float:
+    """log2 of an integer bound, 0 for nothing: how many bits it needs."""
+    return math.log2(magnitude) if magnitude else 0.0
