@@ -15,6 +15,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.model import FrozenLayer
 from odm_deploy.quantization.weights import WeightCodes
+from training.quantizers import round_straight_through
 
 Quantizable = nn.Conv2d | nn.Linear
 """The kinds of float layers that have a trainable counterpart."""
@@ -99,13 +100,22 @@ class TrainableLayer(nn.Module, ABC):
         self.activation = activation
         self.weight_quantizer = weight_quantizer
         self.calibrating = False
+        # Exact models have biases that are multiples of what a product of codes stands for.
+        self.rounds_bias = False
         # (input of the quantizer, its output) of the latest forward; kept only while `recording`.
         self.recording = False
         self.recorded: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
-    def combine(self, x: Tensor, weight: Tensor, *, padded: bool) -> Tensor:
+    def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
         """The layer's product of input and weights plus bias; `padded`: the border is part of `x` already."""
+
+    def used_bias(self) -> Tensor | None:
+        """The bias, rounded as in `exact_freeze` where the model is to be exact."""
+        if self.bias is None or not self.rounds_bias:
+            return self.bias
+        scale = self.weight_quantizer.codes(self.weight.detach()).scale.to(self.bias.device)
+        return round_straight_through(self.bias, scale.double() * self.activation.grid().scale)
 
     def pad(self, x: Tensor) -> Tensor:
         """`x` with the layer's border of zeros around it."""
@@ -115,7 +125,7 @@ class TrainableLayer(nn.Module, ABC):
         """Quantize input and weights and multiply; as a plain float layer while calibrating."""
         if self.calibrating:
             self.activation.observe(x)
-            return self.combine(x, self.weight, padded=False)
+            return self.combine(x, self.weight, self.bias, padded=False)
         x = self.activation.transform(x)
         padded = self.activation.pads_before_quantizing
         if padded:
@@ -124,7 +134,7 @@ class TrainableLayer(nn.Module, ABC):
         if self.recording:
             self.recorded = (x, levels)
         # Back to float32 under autocast: residual sums in bfloat16 would lose a bit a block.
-        return self.combine(levels, self.weight_quantizer(self.weight), padded=padded).float()
+        return self.combine(levels, self.weight_quantizer(self.weight), self.used_bias(), padded=padded).float()
 
     def freeze(self) -> FrozenLayer:
         """This layer as integers.
@@ -136,7 +146,8 @@ class TrainableLayer(nn.Module, ABC):
             weight, grid = self.weight_quantizer.codes(self.weight.detach()), self.activation.grid()
         except InputError as error:
             raise InputError(f"cannot freeze {self.name}", why=str(error)) from None
-        return FrozenLayer(weight, grid, None if self.bias is None else self.bias.detach().clone())
+        bias = self.used_bias()
+        return FrozenLayer(weight, grid, None if bias is None else bias.detach().clone())
 
 
 class TrainableConv2d(TrainableLayer):
@@ -156,17 +167,17 @@ class TrainableConv2d(TrainableLayer):
         vertical, horizontal = self.padding
         return F.pad(x, (horizontal, horizontal, vertical, vertical))
 
-    def combine(self, x: Tensor, weight: Tensor, *, padded: bool) -> Tensor:
+    def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
         """Convolve."""
-        return F.conv2d(x, weight, self.bias, self.stride, 0 if padded else self.padding, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, 0 if padded else self.padding, self.dilation, self.groups)
 
 
 class TrainableLinear(TrainableLayer):
     """A linear layer: float [..., I] -> float32 [..., O]."""
 
-    def combine(self, x: Tensor, weight: Tensor, *, padded: bool) -> Tensor:
+    def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
         """Multiply."""
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight, bias)
 
 
 def trainable_layer(

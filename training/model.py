@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.exact_freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
 from training.layers import Quantizable, TrainableLayer, trainable_layer
+from training.ranges import PixelGrid
 
 if TYPE_CHECKING:
     from training.methods.base import Method
@@ -31,17 +33,33 @@ class TrainableModel:
     """float32 [N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped."""
     layers: Mapping[str, TrainableLayer]
     """The quantized layers by dotted name, in network order."""
+    exact: bool = False
+    """Whether its frozen form must be proven to compute the same bits everywhere (`quantization.exact_freeze`)."""
 
     @classmethod
     def attach(
-        cls, network: SuperResolutionNetwork, widths: Mapping[str, LayerBits], method: Method[Any]
+        cls,
+        network: SuperResolutionNetwork,
+        widths: Mapping[str, LayerBits],
+        method: Method[Any],
+        *,
+        exact: bool = False,
     ) -> TrainableModel:
         """A copy of `network` with the method's quantizers on the layers named in `widths`.
 
+        Args:
+            network: float; left as it is.
+            widths: of every layer to quantize, by dotted name.
+            method: what quantizes them.
+            exact: the copy's constants, biases and image grid are those of the `exact` profile.
+
         Raises:
-            InputError: a selected layer that is no Conv2d or Linear, or one the method cannot quantize at that width.
+            InputError: a network that cannot be exact; a selected layer that is no Conv2d or Linear, or one the method
+                cannot quantize at that width.
         """
         trainable = copy.deepcopy(network).train()
+        if exact:
+            trainable.make_exact()
         modules = dict(trainable.named_modules())
         layers: dict[str, TrainableLayer] = {}
         for name, bits in widths.items():
@@ -51,13 +69,21 @@ class TrainableModel:
             layer = trainable_layer(
                 name,
                 module,
-                method.activation_quantizer(bits.activation, module),
+                PixelGrid(trainable.pixel_grid)
+                if exact and trainable.region_of(name) is Region.HEAD
+                else method.activation_quantizer(bits.activation, module),
                 method.weight_quantizer(bits.weight, module),
             )
+            layer.rounds_bias = exact
             parent, _, child = name.rpartition(".")
             setattr(modules[parent], child, layer)
             layers[name] = layer
-        return cls(trainable, layers)
+        if exact:
+            # What lies between quantized layers are constants on dyadic grids; training would move them off.
+            learned = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+            for parameter in trainable.parameters():
+                parameter.requires_grad_(parameter.requires_grad and id(parameter) in learned)
+        return cls(trainable, layers, exact)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Upscale, differentiably."""
@@ -120,10 +146,15 @@ class TrainableModel:
         """The quantized model that gives the same bits as this one.
 
         Raises:
-            InputError: a layer that has no static integer form; the line says why.
+            InputError: a layer that has no static integer form, or a sum that is not exact in a model that must be; the
+                line says why.
         """
         layers = {name: layer.cpu().freeze() for name, layer in copy.deepcopy(self).layers.items()}
-        return freeze(self.float_network(), layers, metadata)
+        frozen = freeze(self.float_network(), layers, metadata)
+        if not self.exact:
+            return frozen
+        # Where ranges are such that a sum does not fit float32, weights get coarser (8 bits, a few channels).
+        return freeze_exact(frozen, {name: layer.weight.detach().cpu() for name, layer in self.layers.items()})
 
     def _set(self, attribute: str, value: bool) -> None:
         for layer in self.layers.values():

@@ -70,10 +70,22 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
 
 
 def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNetwork) -> TrainableModel:
-    """The network with the method's quantizers, not yet calibrated; fresh parameters come from the seed."""
+    """The network with the method's quantizers, not yet calibrated; fresh parameters come from the seed.
+
+    Raises:
+        UsageError: the exact profile with a method whose scales are no powers of two.
+        InputError: a network or layer that cannot be quantized like that.
+    """
     torch.manual_seed(recipe.run.seed)
     widths = recipe.quantization.policy().select(network) if method.quantizes else {}
-    model = TrainableModel.attach(network, widths, method)
+    exact = method.quantizes and recipe.quantization.profile == "exact"
+    if exact and not method.power_of_two:
+        raise UsageError(
+            'quantization.profile = "exact" does not go with these scales',
+            why=f"those of {method.name} are no powers of two here",
+            fix='choose [method] name = "odm_v2" with power_of_two = true',
+        )
+    model = TrainableModel.attach(network, widths, method, exact=exact)
     model.network.to(recipe.run.device)
     return model
 

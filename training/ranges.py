@@ -16,6 +16,7 @@ RangeInit = Literal["percentile", "minmax", "mse"]
 
 _SMALLEST_WIDTH = 1e-4
 _SHRINK_FACTORS = tuple(1.0 - 0.05 * step for step in range(17))
+_WIDENINGS = (1.4, 1.2)
 
 
 class LearnableRange(ActivationQuantizer):
@@ -31,6 +32,7 @@ class LearnableRange(ActivationQuantizer):
         free: the first level is exactly l, and zero need not be a level (Eq. 1 to the letter).
         relative: learn l and u in units of the initial width, so that one learning rate suits layers whose features
             differ in magnitude.
+        power_of_two: the scale is the power of two nearest to the range's.
     """
 
     lower_statistic: Tensor
@@ -45,9 +47,11 @@ class LearnableRange(ActivationQuantizer):
         percent: float = 99.0,
         free: bool = False,
         relative: bool = False,
+        power_of_two: bool = False,
     ) -> None:
         super().__init__(bits)
         self.init, self.percent, self.free, self.relative = init, percent, free, relative
+        self.power_of_two = power_of_two
         self.pads_before_quantizing = free
         self.lower = nn.Parameter(torch.tensor(-1.0))
         self.upper = nn.Parameter(torch.tensor(1.0))
@@ -106,7 +110,7 @@ class LearnableRange(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`."""
         lower, upper = self.range
-        return range_quantize(x, lower, upper, self.bits, free=self.free)
+        return range_quantize(x, lower, upper, self.bits, free=self.free, power_of_two=self.power_of_two)
 
     def grid(self) -> Grid:
         """The static grid of the learned range."""
@@ -114,7 +118,7 @@ class LearnableRange(ActivationQuantizer):
         if self.free:
             scale, center = free_grid(lower, upper, self.bits)
             return Grid(scale.item(), 2 ** (self.bits - 1), self.bits, center=center.item())
-        scale, zero_point = snapped_grid(lower, upper, self.bits)
+        scale, zero_point = snapped_grid(lower, upper, self.bits, power_of_two=self.power_of_two)
         return Grid(scale.item(), int(zero_point.item()), self.bits)
 
     def _best_shrinkage(self, lower: Tensor, upper: Tensor) -> float:
@@ -123,7 +127,39 @@ class LearnableRange(ActivationQuantizer):
 
         def error(factor: float) -> float:
             width = (upper - lower).clamp(min=_SMALLEST_WIDTH)
-            levels = range_quantize(values, lower * factor, lower * factor + width * factor, self.bits, free=self.free)
+            first = lower * factor
+            levels = range_quantize(
+                values, first, first + width * factor, self.bits, free=self.free, power_of_two=self.power_of_two
+            )
             return float((values - levels).square().mean())
 
-        return min(_SHRINK_FACTORS, key=error)
+        # Rounding to the nearest power of two may shrink the range by itself.
+        return min((*_WIDENINGS, *_SHRINK_FACTORS) if self.power_of_two else _SHRINK_FACTORS, key=error)
+
+
+class PixelGrid(ActivationQuantizer):
+    """The grid that holds 8-bit images as they are; nothing of it is learned.
+
+    Args:
+        pixel_grid: of the network in training, `SuperResolutionNetwork.pixel_grid`.
+    """
+
+    def __init__(self, pixel_grid: Grid) -> None:
+        super().__init__(pixel_grid.bits)
+        self._grid = pixel_grid
+
+    def observe(self, x: Tensor) -> None:
+        """Images need no statistics."""
+
+    def initialize(self) -> None:
+        """Nothing to set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels of `x`."""
+        grid = self._grid
+        codes = torch.clamp(torch.round(x / grid.scale) + grid.zero_point, 0, grid.code_max)
+        return (codes - grid.zero_point) * grid.scale
+
+    def grid(self) -> Grid:
+        """The static grid."""
+        return self._grid

@@ -32,6 +32,9 @@ class NetworkSection:
 class QuantizationSection:
     """`[quantization]`: which regions are quantized, as `8`, `w4a8` or `float`."""
 
+    profile: Literal["paper", "exact"] = "paper"
+    """`exact`: every value dyadic and every sum proven, so that all runtimes compute the same bits. Regions left float
+    are quantized to 8 bits then, and the method's scales have to be powers of two."""
     body: str = "w4a4"
     """Width of the repeated blocks, the region the papers quantize."""
     body_end: str = "float"
@@ -52,12 +55,15 @@ class QuantizationSection:
         body = LayerBits.parse(self.body)
         if body is None:
             raise UsageError("quantization.body is float", fix='for a float run choose [method] name = "float"')
+        exact = self.profile == "exact"
+        unless_said = LayerBits(8, 8) if exact else None
         return QuantizationPolicy(
             body,
-            body_end=LayerBits.parse(self.body_end),
-            tail=LayerBits.parse(self.tail),
-            head=LayerBits.parse(self.head),
+            body_end=LayerBits.parse(self.body_end) or unless_said,
+            tail=LayerBits.parse(self.tail) or unless_said,
+            head=LayerBits.parse(self.head) or unless_said,
             overrides={pattern: LayerBits.parse(text) for pattern, text in self.overrides.items()},
+            power_of_two=exact,
         )
 
 

@@ -52,6 +52,8 @@ class Method(ABC, Generic[OptionsT]):
     """Whether `auxiliary_loss` reads what went into the quantizers."""
     quantizes: ClassVar[bool] = True
     """Whether any layer gets quantizers; the float control has none."""
+    power_of_two: bool = False
+    """Whether scales are powers of two, as the `exact` profile needs."""
     auxiliary_name: ClassVar[str] = "auxiliary"
     """What logs and plots call the auxiliary loss."""
     auxiliary_weight: float = 0.0

@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import UsageError
+from odm_deploy.grid import MAX_BITS
 from odm_deploy.quantization.weights import WeightCodes
 from training.cooperative import combine_cooperatively, combine_naively
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
@@ -31,7 +32,7 @@ from training.statistics import row_percentile
 
 _SMALLEST_BOUND = 1e-8
 _SMALLEST_GAMMA = 1e-3
-_GAMMAS = tuple(0.05 * step for step in range(2, 25))
+_GAMMAS = tuple(0.1 * 1.06**step for step in range(60))  # up to 3.1: at 8 bits the largest weights matter
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class OdmV2Options:
     percentile_of: Literal["absolute", "signed"] = "absolute"
     """Whether f looks at |W| or at W."""
     weight_levels: Literal["mid_rise", "mid_tread"] = "mid_rise"
-    """Levels without (the paper) or with zero. 8 bits need mid_tread: odd 8-bit codes do not fit int8."""
+    """Levels without (the paper) or with zero. 8-bit weights always have one: odd 8-bit codes do not fit int8."""
     per_channel: bool = False
     """One u_w per output channel (deploy-grade) rather than per layer (the paper)."""
     gamma_init: Literal["one", "mse"] = "one"
@@ -64,6 +65,9 @@ class OdmV2Options:
     """Percentile they start at, with range_init = "percentile"; the paper's 99 costs tails that short runs need."""
     relative_ranges: bool = False
     """Learn l and u in units of their initial width (deploy-grade), so that the learning rate suits every layer."""
+    power_of_two: bool = False
+    """Scales of activations and weights are the nearest powers of two, exponents learned along with the ranges; what
+    `quantization.profile = "exact"` needs (deploy-grade)."""
     free: bool = False
     """Eq. 1 to the letter: l is a level and zero need not be one; convolutions then pad with the level nearest zero."""
 
@@ -81,12 +85,18 @@ class OdmV2(Method[OdmV2Options]):
         if options.mismatch_every < 1:
             raise UsageError(f"cannot use method.mismatch_every = {options.mismatch_every}", fix="write 1 or more")
         self.auxiliary_weight = options.mismatch_weight * options.mismatch_every
+        self.power_of_two = options.power_of_two
 
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable range."""
         o = self.options
         return LearnableRange(
-            bits, init=o.range_init, percent=o.range_percentile, free=o.free, relative=o.relative_ranges
+            bits,
+            init=o.range_init,
+            percent=o.range_percentile,
+            free=o.free,
+            relative=o.relative_ranges,
+            power_of_two=o.power_of_two,
         )
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
@@ -111,13 +121,7 @@ class ClippedWeight(WeightQuantizer):
 
     def __init__(self, bits: int, weight: Tensor, options: OdmV2Options) -> None:
         super().__init__(bits)
-        self.mid_rise = options.weight_levels == "mid_rise"
-        if self.mid_rise and bits > 7:
-            raise InputError(
-                f"no mid-rise weights at {bits} bits",
-                why="odd 8-bit codes do not fit int8",
-                fix='set method.weight_levels = "mid_tread"',
-            )
+        self.mid_rise = options.weight_levels == "mid_rise" and bits < MAX_BITS
         self.options = options
         percentile_bound = self.percentile_bound(weight)
         start = self._best_gamma(weight) if options.gamma_init == "mse" else torch.ones_like(percentile_bound)
@@ -130,7 +134,7 @@ class ClippedWeight(WeightQuantizer):
         bound = self.percentile_bound(weight).reshape(-1, 1)
 
         def error(factor: float) -> Tensor:
-            levels = symmetric_quantize(rows, bound * factor, self.bits, mid_rise=self.mid_rise)
+            levels = self.levels(rows, bound * factor)
             return (rows - levels).square().mean(dim=1)
 
         errors = torch.stack([error(factor) for factor in _GAMMAS])
@@ -148,9 +152,14 @@ class ClippedWeight(WeightQuantizer):
         bound = self.gamma if self.options.clipping == "learned" else self.percentile_bound(weight) * self.gamma
         return bound.reshape(-1, *[1] * (weight.dim() - 1))
 
+    def levels(self, weight: Tensor, bound: Tensor) -> Tensor:
+        """`weight` on the grid with that bound."""
+        power_of_two = self.options.power_of_two
+        return symmetric_quantize(weight, bound, self.bits, mid_rise=self.mid_rise, power_of_two=power_of_two)
+
     def forward(self, weight: Tensor) -> Tensor:
         """Levels of `weight`."""
-        return symmetric_quantize(weight, self.bound(weight), self.bits, mid_rise=self.mid_rise)
+        return self.levels(weight, self.bound(weight))
 
     @torch.no_grad()
     def project(self) -> None:
@@ -160,6 +169,9 @@ class ClippedWeight(WeightQuantizer):
     @torch.no_grad()
     def codes(self, weight: Tensor) -> WeightCodes:
         """The integer weights; gamma folds into their scale."""
-        codes, scale = symmetric_codes(weight.float(), self.bound(weight), self.bits, mid_rise=self.mid_rise)
+        bound, power_of_two = self.bound(weight), self.options.power_of_two
+        codes, scale = symmetric_codes(
+            weight.float(), bound, self.bits, mid_rise=self.mid_rise, power_of_two=power_of_two
+        )
         first, step = (-(2**self.bits - 1), 2) if self.mid_rise else (-(2 ** (self.bits - 1)), 1)
         return WeightCodes(codes.to(torch.int8).cpu(), scale.reshape(-1).cpu(), self.bits, first, step)

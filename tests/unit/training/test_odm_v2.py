@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.errors import InputError
 from training.distributed import World
 from training.losses import mismatch_loss
 from training.methods.base import Step, gradients
@@ -53,9 +52,13 @@ def test_two_bit_weights_have_exactly_four_levels(attach):
         assert sorted(set(levels.flatten().tolist())) == pytest.approx([-bound, -bound / 3, bound / 3, bound], rel=1e-6)
 
 
-def test_eight_bit_mid_rise_is_refused():
-    with pytest.raises(InputError, match="mid-rise"):
-        ClippedWeight(8, torch.randn(2, 2, 3, 3), OdmV2Options())
+def test_eight_bit_weights_have_a_zero_and_fit_int8():
+    weight = torch.randn(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[0, 0] = 0.0
+    codes = ClippedWeight(8, weight, OdmV2Options()).codes(weight)
+    assert codes.step == 1
+    assert codes.codes.abs().max() == 127
+    assert (codes.codes[0, 0] == 0).all()
 
 
 def test_ranges_start_at_the_mean_of_percentiles(attach, small_network, low):
