@@ -1,0 +1,100 @@
+"""Time one training step of several recipes side by side: interleaved in one process, medians, ratios to the first.
+
+    python tools/step_time.py training/recipes/ablation/edsr_x4_odm_w2a2_correction.toml \
+        training/recipes/compare/edsr_x4_odm_w2a2.toml training/recipes/deploy/edsr_x4_odm_w2a2_every2.toml
+
+A step is forward, losses, gradients and Adam, on the same patches for all. Methods that do something on every k-th step
+only are timed over whole periods, because a round is `--round` consecutive steps of each.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from odm_deploy.cli import run
+from odm_deploy.cli.output import emit_json, say
+from training.distributed import World
+from training.methods.base import Step, gradients
+from training.methods.registry import build_method
+from training.optimizer import build_optimizer
+from training.preparation import Images, build_model, calibrate, load_float_network, load_images
+from training.recipe import Recipe, load_recipe
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of every recipe.")
+@click.option("--round", "steps", default=2, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output alone on stdout.")
+def command(
+    recipes: tuple[Path, ...], rounds: int, steps: int, threads: int, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Time a training step of RECIPES; ratios are to the first."""
+    torch.set_num_threads(threads)
+    loaded = {path.stem: load_recipe(path, list(overrides)) for path in recipes}
+    images = load_images(next(iter(loaded.values())))
+    steppers = {name: stepper(recipe, images) for name, recipe in loaded.items()}
+    for step in steppers.values():
+        step(0)
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    for turn in range(rounds):
+        say(f"turn {turn + 1}/{rounds}")
+        for name, step in steppers.items():
+            start = time.perf_counter()
+            for index in range(steps):
+                step(turn * steps + index)
+            seconds[name].append((time.perf_counter() - start) / steps)
+    first = next(iter(seconds))
+    rows = [
+        {
+            "recipe": name,
+            "seconds_per_step": statistics.median(values),
+            "ratio": statistics.median(a / b for a, b in zip(values, seconds[first], strict=True)),
+        }
+        for name, values in seconds.items()
+    ]
+    if as_json:
+        emit_json({"threads": threads, "steps": rows})
+        return
+    for row in rows:
+        click.echo(f"{row['recipe']:44} {row['seconds_per_step']:.3f} s  {row['ratio']:.2f}x")
+
+
+def stepper(recipe: Recipe, images: Images) -> Callable[[int], None]:
+    """A function that makes the optimizer step number `iteration` of a freshly calibrated model."""
+    method, network = build_method(recipe.method), load_float_network(recipe)
+    model = build_model(recipe, method, network)
+    method.watch(model, network)
+    calibrate(model, method, images, recipe)
+    optimizer: Any = build_optimizer(model, recipe.optimizer)
+    world, device = World(), recipe.run.device
+
+    def step(iteration: int) -> None:
+        low, high = (part.to(device) for part in images.pool.batch(iteration, recipe.run.batch))
+        method.begin_iteration(model, iteration)
+        with model.recording() if method.records_features else nullcontext():
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.run.autocast):
+                output = model(low)
+            result = gradients(method, Step(model, low, high, output.float(), iteration, world))
+        for name, parameter in model.parameters().items():
+            parameter.grad = result.combined.get(name)
+        optimizer.step()
+        model.project()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+if __name__ == "__main__":
+    run(command, "step_time")
