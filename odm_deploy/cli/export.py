@@ -13,6 +13,7 @@ from odm_deploy.cli.output import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from odm_deploy.runtimes.build import BuildProgress
+    from odm_deploy.runtimes.profiles import ShapeProfile
 
 
 @click.command("export")
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="File of kernel timings, read and rewritten.")
 @click.option("--tf32/--no-tf32", default=True, help="Let float32 convolutions round to 11 significant bits.")
 @click.option("--compute-capability", "targets", multiple=True, help="GPU to build for, like SM86; TensorRT-RTX only.")
+@click.option(
+    "--triton", type=click.Path(path_type=Path), help="Also write the bundle into this Triton model repository."
+)
 @json_option
 def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Lower MODEL (a model.pt) to a bundle: model.onnx, manifest.json and engine.plan.
@@ -73,6 +77,7 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     quantized = load_model(model)
     with _build_progress() as on_progress:
         bundle = write_bundle(quantized, model, out or model.with_suffix(""), lowering, engine, say, on_progress)
+    served = [] if options["triton"] is None else _write_triton(bundle.folder, options["triton"], engine.profile)
     if as_json:
         emit_json(
             {
@@ -80,10 +85,20 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
                 "onnx": str(bundle.onnx),
                 "plan": None if bundle.plan is None else str(bundle.plan),
                 "manifest": str(bundle.manifest),
+                "triton": [str(folder) for folder in served],
             }
         )
     else:
         say(f"wrote {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
+
+
+def _write_triton(bundle: Path, repository: Path, profile: ShapeProfile) -> list[Path]:
+    from odm_deploy.serving.triton import write_triton_models
+
+    folders = write_triton_models(bundle, repository, profile, say=say)
+    for folder in folders:
+        say(f"wrote {folder}")
+    return folders
 
 
 def _require_torch() -> None:

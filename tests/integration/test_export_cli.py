@@ -45,6 +45,7 @@ def test_bundle_with_an_engine(tiny_checkpoint, tmp_path):
         "onnx": str(folder / "model.onnx"),
         "plan": str(folder / "engine.plan"),
         "manifest": str(folder / "manifest.json"),
+        "triton": [],
     }
     assert names(folder) == ["engine.plan", "manifest.json", "model.onnx"]
     assert (folder / "engine.plan").stat().st_size > 10_000
@@ -158,3 +159,12 @@ def test_killed_export_leaves_no_bundle(tiny_checkpoint, tmp_path):
     # What the dead process left behind does not stand in the way of the next one.
     assert run_cli("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--no-engine").code == 0
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["engine"] is None
+
+
+def test_triton_repository_is_written_beside_the_bundle(tiny_checkpoint, tmp_path):
+    options = ("--io", "uint8", "--layout", "nhwc", "--no-engine", "--shapes", "tile", "--triton", tmp_path / "models")
+    outcome = run_cli("export", tiny_checkpoint, "-o", tmp_path / "sr", *options, "--json")
+    assert outcome.document["triton"] == [str(tmp_path / "models" / "sr_onnx")]
+    assert "no sr_tensorrt: the bundle has no engine.plan" in outcome.stderr
+    served = tmp_path / "models" / "sr_onnx" / "1" / "model.onnx"
+    assert served.read_bytes() == (tmp_path / "sr" / "model.onnx").read_bytes()
