@@ -4,7 +4,7 @@
 
 Each recipe trains in a folder of its own under --out. Killed at any time, the same command goes on where it stopped;
 methods already measured are not trained again. Writes results.json, results.md and, where matplotlib is installed,
-results.png.
+results.png, of everything measured under --out; without recipes it does only that.
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ class Result:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the comparison.")
-@click.option("--iterations", required=True, type=click.IntRange(min=1), help="Optimizer steps for every recipe.")
+@click.option(
+    "--iterations", type=click.IntRange(min=1), help="Optimizer steps for every recipe; default: the recipes'."
+)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
 @click.option(
     "--benchmark",
@@ -73,18 +75,25 @@ class Result:
     help="Folder of a test set; repeatable.",
 )
 def command(
-    recipes: tuple[Path, ...], out: Path, iterations: int, overrides: tuple[str, ...], benchmarks: tuple[str, ...]
+    recipes: tuple[Path, ...],
+    out: Path,
+    iterations: int | None,
+    overrides: tuple[str, ...],
+    benchmarks: tuple[str, ...],
 ) -> None:
     """Train every one of RECIPES for as many iterations and compare what comes out."""
-    loaded = {path.stem: load_recipe(path, [*overrides, f"run.iterations={iterations}"]) for path in recipes}
+    budget = [f"run.iterations={iterations}"] if iterations else []
+    loaded = {path.stem: load_recipe(path, [*overrides, *budget]) for path in recipes}
     if len(loaded) < len(recipes):
         raise UsageError("recipes of the same name", why=", ".join(path.name for path in recipes))
     check_same_protocol(loaded)
-    results = [measure_float(next(iter(loaded.values())), benchmarks)]
     for number, (name, recipe) in enumerate(loaded.items(), start=1):
+        if number == 1:
+            measure_start(recipe, out / "start", benchmarks)
         say(f"[{number}/{len(loaded)}] {name}")
-        results.append(measure(name, recipe, out / name, benchmarks))
-        write_tables(results, out)
+        measure(name, recipe, out / name, benchmarks)
+        write_tables(stored_results(out), out)
+    write_tables(stored_results(out), out)
     say(f"wrote {out / 'results.md'}")
 
 
@@ -92,17 +101,18 @@ def check_same_protocol(recipes: dict[str, Recipe]) -> None:
     """Refuse comparisons of unlike runs.
 
     Raises:
-        UsageError: recipes that differ in network, images, seed or batch.
+        UsageError: recipes that differ in network, images, seed, batch or iterations.
     """
     protocols = {
-        name: (recipe.network, recipe.data, recipe.run.seed, recipe.run.batch) for name, recipe in recipes.items()
+        name: (recipe.network, recipe.data, recipe.run.seed, recipe.run.batch, recipe.run.iterations)
+        for name, recipe in recipes.items()
     }
-    first_name, first = next(iter(protocols.items()))
+    first_name, first = next(iter(protocols.items()), ("", None))
     for name, protocol in protocols.items():
         if protocol != first:
             raise UsageError(
                 f"{name} and {first_name} cannot be compared",
-                why="their network, data, seed or batch differ",
+                why="their network, data, seed, batch or iterations differ",
                 fix="override them with --set",
             )
 
@@ -132,17 +142,16 @@ def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]
         seconds_per_step=seconds_per_step(folder / "log.jsonl"),
         exportable=method.why_not_exportable() or "yes",
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n", encoding="utf-8")
+    _store(path, key, result)
     return result
 
 
-def measure_float(recipe: Recipe, benchmarks: tuple[str, ...]) -> Result:
+def measure_start(recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> Result:
     """The float network that all recipes start from, untouched."""
     network = load_float_network(recipe)
     scores = {place.name: benchmark_score(network, place, recipe) for place in map(expand_places, benchmarks)}
     cost = account(network)
-    return Result(
+    result = Result(
         recipe="start",
         method="float",
         width="float",
@@ -154,6 +163,26 @@ def measure_float(recipe: Recipe, benchmarks: tuple[str, ...]) -> Result:
         seconds_per_step=0.0,
         exportable="yes",
     )
+    _store(folder / "result.json", {}, result)
+    return result
+
+
+def stored_results(out: Path) -> list[Result]:
+    """Everything measured under `out`, the float network all start from first.
+
+    Raises:
+        InputError: nothing has been measured there.
+    """
+    stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/result.json"))]
+    results = sorted((Result(**document["result"]) for document in stored), key=lambda result: result.iterations > 0)
+    if not results or results[0].iterations:
+        raise InputError(f"nothing to compare in {out}", fix="name recipes to train")
+    return results
+
+
+def _store(path: Path, key: dict[str, Any], result: Result) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n", encoding="utf-8")
 
 
 def benchmark_score(network: Any, place: Path, recipe: Recipe) -> Score:
@@ -188,7 +217,7 @@ def write_tables(results: list[Result], out: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(results) + 1.5), layout="constrained")
     place = next(iter(results[0].psnr_y_db))
-    names = [f"{result.method} {result.width}" for result in results]
+    names = [result.recipe for result in results]
     values = [result.psnr_y_db[place] for result in results]
     axes.barh(names, values)
     axes.invert_yaxis()
@@ -203,12 +232,12 @@ def markdown(results: list[Result]) -> str:
     """The table, best first within each width; differences are against the float network all start from."""
     places = list(results[0].psnr_y_db)
     start = results[0]
-    head = ["method", "bits", "iterations"]
+    head = ["recipe", "method", "bits", "iterations"]
     head += [f"{place} PSNR / SSIM (drop)" for place in places]
     head += ["storage MB", "BitOPs T", "s / step", "exportable"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for result in sorted(results, key=lambda r: (r.width != "float", r.width[::-1], -r.psnr_y_db[places[0]])):
-        cells = [result.method, result.width, str(result.iterations)]
+        cells = [result.recipe, result.method, result.width, str(result.iterations)]
         cells += [
             f"{result.psnr_y_db[p]:.3f} / {result.ssim_y[p]:.4f} ({result.psnr_y_db[p] - start.psnr_y_db[p]:+.3f})"
             for p in places

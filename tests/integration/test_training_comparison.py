@@ -66,7 +66,7 @@ def test_methods_are_compared_and_not_trained_twice(recipes):
     assert first.returncode == 0, first.stderr
     out = recipes[0].parent / "out"
     rows = {row["recipe"]: row for row in json.loads((out / "results.json").read_text())}
-    assert list(rows) == ["start", "odm_v2", "daq", "float"]
+    assert list(rows) == ["start", "daq", "float", "odm_v2"]
     assert rows["odm_v2"]["exportable"] == "yes"
     assert "do not factor out" in rows["daq"]["exportable"]
     assert rows["odm_v2"]["storage_mb"] < rows["float"]["storage_mb"] == rows["start"]["storage_mb"]
@@ -83,3 +83,16 @@ def test_unlike_runs_are_refused(recipes):
     result = compare(recipes)
     assert result.returncode == 2
     assert "cannot be compared" in result.stderr
+
+
+def test_without_recipes_the_tables_are_made_of_what_was_measured(recipes, tmp_path):
+    out = tmp_path / "out"
+    tool = [sys.executable, "tools/compare_methods.py", "--out", str(out)]
+    options = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": False}
+    empty = subprocess.run(tool, **options)
+    assert empty.returncode == 1
+    assert "name recipes to train" in empty.stderr
+    assert compare(recipes[:1]).returncode == 0
+    (out / "results.md").unlink()
+    assert subprocess.run(tool, **options).returncode == 0
+    assert "odm_v2" in (out / "results.md").read_text()
