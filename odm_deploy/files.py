@@ -1,12 +1,15 @@
 """Outputs appear whole or not at all.
 
 Everything is written beside its destination under a temporary name and renamed into place, so that a crash, a full
-disk or Ctrl-C leaves what was there before.
+disk or Ctrl-C leaves what was there before. Nobody can clean up after `kill -9`; temporary names therefore tell the
+process they belong to, and whoever writes to the same destination next removes what dead processes left.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -14,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from odm_deploy.errors import InputError
+
+_RETIRED = ".old"
 
 
 @contextmanager
@@ -23,14 +28,16 @@ def atomic_path(destination: Path | str) -> Generator[Path]:
     The temporary name keeps the destination's suffix, because image writers choose their format by it.
 
     Raises:
-        InputError: the folder cannot be made or written to, or `destination` is a folder itself.
+        InputError: the folder cannot be made or written to, or `destination` is a folder or a device.
     """
     target = Path(destination)
-    if target.is_dir():
-        raise InputError(f"cannot write {target}", why="it is a folder", fix="name a file with -o")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file"
+        raise InputError(f"cannot write {target}", why=f"it is {kind}", fix="name a file with -o")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        _remove_leftovers(target.parent, target.stem)
+        descriptor, name = tempfile.mkstemp(prefix=_prefix(target.stem), suffix=target.suffix, dir=target.parent)
     except OSError as error:
         raise InputError(
             f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
@@ -67,7 +74,8 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _remove_leftovers(target.parent, target.name)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(target.name), dir=target.parent))
     except OSError as error:
         raise InputError(
             f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
@@ -78,7 +86,7 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
         retired = None
         if target.exists():
             # A rename cannot replace a non-empty directory, so the old one steps aside first.
-            retired = temporary.with_name(temporary.name + ".old")
+            retired = temporary.with_name(temporary.name + _RETIRED)
             target.rename(retired)
         temporary.rename(target)
         if retired is not None:
@@ -86,6 +94,41 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _prefix(name: str, process: str = "") -> str:
+    """How temporary names for `name` begin: with the process they belong to, and its host, for shared folders."""
+    process = process or str(os.getpid())
+    host = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())
+    return f".{name}.{process}@{host}."
+
+
+def _remove_leftovers(folder: Path, name: str) -> None:
+    """Remove temporary files and folders for `name` of processes of this host that are no more."""
+    if os.name != "posix":
+        # There, asking whether a process lives by signalling it would end it.
+        return
+    before, after = _prefix(name, "\0").split("\0")
+    for path in folder.iterdir():
+        process, found, _ = path.name.removeprefix(before).partition(after)
+        if path.name.startswith(before) and found and process.isdigit() and not _is_alive(int(process)):
+            if path.name.endswith(_RETIRED) and not (folder / name).exists():
+                # The process died between the two renames that replace a directory: the old one comes back.
+                path.rename(folder / name)
+                continue
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -156,8 +156,9 @@ def test_killed_export_leaves_no_bundle(tiny_checkpoint, tmp_path):
     assert child.returncode == -signal.SIGKILL
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".bundle.")]
     assert not (tmp_path / "bundle").exists()
-    # What the dead process left behind does not stand in the way of the next one.
+    # What the dead process left behind goes with the next export.
     assert run_cli("export", tiny_checkpoint, "-o", tmp_path / "bundle", "--no-engine").code == 0
+    assert names(tmp_path) == ["bundle"]
     assert json.loads((tmp_path / "bundle" / "manifest.json").read_text())["engine"] is None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_directory, atomic_path
+from odm_deploy.files import _prefix, atomic_directory, atomic_path
 
 
 def names_in(folder: Path) -> list[str]:
@@ -64,8 +64,13 @@ def test_a_killed_process_leaves_no_partial_file(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=30)
     assert not target.exists()
-    # Nothing can clean up after SIGKILL, but what is left does not pass for the result.
-    assert all(name.startswith(".x.") for name in names_in(tmp_path))
+    # Nothing can clean up after SIGKILL, but what is left does not pass for the result, and goes with the next writing.
+    assert len(names_in(tmp_path)) == 1
+    assert names_in(tmp_path)[0].startswith(".x.")
+    with atomic_path(target) as temporary:
+        temporary.write_text("whole")
+        assert sorted(names_in(tmp_path)) == [temporary.name]
+    assert names_in(tmp_path) == ["x.pt"]
 
 
 def test_a_folder_in_the_way_is_refused_before_any_work(tmp_path):
@@ -135,3 +140,48 @@ def test_somebody_elses_folder_is_never_replaced(tmp_path):
     with pytest.raises(InputError, match="not a bundle"), atomic_directory(tmp_path / "photos" / "me.jpg"):
         pass
     assert (tmp_path / "photos" / "me.jpg").read_text() == "precious"
+
+
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+    return child.pid
+
+
+def leave(folder: Path, target: str, process: int | str, ending: str = "abc", host: str = "") -> Path:
+    """A temporary folder as `process` leaves it behind when it is killed."""
+    left = folder / _prefix(target, str(process)).replace("@", f"@{host}")
+    left = left.with_name(left.name + ending)
+    left.mkdir()
+    fill(left, str(process))
+    return left
+
+
+def test_leftovers_of_dead_processes_go_and_all_else_stays(tmp_path):
+    gone = leave(tmp_path, "bundle", dead_process())
+    stay = [
+        leave(tmp_path, "bundle", os.getppid()),
+        leave(tmp_path, "other", dead_process()),
+        leave(tmp_path, "bundle", dead_process(), host="another-host-"),
+        leave(tmp_path, "bundle", "me"),
+    ]
+    with atomic_directory(tmp_path / "bundle") as temporary:
+        fill(temporary, "new")
+    assert not gone.exists()
+    assert sorted(names_in(tmp_path)) == sorted([*(path.name for path in stay), "bundle"])
+
+
+def test_bundle_that_had_just_stepped_aside_comes_back(tmp_path):
+    leave(tmp_path, "bundle", dead_process(), ending="abc.old")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "bundle"):
+        raise RuntimeError
+    assert (tmp_path / "bundle" / "manifest.json").read_text().isdigit()
+    assert names_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file"), atomic_path(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
