@@ -13,6 +13,7 @@ from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.cpu import describe_cpu, physical_cpus
 from odm_deploy.runtimes.model_file import ModelKind, parse_onnx
 from odm_deploy.runtimes.onnx_io import graph_inputs, graph_outputs
+from odm_deploy.runtimes.openvino_probe import needs_probe, probe
 
 
 class OpenVinoCpu(Runtime):
@@ -48,7 +49,7 @@ class OpenVinoCpu(Runtime):
         """Compile a serialized ONNX model.
 
         Raises:
-            InputError: these bytes are no ONNX model, or OpenVINO refuses the graph.
+            InputError: these bytes are no ONNX model, or OpenVINO refuses the graph or crashes compiling it.
             MissingError: openvino is not installed, or bf16 was asked for on a CPU without it.
             UsageError: unoptimized execution was asked for.
         """
@@ -57,9 +58,11 @@ class OpenVinoCpu(Runtime):
             raise UsageError(
                 "OpenVINO cannot run without its graph optimizations", fix="use the onnxruntime runtime for that"
             )
-        parse_onnx(model, label=label)
+        graph = parse_onnx(model, label=label)
         if importlib.util.find_spec("openvino") is None:
             raise MissingError("openvino is not installed", fix="pip install 'odm-deploy[cpu]'")
+        if needs_probe(graph):
+            probe(model, label)
         import openvino
 
         core = openvino.Core()
@@ -69,6 +72,8 @@ class OpenVinoCpu(Runtime):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": chosen.precision,
             "INFERENCE_NUM_THREADS": chosen.threads or physical_cpus(),
+            # Requests beyond the number of streams would wait for each other.
+            "NUM_STREAMS": chosen.contexts,
         }
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", settings)
@@ -84,6 +89,9 @@ class OpenVinoCpu(Runtime):
         except RuntimeError as error:
             raise InputError("OpenVINO cannot run the model on these inputs", why=_cause(error)) from error
         return {name: np.array(results[port]) for name, port in self._output_ports.items()}
+
+    def _renew_run_state(self) -> None:
+        self._request = self._compiled.create_infer_request()
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, threads and the precision of the layers that are not int8."""
