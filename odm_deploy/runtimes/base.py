@@ -5,6 +5,7 @@ A runtime never imports its package before `open`: a machine that lacks it hears
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.model_file import ModelKind, read_model
 
 Array = NDArray[Any]
@@ -37,7 +39,7 @@ class TensorInfo:
         """Whether this is a batch of RGB images [N, H, W, 3]; images are [N, 3, H, W] otherwise."""
         return len(self.shape) == 4 and self.shape[3] == 3 and self.shape[1] != 3
 
-    def check(self, array: Array) -> None:
+    def check(self, array: Array | BorrowedTensor) -> None:
         """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
         fits = len(array.shape) == len(self.shape) and all(
             want in (None, got) for want, got in zip(self.shape, array.shape, strict=True)
@@ -62,8 +64,12 @@ class RuntimeOptions:
     """Arithmetic of the layers that are not int8 (bf16: OpenVINO only, on CPUs with bf16 instructions)."""
     cuda_graph: bool = True
     """Replay a captured CUDA graph per shape instead of launching kernel by kernel (TensorRT only)."""
+    contexts: int = 1
+    """How many runs may be under way at once, each with memory of its own (`Engine`, `Runtime.another`)."""
 
     def __post_init__(self) -> None:
+        if self.contexts < 1:
+            raise UsageError(f"{self.contexts} contexts", why="a runtime needs at least one")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads}", why="a runtime needs at least one thread")
 
@@ -181,6 +187,50 @@ class Runtime(ABC):
             result = result.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(result, dtype=np.float32)
 
+    def run_on_device(
+        self,
+        feeds: Mapping[str, SupportsDlpack],
+        out: Mapping[str, SupportsDlpack] | None = None,
+        stream: int | None = None,
+    ) -> Mapping[str, SupportsDlpack]:
+        """Run the model on tensors in GPU memory, without a detour through the host. Engines only.
+
+        Args:
+            feeds: a contiguous tensor for every input, exporting DLPack: of torch, cupy, jax or an earlier run.
+            out: contiguous tensors to write the outputs to, exporting DLPack; None allocates new ones.
+            stream: handle of a CUDA stream (torch: `stream.cuda_stream`). All work is queued there, and the call
+                returns before it is done. None uses a stream of the engine, and returns when the results are there.
+
+        Returns:
+            For every output the tensor of `out`, or a new `DeviceArray`: `torch.from_dlpack(array)`.
+
+        Raises:
+            InputError: this runtime computes in host memory; or as for `run`.
+        """
+        raise InputError(
+            f"{self.name} cannot run on tensors in GPU memory",
+            why="it computes in host memory",
+            fix="pass arrays in host memory to `run`, or open an engine.plan",
+        )
+
+    def another(self) -> Self:
+        """A second runtime on the same loaded model, whose runs overlap with those of this one.
+
+        Threads that share one runtime take turns; threads with a runtime each do not. Close each of them.
+
+        Raises:
+            InputError: the runtime is closed.
+        """
+        with self._lock:
+            self._require_open()
+            other = copy.copy(self)
+            other._lock = threading.Lock()
+            other._renew_run_state()
+        return other
+
+    def _renew_run_state(self) -> None:  # noqa: B027 - most runtimes keep no state between runs
+        """In a copy, replace what one run would disturb in another."""
+
     def typical_shape(self) -> tuple[int, ...]:
         """A shape the first input takes and is worth timing: fixed dimensions as they are, else one 180x320 image."""
         info = self.inputs[0]
@@ -233,6 +283,9 @@ def _on_host(name: str, feed: Any) -> Array:
     if isinstance(feed, np.ndarray):
         return feed
     try:
+        device, _ = feed.__dlpack_device__()
+        if device not in (CPU, CUDA_HOST):
+            raise BufferError("it lies in the memory of a device")
         return np.from_dlpack(feed)
     except (AttributeError, BufferError, RuntimeError, TypeError) as error:
         raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -69,11 +70,26 @@ class Cuda:
         """`size` bytes of device memory with a page-locked twin in host memory."""
         return Buffer(self, size)
 
-    def copy(self, target: int, source: int, size: int, *, to_device: bool, stream: Stream) -> None:
-        """Queue a copy of `size` bytes between host and device."""
-        kinds = self._api.cudaMemcpyKind
-        kind = kinds.cudaMemcpyHostToDevice if to_device else kinds.cudaMemcpyDeviceToHost
-        self.call("cudaMemcpyAsync", target, source, size, kind, stream.handle)
+    def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """Queue a copy of `size` bytes; addresses tell the driver what lies on the host and what on the GPU."""
+        self.call("cudaMemcpyAsync", target, source, size, self._api.cudaMemcpyKind.cudaMemcpyDefault, stream.handle)
+
+    def borrowed_stream(self, handle: int) -> Stream:
+        """A stream of somebody else, by its handle."""
+        return Stream(self, self._api.cudaStream_t(handle))
+
+    def event(self) -> Event:
+        """An event to order streams by; it measures no time."""
+        return Event(self, self.call("cudaEventCreateWithFlags", self._api.cudaEventDisableTiming))
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` bytes of device memory."""
+        # CUDA returns a null pointer for zero bytes, which TensorRT refuses as an address.
+        return int(self.call("cudaMalloc", max(size, 1)))
+
+    def free(self, address: int) -> None:
+        """Free device memory; waits for the work that may still use it."""
+        self.call("cudaFree", address)
 
     def capture(self, work: Callable[[], None], stream: Stream) -> Graph:
         """Record what `work` queues on `stream` into a graph that replays it with one launch.
@@ -128,9 +144,26 @@ class Stream:
         """Queue an event."""
         self._cuda.call("cudaEventRecord", event, self.handle)
 
+    def wait_for(self, event: Event) -> None:
+        """Let what is queued from now on wait for the latest recording of `event`, without blocking the host."""
+        self._cuda.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+
     def close(self) -> None:
         """Destroy the stream."""
         self._cuda.call("cudaStreamDestroy", self.handle)
+
+
+class Event:
+    """A point in a stream that other streams, or the host, can wait for. Destroyed when nobody refers to it."""
+
+    def __init__(self, cuda: Cuda, handle: Any) -> None:
+        self._cuda = cuda
+        self.handle = handle
+        weakref.finalize(self, cuda.call, "cudaEventDestroy", handle).atexit = False
+
+    def synchronize(self) -> None:
+        """Block until the latest recording has been reached."""
+        self._cuda.call("cudaEventSynchronize", self.handle)
 
 
 class Buffer:
@@ -139,28 +172,35 @@ class Buffer:
     def __init__(self, cuda: Cuda, size: int) -> None:
         self._cuda = cuda
         self.size = size
-        # CUDA returns a null pointer for zero bytes, which TensorRT refuses as an address.
         allocated = max(size, 1)
-        self.device = int(cuda.call("cudaMalloc", allocated))
+        self.device = cuda.allocate(size)
         try:
             self._host = int(cuda.call("cudaHostAlloc", allocated, 0))
         except OdmError:
-            cuda.call("cudaFree", self.device)
+            cuda.free(self.device)
             raise
         memory = (ctypes.c_uint8 * allocated).from_address(self._host)
         self.bytes: NDArray[np.uint8] = np.frombuffer(memoryview(memory), dtype=np.uint8)[:size]
 
     def upload(self, stream: Stream) -> None:
         """Queue host -> device."""
-        self._cuda.copy(self.device, self._host, self.size, to_device=True, stream=stream)
+        self._cuda.copy(self.device, self._host, self.size, stream)
 
     def download(self, stream: Stream) -> None:
         """Queue device -> host."""
-        self._cuda.copy(self._host, self.device, self.size, to_device=False, stream=stream)
+        self._cuda.copy(self._host, self.device, self.size, stream)
+
+    def copy_from(self, address: int, stream: Stream) -> None:
+        """Queue a copy of the whole device side from elsewhere in device memory."""
+        self._cuda.copy(self.device, address, self.size, stream)
+
+    def copy_to(self, address: int, stream: Stream) -> None:
+        """Queue a copy of the whole device side to elsewhere in device memory."""
+        self._cuda.copy(address, self.device, self.size, stream)
 
     def close(self) -> None:
         """Free both sides."""
-        self._cuda.call("cudaFree", self.device)
+        self._cuda.free(self.device)
         self._cuda.call("cudaFreeHost", self._host)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.runtimes.base import Array, TensorInfo
 from odm_deploy.runtimes.cuda import Buffer, Cuda, Graph, Stream
+from odm_deploy.runtimes.dlpack import BorrowedTensor
 
 
 class ShapeBinding:
@@ -24,7 +25,7 @@ class ShapeBinding:
         stream: Stream,
         context: Any,
         profile: int,
-        feeds: Mapping[str, Array],
+        feeds: Mapping[str, Array | BorrowedTensor],
         outputs: Sequence[TensorInfo],
         *,
         capture: bool,
@@ -42,6 +43,7 @@ class ShapeBinding:
         self._inputs: dict[str, tuple[Buffer, Array]] = {}
         self._outputs: dict[str, tuple[Buffer, Array]] = {}
         self._graph: Graph | None = None
+        self._done = cuda.event()
         try:
             context.set_optimization_profile_async(profile, int(stream.handle))
             for name, array in feeds.items():
@@ -57,12 +59,12 @@ class ShapeBinding:
             for name, (buffer, _) in (self._inputs | self._outputs).items():
                 context.set_tensor_address(name, buffer.device)
             # The first run after a change of shape does work on the host that a graph must not contain.
-            self._enqueue()
+            self._enqueue(stream)
             stream.synchronize()
             if capture:
                 # An engine with work that cannot be captured still runs, kernel by kernel.
                 with suppress(OdmError):
-                    self._graph = cuda.capture(self._enqueue, stream)
+                    self._graph = cuda.capture(lambda: self._enqueue(stream), stream)
         except BaseException:
             self.close()
             raise
@@ -74,15 +76,34 @@ class ShapeBinding:
 
     def upload(self) -> None:
         """Queue all inputs, host to device."""
+        # `run_on` may still be using the buffers on another stream.
+        self._stream.wait_for(self._done)
         for buffer, _ in self._inputs.values():
             buffer.upload(self._stream)
 
     def compute(self) -> None:
         """Queue one run of the network."""
-        if self._graph is not None:
-            self._graph.launch(self._stream)
-        else:
-            self._enqueue()
+        self._compute_on(self._stream)
+
+    def run_on(self, stream: Stream, feeds: Mapping[str, int], results: Mapping[str, int]) -> None:
+        """Queue a whole run on any stream, from and to device memory given by its addresses.
+
+        The network keeps computing in buffers of its own, because a captured graph replays the addresses of its
+        capture; copies within device memory cost a fraction of a percent of a super-resolution network.
+        """
+        # A run before this one, on another stream, may still be using the buffers.
+        stream.wait_for(self._done)
+        for name, address in feeds.items():
+            self._inputs[name][0].copy_from(address, stream)
+        self._compute_on(stream)
+        for name, address in results.items():
+            self._outputs[name][0].copy_to(address, stream)
+        stream.record(self._done.handle)
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every output for the bound input shapes."""
+        return {name: host.shape for name, (_, host) in self._outputs.items()}
 
     def download(self) -> None:
         """Queue all outputs, device to host."""
@@ -94,7 +115,8 @@ class ShapeBinding:
         return {name: host.copy() for name, (_, host) in self._outputs.items()}
 
     def close(self) -> None:
-        """Free the graph, the buffers and the context."""
+        """Free the graph, the buffers and the context, once nothing uses them any more."""
+        self._done.synchronize()
         if self._graph is not None:
             self._graph.close()
         for buffer, _ in (self._inputs | self._outputs).values():
@@ -102,8 +124,14 @@ class ShapeBinding:
         self._graph, self._context = None, None
         self._inputs, self._outputs = {}, {}
 
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._stream.handle)):
+    def _compute_on(self, stream: Stream) -> None:
+        if self._graph is not None:
+            self._graph.launch(stream)
+        else:
+            self._enqueue(stream)
+
+    def _enqueue(self, stream: Stream) -> None:
+        if not self._context.execute_async_v3(int(stream.handle)):
             raise OdmError("TensorRT could not run the engine", fix="check the GPU with nvidia-smi")
 
     @staticmethod

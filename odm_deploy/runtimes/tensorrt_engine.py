@@ -6,8 +6,10 @@ Only names present in all of these are used: `execute_async_v3`, `set_tensor_add
 from __future__ import annotations
 
 import importlib
+import math
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +18,9 @@ import numpy as np
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
 from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX, find_flavour, find_gpus
-from odm_deploy.runtimes.cuda import Cuda
+from odm_deploy.runtimes.cuda import Cuda, Event
+from odm_deploy.runtimes.device_array import DeviceArray
+from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
 from odm_deploy.runtimes.plan_file import built_for, read_plan_header
 from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
@@ -24,6 +28,7 @@ from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
 _KEPT_SHAPES = 4
+_GPU = (CUDA, 0)
 
 
 class TensorRtEngine(Runtime):
@@ -41,6 +46,8 @@ class TensorRtEngine(Runtime):
         # TensorRT keeps a bare pointer to its logger: it has to outlive the engine.
         self._log = log
         self._options = options
+        # Execution contexts belong to one thread at a time, and so does making them; shared by all `another` runtimes.
+        self._making_contexts = threading.Lock()
         self._stream = cuda.stream()
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], ShapeBinding] = OrderedDict()
         tensors = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -117,7 +124,82 @@ class TensorRtEngine(Runtime):
             h2d, compute, d2h = (self._cuda.elapsed_ms(events[at], events[at + 1]) for at in range(3))
         return RunTimes(latency_ms=h2d + compute + d2h, h2d_ms=h2d, compute_ms=compute, d2h_ms=d2h)
 
-    def _bind(self, feeds: Mapping[str, Array]) -> ShapeBinding:
+    def run_on_device(
+        self,
+        feeds: Mapping[str, SupportsDlpack],
+        out: Mapping[str, SupportsDlpack] | None = None,
+        stream: int | None = None,
+    ) -> Mapping[str, SupportsDlpack]:
+        """Run on tensors in GPU memory; see `Runtime.run_on_device`.
+
+        Raises:
+            InputError: a tensor is missing, unknown, on another device, not contiguous, or does not fit.
+        """
+        with self._lock:
+            self._require_open()
+            queue = self._stream if stream is None else self._cuda.borrowed_stream(stream)
+            sources = self._borrow(feeds, self.inputs, stream)
+            binding = self._bind(sources)
+            shapes = binding.output_shapes
+            wanted = [TensorInfo(info.name, info.dtype, shapes[info.name]) for info in self.outputs]
+            results: Mapping[str, SupportsDlpack]
+            targets: Mapping[str, BorrowedTensor | DeviceArray]
+            ready = self._cuda.event()
+            if out is None:
+                results = targets = self._allocate(wanted, ready)
+            else:
+                results, targets = dict(out), self._borrow(out, wanted, stream)
+            binding.run_on(
+                queue,
+                {name: tensor.pointer for name, tensor in sources.items()},
+                {name: tensor.pointer for name, tensor in targets.items()},
+            )
+            queue.record(ready.handle)
+            if stream is None:
+                ready.synchronize()
+        return results
+
+    def _borrow(
+        self, tensors: Mapping[str, SupportsDlpack], wanted: Sequence[TensorInfo], stream: int | None
+    ) -> dict[str, BorrowedTensor]:
+        """Look into tensors of other libraries, which make `stream` wait for what they still write."""
+        if set(tensors) != {info.name for info in wanted}:
+            raise InputError(
+                f"these are not the tensors of the engine on {self.name}",
+                why=f"given {sorted(tensors)}, it has {sorted(info.name for info in wanted)}",
+            )
+        # DLPack knows the legacy default stream, whose handle is 0, by the number 1.
+        handle = (int(self._stream.handle) if stream is None else stream) or 1
+        borrowed: dict[str, BorrowedTensor] = {}
+        for info in wanted:
+            source = tensors[info.name]
+            place = source.__dlpack_device__()
+            if tuple(map(int, place)) != _GPU:
+                raise InputError(
+                    f"tensor {info.name!r} is not in the memory of GPU 0",
+                    why=f"its DLPack device is {tuple(map(int, place))}",
+                    fix="move it there, or pass arrays in host memory to `run`",
+                )
+            tensor = BorrowedTensor(source, stream=handle, label=f"tensor {info.name!r}")
+            info.check(tensor)
+            borrowed[info.name] = tensor
+        return borrowed
+
+    def _allocate(self, wanted: Sequence[TensorInfo], ready: Event) -> dict[str, DeviceArray]:
+        """New arrays, whose consumers wait for `ready`."""
+
+        def let_wait(stream: int) -> None:
+            self._cuda.borrowed_stream(stream).wait_for(ready)
+
+        arrays: dict[str, DeviceArray] = {}
+        for info in wanted:
+            shape = tuple(size or 0 for size in info.shape)
+            pointer = self._cuda.allocate(math.prod(shape) * info.dtype.itemsize)
+            # Freeing waits for work that uses the memory: callers may drop a result before it is there.
+            arrays[info.name] = DeviceArray(pointer, shape, info.dtype, _GPU, self._cuda.free, let_wait)
+        return arrays
+
+    def _bind(self, feeds: Mapping[str, Array | BorrowedTensor]) -> ShapeBinding:
         """The context, buffers and graph for these shapes: kept from before, or made now in place of the oldest."""
         key = tuple(feeds[info.name].shape for info in self.inputs)
         if key in self._bindings:
@@ -126,13 +208,15 @@ class TensorRtEngine(Runtime):
         profile = self._profile_for(feeds)
         while len(self._bindings) >= _KEPT_SHAPES:
             self._bindings.popitem(last=False)[1].close()
+        with self._making_contexts:
+            context = self._make_context()
         binding = ShapeBinding(
-            self._cuda, self._stream, self._make_context(), profile, feeds, self.outputs, capture=self._captures_graphs
+            self._cuda, self._stream, context, profile, feeds, self.outputs, capture=self._captures_graphs
         )
         self._bindings[key] = binding
         return binding
 
-    def _profile_for(self, feeds: Mapping[str, Array]) -> int:
+    def _profile_for(self, feeds: Mapping[str, Array | BorrowedTensor]) -> int:
         """The index of the first optimization profile that these shapes lie in."""
         ranges: list[str] = []
         for profile in range(self._engine.num_optimization_profiles):
@@ -166,6 +250,10 @@ class TensorRtEngine(Runtime):
         except TypeError as error:
             raise InputError(f"the engine's tensor {name!r} is {kind}", why="numpy has no such type") from error
         return TensorInfo(name, dtype, shape)
+
+    def _renew_run_state(self) -> None:
+        self._stream = self._cuda.stream()
+        self._bindings = OrderedDict()
 
     def typical_shape(self) -> tuple[int, ...]:
         """The shape the engine's kernels were chosen for: the first profile's optimum."""
