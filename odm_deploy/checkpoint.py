@@ -3,14 +3,15 @@
 A torch file holding tensors and plain values only, always read with `weights_only=True`:
 
     format    "odm-deploy model"
-    version   1
+    version   1, or 2 where a layer has offsets
     network   {"name": "edsr", "config": {"scale": 4, "features": 64, ...}}     name and hyper-parameters
     tensors   {key: float32 tensor}          everything that is not quantized, by public state-dict key
     layers    {layer: {                      every quantized layer, by dotted name
                   "grid":   {"scale": float, "zero_point": int, "bits": int[, "center": float]},
                   "weight": {"packed": uint8 [bytes], "shape": [O, ...], "bits": int, "first": int, "step": 1 | 2,
                              "scale": float32 [O] or [1]},
-                  "bias":   float32 [O] | None}}
+                  "bias":   float32 [O] | None
+                  [, "offsets": {"shift": float32 [C] | None, "gain": float32 [C] | None}]}}
     metadata  {...}                          provenance, plain values; nothing needs it to run the model
 
 A weight is `scale * (first + step * k)` with k the packed b-bit number (`bitpacking`): b bits are stored per weight.
@@ -33,13 +34,13 @@ from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.quantization.layers import ChannelOffsets, QuantizedLayer
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes
 from odm_deploy.torch_files import read_torch_file
 
 FORMAT = "odm-deploy model"
-VERSION = 1
+VERSION = 2
 
 
 def save_model(model: QuantizedModel, path: Path | str) -> None:
@@ -54,9 +55,11 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
         for key, value in model.network.state_dict().items()
         if key.rpartition(".")[0] not in quantized
     }
+    has_offsets = any(layer.offsets for layer in quantized.values())
     document = {
         "format": FORMAT,
-        "version": VERSION,
+        # Older programs would overlook offsets, and know all the rest.
+        "version": VERSION if has_offsets else 1,
         "network": {"name": model.network.name, "config": dataclasses.asdict(model.network.config)},
         "tensors": tensors,
         "layers": {name: _layer_to_dict(layer) for name, layer in quantized.items()},
@@ -81,10 +84,10 @@ def load_model(path: Path | str) -> QuantizedModel:
             fix="quantize float weights first: python -m calibration WEIGHTS.pt --network edsr --scale 4 "
             "--bits 4 --images DIR -o model.pt",
         )
-    if document.get("version") != VERSION:
+    if document.get("version") not in range(1, VERSION + 1):
         raise InputError(
             f"cannot read {path}",
-            why=f"its format version is {document.get('version')!r}, this program reads {VERSION}",
+            why=f"its format version is {document.get('version')!r}, this program reads 1 to {VERSION}",
         )
     try:
         return _from_document(cast("dict[str, Any]", document))
@@ -117,7 +120,7 @@ def _from_document(document: dict[str, Any]) -> QuantizedModel:
 
 
 def _layer_to_dict(layer: QuantizedLayer) -> dict[str, Any]:
-    weight = layer.weight_codes
+    weight, offsets = layer.weight_codes, layer.offsets
     index = (weight.codes.cpu().to(torch.int16) - weight.first) // weight.step
     packed = pack_bits(index.to(torch.uint8).numpy(), weight.bits)
     return {
@@ -131,6 +134,7 @@ def _layer_to_dict(layer: QuantizedLayer) -> dict[str, Any]:
             "scale": weight.scale.cpu(),
         },
         "bias": None if layer.bias is None else layer.bias.detach().cpu().float(),
+        **({"offsets": {"shift": offsets.shift, "gain": offsets.gain}} if offsets else {}),
     }
 
 
@@ -145,12 +149,18 @@ def _layer_from_dict(plain: dict[str, Any]) -> FrozenLayer:
     bias: Tensor | None = plain["bias"]
     if bias is not None and (bias.shape != (shape[0],) or not bool(torch.isfinite(bias).all())):
         raise InputError("a bias is unusable", why=f"shape {list(bias.shape)}, or not finite")
+    plain_offsets = plain.get("offsets")
+    offsets = ChannelOffsets(plain_offsets["shift"], plain_offsets["gain"]) if plain_offsets else None
+    for name, values in vars(offsets).items() if offsets else ():
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise InputError(f"a {name} is unusable", why="it is not finite")
     return FrozenLayer(
         WeightCodes(
             codes.to(torch.int8).reshape(shape), weight["scale"], weight["bits"], weight["first"], weight["step"]
         ),
         Grid.from_dict(plain["grid"]),
         bias,
+        offsets,
     )
 
 

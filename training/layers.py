@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.layers import ChannelOffsets
 from odm_deploy.quantization.model import FrozenLayer
 from odm_deploy.quantization.weights import WeightCodes
 from training.quantizers import round_straight_through
@@ -46,6 +47,10 @@ class ActivationQuantizer(nn.Module, ABC):
     def transform(self, x: Tensor) -> Tensor:
         """What happens to `x` before it is quantized; losses on features see the result. Nothing by default."""
         return x
+
+    def offsets(self) -> ChannelOffsets | None:
+        """What `transform` does, as constants; None: nothing."""
+        return None
 
     def project(self) -> None:
         """Bring the parameters back to where they mean something, after each optimizer step."""
@@ -147,7 +152,7 @@ class TrainableLayer(nn.Module, ABC):
         except InputError as error:
             raise InputError(f"cannot freeze {self.name}", why=str(error)) from None
         bias = self.used_bias()
-        return FrozenLayer(weight, grid, None if bias is None else bias.detach().clone())
+        return FrozenLayer(weight, grid, None if bias is None else bias.detach().clone(), self.activation.offsets())
 
 
 class TrainableConv2d(TrainableLayer):

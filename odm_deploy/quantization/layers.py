@@ -6,6 +6,7 @@ They are the reference every runtime is compared with, and what `lowering` expor
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,20 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.fake_quant import dequantize_weight, fake_quantize
 from odm_deploy.quantization.weights import WeightCodes
+
+
+@dataclass(frozen=True)
+class ChannelOffsets:
+    """What happens to every input channel of a convolution before it is quantized: x* = (x + shift) * gain.
+
+    QuantSR's redistribution and the selective offsets of ODM v1. Two constants in front of the quantizer, which engines
+    fold into it.
+    """
+
+    shift: Tensor | None = None
+    """float32 [C], in feature units; None: no shift."""
+    gain: Tensor | None = None
+    """float32 [C]; None: no gain."""
 
 
 class QuantizedLayer(nn.Module):
@@ -27,8 +42,12 @@ class QuantizedLayer(nn.Module):
     codes: Tensor
     scale: Tensor
     bias: Tensor | None
+    shift: Tensor | None
+    gain: Tensor | None
 
-    def __init__(self, name: str, weight: WeightCodes, bias: Tensor | None, grid: Grid) -> None:
+    def __init__(
+        self, name: str, weight: WeightCodes, bias: Tensor | None, grid: Grid, offsets: ChannelOffsets | None = None
+    ) -> None:
         super().__init__()
         self.name = name
         self.grid = grid
@@ -37,6 +56,9 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("codes", weight.codes.clone())
         self.register_buffer("scale", weight.scale.clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone().float())
+        offsets = offsets or ChannelOffsets()
+        for key, value in (("shift", offsets.shift), ("gain", offsets.gain)):
+            self.register_buffer(key, None if value is None else value.detach().clone().float().reshape(-1, 1, 1))
         # Set by `proof`: sees what arrives at the quantizer and may hand on something else. None otherwise.
         self.tap: Callable[[Tensor], Tensor] | None = None
 
@@ -50,8 +72,20 @@ class QuantizedLayer(nn.Module):
         """Real weights, in the dtype of the scale (float64 after `.double()`)."""
         return dequantize_weight(self.codes, self.scale, self.name)
 
+    @property
+    def offsets(self) -> ChannelOffsets | None:
+        """What happens to its input channels first, if anything does."""
+        shift, gain = self.shift, self.gain
+        if shift is None and gain is None:
+            return None
+        return ChannelOffsets(*(None if value is None else value.float().flatten() for value in (shift, gain)))
+
     def quantized_input(self, x: Tensor) -> Tensor:
-        """`x` on this layer's grid."""
+        """`x`, offset, on this layer's grid."""
+        if self.shift is not None:
+            x = x + self.shift
+        if self.gain is not None:
+            x = x * self.gain
         if self.tap is not None:
             x = self.tap(x)
         return fake_quantize(x, self.grid, self.name)
@@ -60,14 +94,31 @@ class QuantizedLayer(nn.Module):
 class QuantizedConv2d(QuantizedLayer):
     """A convolution on integer codes: float [N, I, H, W] -> float [N, O, H', W']."""
 
-    def __init__(self, name: str, conv: nn.Conv2d, weight: WeightCodes, bias: Tensor | None, grid: Grid) -> None:
+    def __init__(
+        self,
+        name: str,
+        conv: nn.Conv2d,
+        weight: WeightCodes,
+        bias: Tensor | None,
+        grid: Grid,
+        offsets: ChannelOffsets | None = None,
+    ) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise InputError(
                 f"cannot quantize {name}",
                 why=f"padding {conv.padding!r}, mode {conv.padding_mode!r}",
                 fix="only explicit zero padding keeps a padded border on the grid",
             )
-        super().__init__(name, weight, bias, grid)
+        for values in (offsets.shift, offsets.gain) if offsets else ():
+            if values is not None and values.shape != (conv.in_channels,):
+                raise InputError(
+                    f"offsets do not fit {name}", why=f"{list(values.shape)} for {conv.in_channels} channels"
+                )
+        if offsets and grid.is_free and any(conv.padding):
+            raise InputError(
+                f"cannot quantize {name}", why="offsets in front of a free grid, whose border is not a level"
+            )
+        super().__init__(name, weight, bias, grid, offsets)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,12 +143,17 @@ class QuantizedLinear(QuantizedLayer):
 
 
 def quantized_layer(
-    name: str, layer: nn.Module, weight: WeightCodes, bias: Tensor | None, grid: Grid
+    name: str,
+    layer: nn.Module,
+    weight: WeightCodes,
+    bias: Tensor | None,
+    grid: Grid,
+    offsets: ChannelOffsets | None = None,
 ) -> QuantizedLayer:
     """The frozen counterpart of a float Conv2d or Linear.
 
     Raises:
-        InputError: another kind of layer, or codes that are not shaped like its weight.
+        InputError: another kind of layer, or codes or offsets that are not shaped for it.
     """
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         raise InputError(f"cannot quantize {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
@@ -106,5 +162,7 @@ def quantized_layer(
             f"codes do not fit {name}", why=f"{list(weight.codes.shape)} against {list(layer.weight.shape)}"
         )
     if isinstance(layer, nn.Conv2d):
-        return QuantizedConv2d(name, layer, weight, bias, grid)
+        return QuantizedConv2d(name, layer, weight, bias, grid, offsets)
+    if offsets:
+        raise InputError(f"cannot quantize {name}", why="offsets per channel in front of a linear layer")
     return QuantizedLinear(name, weight, bias, grid)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.quantization.layers import QuantizedLayer, quantized_layer
+from odm_deploy.quantization.layers import ChannelOffsets, QuantizedLayer, quantized_layer
 from odm_deploy.quantization.weights import WeightCodes
 
 
@@ -28,6 +28,8 @@ class FrozenLayer:
     """Static grid of the layer's input."""
     bias: Tensor | None
     """float32 [O], or None."""
+    offsets: ChannelOffsets | None = None
+    """What happens to its input channels before they are quantized, or None."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def freeze(
                 f"{network.name} has no layer {name}", why=f"layers are {', '.join(list(modules)[1:5])} ..."
             )
         parent_name, _, child = name.rpartition(".")
-        replacement = quantized_layer(name, modules[name], layer.weight, layer.bias, layer.grid)
+        replacement = quantized_layer(name, modules[name], layer.weight, layer.bias, layer.grid, layer.offsets)
         parent: nn.Module = modules[parent_name]
         setattr(parent, child, replacement)
     return QuantizedModel(frozen, dict(metadata or {}))

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from odm_deploy.errors import BuildError, InputError, UsageError
 from odm_deploy.lowering.lint import lint
+from odm_deploy.lowering.lower import lower
+from odm_deploy.quantization.layers import ChannelOffsets
+from odm_deploy.quantization.model import FrozenLayer, freeze
 from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.compat import can_build, find_flavour
 from odm_deploy.runtimes.coverage import coverage
 from odm_deploy.runtimes.profiles import ShapeProfile
+from tests.factories import body_only, quantized, tiny_network
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
 RTX = find_flavour("tensorrt_rtx")
@@ -207,3 +212,27 @@ def test_plan_path_may_be_relative(build, tmp_path, monkeypatch):
     onnx.save(LEGAL["plain"](), "here.onnx")
     report = build_engine("here.onnx", "deep/er.plan", profiles=PROFILE, flavour=RTX)
     assert Path("deep/er.plan").stat().st_size == report.plan_bytes
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_channel_offsets_fold_into_the_quantizer(build, bits):
+    """x* = (x + shift) * gain in front of every quantizer costs no layer its int8."""
+    model = quantized(tiny_network(), body_only(bits, "asymmetric", "per_channel"))
+    random = torch.Generator().manual_seed(1)
+    layers = {
+        name: FrozenLayer(
+            layer.weight_codes,
+            layer.grid,
+            layer.bias,
+            ChannelOffsets(
+                shift=torch.randn(layer.codes.shape[1], generator=random),
+                gain=1 + 0.1 * torch.randn(layer.codes.shape[1], generator=random),
+            ),
+        )
+        for name, layer in model.layers.items()
+    }
+    offset = lower(freeze(tiny_network(), layers))
+    profile = ShapeProfile((1, 3, 16, 16), (1, 3, 64, 48), (2, 3, 128, 128))
+    assert [finding for finding in lint(offset) if set(finding.layers) & set(layers)] == []
+    covered = coverage(offset, build(offset, profiles=profile).layers, profile)
+    assert {layer.name for layer in covered.layers if layer.precision == "int8"} == set(layers)

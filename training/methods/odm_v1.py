@@ -9,8 +9,7 @@
   The offsets themselves are 4-bit symmetric, max|s| / 7.
 - L_R = L1 + 1000 L_SKT.
 
-With offsets a frozen layer would need an affine map before its quantizer, which model.pt does not hold;
-`offset_share = 0` is exportable.
+In a frozen layer the offsets are two constants in front of the quantizer.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError
-from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.layers import ChannelOffsets
 from training.asymmetric_weights import PercentileWeight
 from training.cooperative import combine_cooperatively, combine_naively
 from training.knowledge import KnowledgeTransfer
@@ -34,7 +32,6 @@ from training.quantizers import symmetric_quantize
 from training.ranges import LearnableRange, RangeInit
 
 OFFSET_BITS = 4
-NO_OFFSETS_IN_MODEL = "per-channel offsets before the quantizer have no place in model.pt"
 
 
 @dataclass(frozen=True)
@@ -114,10 +111,6 @@ class OdmV1(Method[OdmV1Options]):
             return combine_naively(reconstruction, auxiliary, self.auxiliary_weight)
         return combine_cooperatively(reconstruction, auxiliary, self.auxiliary_weight, "element")
 
-    def why_not_exportable(self) -> str | None:
-        """Offsets."""
-        return f"{NO_OFFSETS_IN_MODEL}; set method.offset_share=0" if self.options.offset_share else None
-
 
 class OffsetRange(LearnableRange):
     """A learnable range behind optional per-channel shift and gain."""
@@ -151,15 +144,13 @@ class OffsetRange(LearnableRange):
             x = x * quantized_offset(self.gain).reshape(1, -1, 1, 1)
         return x
 
-    def grid(self) -> Grid:
-        """The static grid.
-
-        Raises:
-            InputError: there are offsets before it.
-        """
-        if bool(self.has_shift) or bool(self.has_gain):
-            raise InputError(NO_OFFSETS_IN_MODEL, fix="set method.offset_share=0")
-        return super().grid()
+    def offsets(self) -> ChannelOffsets | None:
+        """Shift and gain on their 4-bit levels, where the layer has them."""
+        if not (bool(self.has_shift) or bool(self.has_gain)):
+            return None
+        with torch.no_grad():
+            shift, gain = (quantized_offset(offset).cpu() for offset in (self.shift, self.gain))
+        return ChannelOffsets(shift if bool(self.has_shift) else None, gain if bool(self.has_gain) else None)
 
 
 def quantized_offset(offset: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Its quantizer (redistribution-driven learnable quantizer): a learnable per-channel shift t, then LSQ, with the
 derivative of rounding replaced by that of a tanh staircase, (1 - tanh^2(f - 1/2)) / (2 tanh(1/2)), f = frac(x / s). The
-depth-dynamic architecture of the paper is not part of the comparison. Static; with `shift` a frozen layer would need an
-addition before its quantizer, which model.pt does not hold.
+depth-dynamic architecture of the paper is not part of the comparison. Static: the shift becomes a constant in front of
+the frozen layer's quantizer.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError
-from odm_deploy.grid import Grid
+from odm_deploy.quantization.layers import ChannelOffsets
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.methods.base import Method
 from training.methods.lsq import LearnedStep, LearnedWeightStep
-
-NO_SHIFT_IN_MODEL = "a per-channel shift before the quantizer has no place in model.pt"
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class QuantSrOptions:
     """Settings of QuantSR; the defaults are the official code's."""
 
     shift: bool = True
-    """Learn a shift per input channel. Without it the result is exportable."""
+    """Learn a shift per input channel."""
     per_channel: bool = False
     """One weight step per output channel rather than per layer."""
 
@@ -50,10 +47,6 @@ class QuantSr(Method[QuantSrOptions]):
             bits, layer.weight.detach(), per_channel=self.options.per_channel, scale_gradients=True, derivative="tanh"
         )
 
-    def why_not_exportable(self) -> str | None:
-        """Shifts."""
-        return f"{NO_SHIFT_IN_MODEL}; set method.shift=false" if self.options.shift else None
-
 
 class ShiftedStep(LearnedStep):
     """A per-channel shift before a learned step."""
@@ -66,12 +59,6 @@ class ShiftedStep(LearnedStep):
         """X + t."""
         return x.float() + self.shift.reshape(1, -1, 1, 1) if self.shift.requires_grad else x
 
-    def grid(self) -> Grid:
-        """The static grid.
-
-        Raises:
-            InputError: there is a shift before it.
-        """
-        if self.shift.requires_grad:
-            raise InputError(NO_SHIFT_IN_MODEL, fix="set method.shift=false")
-        return super().grid()
+    def offsets(self) -> ChannelOffsets | None:
+        """T."""
+        return ChannelOffsets(shift=self.shift.detach().cpu().clone()) if self.shift.requires_grad else None
