@@ -8,6 +8,8 @@
     onnx           {"sha256", "opset", "precision", "io", "layout", "dialect"}
     receptive_radius_px   input pixels on each side that an output pixel depends on; null when unbounded
     layers         {layer: {"grid": {...}, "weight_bits": int}}
+    exact          null, or the proof that the model's arithmetic never rounds: {"float32_bits": 24, "bits": {layer:
+                   bits its sums need}, "tf32": false, ...}; such a bundle has a golden.json
     engine         null, or what built engine.plan: {"flavour", "version", "profile", "gpu", "compute_capability",
                    "build_s", "trtexec", "layers": [...]}
 
@@ -30,6 +32,8 @@ VERSION = 1
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "engine.plan"
+GOLDEN_FILE = "golden.json"
+"""Of exact models: what they compute on fixed images (`proof.golden`)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Manifest:
     onnx: Mapping[str, Any]
     receptive_radius_px: int | None
     layers: Mapping[str, Any]
+    exact: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
     created_by: str = ""
     format: str = FORMAT

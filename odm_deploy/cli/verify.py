@@ -13,6 +13,7 @@ from odm_deploy.cli.output import emit_json, json_option, progress, say
 if TYPE_CHECKING:
     import onnx
 
+    from odm_deploy.proof.golden import GoldenReport
     from odm_deploy.proof.layers import LayerParity
     from odm_deploy.proof.parity import Gates, ParityReport
     from odm_deploy.proof.samples import SampleFile
@@ -45,6 +46,7 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
 
     The same image bytes go through the fake-quantized torch model and the runtime. Differences are shown beside the
     noise floor: how far the reference's own legitimate roundings (float64, jittered float32) are from each other.
+    Exact models (`--profile exact` of the calibration) have to agree in every bit, here and on the golden images.
     Without a gate, the verdict is whether every layer, fed with the reference's codes, flips no more of its own than
     rounding ties explain, and the output is no further away than the floor; a no ends with exit code 3.
     """
@@ -72,6 +74,7 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
     from odm_deploy.errors import InputError
     from odm_deploy.proof.parity import ParityReport, compare
     from odm_deploy.proof.samples import find_samples
+    from odm_deploy.quantization.exact_freeze import is_exact
     from odm_deploy.runtimes.base import RuntimeOptions
     from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
     from odm_deploy.runtimes.torch_reference import TorchReference
@@ -83,7 +86,7 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
         open_runtime(path, options["runtime"], run_options, order=FAITHFUL_FIRST) as runtime,
         progress("images") as track,
     ):
-        report = ParityReport({**runtime.describe(), "rounding_note": runtime.rounding_note})
+        report = ParityReport({**runtime.describe(), "rounding_note": runtime.rounding_note}, exact=is_exact(model))
         for reason in runtime.passed_over:
             say(f"passed over: {reason}")
         try:
@@ -100,6 +103,7 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
             )
         except InputError as error:
             raise InputError(f"cannot compare {path} with its reference", why=str(error)) from error
+        report.golden = _check_golden(path, runtime, run_options, layers=options["layers"])
         if options["layers"]:
             report.layers = _compare_layers(path, model, runtime, run_options, files[:LAYER_IMAGES])
     return report
@@ -109,9 +113,10 @@ def _jittered(model: QuantizedModel, reference: TorchReference) -> list[Any]:
     """Draws of the noise floor beyond float64; none where sums cannot round and jitter would invent flips."""
     from functools import partial
 
+    from odm_deploy.quantization.exact_freeze import is_exact
     from odm_deploy.quantization.exact_sums import sums_are_exact
 
-    if sums_are_exact(model):
+    if is_exact(model) or sums_are_exact(model):
         return []
     return [partial(reference.upscale_jittered, seed=seed) for seed in range(FLOOR_DRAWS)]
 
@@ -157,6 +162,25 @@ def _compare_layers(
             yield np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32)
 
     return compare_layers(model, lowered, lambda data: type(runtime).open_bytes(data, options), crops())
+
+
+def _check_golden(path: Path, runtime: Runtime, options: RuntimeOptions, *, layers: bool) -> GoldenReport | None:
+    """The golden images of an exact bundle on the runtime; None where the bundle has none, or an engine takes none."""
+    from odm_deploy.errors import InputError
+    from odm_deploy.proof.golden import check_golden, read_golden
+
+    golden = read_golden(path if path.is_dir() else path.parent)
+    if golden is None:
+        return None
+    is_engine = runtime.model_kind == "plan"
+    reopen = None if is_engine or not layers else lambda data: type(runtime).open_bytes(data, options)
+    try:
+        return check_golden(golden, runtime, _lowered_graph(path), reopen)
+    except InputError as error:
+        if not is_engine:
+            raise
+        say(f"golden outputs not compared: {error}")
+        return None
 
 
 def _lowered_graph(path: Path) -> onnx.ModelProto | None:

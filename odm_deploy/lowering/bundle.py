@@ -9,15 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import torch
 
 from odm_deploy import __version__
 from odm_deploy.checkpoint import file_sha256
-from odm_deploy.errors import MissingError
+from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_directory
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
+from odm_deploy.proof.golden import golden_images, golden_of
+from odm_deploy.proof.parity import to_pixels
+from odm_deploy.quantization.exact_freeze import METADATA_KEY, is_exact
+from odm_deploy.quantization.exact_proof import prove
+from odm_deploy.quantization.exact_trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.build import BuildProgress, BuildReport, build_engine
 from odm_deploy.runtimes.compat import choose_builder, find_gpus
@@ -94,9 +101,30 @@ def write_bundle(
         proto = lower(model, lowering)
         onnx_path = temporary / ONNX_FILE
         onnx_path.write_bytes(proto.SerializeToString(deterministic=True))
+        if is_exact(model):
+            say("golden outputs, in integers")
+            _write_golden(model, proto, temporary)
+            # TF32 keeps 11 significant bits of what an engine would fall back to float for.
+            engine = dataclasses.replace(engine, tf32=False)
         built = _build(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
         _describe(model, checkpoint, proto, onnx_path, lowering, engine, built).write(temporary)
     return Bundle(folder, folder / ONNX_FILE, folder / MANIFEST_FILE, folder / PLAN_FILE if built else None)
+
+
+def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -> None:
+    """Prove the model once more (a model.pt can be edited) and write down what it computes.
+
+    Raises:
+        InputError: its sums can round, or torch computes something else than integers do.
+    """
+    program = integer_program(model)
+    prove(program)
+    golden, outputs = golden_of(program, proto)
+    for name, image in golden_images().items():
+        found = to_pixels(model(torch.from_numpy(image).float()).numpy())
+        if not np.array_equal(found, outputs[name][0].transpose(1, 2, 0)):
+            raise InputError(f"{model.network.name} is not exact", why=f"torch and integers differ on {name!r}")
+    golden.write(folder)
 
 
 def _build(
@@ -159,6 +187,7 @@ def _describe(
             name: {"grid": layer.grid.to_dict(), "weight_bits": layer.weight_bits}
             for name, layer in model.layers.items()
         },
+        exact={**model.metadata[METADATA_KEY], "tf32": False} if is_exact(model) else None,
         engine=None if built is None else _describe_engine(built, engine),
     )
 

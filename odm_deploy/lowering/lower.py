@@ -9,10 +9,13 @@ import onnx
 import onnx_ir as ir
 
 from odm_deploy import __version__
+from odm_deploy.errors import UsageError
+from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.fp16 import convert_rest_to_fp16
 from odm_deploy.lowering.image_io import Layout, add_uint8_io
 from odm_deploy.lowering.markers import export_marked
 from odm_deploy.lowering.tensorrt import lower_to_tensorrt
+from odm_deploy.quantization.exact_freeze import is_exact
 from odm_deploy.quantization.model import QuantizedModel
 
 Precision = Literal["fp32", "fp16"]
@@ -36,14 +39,23 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
 
     Raises:
         InputError: the network holds something that cannot be exported or lowered exactly.
+        UsageError: an exact model in half precision.
     """
     options = options or LoweringOptions()
+    if is_exact(model) and options.precision != "fp32":
+        raise UsageError(
+            f"--precision {options.precision} of an exact model",
+            why="its sums need float32's 24 bits, half precision has 11",
+            fix="leave --precision out, or calibrate with --profile paper",
+        )
     graph = export_marked(model)
     lower_to_tensorrt(graph)
     if options.precision == "fp16":
         convert_rest_to_fp16(graph)
     if options.io == "uint8":
         add_uint8_io(graph, options.layout)
+    if is_exact(model):
+        mark_exact(graph.metadata_props)
     graph.graph.name = model.network.name
     graph.producer_name, graph.producer_version = "odm-deploy", __version__
     proto = ir.to_proto(graph)

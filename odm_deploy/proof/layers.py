@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
+from odm_deploy.quantization.exact_freeze import is_exact
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime
@@ -47,6 +48,8 @@ class LayerParity:
     """Largest difference between two codes."""
     floor_flips: int = 0
     """Codes of the reference that differ between its float32 and its float64 computation."""
+    exact: bool = False
+    """Whether the model's arithmetic never rounds, so that no tie excuses a flip."""
 
     @property
     def flip_rate(self) -> float:
@@ -61,6 +64,8 @@ class LayerParity:
     @property
     def is_clean(self) -> bool:
         """Whether nothing but rounding ties explains the flips: rare ones, to the neighbouring code."""
+        if self.exact:
+            return self.flips == 0
         allowed = self.codes * max(MAX_TIE_RATE, FLOOR_FACTOR * self.floor_flip_rate)
         return self.max_step <= 1 and self.flips <= max(allowed, FEW_TIES)
 
@@ -101,7 +106,8 @@ def compare_layers(
     """
     forced = force_by_teacher(lowered)
     image_output = lowered.graph.output[0].name
-    result = {name: LayerParity(name) for name in (*(tap.layer for tap in forced.taps), OUTPUT)}
+    exact = is_exact(model)
+    result = {name: LayerParity(name, exact=exact) for name in (*(tap.layer for tap in forced.taps), OUTPUT)}
     double = model.double()
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))

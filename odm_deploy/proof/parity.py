@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
+from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.layers import LayerParity
 from odm_deploy.proof.metrics import psnr_y, ssim_y
 
@@ -142,6 +143,10 @@ class ParityReport:
     """Teacher-forced flip rates; empty when the layers were not checked."""
     draws: list[Distance] = field(default_factory=list[Distance])
     """Further draws of the noise floor: the reference with jittered roundings against itself."""
+    exact: bool = False
+    """Whether the model is proven exact, so that nothing but equality will do."""
+    golden: GoldenReport | None = None
+    """How the runtime fared on an exact bundle's golden images; None for other bundles."""
 
     @property
     def psnr_drop_db(self) -> float | None:
@@ -164,7 +169,7 @@ class ParityReport:
     @property
     def within_floor(self) -> bool:
         """Whether the runtime is no further from the reference than rounding moves the reference itself."""
-        if self.deviating_layers:
+        if self.deviating_layers or (self.exact and self.distance.differing):
             return False
         needed = self.furthest_floor_db - FLOOR_FACTOR_DB
         if self.layers:
@@ -179,6 +184,8 @@ class ParityReport:
         """
         found: list[str] = []
         distance = self.distance
+        if gates == Gates() and self.golden is not None:
+            found += self.golden.failures
         if gates == Gates() and not self.within_floor:
             worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate, default=None)
             if worst is not None:
@@ -186,7 +193,11 @@ class ParityReport:
                     f"{len(self.deviating_layers)} layers flip more codes than ties explain, worst {worst.name}: "
                     f"{worst.flip_rate:.2%} of its codes by up to {worst.max_step}"
                 )
-            found.append(f"PSNR between outputs {distance.psnr_db:.1f} dB, noise floor {self.furthest_floor_db:.1f} dB")
+            if self.exact:
+                found.append(f"{distance.differing} of {distance.values} values differ, and an exact model allows none")
+            else:
+                floor = f"noise floor {self.furthest_floor_db:.1f} dB"
+                found.append(f"PSNR between outputs {distance.psnr_db:.1f} dB, {floor}")
         if gates.max_lsb is not None and distance.max_lsb > gates.max_lsb:
             found.append(f"largest difference {distance.max_lsb} steps (allowed: {gates.max_lsb})")
         if gates.min_identical is not None and distance.identical < gates.min_identical:
@@ -222,6 +233,8 @@ class ParityReport:
                 }
                 for layer in self.layers
             ],
+            "exact": self.exact,
+            "golden": None if self.golden is None else self.golden.to_dict(),
             "within_noise_floor": self.within_floor,
             "failures": self.failures(gates),
             "passed": not self.failures(gates),

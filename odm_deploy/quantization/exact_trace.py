@@ -129,6 +129,8 @@ class _Translator:
             raise self._refusal(node, f"the input of {layer.name} has {kind}")
         if layer.offsets:
             raise self._refusal(node, f"the input channels of {layer.name} have offsets")
+        if layer.offsets is not None:
+            raise self._refusal(node, f"the input of {layer.name} is shifted or scaled per channel first")
         if not isinstance(layer, QuantizedConv2d):
             raise self._refusal(node, f"{layer.name} is a {type(layer).__name__}")
         grid_exponent = as_integer(grid.scale)[1]

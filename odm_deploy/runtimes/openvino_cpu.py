@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.lowering.exact_mark import is_marked_exact
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.cpu import describe_cpu, physical_cpus
 from odm_deploy.runtimes.model_file import ModelKind, parse_onnx
@@ -20,7 +22,8 @@ class OpenVinoCpu(Runtime):
     """A model compiled by OpenVINO for the CPU with the latency hint.
 
     The inference precision is always set: left alone, OpenVINO runs float layers in bf16 wherever the CPU can, which
-    moves results far above the float32 noise floor.
+    moves results far above the float32 noise floor. Exact models always run in f32: between their integer convolutions
+    lie float additions whose sums need up to 24 bits, and bf16 has 8.
     """
 
     name: ClassVar[str] = "openvino"
@@ -59,6 +62,8 @@ class OpenVinoCpu(Runtime):
                 "OpenVINO cannot run without its graph optimizations", fix="use the onnxruntime runtime for that"
             )
         graph = parse_onnx(model, label=label)
+        if is_marked_exact(graph):
+            chosen = dataclasses.replace(chosen, precision="f32")
         if importlib.util.find_spec("openvino") is None:
             raise MissingError("openvino is not installed", fix="pip install 'odm-deploy[cpu]'")
         if needs_probe(graph):

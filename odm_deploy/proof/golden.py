@@ -1,0 +1,236 @@
+"""Golden outputs: what an exact model computes on fixed images, as hashes, in the bundle's `golden.json`.
+
+Integers decide (`integer_interpreter`), not a float engine. Whoever runs the bundle, on whatever machine, must get
+these bytes; `verify` demands it, and where they differ it names the first layer that computes something else. Not every
+wrong number shows on every image, so each layer's constants are hashed, too.
+
+    version     1
+    constants   {layer: SHA-256 of its initializers in model.onnx}, "" for what belongs to no layer
+    images      [{"name", "shape": [1, 3, H, W], "input", "output": SHA-256 of the uint8 RGB bytes,
+                  "codes": {layer: SHA-256 of its input's codes, uint8}}]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from odm_deploy.errors import InputError
+from odm_deploy.lowering.taps import read_taps
+from odm_deploy.manifest import GOLDEN_FILE
+from odm_deploy.proof.integer_interpreter import interpret
+from odm_deploy.proof.teacher_forcing import codes_from
+from odm_deploy.quantization.exact_program import Integers, Program, Quantize, Step
+from odm_deploy.runtimes.base import Runtime
+
+VERSION = 1
+HEIGHT_PX, WIDTH_PX = 24, 32
+"""Of the golden images: within every engine's default shapes, and enough to fill the grids of every layer."""
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """Hashes of one image's way through the network; the module's docstring explains them."""
+
+    name: str
+    shape: list[int]
+    input: str
+    output: str
+    codes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The contents of `golden.json`."""
+
+    constants: dict[str, str]
+    images: list[GoldenImage]
+    version: int = VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write `golden.json` into a bundle."""
+        (folder / GOLDEN_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass
+class GoldenReport:
+    """How a runtime fared on the golden images."""
+
+    images: int = 0
+    failures: list[str] = field(default_factory=list[str])
+    """What differs, one clause each; empty when every byte is as it should be."""
+    first_layer: str | None = None
+    """The first layer, in the order of the graph, that computes something else; None where no layer does."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The key `golden` of `verify --json`."""
+        return {"images": self.images, "identical": not self.failures, "first_layer": self.first_layer}
+
+
+def golden_images() -> dict[str, NDArray[np.uint8]]:
+    """The images, uint8 [1, 3, H, W] by name; made by integer arithmetic alone, the same everywhere and forever."""
+    y, x = np.mgrid[:HEIGHT_PX, :WIDTH_PX]
+    colour = np.arange(3).reshape(3, 1, 1)
+    position = (colour * HEIGHT_PX + y) * WIDTH_PX + x
+    # Knuth's multiplicative hash: its upper bits have no pattern.
+    noise = (position * 2654435761 % 2**32) >> 16
+    pictures = {
+        "noise": noise % 256,
+        "black and white": noise // 256 % 2 * 255,
+        "ramps": (y * (5 + colour) + x * (7 - 2 * colour)) % 256,
+    }
+    return {name: picture.astype(np.uint8)[None] for name, picture in pictures.items()}
+
+
+def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[str, NDArray[np.uint8]]]:
+    """What integers say, and the constants of the graph it was lowered to.
+
+    Args:
+        program: the exact model.
+        lowered: its ONNX graph, with taps.
+
+    Returns:
+        The record, and the images' outputs by name, uint8 [1, 3, scale*H, scale*W].
+    """
+    images: list[GoldenImage] = []
+    outputs: dict[str, NDArray[np.uint8]] = {}
+    for name, image in golden_images().items():
+        codes: dict[str, str] = {}
+
+        def watch(step: Step, integers: Integers, _: int, codes: dict[str, str] = codes) -> None:
+            if isinstance(step, Quantize):
+                codes[step.layer] = _hash((integers + step.zero_point).astype(np.uint8))
+
+        outputs[name] = interpret(program, image, watch)
+        images.append(GoldenImage(name, list(image.shape), _hash(image), _hash(outputs[name]), codes))
+    return Golden(_constants(lowered, [tap.layer for tap in read_taps(lowered)]), images), outputs
+
+
+def read_golden(bundle: Path) -> Golden | None:
+    """The record in a bundle directory; None where there is none.
+
+    Raises:
+        InputError: a damaged record, one of a newer version, or of other images than this program makes.
+    """
+    path = bundle / GOLDEN_FILE
+    if not path.is_file():
+        return None
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if document["version"] != VERSION:
+            raise InputError(
+                f"cannot read {path}", why=f"its version is {document['version']!r}, this program reads {VERSION}"
+            )
+        golden = Golden(document["constants"], [GoldenImage(**plain) for plain in document["images"]])
+        hashes = {image.name: image.input for image in golden.images}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
+    if hashes != {name: _hash(image) for name, image in golden_images().items()}:
+        raise InputError(f"{path} is damaged", why="its images are not those this program makes", fix="export again")
+    return golden
+
+
+def check_golden(
+    golden: Golden,
+    runtime: Runtime,
+    lowered: onnx.ModelProto | None,
+    open_bytes: Callable[[bytes], Runtime] | None,
+) -> GoldenReport:
+    """Run the golden images and compare every byte; layer by layer where the runtime opens ONNX files.
+
+    Args:
+        golden: the bundle's record.
+        runtime: the bundle, opened.
+        lowered: the bundle's graph; None where there is none.
+        open_bytes: opens a serialized graph on the same runtime; None for engines, whose layers cannot be seen.
+
+    Raises:
+        InputError: the runtime takes no images of this size.
+    """
+    report = GoldenReport()
+    images = golden_images()
+    for record in golden.images:
+        output = np.rint(runtime.upscale(images[record.name].astype(np.float32))).clip(0, 255).astype(np.uint8)
+        report.images += 1
+        if _hash(output) != record.output:
+            report.failures.append(f"the golden image {record.name!r} comes out differently")
+    comes_out_wrong = bool(report.failures)
+    if lowered is None:
+        return report
+    order = [tap.layer for tap in read_taps(lowered)]
+    changed = [name for name, digest in _constants(lowered, order).items() if golden.constants.get(name) != digest]
+    if changed:
+        named = ", ".join(name or "what belongs to no layer" for name in changed[:3])
+        report.failures.append(f"model.onnx holds other constants than it was written with: {named}")
+    seen = None if open_bytes is None else _first_difference(golden, lowered, open_bytes)
+    if seen is None and comes_out_wrong and open_bytes is not None:
+        # All codes are right, so it is the last layer, or what follows it.
+        seen = _layer_before(lowered, lowered.graph.output[0].name)
+    if seen is not None:
+        report.failures.append(f"the first layer that differs is {seen}")
+    report.first_layer = next((name for name in changed if name), seen)
+    return report
+
+
+def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Callable[[bytes], Runtime]) -> str | None:
+    """The layer that computes the first codes that differ on any image; None where all are right."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(lowered)
+    taps = read_taps(lowered)
+    # Codes alone: with the convolutions' float results as further outputs, OpenVINO 2026.4 computes wrong codes.
+    for tap in taps:
+        watched.graph.output.append(helper.make_tensor_value_info(tap.codes, onnx.TensorProto.INT8, None))
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    with open_bytes(watched.SerializeToString()) as runtime:
+        info = runtime.inputs[0]
+        for name, image in golden_images().items():
+            picture = image.transpose(0, 2, 3, 1) if info.is_channels_last else image
+            found[name] = runtime.run({info.name: np.ascontiguousarray(picture, dtype=info.dtype)})
+    for tap in taps:
+        for record in golden.images:
+            codes = codes_from(tap, found[record.name][tap.codes]).astype(np.uint8)
+            if _hash(codes) != record.codes[tap.layer]:
+                return _layer_before(lowered, tap.codes) or tap.layer
+    return None
+
+
+def _layer_before(lowered: onnx.ModelProto, tensor: str) -> str | None:
+    """The last convolution, in the order of the graph, that `tensor` depends on directly; None before the first."""
+    producer = {name: index for index, node in enumerate(lowered.graph.node) for name in node.output}
+    convolutions: set[int] = set()
+    waiting = [tensor]
+    while waiting:
+        index = producer.pop(waiting.pop(), None)
+        if index is None:
+            continue
+        if lowered.graph.node[index].op_type == "Conv":
+            convolutions.add(index)
+        else:
+            waiting += lowered.graph.node[index].input
+    return lowered.graph.node[max(convolutions)].name if convolutions else None
+
+
+def _constants(lowered: onnx.ModelProto, layers: list[str]) -> dict[str, str]:
+    """A hash of each layer's initializers, and under "" of the rest and of the graph's nodes."""
+    digests = {layer: hashlib.sha256() for layer in [*layers, ""]}
+    for tensor in sorted(lowered.graph.initializer, key=lambda tensor: tensor.name):
+        # The longest match: `body.1` must not take what belongs to `body.1.body.0`.
+        owner = max((layer for layer in layers if tensor.name.startswith(f"{layer}.")), key=len, default="")
+        array = numpy_helper.to_array(tensor)
+        digests[owner].update(f"{tensor.name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    for node in lowered.graph.node:
+        digests[""].update(node.SerializeToString(deterministic=True))
+    return {layer: digest.hexdigest() for layer, digest in digests.items()}
+
+
+def _hash(array: NDArray[Any]) -> str:
+    return hashlib.sha256(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()

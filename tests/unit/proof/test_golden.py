@@ -1,0 +1,165 @@
+"""Golden outputs: every runtime reproduces them, and one wrong number anywhere in the graph is found and named."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from odm_deploy.errors import InputError
+from odm_deploy.manifest import GOLDEN_FILE
+from odm_deploy.proof.golden import Golden, check_golden, golden_images, golden_of, read_golden
+from odm_deploy.quantization.exact_trace import integer_program
+from tests.exact_models import calibrated_exact
+from tests.factories import OPENERS, lowered
+
+LAYERS = list(calibrated_exact("edsr").layers)
+
+
+@functools.cache
+def recorded(name="edsr", bits=4) -> Golden:
+    model = calibrated_exact(name, bits)
+    return golden_of(integer_program(model), lowered(model))[0]
+
+
+def checked(proto, golden=None, opener="onnxruntime", *, layers=True):
+    opens = OPENERS[opener]
+    with opens(proto.SerializeToString()) as runtime:
+        return check_golden(golden or recorded(), runtime, proto, opens if layers else None)
+
+
+def edited(constant, change) -> onnx.ModelProto:
+    """The exact EDSR's graph with one initializer changed."""
+    proto = lowered(calibrated_exact("edsr"))
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == constant)
+    array = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(array), array.dtype), constant))
+    return proto
+
+
+def one_code_off(codes):
+    """The middle weight moved by one code."""
+    flat = codes.reshape(-1)
+    flat[flat.size // 2] += 1 if flat[flat.size // 2] <= 0 else -1
+    return codes
+
+
+@pytest.mark.parametrize(("name", "bits"), [("edsr", 8), ("edsr", 4), ("edsr", 2), ("srresnet", 4), ("rdn", 8)])
+@pytest.mark.parametrize("opener", OPENERS)
+def test_every_runtime_reproduces_every_layer(name, bits, opener):
+    report = checked(lowered(calibrated_exact(name, bits)), recorded(name, bits), opener)
+    assert report.failures == []
+    assert report.to_dict() == {"images": 3, "identical": True, "first_layer": None}
+
+
+def test_images_are_fixed_and_different():
+    images = golden_images()
+    assert all(image.shape == (1, 3, 24, 32) and image.dtype == np.uint8 for image in images.values())
+    assert set(np.unique(images["black and white"])) == {0, 255}
+    assert len(np.unique(images["noise"])) == 256
+    # Bundles out there hold these hashes: the images must never change.
+    assert [record.input[:12] for record in recorded().images] == EXPECTED_INPUTS
+
+
+EXPECTED_INPUTS = ["db0efa695cca", "a4e5a04860b9", "2fab77f8d287"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "opener"), [*((layer, "onnxruntime") for layer in LAYERS), ("body.1.body.0", "openvino")]
+)
+def test_one_wrong_weight_code_is_found_in_its_layer(layer, opener):
+    report = checked(edited(f"{layer}.codes", one_code_off), opener=opener)
+    assert report.first_layer == layer
+    # Once by what the runtime computes, once by what is in the file.
+    assert f"the first layer that differs is {layer}" in report.failures
+    assert f"model.onnx holds other constants than it was written with: {layer}" in report.failures
+
+
+def test_a_wrong_code_is_named_without_looking_into_the_runtime():
+    report = checked(edited("body.0.body.2.codes", one_code_off), layers=False)
+    assert report.first_layer == "body.0.body.2"
+    assert report.to_dict()["identical"] is False
+
+
+@pytest.mark.parametrize(
+    ("constant", "change", "layer", "seen"),
+    [
+        # A quantizer's step belongs to the layer it feeds; what is seen to differ is what the layer before it computes.
+        ("body.1.body.0.scale_x", lambda scale: scale * 2, "body.1.body.0", "body.0.body.2"),
+        ("body.1.body.2.scale_w", lambda scale: scale * 2, "body.1.body.2", "body.1.body.2"),
+        ("body.0.body.2.bias", lambda bias: bias + 1, "body.0.body.2", "body.0.body.2"),
+        ("tail.1.center", lambda center: center + 4, "tail.1", "tail.0.0"),
+        ("tail.1.bias_shifted", lambda bias: bias + 1, "tail.1", "tail.1"),
+    ],
+)
+def test_other_wrong_constants_are_found(constant, change, layer, seen):
+    report = checked(edited(constant, change))
+    assert report.first_layer == layer
+    assert f"the first layer that differs is {seen}" in report.failures
+
+
+def test_a_wrong_mean_is_found_in_the_layer_next_to_it():
+    assert checked(edited("view", lambda mean: mean + 1)).first_layer == "head.0"
+    report = checked(edited("view_1", lambda mean: mean + 1))
+    assert report.first_layer == "tail.1"
+    assert [failure.partition(":")[0] for failure in report.failures] == [
+        *[f"the golden image {name!r} comes out differently" for name in golden_images()],
+        "model.onnx holds other constants than it was written with",
+        "the first layer that differs is tail.1",
+    ]
+
+
+def test_a_code_no_image_shows_is_found_in_the_file():
+    # A weight whose input channel is always zero changes nothing, until somebody's image says otherwise.
+    proto = edited("tail.1.codes", lambda codes: codes)
+    golden = recorded()
+    constants = {**golden.constants, "tail.1": "another hash"}
+    report = checked(proto, Golden(constants, golden.images))
+    assert report.first_layer == "tail.1"
+    assert report.failures == ["model.onnx holds other constants than it was written with: tail.1"]
+
+
+def test_a_wrong_attribute_is_found():
+    proto = lowered(calibrated_exact("edsr"))
+    node = next(node for node in proto.graph.node if node.op_type == "DepthToSpace")
+    next(attribute for attribute in node.attribute if attribute.name == "mode").s = b"DCR"
+    report = checked(proto)
+    assert report.first_layer == "tail.0.0"
+    assert any("what belongs to no layer" in failure for failure in report.failures)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_graphs_with_uint8_images_have_the_same_golden_outputs(layout):
+    model = calibrated_exact("edsr")
+    proto = lowered(model, io="uint8", layout=layout)
+    golden, _ = golden_of(integer_program(model), proto)
+    assert [record.output for record in golden.images] == [record.output for record in recorded().images]
+    assert checked(proto, golden).failures == []
+
+
+def test_what_is_written_is_read(tmp_path):
+    recorded().write(tmp_path)
+    assert read_golden(tmp_path) == recorded()
+    assert read_golden(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda document: document.update(version=9), "its version is 9"),
+        (lambda document: document.pop("images"), "KeyError"),
+        (lambda document: document["images"][0].update(input="00"), "not those this program makes"),
+        (lambda document: document["images"][0].update(colour="00"), "TypeError"),
+    ],
+)
+def test_damaged_records_are_refused(tmp_path, change, why):
+    recorded().write(tmp_path)
+    document = json.loads((tmp_path / GOLDEN_FILE).read_text())
+    change(document)
+    (tmp_path / GOLDEN_FILE).write_text(json.dumps(document))
+    with pytest.raises(InputError, match=why):
+        read_golden(tmp_path)
