@@ -204,6 +204,7 @@ class _Run:
         self.model.network.load_state_dict(chosen or self.average.weights(self.model))
         if not self.world.is_main:
             return self.model
+        self.simplify()
         reason = self.method.why_not_exportable()
         if reason:
             self.journal.tell(f"no model.pt: {reason}")
@@ -215,6 +216,20 @@ class _Run:
             save_model(self.model.freeze(self.provenance()), self.folder / "model.pt")
             self.journal.tell(f"wrote {self.folder / 'model.pt'}")
         return self.model
+
+    def simplify(self) -> None:
+        """Let the method give up what no static grid can hold, and tell what that costs."""
+        before = {key: value.clone() for key, value in self.model.network.state_dict().items()}
+        given_up = self.method.simplify(self.model)
+        if not given_up:
+            return
+        after = self.model.network.state_dict()
+        costs = ""
+        if pairs := self.images.validation:
+            device = self.recipe.run.device
+            first, then = (validate(self.model, state, pairs, device) for state in (before, after))
+            costs = f": {then - first:+.3f} dB on the validation images ({first:.3f} -> {then:.3f})"
+        self.journal.tell(f"{given_up}{costs}")
 
     def provenance(self) -> dict[str, Any]:
         """Where a model.pt comes from, as plain values."""

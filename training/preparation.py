@@ -21,7 +21,7 @@ from training.model import TrainableModel
 from training.recipe import Recipe
 
 # Settings a resumed run may change, because they do not change what is computed.
-_FREE_SETTINGS = {("run", "checkpoint_every"), ("run", "log_every"), ("run", "device")}
+_FREE_SETTINGS = {("run", "checkpoint_every"), ("run", "log_every"), ("run", "device"), ("method", "remove_gates")}
 
 
 @dataclass(frozen=True)

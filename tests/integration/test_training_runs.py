@@ -327,3 +327,13 @@ def test_every_method_trains_validates_and_resumes(recipe, tmp_path, method):
     train(load_recipe(recipe, [*overrides, "optimizer.schedule=constant"]), tmp_path / "out", World())
     records = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [record["iteration"] for record in records if "validation_psnr_db" in record] == [3, 4, 6]
+
+
+def test_gates_are_removed_on_request_and_the_run_tells_what_that_costs(recipe, tmp_path, capsys):
+    recipe.write_text(recipe.read_text().replace('name = "odm_v2"', 'name = "ddtb"\ngate_start = 2'))
+    out = tmp_path / "out"
+    train(load_recipe(recipe, []), out, World())
+    assert not (out / "model.pt").exists()
+    train(load_recipe(recipe, ["method.remove_gates=true"]), out, World(), finish=True)
+    assert "dB on the validation images" in capsys.readouterr().err
+    assert load_model(out / "model.pt").metadata["method"] == "ddtb"

@@ -93,6 +93,14 @@ class Method(ABC, Generic[OptionsT]):
         """The gradient to follow, by parameter name, from those of the two losses (already averaged over processes)."""
         return combine_naively(reconstruction, auxiliary, self.auxiliary_weight)
 
+    def simplify(self, model: TrainableModel) -> str:
+        """Called once before freezing: give up what has no static form, where the options ask for it.
+
+        Returns:
+            What was given up, as a clause; empty: nothing.
+        """
+        return ""
+
     def why_not_exportable(self) -> str | None:
         """Why a run with these options cannot end in a `model.pt`; None: it can."""
         return None

@@ -6,8 +6,9 @@ per image: GAP -> 2-bit 1x1 conv C->32 -> BN -> ReLU -> 2-bit 1x1 conv 32->2 -> 
 `gate_start` the bounds are static and mean(logit^2) draws the gates to one. Weights: asymmetric between percentiles.
 Recipes give l and u the learning rate 1e-2.
 
-Dynamic where gated; `gate_share = 0` is static and exportable. The official code calibrates at 2 bits only (other
-widths start at +-10) and leaves conv1 of each block unquantized; neither is reproduced.
+Dynamic where gated. Static and exportable with `gate_share = 0`, or with `remove_gates`: bounds are then scaled by what
+the gates said on average, once training is over, and the run tells what that cost. The official code calibrates at
+2 bits only (other widths start at +-10) and leaves conv1 of each block unquantized; neither is reproduced.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from training.ranges import LearnableRange
 
 GATE_BITS = 2
 GATE_FEATURES = 32
+_MEMORY = 0.01  # weight of the latest batch in the mean factors
 WHY_NOT = "gated layers compute their range from each image; a model.pt holds static grids"
 
 
@@ -44,6 +46,9 @@ class DdtbOptions:
     """Percentile the bounds start at; 95 for RDN."""
     weight_percentile: float = 99.0
     """Percentile that bounds the weights; 100 (the extremes) for RDN."""
+    remove_gates: bool = False
+    """Replace the gates by their mean factors when the run is frozen. May be set on a run that is done, with
+    `--finish`."""
 
 
 class Ddtb(Method[DdtbOptions]):
@@ -85,7 +90,18 @@ class Ddtb(Method[DdtbOptions]):
 
     def why_not_exportable(self) -> str | None:
         """Gates."""
-        return f"{WHY_NOT}; set method.gate_share=0" if self.options.gate_share else None
+        if self.options.remove_gates or not self.options.gate_share:
+            return None
+        return f"{WHY_NOT}; set method.remove_gates=true and see what it costs, or train with method.gate_share=0"
+
+    def simplify(self, model: TrainableModel) -> str:
+        """Replace the gates by their mean factors, if asked to."""
+        gated = [quantizer for quantizer in _gated_ranges(model) if quantizer.has_gate]
+        if not self.options.remove_gates or not gated:
+            return ""
+        for quantizer in gated:
+            quantizer.remove_gate()
+        return f"the gates of {len(gated)} layers became constants"
 
 
 class GatedRange(LearnableRange):
@@ -93,12 +109,15 @@ class GatedRange(LearnableRange):
 
     has_gate: Tensor
     gate_acts: Tensor
+    mean_factors: Tensor
 
     def __init__(self, bits: int, channels: int, *, percent: float) -> None:
         super().__init__(bits, percent=percent)
         self.gate = Gate(channels)
         self.register_buffer("has_gate", torch.tensor(False))
         self.register_buffer("gate_acts", torch.tensor(False))
+        # (b_u, b_l), averaged over recent training images.
+        self.register_buffer("mean_factors", torch.ones(2))
         self._logits: Tensor | None = None
         self._extremes: list[tuple[Tensor, Tensor]] = []
 
@@ -124,8 +143,19 @@ class GatedRange(LearnableRange):
             self._logits = logits
             return super().forward(x)
         lower, upper = self.range
-        upper_factor, lower_factor = (2.0 * torch.sigmoid(logits)).reshape(-1, 2, 1, 1, 1).unbind(1)
+        factors = 2.0 * torch.sigmoid(logits)
+        if self.training:
+            self.mean_factors.lerp_(factors.detach().mean(0), _MEMORY)
+        upper_factor, lower_factor = factors.reshape(-1, 2, 1, 1, 1).unbind(1)
         return range_quantize(x, lower * lower_factor, upper * upper_factor, self.bits)
+
+    @torch.no_grad()
+    def remove_gate(self) -> None:
+        """Scale the bounds by the mean factors, once and for all."""
+        upper_factor, lower_factor = self.mean_factors
+        self.upper.mul_(upper_factor)
+        self.lower.mul_(lower_factor)
+        self.has_gate.fill_(False)
 
     def take_logits(self) -> Tensor:
         """The gate's output in the latest forward while it did not act yet; [N, 2]. Not kept any longer."""
@@ -140,7 +170,9 @@ class GatedRange(LearnableRange):
             InputError: a gate makes it dynamic.
         """
         if bool(self.has_gate):
-            raise InputError("not a static grid", why=WHY_NOT, fix="set method.gate_share=0")
+            raise InputError(
+                "not a static grid", why=WHY_NOT, fix="set method.remove_gates=true, or train with method.gate_share=0"
+            )
         return super().grid()
 
 

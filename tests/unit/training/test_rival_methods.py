@@ -34,7 +34,7 @@ EXPORTABLE = [
 ]
 REFUSED = [
     ("pams", {"faithful": True}, "faithful"),
-    ("ddtb", {}, "gate_share=0"),
+    ("ddtb", {}, "remove_gates=true"),
     ("daq", {}, "do not factor out"),
 ]
 
@@ -227,6 +227,24 @@ def test_ddtb_gates_scale_the_range_of_each_image(attach, low):
         width = upper * factors[image, 0].item() - lower * factors[image, 1].item()
         levels = dynamic[image].unique()
         assert torch.diff(levels).min().item() == pytest.approx(width / 15, rel=1e-3)
+
+
+def test_ddtb_gates_become_the_constants_they_were_on_average(attach, low):
+    method, model = attach("ddtb", 4, gate_share=1.0, gate_start=0, remove_gates=True)
+    assert method.why_not_exportable() is None
+    method.begin_iteration(model, 0)
+    quantizer = next(iter(model.layers.values())).activation
+    lower, upper = (bound.item() for bound in quantizer.range)
+    for _ in range(600):
+        quantizer(low.repeat(1, 2, 1, 1))
+    factors = 2 * torch.sigmoid(quantizer.gate(low.repeat(1, 2, 1, 1))).mean(0)
+    assert "4 layers" in method.simplify(model)
+    assert quantizer.range[1].item() == pytest.approx(upper * factors[0].item(), rel=0.02)
+    assert quantizer.range[0].item() == pytest.approx(lower * factors[1].item(), rel=0.02)
+    model.network.eval()
+    with torch.no_grad():
+        trained = model(low)
+    assert torch.equal(model.freeze({})(low), trained)
 
 
 def test_ddtb_warm_up_adds_the_squared_logits(attach, low):
