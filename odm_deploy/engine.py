@@ -2,11 +2,18 @@
 
 >>> with Engine.open("model/") as engine:      # doctest: +SKIP
 ...     large = engine.upscale(small)          # uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3]
+
+Threads may share an engine. With one context their images take turns; with more, as many are under way at once:
+
+>>> Engine.open("model/", options=RuntimeOptions(contexts=2))     # doctest: +SKIP
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from queue import LifoQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,15 +23,27 @@ from numpy.typing import NDArray
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.tiling import Track, run_tiled
 from odm_deploy.manifest import Manifest, manifest_beside
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
+from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack
 from odm_deploy.runtimes.registry import open_runtime
 
 
 class Engine:
-    """A bundle opened for upscaling. Threads may share one: their images take turns on the device."""
+    """A bundle opened for upscaling. Threads may share one, and close it from any of them."""
 
-    def __init__(self, runtime: Runtime, manifest: Manifest | None = None) -> None:
-        """Wrap an open runtime, which the engine closes from now on. Most callers want `Engine.open`."""
+    def __init__(self, runtime: Runtime, manifest: Manifest | None = None, *, contexts: int = 1) -> None:
+        """Wrap an open runtime, which the engine closes from now on. Most callers want `Engine.open`.
+
+        Args:
+            runtime: runs the model.
+            manifest: what the bundle says about itself.
+            contexts: how many images may be under way at once.
+        """
+        self._runtimes = [runtime, *(runtime.another() for _ in range(contexts - 1))]
+        # The one used last first: it has the shapes of the last images bound.
+        self._idle: LifoQueue[Runtime] = LifoQueue()
+        for each in self._runtimes:
+            self._idle.put(each)
         self.runtime = runtime
         """Where the model runs; `engine.runtime.describe()` tells all about it."""
         self.manifest = manifest
@@ -38,20 +57,23 @@ class Engine:
             bundle: what `odm-deploy export` wrote, or one of the files in it.
             runtime: a runtime's name; None takes the fastest that works here: TensorRT where the plan and its GPU
                 are, else OpenVINO, else ONNX Runtime.
-            options: threads and precision.
+            options: threads, precision, and how many images may be under way at once.
 
         Raises:
             InputError: the bundle is missing or damaged.
             MissingError: no runtime that could run it is installed; the message holds the pip command.
             UsageError: there is no runtime of that name, or it cannot honour an option.
         """
-        return cls(open_runtime(bundle, runtime, options), manifest_beside(bundle))
+        contexts = 1 if options is None else options.contexts
+        return cls(open_runtime(bundle, runtime, options), manifest_beside(bundle), contexts=contexts)
 
-    def upscale(self, rgb: NDArray[np.uint8], *, tile: int = 0, track: Track | None = None) -> NDArray[np.uint8]:
+    def upscale(
+        self, rgb: NDArray[np.uint8] | SupportsDlpack, *, tile: int = 0, track: Track | None = None
+    ) -> NDArray[np.uint8]:
         """Upscale one image.
 
         Args:
-            rgb: uint8 [H, W, 3].
+            rgb: uint8 [H, W, 3] in host memory: numpy, or whatever exports DLPack.
             tile: side of square tiles in input pixels, for images that do not fit into memory whole; 0 runs the image
                 whole. Tiles overlap by the network's receptive radius, so the result shows no seams.
             track: shows progress, one step a tile.
@@ -63,9 +85,11 @@ class Engine:
             InputError: not such an image, or a size the engine was not built for.
             UsageError: tiles too small for the network, or a network that looks further than any tile.
         """
-        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-            raise InputError("cannot upscale this image", why=f"it is {rgb.dtype} {rgb.shape}, not uint8 [H, W, 3]")
-        images = np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32)
+        pixels = host_array(rgb, "the image")
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            why = f"it is {pixels.dtype} {pixels.shape}, not uint8 [H, W, 3]"
+            raise InputError("cannot upscale this image", why=why)
+        images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
         if tile == 0:
             result = self._run(images)
         else:
@@ -73,9 +97,53 @@ class Engine:
             result = run_tiled(self._run, images, tile=tile, overlap=overlap, scale=scale, track=track)
         return np.ascontiguousarray(result[0].transpose(1, 2, 0))
 
+    def upscale_tensor(
+        self, images: SupportsDlpack, *, out: SupportsDlpack | None = None, stream: int | None = None
+    ) -> SupportsDlpack:
+        """Upscale a batch as the model itself takes and gives it, wherever it lies: nothing is converted.
+
+        Tensors in GPU memory stay there (TensorRT only):
+
+        >>> large = torch.from_dlpack(engine.upscale_tensor(frames.cuda()))     # doctest: +SKIP
+
+        Args:
+            images: a contiguous tensor exporting DLPack, of the type and layout in `engine.runtime.inputs`.
+            out: on a GPU, the tensor to write to; None allocates a new one.
+            stream: on a GPU, the handle of the CUDA stream to queue the work on (torch: `stream.cuda_stream`); the
+                call then returns at once. None waits for the result.
+
+        Returns:
+            `out`, or a new array that exports DLPack, in the same kind of memory; numpy on the host.
+
+        Raises:
+            InputError: not such a tensor, a size the engine was not built for, or memory the runtime cannot reach.
+            UsageError: `out` or `stream` with a tensor in host memory.
+        """
+        source, sink = self.runtime.single_image_edges()
+        place = getattr(images, "__dlpack_device__", None)
+        on_host = place is None or place()[0] in (CPU, CUDA_HOST)
+        if on_host and (out is not None or stream is not None):
+            raise UsageError("`out` and `stream` need a tensor in GPU memory", why="this one lies in host memory")
+        with self._borrowed() as runtime:
+            if on_host:
+                return runtime.run({source.name: host_array(images, "the images")})[sink.name]
+            results = None if out is None else {sink.name: out}
+            return runtime.run_on_device({source.name: images}, results, stream)[sink.name]
+
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
         """[N, 3, H, W] in 0..255 -> uint8 [N, 3, scale*H, scale*W]; rounding here keeps large results small."""
-        return np.rint(self.runtime.upscale(images)).clip(0, 255).astype(np.uint8)
+        with self._borrowed() as runtime:
+            result = runtime.upscale(images)
+        return np.rint(result).clip(0, 255).astype(np.uint8)
+
+    @contextmanager
+    def _borrowed(self) -> Generator[Runtime]:
+        """A runtime nobody else uses meanwhile; waits for one."""
+        runtime = self._idle.get()
+        try:
+            yield runtime
+        finally:
+            self._idle.put(runtime)
 
     def _tiling(self, tile: int) -> tuple[int, int]:
         """The overlap tiles need, and the scale."""
@@ -91,8 +159,9 @@ class Engine:
         return self.runtime.describe()
 
     def close(self) -> None:
-        """Free the model and its device memory."""
-        self.runtime.close()
+        """Free the model and its device memory. Images under way are finished first; later ones are refused."""
+        for runtime in self._runtimes:
+            runtime.close()
 
     def __enter__(self) -> Self:
         return self

@@ -171,14 +171,9 @@ class Runtime(ABC):
         Raises:
             InputError: the model has several inputs or outputs, or takes no RGB images of this shape.
         """
-        if len(self.inputs) != 1 or len(self.outputs) != 1:
-            raise InputError(
-                f"cannot upscale with this model on {self.name}",
-                why=f"it has {len(self.inputs)} inputs and {len(self.outputs)} outputs instead of one each",
-            )
+        source, sink = self.single_image_edges()
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
-        source, sink = self.inputs[0], self.outputs[0]
         feed: Array = images.transpose(0, 2, 3, 1) if source.is_channels_last else images
         if source.dtype == np.uint8:
             feed = np.rint(feed).clip(0, 255)
@@ -186,6 +181,19 @@ class Runtime(ABC):
         if sink.is_channels_last:
             result = result.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(result, dtype=np.float32)
+
+    def single_image_edges(self) -> tuple[TensorInfo, TensorInfo]:
+        """The one input and the one output of a model that upscales images.
+
+        Raises:
+            InputError: the model has several inputs or outputs.
+        """
+        if len(self.inputs) != 1 or len(self.outputs) != 1:
+            raise InputError(
+                f"cannot upscale with this model on {self.name}",
+                why=f"it has {len(self.inputs)} inputs and {len(self.outputs)} outputs instead of one each",
+            )
+        return self.inputs[0], self.outputs[0]
 
     def run_on_device(
         self,
@@ -268,7 +276,7 @@ class Runtime(ABC):
                 f"these are not the inputs of the model on {self.name}",
                 why=f"given {sorted(feeds)}, the model takes {sorted(wanted)}",
             )
-        arrays = {info.name: _on_host(info.name, feeds[info.name]) for info in self.inputs}
+        arrays = {info.name: host_array(feeds[info.name], f"input {info.name!r}") for info in self.inputs}
         for info in self.inputs:
             info.check(arrays[info.name])
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -278,18 +286,22 @@ class Runtime(ABC):
             raise InputError(f"this {self.name} model cannot run", why="it was closed")
 
 
-def _on_host(name: str, feed: Any) -> Array:
-    """`feed` as a numpy array; tensors of other libraries come over by DLPack without a copy."""
-    if isinstance(feed, np.ndarray):
-        return feed
+def host_array(array: Any, label: str) -> Array:
+    """`array` as a numpy array; tensors of other libraries come over by DLPack without a copy.
+
+    Raises:
+        InputError: it exports no DLPack, or lies in the memory of a GPU. `label` names it in the message.
+    """
+    if isinstance(array, np.ndarray):
+        return array
     try:
-        device, _ = feed.__dlpack_device__()
+        device, _ = array.__dlpack_device__()
         if device not in (CPU, CUDA_HOST):
             raise BufferError("it lies in the memory of a device")
-        return np.from_dlpack(feed)
+        return np.from_dlpack(array)
     except (AttributeError, BufferError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"input {name!r} cannot be read as an array",
-            why=f"{type(feed).__name__}: {error}",
+            f"{label} cannot be read as an array",
+            why=f"{type(array).__name__}: {error}",
             fix="pass a numpy array or a tensor in host memory",
         ) from error
