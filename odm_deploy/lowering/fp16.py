@@ -18,7 +18,8 @@ from odm_deploy.lowering.graph import GraphEditor, constant_array
 
 _COMPUTE = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 _QUANTIZER_STEPS = {"Min", "Max", "Sub", "Pad"}
-_EDGE_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Cast", "Round", "Min", "Max", "Clip"}
+# Gather and Slice: networks of windows extend the image before they scale it, and crop what they scaled back.
+_EDGE_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Cast", "Round", "Min", "Max", "Clip", "Gather", "Slice"}
 
 
 def convert_rest_to_fp16(model: ir.Model) -> None:
@@ -37,6 +38,8 @@ def convert_rest_to_fp16(model: ir.Model) -> None:
             if (ir.DataType.FLOAT16 if value in half else ir.DataType.FLOAT) != wanted:
                 node.replace_input_with(index, _cast(editor, node, value, wanted, casts))
         if node not in keep:
+            if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
             for value in node.outputs:
                 if value.dtype == ir.DataType.FLOAT:
                     value.dtype = ir.DataType.FLOAT16

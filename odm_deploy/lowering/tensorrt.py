@@ -66,6 +66,7 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
     x, padding = source, 0
     if _fits_int8(grid):
         offset = grid.zero_point
+        _keep_product_whole(editor, layer, only_consumer(marker.outputs[0]))
     else:
         offset = grid.code_half
         consumer = only_consumer(marker.outputs[0])
@@ -152,14 +153,30 @@ def _shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: floa
         consumer.resize_inputs(3)
         consumer.replace_input_with(2, editor.constant(f"{layer}.bias_shifted", total, np.float32))
         return
-    # A matrix product has no bias input: add the term behind it. Runtimes fold two additions of constants.
-    product = consumer.outputs[0]
-    term = editor.constant(f"{layer}.bias_shift", sums, np.float32)
-    successor = next(iter(product.uses())).node
-    users = [(use.node, use.idx) for use in product.uses()]
-    shifted = editor.node_before(successor, "Add", [product, term], f"{layer}.shifted")
-    for node, index in users:
-        node.replace_input_with(index, shifted)
+    # A matrix product has no bias input. Runtimes fold two additions of constants.
+    _add_behind(editor, consumer, editor.constant(f"{layer}.bias_shift", sums, np.float32), f"{layer}.shifted")
+
+
+def _keep_product_whole(editor: GraphEditor, layer: str, consumer: ir.Node | None) -> None:
+    """Add zero to a matrix product that nothing has to be added to.
+
+    TensorRT-RTX 1.7 pulls slices of a product, such as attention's queries, keys and values, through one addition (the
+    bias) into the dequantized weight, and then multiplies in float. It leaves a product behind two additions alone,
+    runs it as int8 and folds both.
+    """
+    if consumer is not None and consumer.op_type == "MatMul":
+        _add_behind(editor, consumer, editor.constant(f"{layer}.nothing", [0.0], np.float32), f"{layer}.whole")
+
+
+def _add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) -> None:
+    """Let whoever read `node`'s output read that plus `term` instead."""
+    result = node.outputs[0]
+    users = [(use.node, use.idx) for use in result.uses()]
+    if not users:
+        return
+    added = editor.node_before(users[0][0], "Add", [result, term], name)
+    for user, index in users:
+        user.replace_input_with(index, added)
 
 
 def _weight_marker(value: ir.Value | None) -> ir.Node | None:

@@ -9,7 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from odm_deploy.proof.layers import compare_layers
 from odm_deploy.runtimes.torch_reference import TorchReference
-from tests.factories import OPENERS, lowered, random_images, tiny_model
+from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model, tiny_network
 
 
 @pytest.fixture(scope="module", params=[(4, "asymmetric"), (8, "asymmetric"), (3, "free")], ids=str)
@@ -91,3 +91,14 @@ def test_layers_flip_at_the_rate_of_half_precision_sources_and_by_one_step(model
     assert output.max_step <= 1
     assert max(layer.max_step for layer in layers) <= 1
     assert sum(layer.flips for layer in layers) < 0.02 * sum(layer.codes for layer in layers)
+
+
+def test_a_network_of_windows_reads_and_writes_images_in_float32():
+    model = quantized(tiny_network("swinir"), lambda *_: (8, "asymmetric", "per_channel"))
+    half = lowered(model, precision="fp16")
+    types = types_of(half)
+    images = [node for node in half.graph.node if "mean" in node.input]
+    assert [node.op_type for node in images] == ["Sub", "Add"]
+    assert {types[name] for node in images for name in (*node.input, *node.output)} == {TensorProto.FLOAT}
+    softmax = [node for node in half.graph.node if node.op_type in ("Softmax", "LayerNormalization", "Gelu")]
+    assert {types[node.output[0]] for node in softmax} == {TensorProto.FLOAT16}

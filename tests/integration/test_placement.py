@@ -1,0 +1,46 @@
+"""Every network quantized throughout is an int8 engine throughout: TensorRT-RTX's own layer table says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.networks.registry import build_network
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.runtimes.coverage import coverage
+from odm_deploy.runtimes.profiles import parse_profile
+from tests.factories import quantized
+
+RTX = find_flavour("tensorrt_rtx")
+
+pytestmark = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
+
+# Published widths, few blocks: which kernel a layer gets depends on its channels, not on how often it comes.
+NETWORKS = {
+    "edsr": {"blocks": 1},
+    "srresnet": {"blocks": 1},
+    "rdn": {"blocks": 2, "convolutions": 3},
+    "swinir": {"groups": 1, "depth": 2},
+}
+SHAPES = "1x3x32x32:1x3x96x128:2x3x270x480"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_quantized_layers_run_as_int8(name: str, bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = build_network(name, {"scale": 4, **NETWORKS[name]}).eval()
+    model = quantized(network, lambda *_: (bits, "asymmetric", "per_channel"))
+    # SwinIR in half precision: its normalisation and softmax are most of what is left to the rest.
+    proto = lower(model, LoweringOptions(precision="fp16" if name == "swinir" else "fp32"))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    profile = parse_profile(SHAPES)
+    report = build_engine(path, tmp_path / "engine.plan", profiles=profile, flavour=RTX, timeout_s=120)
+    found = coverage(path, list(report.layers), profile)
+    assert [(layer.name, layer.engine_layer) for layer in found.fallbacks] == []
+    assert {layer.name for layer in found.layers if layer.precision == "int8"} == set(model.layers)
