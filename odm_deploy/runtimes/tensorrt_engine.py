@@ -38,7 +38,7 @@ class TensorRtEngine(Runtime):
     model_kind: ClassVar[ModelKind] = "plan"
     flavour: ClassVar[str] = TENSORRT
 
-    def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions) -> None:
+    def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
         super().__init__()
         self._trt = trt
         self._engine: Any = engine
@@ -54,7 +54,7 @@ class TensorRtEngine(Runtime):
         is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in tensors}
         self.inputs = tuple(self._info(name) for name in tensors if is_input[name])
         self.outputs = tuple(self._info(name) for name in tensors if not is_input[name])
-        self.device = find_gpus()[0].name
+        self.device = device
 
     @classmethod
     def open(cls, model: Path | str, options: RuntimeOptions | None = None) -> Self:
@@ -88,7 +88,7 @@ class TensorRtEngine(Runtime):
         engine = runtime.deserialize_cuda_engine(model)
         if engine is None:
             raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix="build it again on this GPU")
-        return cls(trt, engine, cuda, log, chosen)
+        return cls(trt, engine, cuda, log, chosen, find_gpus()[0].name)
 
     @classmethod
     def _import(cls) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,9 @@ from odm_deploy.errors import InputError
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
+from odm_deploy.runtimes.cuda import Cuda, Stream
+from odm_deploy.runtimes.device_array import DeviceArray
+from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
@@ -97,6 +102,49 @@ def test_parts_of_a_run_add_up(engine: Runtime) -> None:
     assert times.d2h_ms is not None
     assert min(times.h2d_ms, times.compute_ms, times.d2h_ms) > 0
     assert times.latency_ms == pytest.approx(times.h2d_ms + times.compute_ms + times.d2h_ms)
+
+
+def to_gpu(cuda: Cuda, array: np.ndarray) -> DeviceArray:
+    with closing(cuda.buffer(array.nbytes)) as staging, closing(cuda.stream()) as stream:
+        staging.bytes[:] = array.reshape(-1).view(np.uint8)
+        pointer = cuda.allocate(array.nbytes)
+        staging.upload(stream)
+        staging.copy_to(pointer, stream)
+        stream.synchronize()
+    return DeviceArray(pointer, array.shape, array.dtype, (CUDA, 0), cuda.free)
+
+
+def from_gpu(cuda: Cuda, array: Any, stream: Stream) -> np.ndarray:
+    borrowed = BorrowedTensor(array, stream=int(stream.handle))
+    with closing(cuda.buffer(borrowed.nbytes)) as staging:
+        staging.copy_from(borrowed.pointer, stream)
+        staging.download(stream)
+        stream.synchronize()
+        return staging.bytes.copy().view(borrowed.dtype).reshape(borrowed.shape)
+
+
+@pytest.mark.parametrize("own_stream", [True, False])
+def test_tensors_in_gpu_memory_give_the_same_pixels(engine: Runtime, own_stream: bool) -> None:
+    cuda = Cuda.load()
+    name = engine.inputs[0].name
+    with closing(cuda.stream()) as theirs, closing(cuda.stream()) as reading:
+        handle = None if own_stream else int(theirs.handle)
+        images = [random_images(h=h, w=w, seed=h) for h, w in ((8, 8), (40, 17), (8, 8), (64, 64))]
+        inputs = [to_gpu(cuda, each) for each in images]
+        results = [engine.run_on_device({name: each}, stream=handle) for each in inputs]
+        for result, each in zip(results, images, strict=True):
+            (array,) = result.values()
+            np.testing.assert_array_equal(from_gpu(cuda, array, reading), engine.upscale(each))
+
+
+def test_contexts_of_one_engine_run_side_by_side(bundle: Path) -> None:
+    runtime = (bundle / "name").read_text()
+    pictures = [np.full((16, 16 + index % 3, 3), index, np.uint8) for index in range(12)]
+    with Engine.open(bundle, runtime, RuntimeOptions(contexts=3)) as engine:
+        alone = [engine.upscale(picture) for picture in pictures]
+        with ThreadPoolExecutor(6) as pool:
+            for result, expected in zip(pool.map(engine.upscale, pictures), alone, strict=True):
+                np.testing.assert_array_equal(result, expected)
 
 
 def test_the_default_size_is_the_profiles_optimum(engine: Runtime) -> None:

@@ -1,0 +1,214 @@
+"""A GPU of the worst kind, for machines without one: nothing queued on a stream happens before somebody waits for it.
+
+The CUDA calls have the names and parameters of the real `cuda.bindings.runtime`, whose enumerations are used; device
+memory is host memory. Work that forgets to wait for other work reads what was there before, and tests see it. What
+real engines do on real GPUs is tested in `tests/gpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+Work = Callable[[], None]
+
+
+class SimulatedCuda:
+    """Stands in for the module `cuda.bindings.runtime`."""
+
+    def __init__(self) -> None:
+        import cuda.bindings.runtime as real
+
+        self._real = real
+        self.memory: dict[int, Any] = {}
+        self.pending: dict[int, list[Work]] = {0: []}
+        self.done: dict[int, int] = {}
+        self.events: dict[int, tuple[int, int] | None] = {}
+        self.graphs: dict[int, list[Work]] = {}
+        self._capturing: int | None = None
+        self._captured: list[Work] = []
+        self._handles = iter(range(1000, 10**6))
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._real, name)
+        if not name.startswith("cuda") or inspect.isclass(real) or not callable(real):
+            return real
+        simulated: Callable[..., Any] = getattr(self, f"_{name}")
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            inspect.signature(real).bind(*arguments)
+            result = simulated(*(int(each) if hasattr(each, "__int__") else each for each in arguments))
+            return (0,) if result is None else (0, result)
+
+        return call
+
+    def queue(self, stream: int, work: Work) -> None:
+        """Put work on a stream, or into the graph that is being captured from it."""
+        if self._capturing == stream:
+            self._captured.append(work)
+        else:
+            self.pending.setdefault(stream, []).append(work)
+
+    def _run(self, stream: int, upto: int | None = None) -> None:
+        queue = self.pending.get(stream, [])
+        while queue and (upto is None or self.done.get(stream, 0) < upto):
+            # Counted first: the work may itself wait for something earlier on this stream.
+            self.done[stream] = self.done.get(stream, 0) + 1
+            queue.pop(0)()
+
+    def _new(self, table: dict[int, Any], value: Any) -> int:
+        handle = next(self._handles)
+        table[handle] = value
+        return handle
+
+    def _cudaMalloc(self, size: int) -> int:
+        buffer = (ctypes.c_uint8 * size)(*b"\xa5" * size)
+        self.memory[ctypes.addressof(buffer)] = buffer
+        return ctypes.addressof(buffer)
+
+    def _cudaHostAlloc(self, size: int, _: int) -> int:
+        return self._cudaMalloc(size)
+
+    def _cudaFree(self, address: int) -> None:
+        for stream in list(self.pending):
+            self._run(stream)
+        del self.memory[address]
+
+    def _cudaFreeHost(self, address: int) -> None:
+        self._cudaFree(address)
+
+    def _cudaMemcpyAsync(self, target: int, source: int, size: int, _: int, stream: int) -> None:
+        self.queue(stream, lambda: ctypes.memmove(target, source, size) and None)
+
+    def _cudaStreamCreateWithFlags(self, _: int) -> int:
+        return self._new(self.pending, [])
+
+    def _cudaStreamDestroy(self, stream: int) -> None:
+        self._run(stream)
+        del self.pending[stream]
+
+    def _cudaStreamSynchronize(self, stream: int) -> None:
+        self._run(stream)
+
+    def _cudaEventCreate(self) -> int:
+        return self._new(self.events, None)
+
+    def _cudaEventCreateWithFlags(self, _: int) -> int:
+        return self._cudaEventCreate()
+
+    def _cudaEventDestroy(self, event: int) -> None:
+        del self.events[event]
+
+    def _cudaEventRecord(self, event: int, stream: int) -> None:
+        self.events[event] = (stream, self.done.get(stream, 0) + len(self.pending.setdefault(stream, [])))
+
+    def _wait(self, point: tuple[int, int] | None) -> None:
+        if point is not None:
+            self._run(*point)
+
+    def _cudaStreamWaitEvent(self, stream: int, event: int, _: int) -> None:
+        point = self.events[event]
+        self.queue(stream, lambda: self._wait(point))
+
+    def _cudaEventSynchronize(self, event: int) -> None:
+        self._wait(self.events[event])
+
+    def _cudaEventElapsedTime(self, start: int, end: int) -> float:
+        assert self.events[start] and self.events[end]
+        return 0.25
+
+    def _cudaStreamBeginCapture(self, stream: int, _: int) -> None:
+        self._capturing, self._captured = stream, []
+
+    def _cudaStreamEndCapture(self, _: int) -> int:
+        self._capturing = None
+        return self._new(self.graphs, list(self._captured))
+
+    def _cudaGraphInstantiate(self, graph: int, _: int) -> int:
+        return self._new(self.graphs, self.graphs[graph])
+
+    def _cudaGraphLaunch(self, graph: int, stream: int) -> None:
+        for work in self.graphs[graph]:
+            self.queue(stream, work)
+
+    def _cudaGraphDestroy(self, graph: int) -> None:
+        del self.graphs[graph]
+
+    def _cudaGraphExecDestroy(self, graph: int) -> None:
+        del self.graphs[graph]
+
+
+SMALLEST, BEST, LARGEST = (1, 3, 2, 2), (1, 3, 4, 4), (2, 3, 16, 16)
+
+
+class _Context:
+    """An execution context of a network that doubles height and width by repeating pixels."""
+
+    def __init__(self, cuda: SimulatedCuda) -> None:
+        self._cuda = cuda
+        self._shape: tuple[int, ...] = ()
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, profile: int, _: int) -> bool:
+        return profile == 0
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shape = tuple(shape)
+        return name == "image"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        n, c, h, w = self._shape
+        return self._shape if name == "image" else (n, c, 2 * h, 2 * w)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        source, target = (self._view(name, self._addresses[name]) for name in ("image", "sr"))
+        self._cuda.queue(stream, lambda: np.copyto(target, source.repeat(2, 2).repeat(2, 3)))
+        return True
+
+    def _view(self, name: str, address: int) -> np.ndarray:
+        shape = self.get_tensor_shape(name)
+        memory = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+        return np.frombuffer(memory, np.float32).reshape(shape)
+
+
+class SimulatedEngine:
+    """Stands in for `trt.ICudaEngine`."""
+
+    num_io_tensors = 2
+    num_optimization_profiles = 1
+
+    def __init__(self, cuda: SimulatedCuda) -> None:
+        self._cuda = cuda
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("image", "sr")[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name == "image" else "output"
+
+    def get_tensor_shape(self, _: str) -> tuple[int, ...]:
+        return (-1, 3, -1, -1)
+
+    def get_tensor_dtype(self, _: str) -> type:
+        return np.float32
+
+    def get_tensor_profile_shape(self, _name: str, _profile: int) -> tuple[tuple[int, ...], ...]:
+        return SMALLEST, BEST, LARGEST
+
+    def create_execution_context(self) -> _Context:
+        return _Context(self._cuda)
+
+
+TENSORRT = SimpleNamespace(
+    TensorIOMode=SimpleNamespace(INPUT="input"), nptype=lambda kind: kind, __version__="10.13.0.35"
+)
+"""Stands in for the module `tensorrt`."""
