@@ -131,11 +131,11 @@ def command(
     """Quantize float WEIGHTS after training: watch the network on images, choose ranges, write model.pt."""
     from calibration.images import CalibrationImages, choose_images
     from calibration.profiles import WidthOptions, policy_of
-    from calibration.ptq import CalibrationSettings, calibrate
-    from calibration.ranges import RangeMethod
     from odm_deploy.checkpoint import file_sha256, save_model
     from odm_deploy.networks.registry import network_from_state_dict
     from odm_deploy.networks.state_dict import read_state_dict
+    from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+    from odm_deploy.quantization.ranges import RangeMethod
 
     started = time.monotonic()
     # Everything that can be wrong about the call is found before the minutes of work, not after.

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from calibration.profiles import WidthOptions, policy_of
-from calibration.ptq import calibrate
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.post_training import calibrate
 from tests.factories import random_images
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.ptq import CalibrationSettings, calibrate
 from odm_deploy.grid import Grid
 from odm_deploy.proof.layers import OUTPUT, compare_layers
 from odm_deploy.quantization.exact_sums import (
@@ -26,6 +25,7 @@ from odm_deploy.quantization.exact_sums import (
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import FrozenLayer, tapped
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from tests.factories import OPENERS, lowered, random_images, tiny_network, weight_codes
 

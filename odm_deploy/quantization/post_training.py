@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.observers import InputObserver
-from calibration.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.exact_freeze import freeze_exact
 from odm_deploy.quantization.exact_sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.observers import InputObserver
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.quantization.weights import quantize_weight
 
 

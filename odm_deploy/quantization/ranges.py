@@ -14,9 +14,9 @@ from itertools import product
 
 import numpy as np
 
-from calibration.observers import InputObserver
 from odm_deploy.errors import InputError
 from odm_deploy.grid import FloatArray, Grid
+from odm_deploy.quantization.observers import InputObserver
 
 
 class RangeMethod(StrEnum):

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.observers import InputObserver
-from calibration.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 
 
 def observer_of(values: torch.Tensor, percentile: float | None = None) -> InputObserver:

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from calibration.ptq import CalibrationSettings, calibrate, observe
-from calibration.ranges import RangeMethod
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate, observe
+from odm_deploy.quantization.ranges import RangeMethod
 
 POLICY = QuantizationPolicy(LayerBits(8, 8))
 

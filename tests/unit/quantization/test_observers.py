@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.observers import Histogram, InputObserver
 from odm_deploy.errors import InputError
+from odm_deploy.quantization.observers import Histogram, InputObserver
 from tests.grid_strategies import unhurried
 
 
