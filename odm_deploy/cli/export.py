@@ -39,9 +39,21 @@ if TYPE_CHECKING:
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
 @click.option("--workspace", "workspace_mib", type=int, help="MiB of scratch memory a kernel may use.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="0: fast build, 5: fast engine.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="File of kernel timings, read and rewritten.")
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path),
+    help="File of kernel timings, read and rewritten, or a folder with one for each version and GPU.",
+)
 @click.option("--tf32/--no-tf32", default=True, help="Let float32 convolutions round to 11 significant bits.")
 @click.option("--compute-capability", "targets", multiple=True, help="GPU to build for, like SM86; TensorRT-RTX only.")
+@click.option("--version-compatible", is_flag=True, help="Let later TensorRTs of the same major version load the plan.")
+@click.option(
+    "--hardware",
+    type=click.Choice(["this", "same-capability", "ampere+"]),
+    default="this",
+    show_default=True,
+    help="GPUs that are to run a plan of tensorrt.",
+)
 @click.option(
     "--triton", type=click.Path(path_type=Path), help="Also write the bundle into this Triton model repository."
 )
@@ -72,6 +84,8 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
         timing_cache=options["timing_cache"],
         tf32=options["tf32"],
         compute_capabilities=options["targets"],
+        version_compatible=options["version_compatible"],
+        hardware=options["hardware"],
     )
     lowering = LoweringOptions(options["precision"], options["io"], options["layout"])
     quantized = load_model(model)

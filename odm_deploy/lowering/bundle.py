@@ -61,11 +61,15 @@ class EngineOptions:
     optimization_level: int | None = None
     """0 (fast build) to 5 (fast engine); None for the builder's default."""
     timing_cache: Path | None = None
-    """File with kernel timings that speeds up later builds."""
+    """File with kernel timings that speeds up later builds, or a folder of such files."""
     tf32: bool = True
     """Whether float32 convolutions may round their operands to 11 significant bits."""
     compute_capabilities: tuple[str, ...] = ()
     """GPUs to build for, such as `SM86`; TensorRT-RTX only. Empty for its default, Ampere and later."""
+    version_compatible: bool = False
+    """Let later versions of the same major version load the plan; `tensorrt` only."""
+    hardware: str = "this"
+    """GPUs that are to run the plan: `this`, `same-capability` or `ampere+`; `tensorrt` only."""
 
 
 def write_bundle(
@@ -155,6 +159,8 @@ def _build(
         timing_cache=engine.timing_cache,
         tf32=engine.tf32,
         compute_capabilities=engine.compute_capabilities,
+        version_compatible=engine.version_compatible,
+        hardware=engine.hardware,
         on_progress=on_progress,
     )
 
@@ -201,6 +207,8 @@ def _describe_engine(built: BuildReport, engine: EngineOptions) -> dict[str, Any
         "compute_capability": list(gpus[0].compute_capability) if gpus else None,
         "profile": str(engine.profile),
         "tf32": engine.tf32,
+        "version_compatible": engine.version_compatible,
+        "hardware": engine.hardware,
         "build_s": round(built.seconds, 3),
         "plan_bytes": built.plan_bytes,
         "trtexec": built.trtexec_equivalent,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,8 +26,8 @@ from odm_deploy.errors import BuildError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.lowering.lint import Severity, lint
 from odm_deploy.lowering.lint.graph import read_model
-from odm_deploy.runtimes.builder_child import BuildRequest
-from odm_deploy.runtimes.compat import Flavour, choose_builder
+from odm_deploy.runtimes.builder_child import HARDWARE_LEVELS, BuildRequest
+from odm_deploy.runtimes.compat import Flavour, choose_builder, find_gpus
 from odm_deploy.runtimes.layer_table import LayerRecord, parse_inspector, parse_log
 from odm_deploy.runtimes.profiles import ShapeProfile
 
@@ -81,6 +82,8 @@ def build_engine(
     timing_cache: Path | str | None = None,
     tf32: bool = True,
     compute_capabilities: Sequence[str] = (),
+    version_compatible: bool = False,
+    hardware: str = "this",
     on_progress: Callable[[BuildProgress], None] | None = None,
     log_path: Path | str | None = None,
 ) -> BuildReport:
@@ -94,11 +97,15 @@ def build_engine(
         timeout_s: the build is stopped after this many seconds.
         workspace_mib: limit of the scratch memory a kernel may use; None for the builder's default.
         optimization_level: 0 (fast build) to 5 (fast engine); None for the builder's default of 3.
-        timing_cache: file with kernel timings, read and rewritten; speeds up later builds of `tensorrt`.
+        timing_cache: file with kernel timings, read and rewritten; speeds up later builds of `tensorrt`. In a folder,
+            the file is named after version and GPU, because timings of another would choose wrong kernels.
         tf32: whether float32 convolutions may round their operands to 11 significant bits. Switch it off where
             exactness is claimed.
         compute_capabilities: what to build for, `SM86` or `8.6` or `current`; TensorRT-RTX only. Empty for its
             default: Ampere and later.
+        version_compatible: let later versions of the same major version load the plan, at some cost in speed;
+            `tensorrt` only.
+        hardware: GPUs that are to run the plan: `this`, `same-capability` or `ampere+` (slower); `tensorrt` only.
         on_progress: called with every step the builder reports, from this thread.
         log_path: keep the builder's complete VERBOSE log here.
 
@@ -110,6 +117,7 @@ def build_engine(
     """
     onnx_file, chosen = _check_input(onnx_path), _flavour(flavour)
     targets = _targets(compute_capabilities, chosen)
+    _check_compatibility(version_compatible, hardware, chosen)
     if timeout_s <= 0:
         raise UsageError("no such time limit", why=f"{timeout_s} s", fix="give the build some seconds")
     with ExitStack() as stack:
@@ -130,8 +138,10 @@ def build_engine(
             tf32=tf32,
             workspace_mib=workspace_mib,
             optimization_level=optimization_level,
-            timing_cache=None if timing_cache is None else str(timing_cache),
+            timing_cache=None if timing_cache is None else str(_timing_cache_file(Path(timing_cache), chosen)),
             compute_capabilities=targets,
+            version_compatible=version_compatible,
+            hardware=hardware,
         )
         done = _run_child(request, timeout_s, on_progress, log)
         plan_bytes = plan.stat().st_size
@@ -181,6 +191,26 @@ def _targets(names: Sequence[str], flavour: Flavour) -> tuple[str, ...]:
         )
     plain = [name.upper().replace(".", "") for name in names]
     return tuple(f"SM{name}" if name.isdigit() else name for name in plain)
+
+
+def _check_compatibility(version_compatible: bool, hardware: str, flavour: Flavour) -> None:
+    if hardware not in HARDWARE_LEVELS:
+        raise UsageError(f"no such hardware: {hardware}", fix=f"use one of {', '.join(HARDWARE_LEVELS)}")
+    if flavour.is_rtx and (version_compatible or hardware != "this"):
+        raise UsageError(
+            "cannot choose what else runs this plan",
+            why="plans of tensorrt_rtx run on every GPU from Ampere on, and on their own version only",
+            fix="leave --version-compatible and --hardware out, or use tensorrt",
+        )
+
+
+def _timing_cache_file(path: Path, flavour: Flavour) -> Path:
+    """`path` itself, or in a folder the file for this version and this GPU."""
+    if not path.is_dir():
+        return path
+    gpus = find_gpus()
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", gpus[0].name) if gpus else "no-gpu"
+    return path / f"{flavour.name}-{flavour.version}-{gpu}.timing"
 
 
 def _run_child(
@@ -327,6 +357,11 @@ def _trtexec(request: BuildRequest, done: dict[str, Any], onnx_path: Path, plan_
         words.append(f"--builderOptimizationLevel={request.optimization_level}")
     if request.timing_cache and not rtx:
         words.append(f"--timingCacheFile={request.timing_cache}")
+    if request.version_compatible:
+        words.append("--versionCompatible")
+    if request.hardware != "this":
+        level = "ampere+" if request.hardware == "ampere+" else "sameComputeCapability"
+        words.append(f"--hardwareCompatibilityLevel={level}")
     if request.compute_capabilities == ("CURRENT",):
         words.append("--useGpu")
     elif request.compute_capabilities:

@@ -26,6 +26,9 @@ from odm_deploy.errors import BuildError
 from odm_deploy.files import atomic_path
 from odm_deploy.runtimes.profiles import ShapeProfile
 
+HARDWARE_LEVELS = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+"""What users call it -> a name in TensorRT's HardwareCompatibilityLevel."""
+
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 
 
@@ -47,6 +50,10 @@ class BuildRequest:
     timing_cache: str | None
     compute_capabilities: tuple[str, ...]
     """Targets such as `SM86`, or `CURRENT`; empty for the builder's default. TensorRT-RTX only."""
+    version_compatible: bool = False
+    """Let later versions of the same major version load the plan. `tensorrt` only."""
+    hardware: str = "this"
+    """Which GPUs are to run the plan, a key of `HARDWARE_LEVELS`. `tensorrt` only."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -170,6 +177,11 @@ def _configure(trt: Any, builder: Any, config: Any, network: Any, request: Build
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
     if request.optimization_level is not None:
         config.builder_optimization_level = request.optimization_level
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.hardware != "this":
+        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE_LEVELS[request.hardware])
+        config.hardware_compatibility_level = level
     if request.compute_capabilities:
         config.num_compute_capabilities = len(request.compute_capabilities)
         for index, name in enumerate(request.compute_capabilities):
@@ -189,7 +201,10 @@ def _configure(trt: Any, builder: Any, config: Any, network: Any, request: Build
         return None
     stored = Path(request.timing_cache)
     cache = config.create_timing_cache(stored.read_bytes() if stored.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
+        # Timings of another GPU or version would choose wrong kernels: begin anew, and replace the file.
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 
 

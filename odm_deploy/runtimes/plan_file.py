@@ -8,8 +8,10 @@ builder's version (NVIDIA/TensorRT#3073). The tag of TensorRT for RTX is "vtrt",
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from odm_deploy.errors import InputError
 from odm_deploy.manifest import manifest_beside
@@ -71,16 +73,21 @@ def read_plan_header(plan: bytes, *, label: str = "the plan") -> PlanHeader:
     return PlanHeader(TENSORRT_RTX if tag == _RTX_TAG else TENSORRT, (major, minor, patch, build))
 
 
-def built_for(plan_path: Path) -> str:
-    """What the manifest beside a plan says it was built with and for; empty where there is no such fact."""
+def engine_facts(plan_path: Path) -> Mapping[str, Any]:
+    """The manifest's entry about the plan it lies beside; empty where there is none."""
     try:
         manifest = manifest_beside(plan_path)
     except InputError:
         # A damaged manifest is no reason not to run a good plan.
+        return {}
+    return {} if manifest is None or manifest.engine is None else manifest.engine
+
+
+def built_for(plan_path: Path) -> str:
+    """What the manifest beside a plan says it was built with and for; empty where there is no such fact."""
+    facts = {str(key): str(value) for key, value in engine_facts(plan_path).items() if value is not None}
+    if not facts:
         return ""
-    if manifest is None or manifest.engine is None:
-        return ""
-    facts = {str(key): str(value) for key, value in manifest.engine.items() if value is not None}
     built = f"{facts.get('flavour', 'TensorRT')} {facts.get('version', '')}".strip()
     target = facts.get("gpu") or facts.get("compute_capability") or ""
     return f"built by {built}" + (f" for {target}" if target else "")

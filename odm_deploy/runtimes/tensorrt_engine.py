@@ -22,7 +22,7 @@ from odm_deploy.runtimes.cuda import Cuda, Event
 from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
-from odm_deploy.runtimes.plan_file import built_for, read_plan_header
+from odm_deploy.runtimes.plan_file import built_for, engine_facts, read_plan_header
 from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
@@ -62,11 +62,30 @@ class TensorRtEngine(Runtime):
         path = locate_model(model, cls.model_kind)
         plan = read_model(path, cls.model_kind)
         facts = built_for(path)
-        return cls.open_bytes(plan, options, label=f"{path} ({facts})" if facts else str(path))
+        return cls.open_bytes(
+            plan,
+            options,
+            label=f"{path} ({facts})" if facts else str(path),
+            version_compatible=bool(engine_facts(path).get("version_compatible")),
+        )
 
     @classmethod
-    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the plan") -> Self:
+    def open_bytes(
+        cls,
+        model: bytes,
+        options: RuntimeOptions | None = None,
+        *,
+        label: str = "the plan",
+        version_compatible: bool = False,
+    ) -> Self:
         """Deserialize an engine.
+
+        Args:
+            model: a serialized engine.
+            options: how to run it.
+            label: names it in error messages.
+            version_compatible: the plan brings code of its own, with which later versions run it. Only for plans from
+                where you would take a program from.
 
         Raises:
             InputError: these bytes are no engine, or one of another flavour, version or GPU.
@@ -81,10 +100,13 @@ class TensorRtEngine(Runtime):
         header = read_plan_header(model, label=label)
         header.require_flavour(cls.flavour, label=label)
         trt = cls._import()
-        header.require_version(str(trt.__version__), label=label)
+        if not version_compatible:
+            header.require_version(str(trt.__version__), label=label)
         cuda = Cuda.load()
         log = _make_log(trt)
         runtime = trt.Runtime(log)
+        if version_compatible:
+            runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(model)
         if engine is None:
             raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix="build it again on this GPU")

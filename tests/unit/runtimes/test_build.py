@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.errors import UsageError
-from odm_deploy.runtimes.build import _cause, _targets, _trtexec
-from odm_deploy.runtimes.builder_child import BuildRequest, Channel
+from odm_deploy.runtimes.build import _cause, _check_compatibility, _targets, _timing_cache_file, _trtexec
+from odm_deploy.runtimes.builder_child import HARDWARE_LEVELS, BuildRequest, Channel, _configure, make_logger
 from odm_deploy.runtimes.compat import Flavour
 
 REQUEST = BuildRequest(
@@ -60,6 +60,48 @@ def test_rtx_command_names_its_targets_and_no_timing_cache():
     assert "--computeCapabilities=86" in words
     assert not [word for word in words if "timingCache" in word]
     assert "--useGpu" in command(replace(rtx, compute_capabilities=("CURRENT",)), "1.7.1")
+
+
+def test_compatible_plans_are_asked_for_in_trtexecs_words():
+    words = command(replace(REQUEST, version_compatible=True, hardware="ampere+"), "10.13.2.6")
+    assert {"--versionCompatible", "--hardwareCompatibilityLevel=ampere+"} <= set(words)
+    words = command(replace(REQUEST, hardware="same-capability"), "11.1.0")
+    assert "--hardwareCompatibilityLevel=sameComputeCapability" in words
+    assert "--versionCompatible" not in words
+
+
+def test_compatibility_is_the_business_of_tensorrt_alone():
+    _check_compatibility(True, "ampere+", Flavour("tensorrt", "10.13"))
+    _check_compatibility(False, "this", Flavour("tensorrt_rtx", "1.7.1"))
+    for choice in ((True, "this"), (False, "ampere+")):
+        with pytest.raises(UsageError, match="every GPU from Ampere on"):
+            _check_compatibility(*choice, Flavour("tensorrt_rtx", "1.7.1"))
+    with pytest.raises(UsageError, match="same-capability"):
+        _check_compatibility(False, "turing", Flavour("tensorrt", "10.13"))
+
+
+def test_real_builder_configurations_take_the_options():
+    # The bindings of both flavours share these names; those of TensorRT-RTX need no GPU.
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = make_logger(trt, io.StringIO())
+    builder = trt.Builder(logger)
+    network, config = builder.create_network(0), builder.create_builder_config()
+    request = replace(REQUEST, version_compatible=True, hardware="ampere+", timing_cache=None)
+    _configure(trt, builder, config, network, request)
+    assert config.get_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.builder_optimization_level == 4
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 512 << 20
+    assert set(HARDWARE_LEVELS.values()) == set(trt.HardwareCompatibilityLevel.__members__)
+
+
+def test_timing_caches_in_a_folder_are_kept_apart(tmp_path):
+    tensorrt = Flavour("tensorrt", "10.13.2.6")
+    assert _timing_cache_file(tmp_path / "one.cache", tensorrt) == tmp_path / "one.cache"
+    first, second = (_timing_cache_file(tmp_path, flavour) for flavour in (tensorrt, Flavour("tensorrt", "11.1.0")))
+    assert first.parent == second.parent == tmp_path
+    assert first != second
+    assert first.name.startswith("tensorrt-10.13.2.6-")
 
 
 def test_targets_are_spelled_freely_but_only_rtx_has_them():
