@@ -1,13 +1,11 @@
-"""Tiny models of the `exact` profile, calibrated, of every network that has one; and images that look for trouble."""
+"""Tiny models of the `exact` profile, calibrated, of every network that has one."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from calibration.profiles import WidthOptions, policy_of
 from odm_deploy.networks.base import SuperResolutionNetwork
@@ -40,19 +38,3 @@ def calibrated_exact(name: str, bits: int = 4) -> QuantizedModel:
     images = [torch.from_numpy(random_images(20, 24, seed=seed)) for seed in range(2)]
     model, _ = calibrate(small_network(name), images, policy_of("exact", WidthOptions(str(bits))))
     return model
-
-
-def troublesome_images(count: int, side: int = 12, seed: int = 0) -> NDArray[np.uint8]:
-    """uint8 [count, 3, side, side]: in turn noise, black and white, flat, ramps, single pixels, checkerboards."""
-    rng = np.random.default_rng(seed)
-    shape = (3, side, side)
-    y, x = np.mgrid[:side, :side]
-    kinds = [
-        lambda: rng.integers(0, 256, shape),
-        lambda: rng.integers(0, 2, shape) * 255,
-        lambda: np.broadcast_to(rng.integers(0, 256, (3, 1, 1)), shape),
-        lambda: np.broadcast_to((y * rng.integers(1, 30) + x * rng.integers(1, 30)) % 256, shape),
-        lambda: 255 * (rng.random(shape) < 0.02),
-        lambda: np.broadcast_to((y // rng.integers(1, 3) + x) % 2 * 255, shape) ^ rng.integers(0, 2, shape),
-    ]
-    return np.stack([kinds[index % len(kinds)]() for index in range(count)]).astype(np.uint8)

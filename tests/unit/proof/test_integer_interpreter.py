@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from odm_deploy.errors import InputError
 from odm_deploy.proof.integer_interpreter import interpret, shift_round
+from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact_program import Convolve, Program, Quantize
 from odm_deploy.quantization.exact_trace import integer_program
-from tests.exact_models import SIZES, calibrated_exact, troublesome_images
+from tests.exact_models import SIZES, calibrated_exact
 
 
 def pixels(output: torch.Tensor) -> np.ndarray:
@@ -31,7 +32,7 @@ def test_shifts_round_half_to_even_like_fractions(integer, bits):
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_torch_computes_the_same_bytes_in_float32_and_float64(name, bits):
     model = calibrated_exact(name, bits)
-    images = troublesome_images(24, seed=bits)
+    images = stress_images(24, seed=bits)
     expected = interpret(integer_program(model), images)
     single = model(torch.from_numpy(images).float())
     double = model.double()(torch.from_numpy(images).double())
@@ -44,7 +45,7 @@ def test_torch_computes_the_same_bytes_in_float32_and_float64(name, bits):
 def test_parts_of_an_image_come_out_as_in_the_whole():
     model = calibrated_exact("edsr", 3)
     program = integer_program(model)
-    image = troublesome_images(1, side=40)
+    image = stress_images(1, side=40)
     whole, part = interpret(program, image), interpret(program, np.ascontiguousarray(image[..., 4:36, 4:36]))
     # Seven 3x3 convolutions look 7 pixels far.
     assert np.array_equal(part[..., 16:-16, 16:-16], whole[..., 24:-24, 24:-24])

@@ -7,13 +7,14 @@ import torch
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact_freeze import bias_unit, freeze_exact, is_exact
 from odm_deploy.quantization.exact_proof import prove
 from odm_deploy.quantization.exact_trace import integer_program
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.policy import quantizable_layers
 from odm_deploy.quantization.weights import quantize_weight
-from tests.exact_models import calibrated_exact, small_network, troublesome_images
+from tests.exact_models import calibrated_exact, small_network
 
 
 def on_powers_of_two(grid_scale: float = 0.25) -> tuple[QuantizedModel, dict[str, torch.Tensor]]:
@@ -51,7 +52,7 @@ def test_biases_land_on_the_products_unit_and_nothing_else_moves():
 
 
 def test_float32_and_float64_agree_on_every_bit():
-    images = torch.from_numpy(troublesome_images(12)).float()
+    images = torch.from_numpy(stress_images(12)).float()
     model, _ = on_powers_of_two()
     exact = freeze_exact(model)
     assert torch.equal(exact(images).double(), exact.double()(images.double()))

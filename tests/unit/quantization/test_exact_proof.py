@@ -9,6 +9,7 @@ import pytest
 
 from odm_deploy.errors import InputError
 from odm_deploy.proof.integer_interpreter import interpret
+from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact_program import (
     Add,
     AddConstant,
@@ -21,7 +22,7 @@ from odm_deploy.quantization.exact_program import (
 )
 from odm_deploy.quantization.exact_proof import bounds_of, prove, widest
 from odm_deploy.quantization.exact_trace import integer_program
-from tests.exact_models import SIZES, calibrated_exact, troublesome_images
+from tests.exact_models import SIZES, calibrated_exact
 
 
 def conv(name="conv", source="codes", codes=((3, -5),), *, mantissa=(1,), shift=(0,), bias=(0,), exponent=0):
@@ -126,7 +127,7 @@ def test_no_image_exceeds_the_bounds(name, bits):
             in_own_units = np.abs(integers).max((0, 2, 3)) >> step.shift
             met[step.name] = max(met[step.name], int(in_own_units.max()))
 
-    interpret(traced, troublesome_images(12), watch)
+    interpret(traced, stress_images(12), watch)
     assert all(met[step] <= found.magnitude for step, found in proven.items())
     # Nor are the bounds so wide that they would prove little: random weights come within a factor of 2^7.
     assert all(met[layer] > 2**-7 * proven[layer].magnitude for layer in calibrated_exact(name, bits).layers)

@@ -1,0 +1,120 @@
+"""How many bytes differ between everything that can run an exact model, and integers alone.
+
+`python tools/exact_agreement.py model.pt --images Set5/LR_bicubic/X4` exports the model, upscales every image and a
+thousand small stress images on torch (float32, float64), ONNX Runtime (optimized and not, one thread and all) and
+OpenVINO (with and without its bf16 hint, one thread and all), the images also in tiles, and prints a line for each:
+bytes compared, bytes that differ. Ends with 1 if any does.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.checkpoint import load_model
+from odm_deploy.cli.output import say
+from odm_deploy.engine import Engine
+from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.lowering.bundle import EngineOptions, write_bundle
+from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.proof.integer_interpreter import interpret
+from odm_deploy.proof.stress_images import stress_images
+from odm_deploy.quantization.exact_trace import integer_program
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.registry import open_runtime
+from odm_deploy.runtimes.torch_reference import TorchReference
+
+Pixels = NDArray[np.uint8]
+Upscale = Callable[[Pixels], Pixels]
+"""uint8 [N, 3, H, W] -> uint8 [N, 3, scale*H, scale*W]."""
+
+RUNTIMES: dict[str, tuple[str, RuntimeOptions]] = {
+    "ONNX Runtime": ("onnxruntime", RuntimeOptions()),
+    "ONNX Runtime, 1 thread": ("onnxruntime", RuntimeOptions(threads=1)),
+    "ONNX Runtime, 2 threads": ("onnxruntime", RuntimeOptions(threads=2)),
+    "ONNX Runtime, unoptimized": ("onnxruntime", RuntimeOptions(optimize=False)),
+    "OpenVINO": ("openvino", RuntimeOptions()),
+    "OpenVINO, 1 thread": ("openvino", RuntimeOptions(threads=1)),
+    "OpenVINO, 2 threads": ("openvino", RuntimeOptions(threads=2)),
+    "OpenVINO, bf16 hint": ("openvino", RuntimeOptions(precision="bf16")),
+}
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--images", "folders", multiple=True, type=click.Path(path_type=Path), help="Input images; repeatable.")
+@click.option("--stress", default=1000, show_default=True, help="How many stress images.")
+@click.option("--side", default=12, show_default=True, help="Of a stress image, in pixels.")
+@click.option("--tile", default=48, show_default=True, help="Side of the tiles, in pixels.")
+def main(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile: int) -> None:
+    """Compare everything that can run MODEL with integers alone."""
+    quantized = load_model(model)
+    program = integer_program(quantized)
+    photos = [
+        np.ascontiguousarray(read_rgb(path).transpose(2, 0, 1)[None])
+        for folder in folders
+        for path in list_images(folder)
+    ]
+    batches = [*photos, *np.array_split(stress_images(stress, side), max(stress // 50, 1))]
+    expected: list[Pixels] = []
+    for index, batch in enumerate(batches):
+        expected.append(interpret(program, batch))
+        say(f"integers: {index + 1} of {len(batches)}")
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = Path(scratch) / "bundle"
+        write_bundle(quantized, model, bundle, LoweringOptions(), EngineOptions(wanted=False), say)
+        differing = 0
+        for name, upscale, count in _contestants(quantized, bundle, tile, len(photos), len(batches)):
+            wrong = sum(
+                int((upscale(batch) != right).sum())
+                for batch, right in zip(batches[:count], expected[:count], strict=True)
+            )
+            total = sum(right.size for right in expected[:count])
+            differing += wrong
+            click.echo(f"{name:28s} {total:12d} bytes, {wrong} differ")
+    sys.exit(1 if differing else 0)
+
+
+def _contestants(
+    model: QuantizedModel, bundle: Path, tile: int, photos: int, everything: int
+) -> Iterator[tuple[str, Upscale, int]]:
+    """Name, function, and how many of the batches it is tried on: tiles make sense on photos only."""
+    for dtype in ("float32", "float64"):
+        reference = TorchReference(model, dtype)
+        yield (
+            f"torch {dtype}",
+            lambda batch, reference=reference: _pixels(reference.upscale(batch.astype(np.float32))),
+            everything,
+        )
+    for name, (runtime, options) in RUNTIMES.items():
+        with open_runtime(bundle, runtime, options) as opened:
+            yield name, lambda batch, opened=opened: _pixels(opened.upscale(batch.astype(np.float32))), everything
+    for runtime in ("onnxruntime", "openvino"):
+        with _tiled(bundle, runtime, tile) as upscale:
+            yield f"{runtime}, tiles of {tile}", upscale, photos
+
+
+@contextmanager
+def _tiled(bundle: Path, runtime: str, tile: int) -> Iterator[Upscale]:
+    with Engine.open(bundle, runtime) as engine:
+
+        def upscale(batch: Pixels) -> Pixels:
+            return engine.upscale(np.ascontiguousarray(batch[0].transpose(1, 2, 0)), tile=tile).transpose(2, 0, 1)[None]
+
+        yield upscale
+
+
+def _pixels(values: NDArray[np.floating]) -> Pixels:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()
