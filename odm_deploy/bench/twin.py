@@ -57,13 +57,14 @@ def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> 
     import onnx
     import onnx_ir as ir
 
-    from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+    from odm_deploy.lowering.fp16 import convert_rest_to_half
 
     # The pass goes by the types of tensors, which the twin does not carry.
     typed = onnx.shape_inference.infer_shapes(parse_onnx(twin))
-    if not any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in typed.graph.initializer):
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    if not any(tensor.data_type in half for tensor in typed.graph.initializer):
         graph = ir.from_proto(typed)
-        convert_rest_to_fp16(graph)
+        convert_rest_to_half(graph)
         typed = ir.to_proto(graph)
     n, channels, h, w = shape
     with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:

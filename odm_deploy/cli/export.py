@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle directory. [default: MODEL without .pt]")
 @click.option(
-    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="What is not quantized."
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="What is not quantized; bf16 for TensorRT only.",
 )
 @click.option(
     "--io", type=click.Choice(["float32", "uint8"]), default="float32", show_default=True, help="Type of the images."

@@ -4,26 +4,37 @@ TensorRT 11 knows precision only from the graph (strong typing), so the casts st
 
 - quantizers: bounds, scales and the division by the scale. Rounding a scale to float16 alone flips 0.4-0.7 % of the
   8-bit codes. `Cast(fp32) -> Q -> DQ -> Cast(fp16) -> Conv` still runs as an int8 convolution;
-- arithmetic at the image edges (mean shifts, rounding): float16 has steps of 0.125 near 255.
+- arithmetic at the image edges (mean shifts, rounding): float16 has steps of 0.125 near 255, bfloat16 of 1.
+
+float16 is the better choice for images: bfloat16 carries three bits less, and its only merit, the range of float32,
+is of use to networks whose activations grow beyond 65504.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.lowering.graph import GraphEditor, constant_array
 
+_SUFFIXES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_BFLOAT16_OPSET = 22
 _COMPUTE = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 _QUANTIZER_STEPS = {"Min", "Max", "Sub", "Pad"}
 # Gather and Slice: networks of windows extend the image before they scale it, and crop what they scaled back.
 _EDGE_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Cast", "Round", "Min", "Max", "Clip", "Gather", "Slice"}
 
 
-def convert_rest_to_fp16(model: ir.Model) -> None:
-    """Let everything but quantizers and image-edge arithmetic of a lowered graph compute in float16, in place."""
+def convert_rest_to_half(model: ir.Model, half_type: ir.DataType = ir.DataType.FLOAT16) -> None:
+    """Let everything but quantizers and image-edge arithmetic of a lowered graph compute in half precision, in place.
+
+    Args:
+        model: a lowered graph.
+        half_type: FLOAT16, or BFLOAT16, which raises the graph's opset to 22, the first whose Conv knows it.
+    """
+    if half_type == ir.DataType.BFLOAT16:
+        model.graph.opset_imports[""] = max(model.graph.opset_imports[""], _BFLOAT16_OPSET)
     graph = model.graph
     editor = GraphEditor(graph)
     nodes = list(graph)
@@ -31,18 +42,18 @@ def convert_rest_to_fp16(model: ir.Model) -> None:
     half: set[ir.Value] = set()
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in nodes:
-        wanted = ir.DataType.FLOAT if node in keep else ir.DataType.FLOAT16
+        wanted = ir.DataType.FLOAT if node in keep else half_type
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            if value is None or value.dtype not in (ir.DataType.FLOAT, half_type):
                 continue
-            if (ir.DataType.FLOAT16 if value in half else ir.DataType.FLOAT) != wanted:
+            if (half_type if value in half else ir.DataType.FLOAT) != wanted:
                 node.replace_input_with(index, _cast(editor, node, value, wanted, casts))
         if node not in keep:
             if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
-                node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT16)
+                node.attributes["to"] = ir.AttrInt64("to", half_type)
             for value in node.outputs:
                 if value.dtype == ir.DataType.FLOAT:
-                    value.dtype = ir.DataType.FLOAT16
+                    value.dtype = half_type
                     half.add(value)
     _restore_outputs(editor, graph, half)
     editor.drop_unused_constants()
@@ -57,11 +68,10 @@ def _cast(
 ) -> ir.Value:
     """`value` as `dtype`: constants are converted now, the rest gets one Cast shared by all readers."""
     if (value, dtype) not in casts:
-        array = constant_array(value)
+        array, suffix = constant_array(value), _SUFFIXES[dtype]
         if array is not None:
-            casts[value, dtype] = editor.constant(f"{value.name}.fp16", array, np.float16)
+            casts[value, dtype] = editor.constant(f"{value.name}.{suffix}", array, dtype.numpy())
         else:
-            suffix = "fp16" if dtype == ir.DataType.FLOAT16 else "fp32"
             casts[value, dtype] = editor.node_before(
                 node, "Cast", [value], f"{value.name}.{suffix}", {"to": dtype.value}, dtype=dtype
             )
@@ -73,7 +83,7 @@ def _restore_outputs(editor: GraphEditor, graph: ir.Graph, half: set[ir.Value]) 
     for index, output in enumerate(graph.outputs):
         if output in half:
             name = output.name
-            output.name = f"{name}.fp16"
+            output.name = f"{name}.half"
             node = ir.node("Cast", [output], attributes={"to": ir.DataType.FLOAT.value})
             value = node.outputs[0]
             value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, output.shape

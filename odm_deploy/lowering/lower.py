@@ -11,15 +11,18 @@ import onnx_ir as ir
 from odm_deploy import __version__
 from odm_deploy.errors import UsageError
 from odm_deploy.lowering.exact_mark import mark_exact
-from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+from odm_deploy.lowering.fp16 import convert_rest_to_half
 from odm_deploy.lowering.image_io import Layout, add_uint8_io
 from odm_deploy.lowering.markers import export_marked
 from odm_deploy.lowering.tensorrt import lower_to_tensorrt
 from odm_deploy.quantization.exact_freeze import is_exact
 from odm_deploy.quantization.model import QuantizedModel
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 ImageType = Literal["float32", "uint8"]
+
+
+_HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
         )
     graph = export_marked(model)
     lower_to_tensorrt(graph)
-    if options.precision == "fp16":
-        convert_rest_to_fp16(graph)
+    if options.precision != "fp32":
+        convert_rest_to_half(graph, _HALF_TYPES[options.precision])
     if options.io == "uint8":
         add_uint8_io(graph, options.layout)
     if is_exact(model):

@@ -67,7 +67,16 @@ def test_bundle_with_an_engine(tiny_checkpoint, tmp_path):
 
 
 @needs_rtx
-@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"precision": "fp16", "io": "uint8", "layout": "nhwc"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "fp16"},
+        {"precision": "bf16"},
+        {"precision": "fp16", "io": "uint8", "layout": "nhwc"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("bits", [2, 8])
 def test_all_quantized_layers_of_real_engines_run_as_int8(bits, options, tmp_path):
     assert_all_int8(lowered(tiny_model(bits), **options), tmp_path)

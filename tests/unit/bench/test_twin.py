@@ -12,7 +12,7 @@ import pytest
 from odm_deploy.bench.twin import _build_half, open_twin, try_open_twin
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+from odm_deploy.lowering.fp16 import convert_rest_to_half
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.compat import can_build, find_flavour
 from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
@@ -54,7 +54,7 @@ def test_the_twin_of_an_engine_is_an_engine_in_half_precision(precision: str) ->
     model = onnx.shape_inference.infer_shapes(sr_model())
     if precision == "fp16":
         graph = ir.from_proto(model)
-        convert_rest_to_fp16(graph)
+        convert_rest_to_half(graph)
         model = ir.to_proto(graph)
     plan = _build_half(float_twin(model).SerializeToString(), "tensorrt_rtx", SHAPE)
     assert read_plan_header(plan).flavour == "tensorrt_rtx"

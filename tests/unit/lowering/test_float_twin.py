@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.lowering.fp16 import convert_rest_to_fp16
+from odm_deploy.lowering.fp16 import convert_rest_to_half
 from odm_deploy.lowering.image_io import add_uint8_io
 from tests.sr_graphs import FORMS, Form, random_images, sr_model
 
@@ -44,7 +44,7 @@ def test_the_twin_is_the_float_network(form: Form) -> None:
 def test_half_precision_loses_its_quantizers_and_the_casts_around_them(form: Form) -> None:
     def halved(model: onnx.ModelProto) -> onnx.ModelProto:
         graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
-        convert_rest_to_fp16(graph)
+        convert_rest_to_half(graph)
         return ir.to_proto(graph)
 
     twin = float_twin(halved(sr_model(form)))

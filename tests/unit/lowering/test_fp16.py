@@ -102,3 +102,23 @@ def test_a_network_of_windows_reads_and_writes_images_in_float32():
     assert {types[name] for node in images for name in (*node.input, *node.output)} == {TensorProto.FLOAT}
     softmax = [node for node in half.graph.node if node.op_type in ("Softmax", "LayerNormalization", "Gelu")]
     assert {types[node.output[0]] for node in softmax} == {TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("opener", ["onnx_reference", "openvino"])
+def test_bfloat16_keeps_quantizers_and_edges_and_is_three_bits_coarser(model, half, opener):
+    brain = lowered(model, precision="bf16")
+    types = types_of(brain)
+    assert brain.opset_import[0].version == 22
+    for node in brain.graph.node:
+        if node.op_type == "Conv":
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.BFLOAT16}
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert types[node.input[1]] == TensorProto.FLOAT
+    images = random_images(16, 20)
+    expected = TorchReference(model).upscale(images)
+    with OPENERS[opener](brain.SerializeToString()) as runtime:
+        difference = np.sqrt(np.mean((runtime.upscale(images) - expected) ** 2))
+    with OPENERS[opener](half.SerializeToString()) as runtime:
+        of_float16 = np.sqrt(np.mean((runtime.upscale(images) - expected) ** 2))
+    # A code that flips for it moves its neighbourhood, as with float16.
+    assert of_float16 < difference < 2.0
