@@ -36,7 +36,12 @@ def _key_values(option: str) -> Any:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("weights", type=click.Path(path_type=Path))
 @click.option(
-    "--network", "network_name", required=True, metavar="NAME", help="Architecture of the weights, e.g. edsr."
+    "--network",
+    "network_name",
+    required=True,
+    metavar="NAME",
+    help="Architecture of the weights: edsr, rdn, srresnet, swinir; spandrel, which tells its own by the keys; or your "
+    "own, package.module:Name, whose code is then run.",
 )
 @click.option("--scale", required=True, type=click.IntRange(min=1), help="Upscaling factor of the weights.")
 @click.option("--bits", required=True, metavar="WIDTH", help="Width of the body: 2 to 8, or w4a8.")

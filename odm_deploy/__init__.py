@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from odm_deploy.engine import Engine
     from odm_deploy.errors import BuildError, GateError, InputError, MissingError, OdmError, UsageError
     from odm_deploy.grid import Grid
+    from odm_deploy.quantization.one_call import quantize
 
 _HOMES = {
     "Engine": "odm_deploy.engine",
     "Grid": "odm_deploy.grid",
+    "quantize": "odm_deploy.quantization.one_call",
     "BuildError": "odm_deploy.errors",
     "GateError": "odm_deploy.errors",
     "InputError": "odm_deploy.errors",
@@ -36,6 +38,7 @@ __all__ = [
     "OdmError",
     "UsageError",
     "__version__",
+    "quantize",
 ]
 
 

@@ -33,6 +33,9 @@ from odm_deploy.bitpacking import pack_bits, unpack_bits
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.builders import BuilderError, UntrustedBuilderError, trusting
+from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.layers import ChannelOffsets, QuantizedLayer
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
@@ -47,8 +50,10 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
     """Write `model.pt`, atomically.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or a foreign network cannot be built again from what would be in it.
     """
+    if isinstance(model.network, ForeignNetwork):
+        _check_rebuilds(model)
     quantized = model.layers
     tensors = {
         key: value.detach().cpu().contiguous()
@@ -75,6 +80,7 @@ def load_model(path: Path | str) -> QuantizedModel:
 
     Raises:
         InputError: not a model.pt, a newer version, damaged, or contents that contradict each other.
+        UsageError: it needs a builder that is not trusted (`odm_deploy.networks.builders.trusting`).
     """
     document = read_torch_file(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -91,6 +97,8 @@ def load_model(path: Path | str) -> QuantizedModel:
         )
     try:
         return _from_document(cast("dict[str, Any]", document))
+    except (UntrustedBuilderError, BuilderError):
+        raise
     except OdmError as error:
         raise InputError(f"{path} is damaged", why=str(error)) from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -106,17 +114,50 @@ def file_sha256(path: Path | str) -> str:
 def _from_document(document: dict[str, Any]) -> QuantizedModel:
     network = build_network(document["network"]["name"], document["network"]["config"])
     tensors: dict[str, Tensor] = document["tensors"]
-    expected = network.state_dict()
     layers = {name: _layer_from_dict(plain) for name, plain in document["layers"].items()}
-    float_keys = {key for key in expected if key.rpartition(".")[0] not in layers}
-    if set(tensors) != float_keys:
-        difference = sorted(set(tensors) ^ float_keys)
-        raise InputError("its tensors do not fit its network", why=f"{', '.join(difference[:3])}")
+    _check_fit(tensors, set(layers), network)
     for key, value in tensors.items():
-        if value.shape != expected[key].shape or not bool(torch.isfinite(value).all()):
-            raise InputError(f"its tensor {key} is unusable", why=f"shape {list(value.shape)}, or not finite")
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"its tensor {key} is unusable", why="it is not finite")
     network.load_state_dict(tensors, strict=False)
     return freeze(network, layers, document["metadata"])
+
+
+def _check_fit(tensors: dict[str, Tensor], layers: set[str], network: SuperResolutionNetwork) -> None:
+    """Refuse float tensors that are not those of the network's unquantized parts."""
+    expected = {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in layers}
+    if set(tensors) != set(expected):
+        difference = sorted(set(tensors) ^ set(expected))
+        raise InputError("its tensors do not fit its network", why=f"{', '.join(difference[:3])}")
+    for key, value in tensors.items():
+        if value.shape != expected[key].shape:
+            raise InputError(
+                f"its tensor {key} is unusable", why=f"shape {list(value.shape)}, not {list(expected[key].shape)}"
+            )
+
+
+def _check_rebuilds(model: QuantizedModel) -> None:
+    """Refuse to write a file that nobody could read: built from its config alone, the network must be this one.
+
+    Raises:
+        InputError: it cannot be built, or has other tensors.
+    """
+    config, layers = cast("ForeignConfig", model.network.config), set(model.layers)
+    # Whoever quantized the network runs its code already.
+    with trusting(*filter(None, [config.builder])):
+        again = ForeignNetwork(config)
+    own = {key: value for key, value in model.network.state_dict().items() if key.rpartition(".")[0] not in layers}
+    try:
+        _check_fit(own, layers, again)
+        for name, layer in model.layers.items():
+            if again.get_submodule(name).get_parameter("weight").shape != layer.codes.shape:
+                raise InputError(f"layer {name} has another shape")
+    except (InputError, AttributeError) as error:
+        raise InputError(
+            f"{config.builder} builds another network than this one",
+            why=str(error),
+            fix="name its builder and all of its arguments: quantize(..., builder=, arguments=)",
+        ) from None
 
 
 def _layer_to_dict(layer: QuantizedLayer) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.output import emit_json, json_option, progress
+from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--network", help="Evaluate float WEIGHTS of this architecture instead of a quantized model.")
 @click.option("--runtime", help="Run a bundle on this runtime. [default: the fastest that works]")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
+@trust_option
 @json_option
 def command(
     model: Path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.output import emit_json, json_option, say
+from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from odm_deploy.runtimes.build import BuildProgress
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--triton", type=click.Path(path_type=Path), help="Also write the bundle into this Triton model repository."
 )
+@trust_option
 @json_option
 def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Lower MODEL (a model.pt) to a bundle: model.onnx, manifest.json and engine.plan.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.output import emit_json, json_option, say
+from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from odm_deploy.runtimes.coverage import Coverage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--shapes", default="1x3x270x480", show_default=True, help="Input shape that MACs are counted at.")
 @click.option("--rebuild", is_flag=True, help="Build anew rather than read what the bundle recorded.")
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
+@trust_option
 @json_option
 def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, as_json: bool) -> None:
     """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).

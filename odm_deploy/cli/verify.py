@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.output import emit_json, json_option, progress, say
+from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +41,7 @@ FLOOR_DRAWS = 3
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Float arithmetic (OpenVINO).")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the report as markdown.")
+@trust_option
 @json_option
 def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -> None:
     """Prove that a runtime computes from BUNDLE (or a model.onnx) what the reference model computes.

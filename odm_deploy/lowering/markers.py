@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -137,12 +138,18 @@ def _name_dimensions(model: ir.Model, scale: int) -> None:
 
 
 def _name_layers(model: ir.Model) -> None:
-    """Call each convolution and matrix product by its layer's name, so that every tool's report names layers."""
+    """Call each convolution and matrix product by its layer's name, so that every tool's report names layers.
+
+    A layer that runs several times is several nodes; all but the first get a number, because names are unique.
+    """
+    runs: Counter[str] = Counter()
     for node in model.graph:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
             owners = [owner for value in node.inputs[:2] if (owner := _owner_of(value)) is not None]
             if owners:
-                node.name = owners[0]
+                name = owners[0]
+                node.name = f"{name}:{runs[name]}" if runs[name] else name
+                runs[name] += 1
 
 
 def _owner_of(value: ir.Value | None) -> str | None:

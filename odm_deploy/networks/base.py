@@ -113,6 +113,10 @@ class SuperResolutionNetwork(nn.Module):
         """The region of the layer with this dotted name."""
         raise InputError(f"{type(self).__name__} has no layer {layer}")
 
+    def can_quantize(self, layer: str) -> bool:
+        """Whether the Conv2d or Linear with this dotted name may be quantized."""
+        return True
+
     def own_state(self, state: StateDict) -> StateDict:
         """A public state dict in this network's own keys: constants dropped, batch norms folded, where it has any."""
         return state

@@ -8,6 +8,7 @@ from typing import Any
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import NetworkConfig, StateDict, SuperResolutionNetwork
+from odm_deploy.networks.builders import build_module, is_builder_path, trusting
 from odm_deploy.networks.state_dict import load_state
 
 # name -> module, network class, config class
@@ -17,6 +18,9 @@ _NETWORKS = {
     "srresnet": ("odm_deploy.networks.srresnet", "SRResNet", "SrresnetConfig"),
     "swinir": ("odm_deploy.networks.swinir", "SwinIR", "SwinirConfig"),
 }
+
+# Not for `--network`: what it builds is said by a model.pt.
+_FOREIGN = {"foreign": ("odm_deploy.networks.foreign", "ForeignNetwork", "ForeignConfig")}
 
 
 def network_names() -> list[str]:
@@ -28,11 +32,11 @@ def build_network(name: str, config: Mapping[str, Any]) -> SuperResolutionNetwor
     """A network with fresh weights.
 
     Args:
-        name: one of `network_names()`.
+        name: one of `network_names()`, or `foreign`.
         config: its hyper-parameters, plain values (fields of the network's config class).
 
     Raises:
-        UsageError: no network of that name.
+        UsageError: no network of that name, or a foreign one whose builder is not trusted.
         InputError: hyper-parameters that do not fit it.
     """
     network, config_class = _classes(name)
@@ -45,15 +49,22 @@ def network_from_state_dict(
     """A network shaped like a public state dict, with its weights.
 
     Args:
-        name: one of `network_names()`.
+        name: one of `network_names()`; `spandrel`, which tells the architecture by the keys; or the import path of a
+            builder, `package.module:Name`: naming it here is trusting it.
         state: float tensors by public key.
         scale: the upscaling factor, checked against the weights.
-        overrides: hyper-parameters that a state dict does not show, by field name.
+        overrides: hyper-parameters that a state dict does not show, by field name; for a builder its keyword arguments,
+            and `input_range`.
 
     Raises:
         UsageError: no network of that name.
         InputError: the state dict does not fit; the line names missing, unexpected and misshapen keys.
+        MissingError: spandrel is not installed.
     """
+    if name == "spandrel":
+        return _from_spandrel(state, scale, overrides or {})
+    if is_builder_path(name):
+        return _from_builder(name, state, scale, dict(overrides or {}))
     network_class, config_class = _classes(name)
     try:
         config = config_class.from_state_dict(state, scale)
@@ -67,9 +78,28 @@ def network_from_state_dict(
     return network.eval()
 
 
+def _from_builder(path: str, state: StateDict, scale: int, arguments: dict[str, Any]) -> SuperResolutionNetwork:
+    from odm_deploy.networks.foreign import foreign_network
+
+    input_range = float(arguments.pop("input_range", 1.0))
+    with trusting(path):
+        module = build_module(path, arguments).eval()
+    load_state(module, state)
+    return foreign_network(module, builder=path, arguments=arguments, input_range=input_range, scale=scale)
+
+
+def _from_spandrel(state: StateDict, scale: int, overrides: Mapping[str, Any]) -> SuperResolutionNetwork:
+    from odm_deploy.networks.spandrel_models import network_from_spandrel
+
+    if overrides:
+        raise UsageError("spandrel reads all hyper-parameters off the weights", why=f"given {', '.join(overrides)}")
+    return network_from_spandrel(state, scale)
+
+
 def _classes(name: str) -> tuple[type[SuperResolutionNetwork], type[NetworkConfig]]:
-    if name not in _NETWORKS:
+    homes = _NETWORKS | _FOREIGN
+    if name not in homes:
         raise UsageError(f"no network {name!r}", why=f"known are {', '.join(network_names())}")
-    module_name, network, config = _NETWORKS[name]
+    module_name, network, config = homes[name]
     module = importlib.import_module(module_name)
     return getattr(module, network), getattr(module, config)

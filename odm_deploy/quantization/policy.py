@@ -101,5 +101,6 @@ class QuantizationPolicy:
 
 
 def quantizable_layers(network: nn.Module) -> list[str]:
-    """Dotted names of all Conv2d and Linear layers, in network order."""
-    return [name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    """Dotted names of all Conv2d and Linear layers that one static grid can serve, in network order."""
+    names = [name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return [name for name in names if not isinstance(network, SuperResolutionNetwork) or network.can_quantize(name)]

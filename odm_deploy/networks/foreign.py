@@ -1,0 +1,199 @@
+"""Somebody else's network behind the interface that everything here works with.
+
+`foreign_network` looks at a module while it runs once: how much it enlarges, which of its layers run, in which order
+and at which size. That is all the rest of the project needs to quantize, lower and judge it. Its layers keep their own
+names behind `net.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwork
+from odm_deploy.networks.builders import build_module, is_spandrel
+
+PROBE_PX = (48, 64)
+"""Height and width of the image the layers are watched on: many networks need multiples of 16."""
+
+_WHITE = 255.0
+
+
+@dataclass(frozen=True)
+class ForeignConfig(NetworkConfig):
+    """How to build a foreign network again, and what was seen of its layers."""
+
+    builder: str = ""
+    """Import path of what builds it, `package.module:Name`; empty where nobody said, then it cannot be saved."""
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Keyword arguments of the builder, plain values."""
+    input_range: float = 1.0
+    """Value of white in the images it takes and gives: 1 or 255."""
+    head: tuple[str, ...] = ()
+    """The first layer to run."""
+    tail: tuple[str, ...] = ()
+    """Layers that work on enlarged features, and the last one to run."""
+    float_only: tuple[str, ...] = ()
+    """Layers that one static grid cannot serve: they run several times, not at all, or with a forward of their own."""
+
+    def __post_init__(self) -> None:
+        if self.scale < 1 or not self.input_range > 0:
+            raise InputError("no such network", why=f"scale {self.scale}, input_range {self.input_range}")
+        _check_plain(self.arguments, "arguments")
+        for name in ("head", "tail", "float_only"):
+            # Lists in a file become tuples again.
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+
+
+class ForeignNetwork(SuperResolutionNetwork):
+    """Any module that enlarges RGB images; float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both in 0..255."""
+
+    name = "foreign"
+    config: ForeignConfig
+
+    def __init__(self, config: ForeignConfig, module: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
+        self.net = build_foreign_module(config) if module is None else module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upscale."""
+        factor = _WHITE / self.config.input_range
+        return self.net(x) if factor == 1.0 else self.net(x / factor) * factor
+
+    def region_of(self, layer: str) -> Region:
+        """Head and tail as they were seen to run; everything else is the body."""
+        if layer in self.config.head:
+            return Region.HEAD
+        return Region.TAIL if layer in self.config.tail else Region.BODY
+
+    def can_quantize(self, layer: str) -> bool:
+        """Whether the layer ran exactly once."""
+        return layer not in self.config.float_only
+
+
+def foreign_network(
+    module: nn.Module,
+    *,
+    builder: str = "",
+    arguments: Mapping[str, Any] | None = None,
+    input_range: float = 1.0,
+    scale: int | None = None,
+) -> ForeignNetwork:
+    """A module behind the interface, after watching it run once; the module becomes part of it, in eval mode.
+
+    Args:
+        module: float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], RGB, white being `input_range`.
+        builder: `package.module:Name` of what builds it; needed to save it.
+        arguments: keyword arguments of the builder, plain values.
+        input_range: value of white, 1 or 255.
+        scale: how much it enlarges; None takes what it was seen to do.
+
+    Raises:
+        InputError: it does not run on an RGB image, or does something else than enlarge it by a whole factor.
+    """
+    runs, found = _watch(module.eval(), input_range)
+    if scale not in (None, found):
+        raise InputError(f"this network upscales by {found}", why=f"scale {scale} was asked for")
+    layers = {name for name, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    once = [name for name, sizes in runs.items() if len(sizes) == 1 and _is_plain(module.get_submodule(name))]
+    tail = [name for name in once if prod(runs[name][0]) >= 2 * prod(PROBE_PX)] + once[-1:]
+    config = ForeignConfig(
+        scale=found,
+        builder=builder,
+        arguments=dict(arguments or {}),
+        input_range=float(input_range),
+        head=_inside(once[:1]),
+        tail=_inside(dict.fromkeys(tail)),
+        float_only=_inside(sorted(layers - set(once))),
+    )
+    return ForeignNetwork(config, module)
+
+
+def build_foreign_module(config: ForeignConfig) -> nn.Module:
+    """The module a config describes, with fresh weights, in eval mode.
+
+    Raises:
+        UsageError: its builder is not trusted.
+        InputError: it cannot be built.
+    """
+    if not config.builder:
+        raise InputError(
+            "nobody said what builds this network",
+            fix='quantize(..., builder="package.module:Name", arguments={...}) makes it possible to save it',
+        )
+    module = build_module(config.builder, config.arguments).eval()
+    if is_spandrel(config.builder):
+        from odm_deploy.networks.spandrel_models import fold_branches
+
+        fold_branches(module)
+    return module
+
+
+def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[int, int]]], int]:
+    """Rows and columns of the input of each run of each layer, in the order of first runs; and the scale."""
+    runs: dict[str, list[tuple[int, int]]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            # Tokens show no rows and columns.
+            rows, cols = inputs[0].shape[-2:] if inputs[0].dim() == 4 else (0, 0)
+            runs.setdefault(name, []).append((rows, cols))
+
+        return hook
+
+    handles = [
+        layer.register_forward_pre_hook(note(name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    height, width = PROBE_PX
+    try:
+        with torch.no_grad():
+            output = module(torch.full((1, 3, height, width), 0.5 * input_range))
+    except Exception as error:  # somebody else's code may raise anything
+        raise InputError(
+            "the network does not run on an RGB image",
+            why=f"float32 [1, 3, {height}, {width}]: {type(error).__name__}: {error}"[:300],
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    scale = shape[2] // height if isinstance(shape, tuple) and len(shape) == 4 else 0
+    if not scale or shape != (1, 3, scale * height, scale * width):
+        raise InputError("the network does not enlarge RGB images", why=f"1x3x{height}x{width} became {shape}")
+    if not runs:
+        raise InputError("nothing to quantize", why="no Conv2d or Linear ran")
+    return runs, scale
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what its class says: subclasses with a forward of their own may do anything."""
+    return type(layer).forward in (nn.Conv2d.forward, nn.Linear.forward)
+
+
+def _inside(names: Any) -> tuple[str, ...]:
+    return tuple(f"net.{name}" for name in names)
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Refuse what a model.pt cannot hold as a plain value.
+
+    Raises:
+        InputError: naming the place.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(item, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        raise InputError(f"{where} is not a plain value", why=f"it is a {type(value).__name__}")

@@ -1,0 +1,67 @@
+"""Networks of the spandrel package: it tells some forty architectures by the keys of their weights.
+
+Its architectures build themselves from plain hyper-parameters, which is what a `model.pt` keeps of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from odm_deploy.errors import InputError, MissingError
+from odm_deploy.networks.base import StateDict
+from odm_deploy.networks.foreign import ForeignNetwork, foreign_network
+
+_SLOPE = 0.05
+"""Of the leaky ReLU inside SPAN's blocks."""
+
+
+def network_from_spandrel(state: StateDict, scale: int | None = None) -> ForeignNetwork:
+    """The network that a public state dict belongs to, with its weights.
+
+    Args:
+        state: float tensors by key.
+        scale: how much it should enlarge; None takes what it does.
+
+    Raises:
+        MissingError: spandrel is not installed.
+        InputError: spandrel does not know it, or it is no network that enlarges RGB images.
+    """
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+    except ImportError as error:
+        raise MissingError(
+            "spandrel is not installed", why=str(error), fix="pip install 'odm-deploy[spandrel]'"
+        ) from None
+    try:
+        descriptor: Any = ModelLoader(device="cpu").load_from_state_dict(dict(state))
+    except UnsupportedModelError:
+        raise InputError(
+            "spandrel does not know this network", why=f"keys {', '.join(list(state)[:3])} ..", fix="name its builder"
+        ) from None
+    except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise InputError("spandrel cannot load these weights", why=f"{type(error).__name__}: {error}"[:300]) from error
+    channels = (descriptor.input_channels, descriptor.output_channels)
+    if not isinstance(descriptor, ImageModelDescriptor) or channels != (3, 3):
+        raise InputError(f"{descriptor.architecture.name} is no network from RGB image to RGB image")
+    module: Any = descriptor.model
+    package = ".".join(type(module).__module__.split(".")[:3])
+    builder, arguments = f"{package}:{type(module).__name__}", dict(module.hyperparameters)
+    fold_branches(module)
+    return foreign_network(module, builder=builder, arguments=arguments, scale=scale)
+
+
+def fold_branches(module: nn.Module) -> None:
+    """Replace, in place, blocks of branches that a single convolution stands for by that convolution.
+
+    SPAN trains such blocks and computes the convolution anew in every forward; a quantized layer has to own it.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            block: Any = child
+            if not (isinstance(getattr(child, "eval_conv", None), nn.Conv2d) and hasattr(child, "update_params")):
+                continue
+            block.update_params()
+            conv = block.eval_conv
+            setattr(parent, name, nn.Sequential(conv, nn.LeakyReLU(_SLOPE)) if block.has_relu else conv)

@@ -1,0 +1,59 @@
+"""Networks as somebody else might write them; tests name them by import path."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BUILT: list[str] = []
+"""What was built here, for tests of what must not be."""
+
+
+class Enlarger(nn.Module):
+    """Residual convolutions, a token mixer and pixel shuffle; images in 0..1."""
+
+    def __init__(self, features: int = 8, scale: int = 2) -> None:
+        super().__init__()
+        BUILT.append("Enlarger")
+        self.first = nn.Conv2d(3, features, 3, padding=1)
+        self.body = nn.Sequential(
+            nn.Conv2d(features, features, 3, padding=1), nn.SiLU(), nn.Conv2d(features, features, 3, padding=1)
+        )
+        self.mix = nn.Linear(features, features)
+        self.shared = nn.Conv2d(features, features, 1)
+        self.spare = nn.Conv2d(features, features, 1)
+        self.up = nn.Conv2d(features, features * scale**2, 3, padding=1)
+        self.last = nn.Conv2d(features, 3, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        deep = self.body(first)
+        deep = self.mix(deep.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + first
+        deep = self.shared(self.shared(deep))
+        return self.last(F.pixel_shuffle(self.up(deep), self.scale)) + F.interpolate(x, scale_factor=self.scale)
+
+
+def make_enlarger(features: int) -> Enlarger:
+    """A function that says what it returns."""
+    return Enlarger(features)
+
+
+def says_nothing(features):
+    """A function that does not."""
+    BUILT.append("says_nothing")
+    return Enlarger(features)
+
+
+class NotANetwork:
+    """Something that must not be called."""
+
+    def __init__(self) -> None:
+        BUILT.append("NotANetwork")
+
+
+def seeded(features: int = 8, scale: int = 2) -> Enlarger:
+    """With the same weights every time."""
+    torch.manual_seed(3)
+    return Enlarger(features, scale).eval()

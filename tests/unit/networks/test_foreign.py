@@ -1,0 +1,162 @@
+"""Any module that enlarges images: what is seen of it, and that it comes back from a model.pt."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from odm_deploy import quantize
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.lowering.lower import lower
+from odm_deploy.networks.base import Region
+from odm_deploy.networks.builders import trusting
+from odm_deploy.networks.foreign import foreign_network
+from odm_deploy.networks.registry import network_from_state_dict
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from tests.factories import OPENERS, random_images
+from tests.foreign_networks import BUILT, Enlarger, seeded
+
+BUILDER = "tests.foreign_networks:Enlarger"
+THROUGHOUT = QuantizationPolicy(*[LayerBits(8, 8)] * 4)
+
+
+def images(count=3):
+    return [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return quantize(seeded(), THROUGHOUT, images())
+
+
+def test_scale_regions_and_layers_are_seen() -> None:
+    network = foreign_network(seeded(scale=3))
+    assert network.scale == 3
+    regions = {name: network.region_of(f"net.{name}") for name in ("first", "body.0", "mix", "up", "last")}
+    assert regions == {
+        "first": Region.HEAD,
+        "body.0": Region.BODY,
+        "mix": Region.BODY,
+        "up": Region.BODY,
+        "last": Region.TAIL,
+    }
+    # One runs twice, so no single grid is its own; the other never does.
+    assert network.config.float_only == ("net.shared", "net.spare")
+
+
+def test_images_keep_their_range() -> None:
+    module = seeded()
+    x = images(1)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(foreign_network(copy.deepcopy(module))(x), module(x / 255) * 255)
+        torch.testing.assert_close(foreign_network(copy.deepcopy(module), input_range=255)(x), module(x))
+
+
+def test_the_callers_module_is_left_as_it_is(model) -> None:
+    module = seeded()
+    state = copy.deepcopy(module.state_dict())
+    quantize(module, 8, images(1))
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert isinstance(module.body[0], nn.Conv2d)
+
+
+def test_quantized_at_8_bits_it_stays_close(model) -> None:
+    assert list(model.layers) == [f"net.{name}" for name in ("first", "body.0", "body.2", "mix", "up", "last")]
+    x = images(1)[0]
+    with torch.no_grad():
+        error = model(x) - seeded()(x / 255) * 255
+    assert 0 < float(error.abs().mean()) < 1.0
+
+
+def test_a_number_quantizes_the_body_and_arrays_are_images() -> None:
+    arrays = [image[0].numpy().transpose(1, 2, 0).astype(np.uint8) for image in images(2)]
+    from_arrays, from_tensors = (quantize(seeded(), 4, source) for source in (arrays, images(2)))
+    assert list(from_arrays.layers) == [f"net.{name}" for name in ("body.0", "body.2", "mix", "up")]
+    for name, layer in from_arrays.layers.items():
+        assert layer.grid == from_tensors.layers[name].grid
+        assert layer.grid.bits == layer.weight_bits == 4
+
+
+def test_it_comes_back_from_a_model_pt_when_trusted(model, tmp_path) -> None:
+    save_model(model, tmp_path / "model.pt")
+    BUILT.clear()
+    with pytest.raises(UsageError, match=f"add --trust {BUILDER}"):
+        load_model(tmp_path / "model.pt")
+    assert BUILT == []
+    with trusting(BUILDER):
+        again = load_model(tmp_path / "model.pt")
+    assert again.network.config == model.network.config
+    x = images(1)[0]
+    assert torch.equal(again(x), model(x))
+
+
+def test_it_computes_the_same_in_every_runtime(model) -> None:
+    proto, x = lower(model).SerializeToString(), random_images(18, 26, seed=5)
+    expected = model(torch.from_numpy(x)).numpy()
+    for name in ("onnxruntime", "openvino"):
+        with OPENERS[name](proto) as runtime:
+            assert np.quantile(np.abs(runtime.upscale(x) - expected), 0.95) < 0.5, name
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path) -> None:
+    wide = seeded(features=12)
+    forgotten = quantize(wide, 8, images(1))
+    with pytest.raises(InputError, match="builds another network"):
+        save_model(forgotten, tmp_path / "model.pt")
+    save_model(quantize(wide, 8, images(1), arguments={"features": 12}), tmp_path / "model.pt")
+
+    class Local(Enlarger):
+        pass
+
+    with pytest.raises(InputError, match="nobody said what builds"):
+        save_model(quantize(Local(), 8, images(1)), tmp_path / "local.pt")
+    assert not (tmp_path / "local.pt").exists()
+
+
+def test_arguments_are_plain_values() -> None:
+    with pytest.raises(InputError, match=r"arguments\.act\[0\] is not a plain value.*function"):
+        foreign_network(seeded(), builder=BUILDER, arguments={"act": [torch.relu]})
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv2d(1, 3, 3, padding=1), "does not run on an RGB image"),
+        (nn.Conv2d(3, 3, 3), "does not enlarge RGB images"),
+        (nn.Conv2d(3, 1, 3, padding=1), "does not enlarge RGB images"),
+        (nn.Upsample(scale_factor=2), "nothing to quantize"),
+        (nn.LSTM(64, 3), "does not run on an RGB image"),
+    ],
+)
+def test_other_modules_are_refused(module: nn.Module, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        foreign_network(module)
+
+
+def test_layers_with_a_forward_of_their_own_stay_float() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x - x.mean())
+
+    network = foreign_network(nn.Sequential(nn.Conv2d(3, 4, 1), Standardized(4, 4, 1), nn.Conv2d(4, 3, 1)))
+    assert network.config.float_only == ("net.1",)
+
+
+def test_weights_of_a_named_builder_are_loaded() -> None:
+    source = seeded(features=6)
+    state = {key: value.clone() for key, value in source.state_dict().items()}
+    network = network_from_state_dict(BUILDER, state, 2, {"features": 6, "input_range": 255})
+    x = images(1)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), source(x))
+    with pytest.raises(InputError, match="upscales by 2"):
+        network_from_state_dict(BUILDER, state, 3, {"features": 6})
+    with pytest.raises(InputError, match=r"misshapen .*first\.weight"):
+        network_from_state_dict(BUILDER, state, 2, {"features": 7})
+    with pytest.raises(InputError, match="unexpected keyword"):
+        network_from_state_dict(BUILDER, state, 2, {"widht": 7})
