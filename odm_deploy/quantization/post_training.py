@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.exact_freeze import freeze_exact
+from odm_deploy.quantization.exact_refine import refine_grids
 from odm_deploy.quantization.exact_sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.quantization.weights import quantize_weight
+
+REFINED_ON = 8
+"""Images whose middle decides between neighbouring power-of-two grids."""
+REFINED_PX = 40
+"""Height and width of that middle: 8 such parts run in a second, and there are a hundred grids to try."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,8 @@ def calibrate(
 
     Args:
         network: the float network; left as it is.
-        images: network inputs, float32 [N, 3, H, W] in 0..255, consumed one after the other and never held.
+        images: network inputs, float32 [N, 3, H, W] in 0..255, consumed one after the other; of them, only small parts
+            of a few are held, where power-of-two grids are refined.
         policy: which layers, with how many bits.
         settings: how ranges are chosen.
         metadata: provenance to keep in the model, plain values.
@@ -90,7 +97,8 @@ def calibrate(
     elif settings.exact_sums:
         network.round_float_edges()
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
-    observers = observe(network, images, bits, percentile)
+    parts: list[Tensor] = []
+    observers = observe(network, _keeping_parts(images, parts), bits, percentile)
     modules = dict(network.named_modules())
     layers = {
         name: _freeze_layer(modules[name], observer, bits[name], policy, settings)
@@ -100,12 +108,25 @@ def calibrate(
     if policy.power_of_two:
         first = next(iter(layers))
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
-        model = freeze_exact(freeze(network, layers, {**(metadata or {}), "exact_sums": True}), weights)
+        rough = freeze(network, layers, {**(metadata or {}), "exact_sums": True})
+        if settings.method is RangeMethod.MSE:
+            refine_grids(rough, network, parts)
+        layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
+        model = freeze_exact(rough, weights)
     else:
         exact = with_exact_sums(layers, weights) if settings.exact_sums else None
         layers = exact or layers
         model = freeze(network, layers, {**(metadata or {}), "exact_sums": exact is not None})
     return model, [_summary(observer, layers[name]) for name, observer in observers.items()]
+
+
+def _keeping_parts(images: Iterable[Tensor], parts: list[Tensor]) -> Iterator[Tensor]:
+    """The images as they come; the middle of the first few is added to `parts`."""
+    for image in images:
+        if len(parts) < REFINED_ON:
+            top, left = (max(size - REFINED_PX, 0) // 2 for size in image.shape[2:])
+            parts.append(image[..., top : top + REFINED_PX, left : left + REFINED_PX].clone())
+        yield image
 
 
 def observe(

@@ -1,0 +1,59 @@
+"""Choosing power-of-two grids by what they do to the image.
+
+A range has few power-of-two grids, and the one with the smallest error on a layer's own input need not be the best for
+the network: where a step too coarse or a range too short hurts depends on the layers behind. So neighbouring grids
+(twice the step, half of it, zero moved by a code) are tried layer by layer, and kept where the network's output comes
+closer to the float network's. On EDSR-baseline x4 that wins back most of what the exact profile costs at 4 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from odm_deploy.grid import MAX_BITS, Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.model import QuantizedModel
+
+
+@torch.no_grad()
+def refine_grids(model: QuantizedModel, network: SuperResolutionNetwork, images: Sequence[Tensor]) -> int:
+    """One pass over the layers of less than 8 bits, in network order; returns how many grids changed, in place.
+
+    Args:
+        model: on power-of-two grids; its layers' grids are replaced.
+        network: the float network, made exact.
+        images: float32 [N, 3, H, W] in 0..255; every layer costs up to four runs over all of them.
+    """
+    targets = [network(image) for image in images]
+
+    def error() -> float:
+        return sum(float((model(image) - target).square().sum()) for image, target in zip(images, targets, strict=True))
+
+    smallest = error()
+    changed = 0
+    for layer in model.layers.values():
+        original = layer.grid
+        # At 8 bits steps are so fine that the search would follow noise.
+        for candidate in _neighbours(original) if original.bits < MAX_BITS else ():
+            kept, layer.grid = layer.grid, candidate
+            found = error()
+            if found < smallest:
+                smallest = found
+            else:
+                layer.grid = kept
+        changed += layer.grid != original
+    return changed
+
+
+def _neighbours(grid: Grid) -> Iterator[Grid]:
+    """Twice the step, half of it, and zero one code further down or up; one-sided grids stay one-sided."""
+    one_sided = grid.zero_point == 0
+    # A range twice as wide, but less so below zero, where features are mostly sparse.
+    yield Grid(grid.scale * 2, 0 if one_sided else round(grid.zero_point * 0.75), grid.bits)
+    yield Grid(grid.scale / 2, grid.zero_point, grid.bits)
+    for zero_point in () if one_sided else (grid.zero_point - 1, grid.zero_point + 1):
+        if 0 <= zero_point <= grid.code_max:
+            yield Grid(grid.scale, zero_point, grid.bits)
