@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from odm_deploy.bench.limits import find_limits
+from odm_deploy.bench.nvml import watch_gpu
 from odm_deploy.bench.report import BenchReport, Measurement
 from odm_deploy.bench.timing import Effort, Track, time_runs
-from odm_deploy.bench.twin import try_open_twin
+from odm_deploy.bench.twin import source_onnx, try_open_twin
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
+from odm_deploy.runtimes.layer_table import recorded_layers
+from odm_deploy.runtimes.model_file import parse_onnx, read_model
+from odm_deploy.runtimes.plan_file import engine_facts
 from odm_deploy.runtimes.registry import open_runtime
 
 _SEED = 0
@@ -48,13 +53,18 @@ def benchmark(
     if batch < 1 or (size is not None and min(size) < 1):
         raise UsageError(f"cannot time a batch of {batch} images of {size}", why="there is nothing to compute")
     with ExitStack() as stack:
+        watch = stack.enter_context(watch_gpu())
         opened = stack.enter_context(open_runtime(model, runtime, options))
         shape = _image_shape(opened, size, batch)
         feeds = {opened.inputs[0].name: _images(opened, shape)}
         output = opened.run(feeds)[opened.outputs[0].name]
         twin, note = try_open_twin(model, opened, shape, options) if baseline else (None, "it was not asked for")
+        if watch is not None:
+            # Before the twin is opened, which is no part of what the model needs.
+            watch.model_is_ready()
         timed = [opened] if twin is None else [opened, stack.enter_context(twin)]
         runs = time_runs(timed, feeds, effort, track)
+        state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3
         return BenchReport(
             opened.name,
@@ -65,7 +75,20 @@ def benchmark(
             "" if twin is not None else note,
             opened.describe(),
             opened.passed_over,
+            _limits(model, opened, shape),
+            state,
         )
+
+
+def _limits(model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int]) -> tuple[str, ...]:
+    """What keeps int8 from being faster; nothing where there is no graph to tell from."""
+    try:
+        graph = parse_onnx(read_model(source_onnx(model, runtime), "onnx"))
+        # A runtime that loads ONNX does not tell what it runs as int8, and the bundle's plan says nothing about it.
+        layers = recorded_layers(engine_facts(Path(model))) if runtime.model_kind == "plan" else ()
+        return find_limits(graph, layers, shape).sentences()
+    except InputError:
+        return ()
 
 
 def _image_shape(runtime: Runtime, size: tuple[int, int] | None, batch: int) -> tuple[int, int, int, int]:

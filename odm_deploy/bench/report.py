@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.runtimes.base import RunTimes
 
@@ -83,6 +84,10 @@ class BenchReport:
     """What the runtime says about itself: versions, threads, precision."""
     passed_over: tuple[str, ...] = ()
     """Why runtimes that should be faster were not taken."""
+    limits: tuple[str, ...] = ()
+    """What keeps int8 from being faster, the weightiest first."""
+    gpu: GpuState | None = None
+    """What the GPU did meanwhile; None on a CPU."""
 
     @property
     def speedup(self) -> float | None:
@@ -101,6 +106,8 @@ class BenchReport:
             "speedup": self.speedup,
             "settings": self.settings,
             "passed_over": list(self.passed_over),
+            "limits": list(self.limits),
+            "gpu": None if self.gpu is None else asdict(self.gpu),
         }
 
     def to_table(self) -> Table:
@@ -121,6 +128,20 @@ class BenchReport:
                     if part is not None:
                         table.add_row(f"  {label}", *_cells(part))
         return table
+
+    def gpu_line(self) -> str:
+        """What the GPU did meanwhile, as one line; empty on a CPU."""
+        if self.gpu is None:
+            return ""
+        state = self.gpu
+        parts = [
+            "" if state.memory_mib is None else f"{state.memory_mib} MiB of GPU memory",
+            "" if state.sm_clock_mhz is None else f"SM clock {state.sm_clock_mhz[0]} to {state.sm_clock_mhz[1]} MHz",
+            "" if state.max_temperature_c is None else f"{state.max_temperature_c} C",
+            "" if state.max_power_w is None else f"{state.max_power_w:.0f} W",
+            f"THROTTLED by {', '.join(state.throttles)}" if state.throttles else "not throttled",
+        ]
+        return ", ".join(part for part in parts if part)
 
 
 def _percentiles(samples_ms: Sequence[float | None]) -> Percentiles | None:

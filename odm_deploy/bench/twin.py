@@ -38,10 +38,7 @@ def open_twin(
         MissingError: a package that deriving the twin needs is not installed.
         BuildError: the twin's engine could not be built.
     """
-    path = Path(model)
-    source = path.parent / ONNX_FILE if path.is_file() and runtime.model_kind == "plan" else path
-    if not source.exists():
-        raise InputError(f"{path} has no float twin", why=f"there is no {ONNX_FILE} beside it to derive one from")
+    source = source_onnx(model, runtime)
     twin = float_twin(parse_onnx(read_model(source, "onnx"), label=str(source)))
     chosen = runtime_class(runtime.name)
     if runtime.model_kind == "onnx":
@@ -49,6 +46,19 @@ def open_twin(
         return chosen.open_bytes(twin.SerializeToString(), options, label="the float twin"), label
     plan = _build_half(twin.SerializeToString(), runtime.name, shape)
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
+
+
+def source_onnx(model: Path | str, runtime: Runtime) -> Path:
+    """The bundle or ONNX file that what `runtime` runs was made from.
+
+    Raises:
+        InputError: a plan that lies alone.
+    """
+    path = Path(model)
+    source = path.parent / ONNX_FILE if path.is_file() and runtime.model_kind == "plan" else path
+    if not source.exists():
+        raise InputError(f"{path} has no float twin", why=f"there is no {ONNX_FILE} beside it to derive one from")
+    return source
 
 
 def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> bytes:

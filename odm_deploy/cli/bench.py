@@ -10,6 +10,7 @@ from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.errors import GateError, UsageError
 
 _PIPED_WIDTH = 140
+_WORTH_EXPLAINING = 1.5
 
 
 @click.command("bench")
@@ -81,6 +82,14 @@ def command(
             # Into a file or a pipe, the table keeps its columns whatever width is assumed there.
             console = Console(width=_PIPED_WIDTH)
         console.print(report.to_table())
+        if report.gpu is not None:
+            click.echo(report.gpu_line())
+        if report.speedup is not None and report.speedup < _WORTH_EXPLAINING:
+            click.echo(
+                "What keeps it from being faster:" if report.limits else "Nothing known keeps it from being faster."
+            )
+            for limit in report.limits:
+                click.echo(f"  - {limit}")
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is not None:

@@ -58,18 +58,14 @@ def _layers_of(
 ) -> tuple[Path, list[LayerRecord], str]:
     """The ONNX file, the engine's layers, and where they are known from."""
     from odm_deploy.manifest import ONNX_FILE, manifest_beside
-    from odm_deploy.runtimes.layer_table import LayerRecord
+    from odm_deploy.runtimes.layer_table import recorded_layers
     from odm_deploy.runtimes.model_file import locate_model
 
     onnx_file = locate_model(path.with_name(ONNX_FILE) if path.suffix == ".plan" else path, "onnx")
     manifest = None if path.suffix == ".onnx" else manifest_beside(path)
     if manifest is not None and manifest.engine is not None and not rebuild:
         engine = manifest.engine
-        layers = [
-            LayerRecord(row["name"], row["kind"], row["precision"], (), (), (), tuple[str, ...](row["onnx_nodes"]))
-            for row in engine["layers"]
-        ]
-        return onnx_file, layers, f"{engine['flavour']} {engine['version']}, when the bundle was built"
+        return onnx_file, recorded_layers(engine), f"{engine['flavour']} {engine['version']}, when the bundle was built"
     layers, source = _build(onnx_file, profile, timeout_s)
     return onnx_file, layers, source
 

@@ -102,6 +102,8 @@ class Runtime(ABC):
     """What it runs on, for humans, such as "AMD EPYC 9354, 2 threads"."""
     rounding_note: ClassVar[str] = ""
     """What about this runtime's arithmetic explains rare flips of codes; shown by `verify`."""
+    on_gpu: ClassVar[bool] = False
+    """Whether it computes on an NVIDIA GPU."""
     passed_over: tuple[str, ...] = ()
     """Why runtimes that come first in the order of preference were not taken, where somebody might expect them."""
 

@@ -127,6 +127,14 @@ def parse_inspector(text: str) -> list[LayerRecord]:
     return [_inspector_record(layer) for layer in layers]
 
 
+def recorded_layers(engine: Mapping[str, Any]) -> list[LayerRecord]:
+    """The layers that a manifest's `engine` entry lists; empty where it lists none. Their tensors are not recorded."""
+    return [
+        LayerRecord(row["name"], row["kind"], row["precision"], (), (), (), tuple(row["onnx_nodes"]))
+        for row in engine.get("layers", ())
+    ]
+
+
 def find_compute_layer(layers: Sequence[LayerRecord], onnx_node: str) -> LayerRecord | None:
     """The layer that does the multiplications of `onnx_node`.
 

@@ -36,6 +36,7 @@ class TensorRtEngine(Runtime):
 
     name: ClassVar[str] = "tensorrt"
     model_kind: ClassVar[ModelKind] = "plan"
+    on_gpu: ClassVar[bool] = True
     flavour: ClassVar[str] = TENSORRT
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:

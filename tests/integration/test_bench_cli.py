@@ -40,6 +40,8 @@ def test_json_stands_alone_on_stdout(bundle: Path, runtime: str) -> None:
     assert report["mpix_per_s"] == pytest.approx(report["images_per_s"] * 32 * 24 / 1e6)
     assert report["speedup"] == pytest.approx(report["baseline"]["latency_ms"]["p50"] / report["latency_ms"]["p50"])
     assert report["baseline"]["model"] == "float twin (f32)"
+    assert any("multiples of 32" in limit for limit in report["limits"])
+    assert report["gpu"] is None
 
 
 def test_the_table_names_runtime_shape_and_both_models(bundle: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.report import BenchReport, Measurement
 from odm_deploy.runtimes.base import RunTimes
 
@@ -66,3 +68,11 @@ def test_the_table_shows_both_models_and_the_parts_of_a_gpu_run() -> None:
     assert "float twin (f32)" in on_cpu
     assert "H2D" not in on_cpu
     assert "GPU compute" in rendered(report(gpu(1.0, 5.0), None))
+
+
+def test_the_gpus_line_says_what_throttled_it() -> None:
+    state = GpuState((1400, 1980), 66, 200.4, 120, ("software power cap",))
+    line = replace(report(gpu(1, 1), None), gpu=state).gpu_line()
+    assert line == "120 MiB of GPU memory, SM clock 1400 to 1980 MHz, 66 C, 200 W, THROTTLED by software power cap"
+    assert replace(report(gpu(1, 1), None), gpu=GpuState(None, None, None, None, ())).gpu_line() == "not throttled"
+    assert report(cpu(1), None).gpu_line() == ""

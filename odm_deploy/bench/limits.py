@@ -1,0 +1,109 @@
+"""Why int8 is not faster: what is left in float, what stands between the convolutions, what channels are padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from onnx import ModelProto
+
+from odm_deploy.lowering.lint.graph import QdqGraph
+from odm_deploy.lowering.lint.operands import find_layers
+from odm_deploy.runtimes.coverage import Coverage, coverage, infer_shapes
+from odm_deploy.runtimes.layer_table import LayerRecord
+from odm_deploy.runtimes.profiles import ShapeProfile
+
+CHANNEL_BLOCK = 32
+"""Channels that int8 tensor cores and AVX512-VNNI or AMX kernels take at a time; fewer are padded with zeros."""
+
+_NO_WORK = {"allocate", "deallocate", "shape_call"}
+_WORTH_SAYING = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What keeps a quantized network from being faster than its float twin, on one input shape."""
+
+    int8_mac_share: float
+    """Part of all multiply-accumulates that run as int8; where the engine is not known, that the graph quantizes."""
+    padding_share: float
+    """Part of the multiply-accumulates in quantized convolutions that is done on padded channels."""
+    compute_kernels: int
+    other_kernels: int
+    """Engine layers that multiply, and those that only move, scale or round; 0 both where no engine is known."""
+    fallbacks: tuple[str, ...]
+    """Layers that the graph quantizes and the engine runs in float."""
+
+    @property
+    def best_speedup(self) -> float:
+        """Speed-up if int8 work took no time at all (Amdahl's law over multiply-accumulates); infinite without rest."""
+        rest = 1 - self.int8_mac_share
+        return 1 / rest if rest > 0 else float("inf")
+
+    def sentences(self) -> tuple[str, ...]:
+        """The limits worth knowing, the weightiest first, one clause each."""
+        said: list[str] = []
+        if self.fallbacks:
+            some = ", ".join(self.fallbacks[:3]) + (" ..." if len(self.fallbacks) > 3 else "")
+            said.append(f"{len(self.fallbacks)} quantized layers run in float ({some}): see odm-deploy inspect")
+        if 1 - self.int8_mac_share > _WORTH_SAYING:
+            said.append(
+                f"{1 - self.int8_mac_share:.0%} of the multiply-accumulates are in float layers, so even int8 layers "
+                f"that took no time would give {self.best_speedup:.2g}x; quantize head and tail, too"
+            )
+        if self.other_kernels:
+            said.append(
+                f"{self.other_kernels} kernels beside {self.compute_kernels} convolutions and products only scale, "
+                "round and move feature maps; half precision for the rest (--precision fp16) halves what they move"
+            )
+        if self.padding_share > _WORTH_SAYING:
+            said.append(
+                f"{self.padding_share:.0%} of the int8 multiply-accumulates are on channels padded to multiples of "
+                f"{CHANNEL_BLOCK}"
+            )
+        return tuple(said)
+
+
+def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[int, int, int, int]) -> Limits:
+    """Find what limits a quantized network.
+
+    Args:
+        model: its ONNX graph.
+        layers: the layers of the engine built from it; empty where the runtime does not tell.
+        shape: input [N, 3, H, W] that multiply-accumulates are counted at.
+
+    Raises:
+        InputError: the graph cannot be read.
+    """
+    profile = ShapeProfile(shape, shape, shape)
+    found = coverage(model, layers, profile)
+    known = bool(layers)
+    fast = found.int8_macs if known else found.quantized_macs
+    working = [layer for layer in layers if layer.kind not in _NO_WORK]
+    compute = sum(layer.is_compute for layer in working)
+    return Limits(
+        int8_mac_share=fast / found.macs if found.macs else 0.0,
+        padding_share=_padding_share(model, found, profile),
+        compute_kernels=compute,
+        other_kernels=len(working) - compute,
+        fallbacks=tuple(layer.name for layer in found.fallbacks) if known else (),
+    )
+
+
+def _padding_share(model: ModelProto, found: Coverage, profile: ShapeProfile) -> float:
+    graph = QdqGraph(model)
+    shapes = infer_shapes(graph.model, profile)
+    macs = {layer.name: layer.macs or 0 for layer in found.layers if layer.quantized}
+    useful = padded = 0.0
+    for layer in find_layers(graph):
+        weight = shapes.get(layer.node.input[1])
+        if layer.name not in macs or layer.node.op_type != "Conv" or weight is None:
+            continue
+        useful += macs[layer.name]
+        padded += macs[layer.name] * prod(_rounded(size) / size for size in weight[:2])
+    return 1 - useful / padded if padded else 0.0
+
+
+def _rounded(channels: int) -> int:
+    return -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK

@@ -1,0 +1,58 @@
+"""What limits int8, counted by hand on a graph small enough for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from odm_deploy.bench.limits import find_limits
+from odm_deploy.runtimes.layer_table import LayerRecord
+from tests.sr_graphs import SCALE, WIDTH, sr_model
+
+SHAPE = (1, 3, 10, 20)
+# 3x3 convolutions at input size: 3 -> 8 in float, 8 -> 8 and 8 -> 3 * 2 * 2 quantized.
+HEAD, BODY, TAIL = (10 * 20 * 9 * c_in * c_out for c_in, c_out in ((3, WIDTH), (WIDTH, WIDTH), (WIDTH, 3 * SCALE**2)))
+
+
+def record(name: str, kind: str, precision: str) -> LayerRecord:
+    return LayerRecord(name, kind, precision, (), (), (), (name,))
+
+
+def names() -> tuple[str, str]:
+    body, tail = (node.name for node in sr_model().graph.node if node.op_type == "Conv" and "head" not in node.name)
+    return body, tail
+
+
+def test_the_graph_alone_tells_what_is_quantized_and_padded() -> None:
+    limits = find_limits(sr_model(), (), SHAPE)
+    assert limits.int8_mac_share == pytest.approx((BODY + TAIL) / (HEAD + BODY + TAIL))
+    assert limits.best_speedup == pytest.approx((HEAD + BODY + TAIL) / HEAD)
+    # 8 and 12 channels are computed as 32.
+    padded = BODY * (32 / 8) ** 2 + TAIL * (32 / 8) * (32 / 12)
+    assert limits.padding_share == pytest.approx(1 - (BODY + TAIL) / padded)
+    assert (limits.compute_kernels, limits.other_kernels, limits.fallbacks) == (0, 0, ())
+    said = " | ".join(limits.sentences())
+    assert "multiples of 32" in said
+    assert f"{limits.best_speedup:.2g}x" in said
+    assert "kernels beside" not in said
+
+
+def test_the_engine_tells_what_really_runs() -> None:
+    body, tail = names()
+    layers = [
+        record(body, "correlation", "int8"),
+        record(tail, "correlation", "fp32"),
+        record("scaling", "kgen", "fp32"),
+        record("memory", "allocate", "fp32"),
+    ]
+    limits = find_limits(sr_model(), layers, SHAPE)
+    assert limits.int8_mac_share == pytest.approx(BODY / (HEAD + BODY + TAIL))
+    assert limits.fallbacks == (tail,)
+    assert (limits.compute_kernels, limits.other_kernels) == (2, 1)
+    first, *others = limits.sentences()
+    assert first.startswith(f"1 quantized layers run in float ({tail})")
+    assert any(sentence.startswith("1 kernels beside 2 convolutions") for sentence in others)
+
+
+def test_without_a_float_rest_there_is_no_bound() -> None:
+    limits = find_limits(sr_model("float"), (), SHAPE)
+    assert (limits.int8_mac_share, limits.padding_share, limits.best_speedup) == (0.0, 0.0, 1.0)
