@@ -86,9 +86,10 @@ def _limits(model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int
         graph = parse_onnx(read_model(source_onnx(model, runtime), "onnx"))
         # A runtime that loads ONNX does not tell what it runs as int8, and the bundle's plan says nothing about it.
         layers = recorded_layers(engine_facts(Path(model))) if runtime.model_kind == "plan" else ()
-        return find_limits(graph, layers, shape).sentences()
+        found = find_limits(graph, layers, shape).sentences()
     except InputError:
-        return ()
+        found = ()
+    return (runtime.speed_note, *found) if runtime.speed_note else found
 
 
 def _image_shape(runtime: Runtime, size: tuple[int, int] | None, batch: int) -> tuple[int, int, int, int]:

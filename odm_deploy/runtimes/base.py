@@ -104,6 +104,8 @@ class Runtime(ABC):
     """What about this runtime's arithmetic explains rare flips of codes; shown by `verify`."""
     on_gpu: ClassVar[bool] = False
     """Whether it computes on an NVIDIA GPU."""
+    speed_note: ClassVar[str] = ""
+    """What about this runtime keeps int8 from being fast, whatever the graph; shown by `bench`."""
     passed_over: tuple[str, ...] = ()
     """Why runtimes that come first in the order of preference were not taken, where somebody might expect them."""
 

@@ -26,6 +26,11 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnxruntime"
     model_kind: ClassVar[ModelKind] = "onnx"
     provider: ClassVar[str] = "CPUExecutionProvider"
+    provider_options: ClassVar[Mapping[str, str]] = {}
+    speed_note: ClassVar[str] = (
+        "ONNX Runtime runs a quantized convolution as int8 only where a quantizer follows it at once, and the others "
+        "in float: it is for checking; OpenVINO is fast on a CPU, TensorRT on a GPU"
+    )
 
     def __init__(self, session: Any, model: bytes, options: RuntimeOptions) -> None:
         super().__init__()
@@ -63,6 +68,9 @@ class OnnxRuntime(Runtime):
             raise MissingError("onnxruntime is not installed", fix="pip install 'odm-deploy[cpu]'")
         import onnxruntime as ort
 
+        if cls.on_gpu and hasattr(ort, "preload_dlls"):
+            # CUDA and cuDNN from pip packages lie where the loader does not look.
+            ort.preload_dlls()
         if cls.provider not in ort.get_available_providers():
             raise MissingError(
                 f"this onnxruntime has no {cls.provider}",
@@ -79,7 +87,7 @@ class OnnxRuntime(Runtime):
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            session = ort.InferenceSession(model, settings, providers=[cls.provider])
+            session = ort.InferenceSession(model, settings, providers=[(cls.provider, dict(cls.provider_options))])
         except Exception as error:  # its exception types share no base but Exception
             raise InputError(f"ONNX Runtime cannot load {label}", why=first_line(error)) from error
         if cls.provider not in session.get_providers():
@@ -120,10 +128,29 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """An ONNX Runtime session on an NVIDIA GPU. It computes QDQ graphs in float: for checking, not for int8 speed."""
 
     name: ClassVar[str] = "onnxruntime_cuda"
+    on_gpu: ClassVar[bool] = True
     provider: ClassVar[str] = "CUDAExecutionProvider"
 
     def _device(self) -> str:
         return "CUDA device 0"
+
+
+class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
+    """ONNX Runtime handing the graph to TensorRT, which builds an engine when the model is first run at a shape."""
+
+    name: ClassVar[str] = "onnxruntime_tensorrt"
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+    # Without it TensorRT refuses QDQ graphs; the scales of the graph make a calibration table needless.
+    provider_options: ClassVar[Mapping[str, str]] = {"trt_int8_enable": "1"}
+    speed_note: ClassVar[str] = ""
+
+
+class OnnxRuntimeRtx(OnnxRuntimeCuda):
+    """ONNX Runtime handing the graph to TensorRT for RTX, whose networks take their precision from the graph."""
+
+    name: ClassVar[str] = "onnxruntime_rtx"
+    provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
+    speed_note: ClassVar[str] = ""
 
 
 def first_line(error: BaseException) -> str:

@@ -21,8 +21,11 @@ _HOMES = {
     "openvino": ("odm_deploy.runtimes.openvino_cpu", "OpenVinoCpu"),
     "onnxruntime": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntime"),
     "onnxruntime_cuda": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeCuda"),
+    "onnxruntime_tensorrt": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeTensorRt"),
+    "onnxruntime_rtx": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeRtx"),
 }
-_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", "onnxruntime_cuda": "onnxruntime"}
+_NEEDS_GPU = ("onnxruntime_cuda", "onnxruntime_tensorrt", "onnxruntime_rtx")
+_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", **dict.fromkeys(_NEEDS_GPU, "onnxruntime")}
 
 RUNTIME_NAMES = tuple(_HOMES)
 
@@ -59,7 +62,7 @@ def why_unusable(name: str) -> str:
     package = _PACKAGES[canonical]
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed"
-    if canonical == "onnxruntime_cuda" and not find_gpus():
+    if canonical in _NEEDS_GPU and not find_gpus():
         return "no NVIDIA GPU that the driver can use"
     return ""
 

@@ -14,7 +14,7 @@ import pytest
 from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
 from odm_deploy.engine import Engine
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, MissingError
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
@@ -167,6 +167,18 @@ def test_bench_builds_the_half_precision_twin(bundle: Path) -> None:
     assert report.gpu is not None
     assert report.gpu.memory_mib is None or 0 < report.gpu.memory_mib < 20_000
     assert report.gpu.sm_clock_mhz is None or 100 < report.gpu.sm_clock_mhz[1] < 5000
+
+
+@pytest.mark.parametrize("name", ["onnxruntime_cuda", "onnxruntime_tensorrt", "onnxruntime_rtx"])
+def test_onnx_runtime_computes_the_same_on_the_gpu(name: str, bundle: Path, reference: Runtime) -> None:
+    try:
+        runtime = runtime_class(name).open(bundle / "model.onnx")
+    except MissingError as error:
+        pytest.skip(str(error))
+    with runtime:
+        for n, h, w in ((1, 16, 16), (2, 9, 14)):
+            images = random_images(n, h, w)
+            assert_agree(runtime.upscale(images), reference.upscale(images))
 
 
 def test_a_bundle_opens_on_its_engine(bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""What only ONNX Runtime does: the unfused graph, and the CUDA provider."""
+"""What only ONNX Runtime does: the unfused graph, and the providers of GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import MissingError
 from odm_deploy.runtimes.base import RuntimeOptions
-from odm_deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxRuntimeCuda
+from odm_deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRt
 from tests.sr_graphs import random_images, sr_model
 
 
@@ -22,9 +22,9 @@ def test_without_optimization_no_integer_kernel_replaces_qdq() -> None:
     np.testing.assert_allclose(result, expected, atol=1e-3)
 
 
-@pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime has the CUDA provider"
-)
-def test_a_missing_cuda_provider_is_named() -> None:
-    with pytest.raises(MissingError, match="CUDAExecutionProvider"):
-        OnnxRuntimeCuda.open_bytes(sr_model().SerializeToString())
+@pytest.mark.parametrize("kind", [OnnxRuntimeCuda, OnnxRuntimeTensorRt, OnnxRuntimeRtx], ids=lambda kind: kind.name)
+def test_a_missing_provider_is_named_with_the_command_that_brings_it(kind: type[OnnxRuntime]) -> None:
+    if kind.provider in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has the {kind.provider}")
+    with pytest.raises(MissingError, match=rf"{kind.provider}.*pip install 'odm-deploy\[gpu\]'"):
+        kind.open_bytes(sr_model().SerializeToString())
