@@ -11,6 +11,8 @@ from odm_deploy.cli.output import emit_json, json_option, say
 from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
+    from odm_deploy.accounting import Accounting, Convention
+    from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.runtimes.coverage import Coverage
     from odm_deploy.runtimes.layer_table import LayerRecord
     from odm_deploy.runtimes.profiles import ShapeProfile
@@ -21,20 +23,28 @@ if TYPE_CHECKING:
 @click.option("--shapes", default="1x3x270x480", show_default=True, help="Input shape that MACs are counted at.")
 @click.option("--rebuild", is_flag=True, help="Build anew rather than read what the bundle recorded.")
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
+@click.option(
+    "--convention",
+    type=click.Choice(["honest", "paper"]),
+    default="honest",
+    show_default=True,
+    help="How the cost of a model.pt is counted: all it holds and an engine computes, or as in the papers' tables.",
+)
 @trust_option
 @json_option
-def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, as_json: bool) -> None:
+def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention: Convention, as_json: bool) -> None:
     """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).
 
     TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. A layer that the
-    graph quantizes and the engine runs as float ends with exit code 3. A model.pt is listed with its grids instead.
+    graph quantizes and the engine runs as float ends with exit code 3. A model.pt is listed with its grids instead, and
+    with what it costs: storage, and bit operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
     """
     from odm_deploy.errors import GateError
     from odm_deploy.runtimes.coverage import coverage
     from odm_deploy.runtimes.profiles import parse_profile
 
     if path.suffix in (".pt", ".pth"):
-        _inspect_checkpoint(path, as_json)
+        _inspect_checkpoint(path, convention, as_json)
         return
     profile = parse_profile(shapes)
     graph, layers, source = _layers_of(path, profile, rebuild, timeout_s)
@@ -126,26 +136,68 @@ def _print(found: Coverage, source: str) -> None:
     console.print(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}", highlight=False)
 
 
-def _inspect_checkpoint(path: Path, as_json: bool) -> None:
-    """What a model.pt quantizes, and on which grids."""
+def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> None:
+    """What a model.pt quantizes, on which grids, and what that costs."""
     from odm_deploy.checkpoint import load_model
+    from odm_deploy.model_accounting import account_model, cost_to_dict
 
     model = load_model(path)
-    layers = model.layers
+    cost = account_model(model, convention=convention)
+    by_name = {layer.name: layer for layer in cost.layers}
     if as_json:
-        rows = [
-            {"name": name, "weight_bits": layer.weight_bits, **layer.grid.to_dict()} for name, layer in layers.items()
-        ]
-        emit_json({"network": model.network.name, "scale": model.scale, "metadata": model.metadata, "layers": rows})
+        height, width = cost.output_px
+        emit_json(
+            {
+                "network": model.network.name,
+                "scale": model.scale,
+                "metadata": model.metadata,
+                "convention": convention,
+                "output_px": {"height": height, "width": width},
+                "storage_bytes": cost.storage_bytes,
+                "macs": cost.macs,
+                "bit_operations": cost.bit_operations,
+                "layers": [
+                    {
+                        "name": name,
+                        "weight_bits": layer.weight_bits,
+                        **layer.grid.to_dict(),
+                        **cost_to_dict(by_name[name]),
+                    }
+                    for name, layer in model.layers.items()
+                ],
+                "unquantized": [
+                    {"name": layer.name, **cost_to_dict(layer)}
+                    for layer in cost.layers
+                    if layer.name not in model.layers
+                ],
+            }
+        )
         return
+    _print_checkpoint(model, cost)
+
+
+def _print_checkpoint(model: QuantizedModel, cost: Accounting) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    layers = model.layers
     table = Table(title=f"{model.network.name} x{model.scale}: {len(layers)} quantized layers", title_justify="left")
-    for column in ("layer", "weight bits", "input bits", "lowest level", "highest level", "zero point"):
-        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=column == "layer")
-    for name, layer in layers.items():
-        grid = layer.grid
-        cells = (layer.weight_bits, grid.bits, f"{grid.lower:.4g}", f"{grid.upper:.4g}", grid.zero_point)
-        table.add_row(name, *map(str, cells))
-    Console().print(table)
+    for column in ("layer", "bits", "input levels", "zero point", "KiB", "GMAC", "GBitOPs"):
+        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
+    for row in cost.layers:
+        cells = ["float", "", ""]
+        if row.name in layers:
+            grid = layers[row.name].grid
+            cells = [f"w{row.weight_bits}a{row.activation_bits}", f"{grid.lower:.4g} .. {grid.upper:.4g}"]
+            cells.append(str(grid.zero_point))
+        amounts = (f"{row.storage_bits / 8192:.1f}", f"{row.macs / 1e9:.3f}", f"{row.bit_operations / 1e9:.1f}")
+        table.add_row(row.name or "(network)", *cells, *amounts)
+    console = Console()
+    console.print(table)
+    height, width = cost.output_px
+    console.print(
+        f"{cost.storage_bytes / 2**20:.3f} MiB; {cost.macs / 1e9:.1f} GMAC and {cost.bit_operations / 1e12:.3f} "
+        f"tera-BitOPs for a {width}x{height} output ({cost.convention} convention)",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -68,4 +68,21 @@ def test_checkpoint_is_listed_with_its_grids(tiny_checkpoint):
     for row in document["layers"]:
         grid = model.layers[row["name"]].grid
         assert (row["scale"], row["zero_point"], row["bits"]) == (grid.scale, grid.zero_point, grid.bits)
+        assert row["bit_operations"] == 2 * row["macs"] * row["weight_bits"] * row["bits"] > 0
+    everything = [*document["layers"], *document["unquantized"]]
+    assert sum(row["storage_bytes"] for row in everything) == document["storage_bytes"]
+    assert {row["name"] for row in document["unquantized"]} >= {"head.0", "tail.1"}
+
+
+def test_checkpoint_costs_what_the_convention_counts(tiny_checkpoint):
+    honest, paper = (
+        run_cli("inspect", tiny_checkpoint, "--convention", convention, "--json").document
+        for convention in ("honest", "paper")
+    )
+    # The papers count neither weight scales nor, for EDSR, ranges; and one layer's input as float.
+    assert paper["storage_bytes"] < honest["storage_bytes"]
+    assert paper["bit_operations"] > honest["bit_operations"]
+    shown = run_cli("inspect", tiny_checkpoint)
+    assert "tera-BitOPs for a 1920x1080 output (honest convention)" in shown.stdout
+    assert "body.1.body.2" in shown.stdout
     assert "body.1.body.2" in run_cli("inspect", tiny_checkpoint).stdout

@@ -21,10 +21,11 @@ def checkpoint(tmp_path_factory, samples):
     folder = tmp_path_factory.mktemp("foreign")
     torch.save(seeded(features=6).state_dict(), folder / "weights.pt")
     arguments = ["--network", BUILDER, "--set", "features=6", "--scale", "2", "--bits", "8", "--max-images", "2"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        call = ["calibration", folder / "weights.pt", *arguments, "--images", samples / "HR", "-o", folder / "model.pt"]
+    call = ["calibration", folder / "weights.pt", *arguments, "--images", samples / "HR", "-o", folder / "model.pt"]
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(each) for each in call])
-        run(command, "python -m calibration")
+        with pytest.raises(SystemExit) as ended:
+            run(command, "python -m calibration")
     assert ended.value.code == 0
     return folder / "model.pt"
 
