@@ -65,7 +65,7 @@ def test_srresnet_takes_grey_levels_and_rounds_slopes():
     assert exact.config.input_range == 255.0
     assert torch.allclose(before, after, rtol=1e-4, atol=2e-2)
     rounded = before_and_after("srresnet")[2]
-    slopes = [module.weight for module in rounded.modules() if isinstance(module, nn.PReLU)]
+    slopes = [module.weight.detach() for module in rounded.modules() if isinstance(module, nn.PReLU)]
     assert slopes
     assert all(float(slope) % SLOPE_UNIT == 0 for slope in slopes)
 
