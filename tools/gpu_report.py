@@ -1,0 +1,216 @@
+"""All that is worth knowing about engines on this GPU, in one command: `python tools/gpu_report.py --out DIR`.
+
+Writes DIR/report.md: the machine, whether each flavour of TensorRT runs there, how far its results are from the
+reference, latency in int8, fp16 and fp32 at several sizes, memory, clocks, what limits the speed, and the outcome of
+`tests/gpu`. Every step is a process of its own, so that one that fails is a line of the report and not its end, and its
+result is kept in DIR: an interrupted report goes on where it stopped. On a machine without a GPU, name a CPU runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odm_deploy.cli import report_error
+from odm_deploy.errors import MissingError, OdmError
+from odm_deploy.files import atomic_path
+from odm_deploy.lowering.float_twin import float_twin
+from odm_deploy.manifest import ONNX_FILE
+from odm_deploy.runtimes.compat import FLAVOURS
+from odm_deploy.runtimes.model_file import parse_onnx
+from odm_deploy.runtimes.registry import runtime_class, why_unusable
+
+ROOT = Path(__file__).resolve().parents[1]
+STEP_LIMIT_S = 900
+SIZES = ("96x96", "270x480", "540x960")
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), default=ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt")
+@click.option("--images", type=click.Path(path_type=Path), default=ROOT / "tests/data/samples/LR_bicubic/X4")
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/gpu_report", show_default=True)
+@click.option("--runtime", "runtimes", multiple=True, help="[default: every TensorRT that works here]")
+@click.option("--size", "sizes", multiple=True, default=SIZES, show_default=True, help="Input sizes to time.")
+@click.option("--seconds", default=5.0, show_default=True, help="Time to spend on each measurement.")
+@click.option("--tests/--no-tests", default=True, help="Run tests/gpu, too.")
+def main(
+    model: Path, images: Path, out: Path, runtimes: Sequence[str], sizes: Sequence[str], seconds: float, tests: bool
+) -> int:
+    """Measure, and write DIR/report.md."""
+    try:
+        chosen = list(runtimes) or _usable_flavours()
+        out.mkdir(parents=True, exist_ok=True)
+        names = [runtime_class(name).name for name in chosen]
+        sections = [_environment(out)]
+        sections += [_runtime_section(name, model, images, out, sizes, seconds) for name in names]
+        if tests:
+            sections.append(_tests(out))
+        with atomic_path(out / "report.md") as temporary:
+            temporary.write_text("\n".join(["# Engines on this machine", "", *sections]), encoding="utf-8")
+    except OdmError as error:
+        return report_error(error)
+    click.echo(f"wrote {out / 'report.md'}")
+    return 0
+
+
+def _usable_flavours() -> list[str]:
+    problems = {name: why_unusable(name) for name in FLAVOURS}
+    usable = [name for name, problem in problems.items() if not problem]
+    if not usable:
+        why = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        raise MissingError("no engine can run here", why=why, fix="name a runtime of the CPU with --runtime openvino")
+    return usable
+
+
+def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
+    """The JSON a verb of odm-deploy prints, kept at `path`; {"failed": its error line} where it fails."""
+
+    def measure() -> dict[str, Any]:
+        command = [sys.executable, "-m", "odm_deploy", *map(str, arguments), "--json"]
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=STEP_LIMIT_S, check=False)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took longer than {STEP_LIMIT_S} s"}
+        # 3: a gate was not met, which is a result.
+        if done.returncode in (0, 3) and done.stdout.strip():
+            return json.loads(done.stdout)
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        return {"failed": f"exit code {done.returncode}: {last}"}
+
+    return _kept(path, measure)
+
+
+def _kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if not path.exists():
+        click.echo(f"measuring {path.stem}", err=True)
+        result = measure()
+        if "failed" in result:
+            return result
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=1))
+    return json.loads(path.read_text())
+
+
+def _environment(out: Path) -> str:
+    found = _step(out / "doctor.json", ["doctor"])
+    gpus = [f"{gpu['name']} ({gpu['compute_capability']}, {gpu['memory_mib']} MiB)" for gpu in found["gpus"]]
+    versions = {name: version for name, version in found["packages"].items() if version}
+    lines = [
+        f"- GPU: {', '.join(gpus) or 'none'}; driver {found['driver'] or 'unknown'}",
+        f"- CPU: {found['cpu']['name']}, {found['cpu']['physical_cores']} cores; {found['system']}",
+        f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        *(f"- warning: {warning}" for warning in found["warnings"]),
+    ]
+    return "\n".join(["## Machine", "", *lines, ""])
+
+
+def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Sequence[str], seconds: float) -> str:
+    lines = [f"## {name}", ""]
+    engine = ["--builder", name] if name in FLAVOURS else ["--no-engine"]
+    heights, widths = zip(*(map(int, size.split("x")) for size in sizes), strict=True)
+    best = max(sizes, key=lambda size: int(size.split("x")[0]))
+    largest = f"1x3x{max(*heights, 96)}x{max(*widths, 96)}"
+    shapes = f"1x3x16x16:1x3x{best}:{largest}"
+    bundles: dict[str, Path] = {}
+    # The CPU runtimes of this project take a float32 rest; engines are timed with the rest in half precision, too.
+    for rest in ("fp32", "fp16") if name in FLAVOURS else ("fp32",):
+        bundle = out / f"{name}-{rest}"
+        arguments = ["export", model, "-o", bundle, "--precision", rest, "--shapes", shapes, *engine]
+        exported = _step(out / f"{name}-{rest}-export.json", arguments)
+        if "failed" in exported:
+            lines.append(f"- int8, rest {rest}: export failed: {exported['failed']}")
+            continue
+        bundles[rest] = bundle
+        lines += _agreement(name, rest, bundle, model, images, out)
+    table: list[str] = []
+    limits: dict[str, None] = {}
+    for size in sizes:
+        table += _latency(name, bundles, size, seconds, out, limits)
+    head = ["| input | computes in | p50 ms | p99 ms | images/s | out Mpix/s | GPU memory MiB | clocks |"]
+    lines += ["", *head, "|---|---|---|---|---|---|---|---|", *table, ""]
+    lines += [f"- {limit}" for limit in limits]
+    return "\n".join([*lines, ""])
+
+
+def _agreement(name: str, rest: str, bundle: Path, model: Path, images: Path, out: Path) -> list[str]:
+    arguments = ["verify", bundle, "--against", model, "--images", images, "--runtime", name, "--no-layers"]
+    found = _step(out / f"{name}-{rest}-verify.json", arguments)
+    label = f"- int8, rest {rest}, against the reference:"
+    if "failed" in found:
+        return [f"{label} {found['failed']}"]
+    floor = found["noise_floor"]["identical_pixels"]
+    return [
+        f"{label} {found['identical_pixels']:.4%} identical values, largest step {found['max_lsb']} (noise floor "
+        f"{floor:.4%}); PSNR-Y {found['runtime']['psnr_y_db']:.3f} dB, reference "
+        f"{found['reference']['psnr_y_db']:.3f} dB"
+    ]
+
+
+def _latency(
+    name: str, bundles: dict[str, Path], size: str, seconds: float, out: Path, limits: dict[str, None]
+) -> list[str]:
+    """Table rows at one size: int8 with each rest, the half-precision twin timed beside it, and float32."""
+    rows: list[str] = []
+    common = ["--runtime", name, "--size", size, "--seconds", seconds]
+    for rest, bundle in bundles.items():
+        found = _step(out / f"{name}-{rest}-{size}-bench.json", ["bench", bundle, *common])
+        rows.append(_row(size, f"int8, rest {rest}", found))
+        limits.update(dict.fromkeys(found.get("limits", ())))
+        twin = found.get("baseline")
+        if twin is not None and rest == list(bundles)[-1]:
+            rows.append(_row(size, f"{twin['model']}, int8 is {found['speedup']:.2f} times as fast", twin))
+    if name in FLAVOURS and "fp32" in bundles:
+        plan = out / f"{name}-float32-{size}.onnx"
+        if not plan.exists():
+            plan.write_bytes(float_twin(parse_onnx((bundles["fp32"] / ONNX_FILE).read_bytes())).SerializeToString())
+        rows.append(_row(size, "fp32", _float32(name, plan, size, common, out)))
+    return rows
+
+
+def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: Path) -> dict[str, Any]:
+    from odm_deploy.runtimes.build import build_engine
+    from odm_deploy.runtimes.profiles import parse_profile
+
+    plan = onnx_path.with_suffix(".plan")
+    try:
+        if not plan.exists():
+            build_engine(onnx_path, plan, profiles=parse_profile(f"1x3x{size}"), flavour=name, tf32=False)
+    except OdmError as error:
+        return {"failed": str(error)}
+    return _step(out / f"{name}-float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])
+
+
+def _row(size: str, label: str, found: dict[str, Any]) -> str:
+    if "failed" in found:
+        return f"| {size} | {label} | {found['failed']} | | | | | |"
+    times = found.get("compute_ms") or found["latency_ms"]
+    gpu = found.get("gpu") or {}
+    clock = gpu.get("sm_clock_mhz")
+    clocks = "" if clock is None else f"{clock[0]}-{clock[1]} MHz {' '.join(gpu['throttles'])}".strip()
+    numbers = [
+        f"{times['p50']:.3g}",
+        f"{times['p99']:.3g}",
+        f"{found['images_per_s']:.4g}",
+        f"{found['mpix_per_s']:.3g}",
+    ]
+    return f"| {size} | {label} | {' | '.join(numbers)} | {gpu.get('memory_mib') or ''} | {clocks} |"
+
+
+def _tests(out: Path) -> str:
+    def measure() -> dict[str, Any]:
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "tests/gpu"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+        return {"returncode": done.returncode, "tail": done.stdout.strip().splitlines()[-25:]}
+
+    found = _kept(out / "tests.json", measure)
+    return "\n".join(["## tests/gpu", "", "```", *found["tail"], "```", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main(standalone_mode=False))
