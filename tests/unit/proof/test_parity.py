@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
+from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.layers import LayerParity
 from odm_deploy.proof.parity import (
     CLEAN_DB,
@@ -55,6 +56,28 @@ def test_differences_do_not_wrap_around():
     found = Distance()
     found.add(np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8))
     assert (found.max_lsb, found.psnr_db) == (255, 0.0)
+
+
+def test_of_an_exact_model_nothing_but_equality_will_do():
+    large = Distance(values=10**6)
+    exact = ParityReport({}, distance=large, exact=True, golden=GoldenReport(3))
+    assert exact.failures(Gates()) == []
+    assert exact.to_dict(Gates())["golden"] == {"images": 3, "identical": True, "first_layer": None}
+    # One value of a million, one step apart: far within the noise floor of any other model.
+    large.differing, large.max_lsb, large.squared = 1, 1, 1.0
+    assert ParityReport({}, distance=large, floor=large).failures(Gates()) == []
+    assert exact.failures(Gates()) == ["1 of 1000000 values differ, and an exact model allows none"]
+    flipped = LayerParity("body.1", codes=10**6, flips=1, max_step=1, exact=True)
+    assert not flipped.is_clean
+    assert exact.failures(Gates(max_lsb=1)) == []
+
+
+def test_golden_outputs_that_differ_fail_on_their_own():
+    golden = GoldenReport(3, ["the first layer that differs is body.1"], "body.1")
+    report = ParityReport({}, exact=True, golden=golden)
+    assert report.failures(Gates()) == ["the first layer that differs is body.1"]
+    assert report.to_dict(Gates())["golden"] == {"images": 3, "identical": False, "first_layer": "body.1"}
+    assert report.to_dict(Gates())["passed"] is False
 
 
 def test_images_of_other_sizes_are_not_compared():
