@@ -158,12 +158,14 @@ def check_golden(
     """
     report = GoldenReport()
     images = golden_images()
+    wrong: list[str] = []
     for record in golden.images:
         output = np.rint(runtime.upscale(images[record.name].astype(np.float32))).clip(0, 255).astype(np.uint8)
         report.images += 1
         if _hash(output) != record.output:
-            report.failures.append(f"the golden image {record.name!r} comes out differently")
-    comes_out_wrong = bool(report.failures)
+            wrong.append(record.name)
+    if wrong:
+        report.failures.append(f"{len(wrong)} of {report.images} golden images come out differently")
     if lowered is None:
         return report
     order = [tap.layer for tap in read_taps(lowered)]
@@ -172,7 +174,7 @@ def check_golden(
         named = ", ".join(name or "what belongs to no layer" for name in changed[:3])
         report.failures.append(f"model.onnx holds other constants than it was written with: {named}")
     seen = None if open_bytes is None else _first_difference(golden, lowered, open_bytes)
-    if seen is None and comes_out_wrong and open_bytes is not None:
+    if seen is None and wrong and open_bytes is not None:
         # All codes are right, so it is the last layer, or what follows it.
         seen = _layer_before(lowered, lowered.graph.output[0].name)
     if seen is not None:

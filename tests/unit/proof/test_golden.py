@@ -107,7 +107,7 @@ def test_a_wrong_mean_is_found_in_the_layer_next_to_it():
     report = checked(edited("view_1", lambda mean: mean + 1))
     assert report.first_layer == "tail.1"
     assert [failure.partition(":")[0] for failure in report.failures] == [
-        *[f"the golden image {name!r} comes out differently" for name in golden_images()],
+        "3 of 3 golden images come out differently",
         "model.onnx holds other constants than it was written with",
         "the first layer that differs is tail.1",
     ]
