@@ -231,6 +231,18 @@ def _codes_from_outside(b: Builder) -> str:
     return b.conv(b.qdq(image, "a"), b.weights())
 
 
+def _uint8_input_transposed(b: Builder) -> str:
+    b.input_type = TensorProto.UINT8
+    turned = b.op("Transpose", ["x"], "turn", perm=[0, 1, 3, 2])
+    return b.conv(b.qdq(b.op("Cast", [turned], "cast", to=TensorProto.FLOAT), "a"), b.weights())
+
+
+def _uint8_output_transposed(b: Builder) -> str:
+    image = b.op("Cast", [b.conv(b.qdq("x", "a"), b.weights())], "cast", to=TensorProto.UINT8)
+    turned = b.op("Transpose", [image], "turn", perm=[0, 2, 3, 1])
+    return b.op("Cast", [turned], "y", to=TensorProto.FLOAT)
+
+
 def _same_name_twice(b: Builder) -> str:
     first = b.conv(b.qdq("x", "a"), b.weights())
     b.nodes.append(helper.make_node("Conv", [first, b.float_weights()], ["second"], name="layer", pads=[1, 1, 1, 1]))
@@ -349,5 +361,7 @@ _trap("concat-scales", "concat", "float", "Concat of codes and floats", _concat(
 _trap("transposed-convolution", "layer", "float", "quantized ConvTranspose",
       lambda b: b.op("ConvTranspose", [b.qdq("x", "a"), b.weights()], "layer", strides=[2, 2]))  # fmt: skip
 _trap("integer-operators", "layer", "refused", "QLinearConv", _qlinear_conv)
+_trap("uint8-inside", "turn", "refused", "transposed uint8 input", _uint8_input_transposed)
+_trap("uint8-inside", "turn", "refused", "uint8 output behind a Transpose", _uint8_output_transposed)
 _trap("opset", "", "int8", "opset 21", _quantized, opset=21)
 _trap("duplicate-names", "layer", "unknown", "two layers with one name", _same_name_twice)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from onnx import TensorProto
+
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
 from odm_deploy.lowering.lint.operands import Operand, find_layers
@@ -26,6 +28,10 @@ _INTEGER_OPERATORS = (
     "QLinearGlobalAveragePool",
     "QGemm",
 )
+
+
+# Others have rules of their own about these.
+_READERS_OF_BYTES = ("Cast", QUANTIZE, DEQUANTIZE, *_INTEGER_OPERATORS)
 
 
 @rule("half-quantized", Severity.SILENT_FLOAT, fix="quantize the other operand too, or neither")
@@ -85,6 +91,17 @@ def integer_operators(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT parses the QDQ format only: operators that compute on integers themselves are refused."""
     for node in graph.of_type(*_INTEGER_OPERATORS):
         yield graph.name(node), f"operator {node.op_type}", (graph.name(node),)
+
+
+@rule("uint8-inside", Severity.ERROR, fix="cast to float first, and let a uint8 output come straight from a Cast")
+def uint8_inside(graph: QdqGraph) -> Iterator[Hit]:
+    """TensorRT knows uint8 at the edges of a graph only: inputs that feed a Cast, and outputs that come from one."""
+    images = {value.name for value in graph.model.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
+    images |= {node.output[0] for node in graph.of_type("Cast") if graph.attribute(node, "to") == TensorProto.UINT8}
+    for node in graph.model.graph.node:
+        read = [name for name in node.input if name in images]
+        if read and node.op_type not in _READERS_OF_BYTES:
+            yield graph.name(node), f"{node.op_type} of the uint8 tensor {read[0]}", ()
 
 
 @rule("opset", Severity.WARNING, fix=f"export with opset {NEWEST_COMMON_OPSET}")
