@@ -33,10 +33,6 @@ _WINDOWS: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     TENSORRT: ((10, 13), (12, 0)),
     TENSORRT_RTX: ((1, 5), None),
 }
-_PIP = {
-    TENSORRT: 'pip install "odm-deploy[gpu]" --extra-index-url https://pypi.nvidia.com',
-    TENSORRT_RTX: 'pip install "odm-deploy[rtx]"',
-}
 _CU_ATTRIBUTE_MAJOR = 75
 _CU_ATTRIBUTE_MINOR = 76
 
@@ -65,7 +61,7 @@ class Flavour:
     @property
     def install(self) -> str:
         """The command that installs it on this platform."""
-        return _PIP[self.name]
+        return pip_command(self.name, driver_cuda_major())
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,23 @@ class Gpu:
     def sm(self) -> str:
         """The architecture as compilers and TensorRT spell it, for example `SM86`."""
         return f"SM{self.compute_capability[0]}{self.compute_capability[1]}"
+
+
+def pip_command(flavour: str, cuda_major: int | None) -> str:
+    """The command that installs a flavour beside a driver for this CUDA version (None: unknown)."""
+    if flavour == TENSORRT_RTX:
+        return 'pip install "odm-deploy[rtx]"'
+    extra = "gpu" if cuda_major is None else f"gpu-cu{min(max(cuda_major, 12), 13)}"
+    return f'pip install "odm-deploy[{extra}]" --extra-index-url https://pypi.nvidia.com'
+
+
+@functools.cache
+def driver_cuda_major() -> int | None:
+    """The newest CUDA the installed driver runs, such as 13; None without a driver."""
+    cuda, version = _load_driver(), ctypes.c_int()
+    if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000
 
 
 def find_flavour(name: str) -> Flavour:
@@ -151,7 +164,7 @@ def _advice(candidates: tuple[Flavour, ...]) -> str:
             return "build on a machine with an NVIDIA GPU, or use tensorrt_rtx, which builds without one"
         return only.install if only.is_rtx or find_gpus() else f"{only.install} on a machine with an NVIDIA GPU"
     # Without a GPU only RTX can build; with one, the data-centre library is the better of the two.
-    return _PIP[TENSORRT if find_gpus() else TENSORRT_RTX]
+    return pip_command(TENSORRT if find_gpus() else TENSORRT_RTX, driver_cuda_major())
 
 
 def _version(module: str) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -18,7 +19,9 @@ from odm_deploy.runtimes.compat import (
     find_flavour,
     find_flavours,
     find_gpus,
+    pip_command,
 )
+from tests.conftest import REPOSITORY
 
 DRIVER = r"""
 #include <string.h>
@@ -151,3 +154,15 @@ def test_failing_driver_or_device_is_no_exception(driver):
     assert _query_driver(driver(result=100)) == ()
     assert [gpu.index for gpu in _query_driver(driver(fail_second=2))] == [0]
     assert _query_driver(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("cuda_major", "extra"), [(None, "gpu"), (11, "gpu-cu12"), (12, "gpu-cu12"), (13, "gpu-cu13"), (14, "gpu-cu13")]
+)
+def test_the_pip_command_fits_the_driver(cuda_major, extra):
+    command = pip_command("tensorrt", cuda_major)
+    assert f"odm-deploy[{extra}]" in command
+    assert "https://pypi.nvidia.com" in command
+    assert pip_command("tensorrt_rtx", cuda_major) == 'pip install "odm-deploy[rtx]"'
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {extra, "rtx"} <= set(declared)
