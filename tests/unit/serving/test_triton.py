@@ -42,7 +42,7 @@ def make_bundle(folder: Path, engine: dict[str, Any] | None = None, **options: s
     (folder / "model.onnx").write_bytes(lowered(tiny_model(4), **options).SerializeToString())
     (folder / "engine.plan").write_bytes(b"ftrt plan")
     network = {"name": "edsr", "scale": 2, "config": {}}
-    Manifest(network, {}, {"io": "float32", **options}, 10, {}, engine).write(folder)
+    Manifest(network, {}, {"io": "float32", **options}, 10, {}, engine=engine).write(folder)
     return folder
 
 
