@@ -1,89 +1,157 @@
-"""`odm-deploy upscale IN OUT --model BUNDLE`: one image, whole or in tiles."""
+"""`odm-deploy upscale IN OUT --model BUNDLE`: an image, a folder or a pattern of images, whole or in tiles."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odm_deploy.cli.output import emit_json, json_option, progress, say
 
 if TYPE_CHECKING:
-    from odm_deploy.manifest import Manifest
-
-WHOLE_IMAGE_LIMIT_PX = 1_000_000
-"""Largest input that is run whole unless --tile says otherwise; a quarter of a gigabyte of activations per layer."""
-DEFAULT_TILE_PX = 512
+    from odm_deploy.imaging.batch import Job, Outcome
+    from odm_deploy.imaging.upscaler import Upscaler
 
 
 @click.command("upscale")
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN")
 @click.argument("destination", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--model", "bundle", type=click.Path(path_type=Path), required=True, help="A bundle.")
-@click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: whole if small]")
+@click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: by memory]")
+@click.option(
+    "--format",
+    "suffix",
+    type=click.Choice(["png", "jpg", "webp"]),
+    default="png",
+    show_default=True,
+    help="Of the results, where IN is many images.",
+)
+@click.option("--overwrite", is_flag=True, help="Do again what is done already, where IN is many images.")
 @click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @json_option
 def command(
-    source: Path,
+    source: str,
     destination: Path,
     bundle: Path,
+    suffix: str,
+    overwrite: bool,
+    as_json: bool,
     tile: int | None,
     runtime: str | None,
     threads: int | None,
-    as_json: bool,
 ) -> None:
-    """Upscale the image IN to OUT (.png, .jpg or .webp).
+    """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
+
+    Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
+    image that cannot be read or written costs a line and exit code 1, and the others are still done.
 
     Tiles overlap by the network's receptive field, so that the seams are those of the whole image: none.
     """
+    from functools import partial
+
+    from odm_deploy.imaging.batch import is_many
+    from odm_deploy.imaging.io import check_writable
+    from odm_deploy.imaging.upscaler import Upscaler
+
+    open_upscaler = partial(Upscaler.open, bundle, runtime, tile=tile, threads=threads)
+    if is_many(source):
+        todo, skipped = _plan(source, destination, bundle, f".{suffix}", overwrite)
+        with open_upscaler() as upscaler:
+            _say_passed_over(upscaler)
+            _many(source, destination, todo, skipped, upscaler, as_json)
+        return
+    check_writable(destination)
+    with open_upscaler() as upscaler:
+        _say_passed_over(upscaler)
+        _one(Path(source), destination, upscaler, as_json)
+
+
+def _one(source: Path, destination: Path, upscaler: Upscaler, as_json: bool) -> None:
     import time
 
-    import numpy as np
+    from odm_deploy.imaging.io import read_image, write_image
 
-    from odm_deploy.engine import Engine
-    from odm_deploy.imaging.io import Image, check_writable, read_image, write_image
-    from odm_deploy.manifest import read_manifest
-    from odm_deploy.runtimes.base import RuntimeOptions
-
-    check_writable(destination)
-    manifest = read_manifest(bundle)
     image = read_image(source)
-    size = _tile_size(tile, image.height, image.width, manifest)
     start = time.perf_counter()
-    with Engine.open(bundle, runtime, RuntimeOptions(threads=threads)) as engine, progress("tiles") as track:
-        rgb = engine.upscale(image.rgb, tile=size, track=track)
-        alpha = None
-        if image.alpha is not None:
-            # Transparency is an image of its own; as gray RGB it goes through the same network.
-            gray = np.repeat(image.alpha[..., None], 3, axis=2)
-            alpha = engine.upscale(gray, tile=size, track=track)[..., 1]
-        described = engine.describe()
-        for reason in engine.runtime.passed_over:
-            say(f"passed over: {reason}")
+    with progress("tiles") as track:
+        result = upscaler.upscale(image, track)
     seconds = time.perf_counter() - start
-    write_image(destination, Image(rgb, alpha, image.gray, image.icc_profile))
+    write_image(destination, result)
+    described = upscaler.describe()
     if as_json:
         emit_json(
             {
                 "input": str(source),
                 "output": str(destination),
-                "size": [rgb.shape[1], rgb.shape[0]],
-                "tile": size,
+                "size": [result.width, result.height],
+                "tile": upscaler.tile_size(image.height, image.width),
                 "runtime": described,
                 "seconds": seconds,
             }
         )
     else:
-        say(f"wrote {destination}: {rgb.shape[1]}x{rgb.shape[0]}, {seconds:.2f} s on {described['runtime']}")
+        say(f"wrote {destination}: {result.width}x{result.height}, {seconds:.2f} s on {described['runtime']}")
 
 
-def _tile_size(asked: int | None, height: int, width: int, manifest: Manifest) -> int:
-    """The tile size to use; 0 runs the image whole."""
-    if asked is not None:
-        return asked
-    radius = manifest.receptive_radius_px
-    if radius is None or height * width <= WHOLE_IMAGE_LIMIT_PX:
-        return 0
-    return max(DEFAULT_TILE_PX, 4 * radius)
+def _plan(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:
+    """What is to be done, and how many images are done already."""
+    from odm_deploy.imaging.batch import is_done, plan_jobs
+    from odm_deploy.manifest import MANIFEST_FILE, read_manifest
+
+    read_manifest(bundle)
+    jobs = plan_jobs(source, folder, suffix)
+    model_made = (bundle / MANIFEST_FILE).stat().st_mtime
+    todo = [job for job in jobs if overwrite or not is_done(job, model_made)]
+    skipped = len(jobs) - len(todo)
+    if skipped:
+        say(f"{skipped} of {len(jobs)} images are done already; --overwrite does them again")
+    return todo, skipped
+
+
+def _many(source: str, destination: Path, todo: list[Job], skipped: int, upscaler: Upscaler, as_json: bool) -> None:
+    import time
+
+    from odm_deploy.errors import OdmError
+    from odm_deploy.imaging.batch import run_jobs
+
+    start = time.perf_counter()
+    outcomes: list[dict[str, Any]] = []
+    with progress("images") as track:
+        for outcome in track(run_jobs(todo, upscaler.upscale), len(todo)):
+            outcomes.append(_document(outcome))
+            if outcome.error is not None:
+                say(f"error: {outcome.error}")
+    described = upscaler.describe()
+    seconds = time.perf_counter() - start
+    failed = sum("error" in outcome for outcome in outcomes)
+    if as_json:
+        emit_json(
+            {
+                "input": source,
+                "output": str(destination),
+                "images": outcomes,
+                "skipped": skipped,
+                "failed": failed,
+                "runtime": described,
+                "seconds": seconds,
+            }
+        )
+    elif len(todo) > failed:
+        say(f"wrote {len(todo) - failed} images to {destination}, {seconds:.2f} s on {described['runtime']}")
+    if failed:
+        raise OdmError(f"{failed} of {len(todo)} images were not upscaled", why="each is named above")
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    """What JSON says about one image; its pixels are let go."""
+    if outcome.error is not None or outcome.image is None:
+        return {"input": str(outcome.job.source), "error": str(outcome.error)}
+    size = [outcome.image.width, outcome.image.height]
+    return {"input": str(outcome.job.source), "output": str(outcome.job.destination), "size": size}
+
+
+def _say_passed_over(upscaler: Upscaler) -> None:
+    for reason in upscaler.engine.runtime.passed_over:
+        say(f"passed over: {reason}")

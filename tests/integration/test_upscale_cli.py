@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.imaging.io import Image, read_image, write_image
@@ -66,3 +67,49 @@ def test_destination_is_checked_before_any_work(exact_bundle, tmp_path):
     assert outcome.code in (1, 2)
     assert "out.bmpx" in outcome.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png"]
+
+
+def test_a_folder_is_done_despite_hostile_images_and_resumed(exact_bundle, tmp_path):
+    folder, results = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "b.jpg", "dot.png"):
+        write_image(folder / name, rgb(1, 1) if name == "dot.png" else rgb(9, 12))
+    PillowImage.fromarray(rgb(9, 12)).convert("CMYK").save(folder / "cmyk.jpg")
+    frames = [PillowImage.fromarray(rgb(9, 12, seed)) for seed in range(2)]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    (folder / "truncated.png").write_bytes((folder / "a.png").read_bytes()[:90])
+    # A bomb: 20000x20000 pixels said in the header of a file of a few bytes.
+    (folder / "bomb.ppm").write_bytes(b"P6 20000 20000 255\n")
+    (folder / "text.png").write_text("no image")
+    call = ("upscale", folder, results, "--model", exact_bundle)
+    first = run_cli(*call, "--json")
+    assert first.code == 1
+    done = ["a.png", "b.png", "cmyk.png", "dot.png"]
+    assert sorted(path.name for path in results.iterdir()) == done
+    errors = [line for line in first.stderr.splitlines() if line.startswith("error: cannot read")]
+    bad = ("animated.gif", "bomb.ppm", "text.png", "truncated.png")
+    assert len(errors) == len(bad)
+    assert all(name in line for name, line in zip(bad, errors, strict=True))
+    assert first.document["failed"] == 4
+    assert "4 of 8 images were not upscaled" in first.stderr
+    np.testing.assert_array_equal(read_image(results / "a.png").rgb, expected(rgb(9, 12)))
+
+    made = {name: (results / name).stat().st_mtime_ns for name in done}
+    for name in bad:
+        (folder / name).unlink()
+    second = run_cli(*call)
+    assert second.code == 0
+    assert "4 of 4 images are done already" in second.stderr
+    assert {name: (results / name).stat().st_mtime_ns for name in done} == made
+    third = run_cli(*call, "--overwrite", "--format", "webp", "--json")
+    assert third.code == 0
+    assert (third.document["failed"], third.document["skipped"], len(third.document["images"])) == (0, 0, 4)
+    np.testing.assert_array_equal(read_image(results / "a.webp").rgb, expected(rgb(9, 12)))
+
+
+def test_a_pattern_selects_images(exact_bundle, tmp_path):
+    for name in ("shot1.png", "shot2.png", "other.png"):
+        write_image(tmp_path / name, rgb(6, 7))
+    outcome = run_cli("upscale", tmp_path / "shot*.png", tmp_path / "out", "--model", exact_bundle)
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["shot1.png", "shot2.png"]
+    assert "wrote 2 images" in outcome.stderr

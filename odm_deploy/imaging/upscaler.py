@@ -1,0 +1,157 @@
+"""An engine as people use it: images of any size, with alpha, in tiles where whole ones would not fit into memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.engine import Engine
+from odm_deploy.errors import InputError
+from odm_deploy.imaging.io import Image
+from odm_deploy.imaging.tiling import Track
+from odm_deploy.manifest import ONNX_FILE, Manifest, read_manifest
+from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.profiles import parse_profile
+
+MEMORY_SHARE = 0.25
+"""Part of this machine's memory that the activations of one run may take."""
+ASSUMED_MEMORY_BYTES = 8 << 30
+"""Memory of machines that do not say how much they have."""
+ASSUMED_BYTES_PER_PX = 2048
+"""Activations per input pixel of graphs whose shapes cannot be inferred: four layers of 128 channels."""
+LARGEST_TILE_PX = 1024
+"""Beyond this side, larger tiles save next to no overlap."""
+SMALLEST_TILE_PX = 64
+
+
+class Upscaler:
+    """A bundle opened for images of any size. Close it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine, manifest: Manifest, *, tile: int | None, whole_limit_px: int) -> None:
+        """Most callers want `Upscaler.open`.
+
+        Args:
+            engine: runs the network; closed with the upscaler.
+            manifest: of its bundle.
+            tile: side of square tiles in input pixels; 0 runs images whole; None decides for each image.
+            whole_limit_px: pixels of the largest image that None runs whole.
+        """
+        self.engine = engine
+        self.manifest = manifest
+        self._tile = tile
+        self._whole_limit_px = whole_limit_px
+
+    @classmethod
+    def open(
+        cls, bundle: Path | str, runtime: str | None = None, *, tile: int | None = None, threads: int | None = None
+    ) -> Self:
+        """Open a bundle.
+
+        Args:
+            bundle: what `odm-deploy export` wrote.
+            runtime: a runtime's name; None takes the fastest that works here.
+            tile: see the constructor.
+            threads: CPU threads; None takes one a physical core.
+
+        Raises:
+            InputError: the bundle is missing or damaged.
+            MissingError: no runtime that could run it is installed.
+            UsageError: there is no runtime of that name.
+        """
+        manifest = read_manifest(bundle)
+        engine = Engine.open(bundle, runtime, RuntimeOptions(threads=threads))
+        limit = 0 if tile is not None else _whole_limit_px(Path(bundle) / ONNX_FILE)
+        return cls(engine, manifest, tile=tile, whole_limit_px=limit)
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per input pixel along each axis."""
+        return self.manifest.scale
+
+    def tile_size(self, height: int, width: int) -> int:
+        """The tile that an image of this size, in pixels, is cut into; 0: none, it is run whole."""
+        if self._tile is not None:
+            return self._tile
+        radius = self.manifest.receptive_radius_px
+        if radius is None:
+            return 0
+        largest = self._largest_engine_side()
+        fits = largest is None or (height <= largest[0] and width <= largest[1])
+        if fits and height * width <= self._whole_limit_px:
+            return 0
+        side = min(math.isqrt(self._whole_limit_px), LARGEST_TILE_PX)
+        # With less than this, more than three quarters of the work would be overlap.
+        side = max(side // 16 * 16, SMALLEST_TILE_PX, 4 * radius)
+        return side if largest is None else min(side, *largest)
+
+    def upscale(self, image: Image, track: Track | None = None) -> Image:
+        """Upscale colours and, by the same network, transparency; the colour profile is kept.
+
+        Args:
+            image: any size.
+            track: shows progress, one step a tile.
+
+        Raises:
+            InputError: a size the engine was not built for.
+            UsageError: tiles too small for the network.
+        """
+        alpha = None
+        if image.alpha is not None:
+            # Transparency is an image of its own; as gray RGB it goes through the same network.
+            alpha = self.pixels(np.repeat(image.alpha[..., None], 3, axis=2), track)[..., 1]
+        return Image(self.pixels(image.rgb, track), alpha, image.gray, image.icc_profile)
+
+    def pixels(self, rgb: NDArray[np.uint8], track: Track | None = None) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3]. Raises as `upscale`."""
+        tile = self.tile_size(rgb.shape[0], rgb.shape[1])
+        return self.engine.upscale(rgb, tile=tile, track=track)
+
+    def describe(self) -> dict[str, Any]:
+        """Runtime, version, device and settings, as plain values."""
+        return self.engine.describe()
+
+    def _largest_engine_side(self) -> tuple[int, int] | None:
+        """Height and width, in pixels, of the largest image that an engine was built for; None for other runtimes."""
+        engine = self.manifest.engine
+        if self.engine.runtime.model_kind != "plan" or engine is None or "profile" not in engine:
+            return None
+        return parse_profile(str(engine["profile"])).max[2:]
+
+    def close(self) -> None:
+        """Free the model."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _whole_limit_px(graph: Path) -> int:
+    """Input pixels whose activations fit into this machine's share of memory."""
+    import onnx
+
+    from odm_deploy.lowering.activation_memory import activation_bytes_per_px
+
+    try:
+        # The engine has read this file already, and said what is wrong with it; a plan may do without.
+        per_px = activation_bytes_per_px(onnx.load(str(graph))) if graph.is_file() else None
+    except Exception as error:
+        raise InputError(f"cannot read {graph}", why=f"{type(error).__name__}: {error}") from error
+    return int(MEMORY_SHARE * _memory_bytes() / (per_px or ASSUMED_BYTES_PER_PX))
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return ASSUMED_MEMORY_BYTES

@@ -1,0 +1,66 @@
+"""How much memory a graph's activations take per input pixel: what decides whether an image can be run whole."""
+
+from __future__ import annotations
+
+import math
+
+import onnx
+
+_PROBE_PX = 64
+"""Side of the image the graph is measured on; a multiple of every window and stride in use."""
+_FLOAT_BYTES = 4
+_VIEWS = frozenset({"QuantizeLinear", "DequantizeLinear", "Identity", "Reshape", "Cast", "Relu", "Clip"})
+"""Operators whose result needs no memory of its own: runtimes fuse them into their neighbour or work in place."""
+
+
+def activation_bytes_per_px(model: onnx.ModelProto) -> float | None:
+    """Bytes of activations that are alive at the same time at the worst moment, per pixel of the input image.
+
+    Operators run in the order of the file and everything counts as float32, so runtimes that compute in int8 or reorder
+    stay below; their scratch memory comes on top.
+
+    Returns:
+        Bytes; None where the shapes inside the graph cannot be inferred.
+    """
+    sizes = _sizes(model)
+    if sizes is None:
+        return None
+    owner: dict[str, str] = {}
+    last_use: dict[str, int] = {}
+    for position, node in enumerate(model.graph.node):
+        activations = [name for name in node.input if name in sizes]
+        for name in activations:
+            last_use[owner.get(name, name)] = position
+        for name in node.output:
+            owner[name] = owner.get(activations[0], activations[0]) if node.op_type in _VIEWS and activations else name
+    for value in model.graph.output:
+        last_use[owner.get(value.name, value.name)] = len(model.graph.node)
+    image = model.graph.input[0].name
+    alive, peak = {image: sizes[image]}, sizes[image]
+    for position, node in enumerate(model.graph.node):
+        # A view may be larger than what it is a view of (int8 to float32): both count as float32 here.
+        alive.update({name: sizes[name] for name in node.output if name in sizes and owner.get(name) == name})
+        peak = max(peak, sum(alive.values()))
+        for name in [name for name in alive if last_use.get(name, -1) <= position]:
+            del alive[name]
+    return peak / _PROBE_PX**2
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, int] | None:
+    """Bytes as float32 of every tensor computed from the image; None where one is unknown."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for axis, dim in enumerate(probe.graph.input[0].type.tensor_type.shape.dim):
+        if not dim.dim_value:
+            dim.dim_value = _PROBE_PX if axis else 1
+    for value in probe.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del probe.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(probe, data_prop=True).graph
+    sizes: dict[str, int] = {}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        shape = value.type.tensor_type.shape
+        if not value.type.tensor_type.HasField("shape") or any(not dim.dim_value for dim in shape.dim):
+            return None
+        sizes[value.name] = _FLOAT_BYTES * math.prod(dim.dim_value for dim in shape.dim)
+    return sizes

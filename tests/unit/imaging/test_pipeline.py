@@ -1,0 +1,86 @@
+"""Stages in threads: order, errors, bounded memory, and nothing left running."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from odm_deploy.imaging.pipeline import ahead
+
+
+def pipeline_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "odm-deploy pipeline"]
+
+
+def test_items_come_in_order_through_several_stages():
+    doubled = ahead(2 * item for item in ahead(range(50)))
+    assert list(doubled) == list(range(0, 100, 2))
+    assert not pipeline_threads()
+
+
+def test_the_next_item_is_made_while_this_one_is_used():
+    made = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        made.set()
+        yield 2
+
+    stage = ahead(items())
+    assert next(stage) == 1
+    assert made.wait(10)
+    stage.close()
+
+
+def test_no_more_than_depth_items_wait():
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            made.append(item)
+            yield item
+
+    stage = ahead(items(), depth=3)
+    assert next(stage) == 0
+    time.sleep(0.3)
+    assert len(made) <= 5
+    stage.close()
+    assert not pipeline_threads()
+
+
+def test_an_error_arrives_behind_the_items_before_it():
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    seen: list[int] = []
+    with pytest.raises(ValueError, match="broken"):
+        seen.extend(ahead(ahead(items())))
+    assert not pipeline_threads()
+
+
+def test_leaving_early_closes_every_stage():
+    closed: list[str] = []
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.append("source")
+
+    def stage() -> Iterator[int]:
+        inner = ahead(source())
+        try:
+            yield from inner
+        finally:
+            inner.close()
+            closed.append("stage")
+
+    outer = ahead(stage())
+    assert next(outer) == 0
+    outer.close()
+    assert closed == ["source", "stage"]
+    assert not pipeline_threads()

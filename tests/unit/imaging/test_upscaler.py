@@ -1,0 +1,87 @@
+"""How images are cut: by memory, by what an engine was built for, and not at all where a network cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from odm_deploy.checkpoint import save_model
+from odm_deploy.errors import InputError
+from odm_deploy.imaging import upscaler as module
+from odm_deploy.imaging.io import Image
+from odm_deploy.imaging.upscaler import Upscaler
+from odm_deploy.lowering.activation_memory import activation_bytes_per_px
+from tests.command_line import run_cli
+from tests.factories import exact_model, random_images
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upscaler")
+    save_model(exact_model(), folder / "model.pt")
+    assert run_cli("export", folder / "model.pt", "-o", folder / "bundle", "--no-engine").code == 0
+    return folder / "bundle"
+
+
+def test_images_are_run_whole_up_to_a_share_of_memory(bundle, monkeypatch):
+    per_px = activation_bytes_per_px(onnx.load(bundle / "model.onnx"))
+    assert per_px is not None
+    monkeypatch.setattr(module, "_memory_bytes", lambda: int(per_px * 200 * 200 / module.MEMORY_SHARE) + 100)
+    with Upscaler.open(bundle) as upscaler:
+        assert upscaler.tile_size(200, 200) == 0
+        assert upscaler.tile_size(100, 400) == 0
+        assert upscaler.tile_size(200, 201) == 192
+    with Upscaler.open(bundle, tile=0) as upscaler:
+        assert upscaler.tile_size(20000, 20000) == 0
+    with Upscaler.open(bundle, tile=48) as upscaler:
+        assert upscaler.tile_size(10, 10) == 48
+
+
+def test_automatic_tiles_show_no_seam(bundle, monkeypatch):
+    image = Image(*(random_images(90, 131, seed=seed)[0].transpose(1, 2, 0).astype(np.uint8) for seed in (1,)))
+    with Upscaler.open(bundle, tile=0) as upscaler:
+        whole = upscaler.upscale(image)
+    monkeypatch.setattr(module, "_memory_bytes", lambda: 1)
+    with Upscaler.open(bundle) as upscaler:
+        assert upscaler.tile_size(90, 131) == 64
+        np.testing.assert_array_equal(upscaler.upscale(image).rgb, whole.rgb)
+
+
+def test_a_network_that_looks_everywhere_is_not_cut(bundle):
+    with Upscaler.open(bundle) as opened:
+        manifest = dataclasses.replace(opened.manifest, receptive_radius_px=None)
+        assert Upscaler(opened.engine, manifest, tile=None, whole_limit_px=1).tile_size(5000, 5000) == 0
+
+
+def test_bytes_per_pixel_are_those_of_the_widest_moment(bundle):
+    def conv(source: str, result: str, channels: int, inputs: int):
+        weight = onnx.numpy_helper.from_array(np.zeros((channels, inputs, 3, 3), np.float32), f"{result}.w")
+        node = onnx.helper.make_node("Conv", [source, weight.name], [result], pads=[1, 1, 1, 1], kernel_shape=[3, 3])
+        return node, weight
+
+    shape = ["n", 3, "h", "w"]
+    first, first_weight = conv("x", "a", 16, 3)
+    relu = onnx.helper.make_node("Relu", ["a"], ["r"])
+    second, second_weight = conv("r", "b", 16, 16)
+    add = onnx.helper.make_node("Add", ["b", "r"], ["s"])
+    last, last_weight = conv("s", "y", 3, 16)
+    graph = onnx.helper.make_graph(
+        [first, relu, second, add, last],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+        [first_weight, second_weight, last_weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    # While the sum is made: both of its terms and itself, 16 float32 channels each; the Relu is no copy.
+    assert activation_bytes_per_px(model) == 3 * 16 * 4
+
+
+def test_a_damaged_graph_is_named(bundle, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"noise")
+    with pytest.raises(InputError, match=r"model\.onnx"):
+        module._whole_limit_px(tmp_path / "model.onnx")
