@@ -122,7 +122,7 @@ class BenchReport:
             table.add_column(heading, justify="right", no_wrap=True)
         for item in (self.measurement, self.baseline):
             if item is not None:
-                rates = (_number(item.images_per_s), _number(item.mpix_per_s), str(item.iterations))
+                rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))
                 table.add_row(item.model, *_cells(item.latency_ms), *rates)
                 for label, part in (("GPU compute", item.compute_ms), ("H2D", item.h2d_ms), ("D2H", item.d2h_ms)):
                     if part is not None:
@@ -150,9 +150,9 @@ def _percentiles(samples_ms: Sequence[float | None]) -> Percentiles | None:
 
 
 def _cells(times: Percentiles) -> tuple[str, ...]:
-    return tuple(_number(value) for value in (times.p50, times.p90, times.p99, times.mean))
+    return tuple(plain_number(value) for value in (times.p50, times.p90, times.p99, times.mean))
 
 
-def _number(value: float) -> str:
+def plain_number(value: float) -> str:
     """Three significant digits at least, without an exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.3g}"

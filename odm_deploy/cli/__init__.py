@@ -21,6 +21,7 @@ VERBS = {
     "inspect": "Say which layers really run as int8, and why the others do not.",
     "lint": "Find what TensorRT would silently run as float, or refuse, in any QDQ ONNX.",
     "eval": "Measure PSNR and SSIM of a model or bundle on a benchmark set.",
+    "report": "Write one page about a bundle: verdict, quality, speed, layers, crops.",
     "upscale": "Upscale an image.",
     "doctor": "Show what is installed here and what it allows.",
 }

@@ -47,7 +47,7 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
         _inspect_checkpoint(path, convention, as_json)
         return
     profile = parse_profile(shapes)
-    graph, layers, source = _layers_of(path, profile, rebuild, timeout_s)
+    graph, layers, source = layers_of(path, profile, rebuild, timeout_s)
     found = coverage(graph, layers, profile)
     if as_json:
         emit_json({**_to_dict(found), "source": source})
@@ -63,7 +63,7 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
         )
 
 
-def _layers_of(
+def layers_of(
     path: Path, profile: ShapeProfile, rebuild: bool, timeout_s: float
 ) -> tuple[Path, list[LayerRecord], str]:
     """The ONNX file, the engine's layers, and where they are known from."""

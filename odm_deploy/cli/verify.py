@@ -58,7 +58,7 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
     from odm_deploy.proof.parity_text import to_markdown, verdict
 
     gates = Gates(options["max_lsb"], options["min_identical"], options["max_psnr_drop_db"])
-    report = _verify(model, options)
+    report = verify_model(model, options)
     failures = report.failures(gates)
     if markdown is not None:
         with atomic_path(markdown) as temporary:
@@ -71,7 +71,7 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
         raise GateError(verdict(report, gates))
 
 
-def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
+def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
     """Open everything, compare end to end, then layer by layer."""
     from odm_deploy.errors import InputError
     from odm_deploy.proof.parity import ParityReport, compare
@@ -81,7 +81,7 @@ def _verify(path: Path, options: dict[str, Any]) -> ParityReport:
     from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
     from odm_deploy.runtimes.torch_reference import TorchReference
 
-    model = _reference(path, options["against"])
+    model = reference_of(path, options["against"])
     run_options = RuntimeOptions(threads=options["threads"], precision=options["precision"])
     files = find_samples(options["images"], options["truth"], model.scale, options["max_images"])
     with (
@@ -123,7 +123,7 @@ def _jittered(model: QuantizedModel, reference: TorchReference) -> list[Any]:
     return [partial(reference.upscale_jittered, seed=seed) for seed in range(FLOOR_DRAWS)]
 
 
-def _reference(path: Path, against: Path | None) -> QuantizedModel:
+def reference_of(path: Path, against: Path | None) -> QuantizedModel:
     """The model.pt to hold the bundle against: the one named, or the bundle's own if it still is what it was."""
     from odm_deploy.checkpoint import file_sha256, load_model
     from odm_deploy.errors import InputError, UsageError

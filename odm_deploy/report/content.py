@@ -1,0 +1,77 @@
+"""What a report says, as values: no HTML and no markdown in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from odm_deploy.bench.report import BenchReport, plain_number
+from odm_deploy.proof.parity import Gates, ParityReport
+from odm_deploy.proof.parity_text import verdict
+from odm_deploy.report.crops import CropRow
+from odm_deploy.report.layer_statistics import LayerStatistics
+from odm_deploy.runtimes.coverage import Coverage
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything `odm-deploy report` found out about a bundle; what was left out says why."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    """What the bundle is: name and value."""
+    parity: ParityReport
+    layers: Sequence[LayerStatistics]
+    crops: Sequence[CropRow]
+    weight_errors: dict[str, float] = field(default_factory=dict[str, float])
+    """By layer; empty without float weights."""
+    bench: BenchReport | None = None
+    bench_note: str = ""
+    """Why there is no latency."""
+    coverage: Coverage | None = None
+    coverage_note: str = ""
+    """Where coverage is known from, or why it is not."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the runtime computes the reference."""
+        return not self.parity.failures(Gates())
+
+    @property
+    def verdict(self) -> str:
+        """The line that matters, as `odm-deploy verify` prints it."""
+        return verdict(self.parity, Gates())
+
+    def latency_rows(self) -> list[tuple[str, str, str, str]]:
+        """Model, median ms, 99th percentile ms, output megapixels per second; the float twin second."""
+        if self.bench is None:
+            return []
+        timed = [item for item in (self.bench.measurement, self.bench.baseline) if item is not None]
+        return [
+            (
+                item.model,
+                plain_number(item.latency_ms.p50),
+                plain_number(item.latency_ms.p99),
+                plain_number(item.mpix_per_s),
+            )
+            for item in timed
+        ]
+
+    def latency_line(self) -> str:
+        """The speedup as a sentence; empty without latency."""
+        if self.bench is None:
+            return ""
+        n, _, height, width = self.bench.shape
+        where = f"{self.bench.runtime} on {self.bench.device}, {n} image{'s' if n > 1 else ''} of {width}x{height}"
+        if self.bench.speedup is None:
+            return f"{where}. No float twin: {self.bench.baseline_note}."
+        return f"{where}: {self.bench.speedup:.2f} times as fast as the same network in float."
+
+    def coverage_line(self) -> str:
+        """Int8 coverage as a sentence."""
+        found = self.coverage
+        if found is None:
+            return self.coverage_note
+        share = f", {found.int8_macs / found.macs:.1%} of all multiply-accumulates" if found.macs else ""
+        layers = f"{found.int8_layers} of {found.quantized_layers} quantized layers run as int8"
+        return f"{layers}{share} ({self.coverage_note})."

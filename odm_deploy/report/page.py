@@ -1,0 +1,94 @@
+"""A report as one HTML file that asks nothing of any server, and as markdown."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from odm_deploy import __version__
+from odm_deploy.errors import MissingError
+from odm_deploy.proof.parity import Gates
+from odm_deploy.proof.parity_text import rows, to_markdown
+from odm_deploy.report.content import ReportContent
+from odm_deploy.report.svg import Bar, bar_chart, distribution_chart, share_text
+
+
+def check_can_render() -> None:
+    """Check that pages can be written here, before the minutes that measuring takes.
+
+    Raises:
+        MissingError: jinja2 is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingError(
+            "jinja2 is not installed", why="it fills in the page", fix="pip install 'odm-deploy[report]'"
+        )
+
+
+def to_html(content: ReportContent) -> str:
+    """The report as one self-contained page: styles, charts and pictures are inside.
+
+    Raises:
+        MissingError: jinja2 is not installed.
+    """
+    check_can_render()
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("odm_deploy.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        report=content,
+        version=__version__,
+        agreement=rows(content.parity),
+        runtime=_described(content),
+        charts=_charts(content),
+        share=share_text,
+    )
+
+
+def to_report_markdown(content: ReportContent) -> str:
+    """The report's figures as markdown; pictures and charts are the page's."""
+    lines = [f"# {content.title}", ""]
+    lines += [f"- {name}: {value}" for name, value in content.facts]
+    lines += ["", "## Agreement", "", to_markdown(content.parity, Gates())]
+    lines += ["## int8 coverage", "", content.coverage_line(), "", "## Latency", ""]
+    if content.bench is None:
+        lines += [content.bench_note, ""]
+    else:
+        lines += [content.latency_line(), "", "| | median ms | p99 ms | output Mpix/s |", "|---|---:|---:|---:|"]
+        lines += ["| " + " | ".join(row) + " |" for row in content.latency_rows()]
+        lines.append("")
+    lines += ["## Layers", "", "| layer | bits | mismatch | clipped | weight error |", "|---|---|---:|---:|---:|"]
+    for layer in content.layers:
+        error = content.weight_errors.get(layer.name)
+        lines.append(
+            f"| `{layer.name}` | w{layer.weight_bits}a{layer.grid.bits} | {share_text(layer.mismatch)} | "
+            f"{share_text(layer.clipped_share)} | {'' if error is None else share_text(error)} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _charts(content: ReportContent) -> dict[str, object]:
+    """The charts as SVG, marked as safe: `svg` escapes what it is given."""
+    from markupsafe import Markup
+
+    layers = content.layers
+    mismatch = [Bar(layer.name, layer.mismatch, share_text(layer.mismatch)) for layer in layers]
+    errors = [Bar(name, error, share_text(error)) for name, error in content.weight_errors.items()]
+    distributions = [
+        (layer, Markup(distribution_chart(*layer.histogram.occupied(), layer.grid, f"input of {layer.name}")))
+        for layer in layers
+    ]
+    return {
+        "mismatch": Markup(bar_chart(mismatch, "mismatch by layer")) if mismatch else None,
+        "weights": Markup(bar_chart(errors, "weight error by layer")) if errors else None,
+        "distributions": distributions,
+    }
+
+
+def _described(content: ReportContent) -> str:
+    return ", ".join(f"{key} {value}" for key, value in content.parity.runtime.items() if value not in ("", None))
