@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 @click.option(
     "--layout", type=click.Choice(["nchw", "nhwc"]), default="nchw", show_default=True, help="Axes of uint8 images."
 )
+@click.option(
+    "--order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Channels of uint8 images."
+)
 @click.option("--engine/--no-engine", default=True, help="Build engine.plan, where a builder is installed.")
 @click.option("--builder", help="tensorrt or tensorrt_rtx. [default: what is installed]")
 @click.option(
@@ -74,6 +77,8 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
 
     if options["layout"] == "nhwc" and options["io"] != "uint8":
         raise UsageError("--layout nhwc with --io float32", why="float images are NCHW", fix="add --io uint8")
+    if options["order"] == "bgr" and options["io"] != "uint8":
+        raise UsageError("--order bgr with --io float32", why="float images are RGB", fix="add --io uint8")
     _require_torch()
     from odm_deploy.checkpoint import load_model
     from odm_deploy.lowering.bundle import EngineOptions, write_bundle
@@ -93,7 +98,7 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
         version_compatible=options["version_compatible"],
         hardware=options["hardware"],
     )
-    lowering = LoweringOptions(options["precision"], options["io"], options["layout"])
+    lowering = LoweringOptions(options["precision"], options["io"], options["layout"], options["order"])
     quantized = load_model(model)
     with _build_progress() as on_progress:
         bundle = write_bundle(quantized, model, out or model.with_suffix(""), lowering, engine, say, on_progress)

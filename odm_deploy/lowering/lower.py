@@ -12,7 +12,7 @@ from odm_deploy import __version__
 from odm_deploy.errors import UsageError
 from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.fp16 import convert_rest_to_half
-from odm_deploy.lowering.image_io import Layout, add_uint8_io
+from odm_deploy.lowering.image_io import ChannelOrder, Layout, add_uint8_io
 from odm_deploy.lowering.markers import export_marked
 from odm_deploy.lowering.tensorrt import lower_to_tensorrt
 from odm_deploy.quantization.exact_freeze import is_exact
@@ -35,6 +35,8 @@ class LoweringOptions:
     """Type of the input and output image, both 0..255."""
     layout: Layout = "nchw"
     """Order of the image axes; `nhwc` only with uint8."""
+    order: ChannelOrder = "rgb"
+    """Order of the image channels; `bgr` only with uint8."""
 
 
 def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx.ModelProto:
@@ -56,7 +58,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
     if options.precision != "fp32":
         convert_rest_to_half(graph, _HALF_TYPES[options.precision])
     if options.io == "uint8":
-        add_uint8_io(graph, options.layout)
+        add_uint8_io(graph, options.layout, options.order)
     if is_exact(model):
         mark_exact(graph.metadata_props)
     graph.graph.name = model.network.name

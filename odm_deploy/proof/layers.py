@@ -105,26 +105,23 @@ def compare_layers(
         InputError: a graph without taps, or one of another model.
     """
     forced = force_by_teacher(lowered)
-    image_output = lowered.graph.output[0].name
     exact = is_exact(model)
     result = {name: LayerParity(name, exact=exact) for name in (*(tap.layer for tap in forced.taps), OUTPUT)}
     double = model.double()
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
+        image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
         for image in images:
             trace = _trace(model, image)
             floor = _trace_forced(double, image, trace)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
-            picture = np.rint(image).astype(image_input.dtype) if image_input.dtype == np.uint8 else image
-            if image_input.dtype == np.uint8 and image_input.shape[-1] == 3:
-                picture = np.ascontiguousarray(picture.transpose(0, 2, 3, 1))
-            outputs = runtime.run({image_input.name: picture, **feeds_for(forced, sources, trace.codes)})
+            outputs = runtime.run(
+                {image_input.name: image_input.from_rgb(image), **feeds_for(forced, sources, trace.codes)}
+            )
             for tap in forced.taps:
                 found = codes_from(tap, outputs[tap.codes])
                 result[tap.layer].add(found, trace.codes[tap.layer], floor.codes[tap.layer])
-            picture = outputs[image_output]
-            if picture.shape[1] != trace.pixels.shape[1]:
-                picture = picture.transpose(0, 3, 1, 2)
+            picture = image_output.to_rgb(outputs[image_output.name])
             result[OUTPUT].add(_to_8_bit(picture), trace.pixels, floor.pixels)
     return list(result.values())
 

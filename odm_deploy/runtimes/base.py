@@ -39,6 +39,28 @@ class TensorInfo:
         """Whether this is a batch of RGB images [N, H, W, 3]; images are [N, 3, H, W] otherwise."""
         return len(self.shape) == 4 and self.shape[3] == 3 and self.shape[1] != 3
 
+    @property
+    def is_bgr(self) -> bool:
+        """Whether the channels of these images are blue, green, red: `export --order bgr` names its edges so."""
+        return self.name.endswith("_bgr")
+
+    def from_rgb(self, images: Array) -> Array:
+        """Bring images into this tensor's type, layout and channel order.
+
+        Args:
+            images: [N, 3, H, W], RGB in 0..255, any dtype. Rounded half to even where this tensor holds integers.
+        """
+        ordered = images[:, ::-1] if self.is_bgr else images
+        ordered = ordered.transpose(0, 2, 3, 1) if self.is_channels_last else ordered
+        if self.dtype == np.uint8 and images.dtype != np.uint8:
+            ordered = np.rint(ordered).clip(0, 255)
+        return np.ascontiguousarray(ordered, dtype=self.dtype)
+
+    def to_rgb(self, images: Array) -> NDArray[np.float32]:
+        """Bring what this tensor holds into float32 [N, 3, H, W], RGB in 0..255."""
+        ordered = images.transpose(0, 3, 1, 2) if self.is_channels_last else images
+        return np.ascontiguousarray(ordered[:, ::-1] if self.is_bgr else ordered, dtype=np.float32)
+
     def check(self, array: Array | BorrowedTensor) -> None:
         """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
         fits = len(array.shape) == len(self.shape) and all(
@@ -178,13 +200,7 @@ class Runtime(ABC):
         source, sink = self.single_image_edges()
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
-        feed: Array = images.transpose(0, 2, 3, 1) if source.is_channels_last else images
-        if source.dtype == np.uint8:
-            feed = np.rint(feed).clip(0, 255)
-        result = self.run({source.name: np.ascontiguousarray(feed, dtype=source.dtype)})[sink.name]
-        if sink.is_channels_last:
-            result = result.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(result, dtype=np.float32)
+        return sink.to_rgb(self.run({source.name: source.from_rgb(images)})[sink.name])
 
     def single_image_edges(self) -> tuple[TensorInfo, TensorInfo]:
         """The one input and the one output of a model that upscales images.

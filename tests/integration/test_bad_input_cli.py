@@ -141,6 +141,7 @@ def test_onnx_of_something_else(classifier, tiny_checkpoint, tiny_set):
     "arguments",
     [
         ("export", "CHECKPOINT", "--layout", "nhwc"),
+        ("export", "CHECKPOINT", "--order", "bgr"),
         ("export", "CHECKPOINT", "--shapes", "huge"),
         ("export", "CHECKPOINT", "--builder", "trt99"),
         ("verify", "BUNDLE", "--images", "IMAGES", "--runtime", "abacus"),

@@ -74,6 +74,7 @@ def test_bundle_with_an_engine(tiny_checkpoint, tmp_path):
         {"precision": "fp16"},
         {"precision": "bf16"},
         {"precision": "fp16", "io": "uint8", "layout": "nhwc"},
+        {"io": "uint8", "layout": "nhwc", "order": "bgr"},
     ],
     ids=str,
 )

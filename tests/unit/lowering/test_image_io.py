@@ -1,4 +1,4 @@
-"""uint8 images inside the graph equal conversion on the host, bit for bit, in both layouts."""
+"""uint8 images inside the graph equal conversion on the host, bit for bit, in both layouts and channel orders."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ def host_side(output):
     return np.clip(np.rint(output), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("opener", OPENERS)
-def test_edges_inside_the_graph_equal_edges_on_the_host(opener, layout):
+def test_edges_inside_the_graph_equal_edges_on_the_host(opener, layout, order):
     model = exact_model()
     images = random_images(9, 14, count=2)
     open_bytes = OPENERS[opener]
     with open_bytes(lowered(model).SerializeToString()) as runtime:
-        expected = host_side(runtime.run({"input": images})["output"])
+        host_float = expected = host_side(runtime.run({"input": images})["output"])
     given = images.astype(np.uint8)
+    suffix = "_bgr" if order == "bgr" else ""
+    if order == "bgr":
+        given, expected = given[:, ::-1], expected[:, ::-1]
     if layout == "nhwc":
         given, expected = given.transpose(0, 2, 3, 1), expected.transpose(0, 2, 3, 1)
-    with open_bytes(lowered(model, io="uint8", layout=layout).SerializeToString()) as runtime:
-        found = runtime.run({"input": np.ascontiguousarray(given)})["output"]
+    with open_bytes(lowered(model, io="uint8", layout=layout, order=order).SerializeToString()) as runtime:
+        found = runtime.run({f"input{suffix}": np.ascontiguousarray(given)})[f"output{suffix}"]
+        # Callers of `upscale` need not know.
+        through = runtime.upscale(images)
+    np.testing.assert_array_equal(through, host_float)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
 
@@ -52,10 +59,11 @@ def test_axes_keep_their_names(layout):
     assert (graph.input[0].name, graph.output[0].name) == ("input", "output")
 
 
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_layers_can_still_be_compared(layout):
+def test_layers_can_still_be_compared(layout, order):
     # The head reads the image itself here: its tap has to follow the image to where it is decoded.
     model = exact_model()
-    proto = lowered(model, io="uint8", layout=layout)
+    proto = lowered(model, io="uint8", layout=layout, order=order)
     layers = compare_layers(model, proto, OPENERS["onnxruntime"], [random_images(9, 14)])
     assert [layer.flips for layer in layers] == [0] * (len(model.layers) + 1)
