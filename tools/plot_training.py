@@ -21,11 +21,12 @@ from odm_deploy.cli.output import say
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
 
-_WINDOW = 25
+_WINDOW = 25  # logged values behind each point of a smoothed curve
+_COLUMNS = 3
 
 # Key in log.jsonl, title of the panel, whether the curve is a running mean.
 _PANELS = (
-    ("loss", "reconstruction loss (mean of 25 logged)", True),
+    ("loss", "reconstruction loss", True),
     ("validation_psnr_db", "validation PSNR-Y (dB)", False),
     ("conflict_tensors", "conflict ratio, parameter tensors", True),
     ("mismatch", "mismatch", True),
@@ -91,24 +92,29 @@ def draw(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
 
     panels = [panel for panel in _PANELS if any(series(records, panel[0])[0] for records in logs.values())]
     iterations, widths = relative_widths(next(iter(logs.values())))
-    figure, axes = pyplot.subplots(1, len(panels) + bool(widths), figsize=(4.2 * (len(panels) + 1), 3.4), squeeze=False)
-    for axis, (key, title, smooth) in zip(axes[0], panels, strict=False):
+    count = len(panels) + bool(widths)
+    rows = -(-count // _COLUMNS)
+    figure, grid = pyplot.subplots(rows, _COLUMNS, figsize=(3.6 * _COLUMNS, 2.9 * rows), squeeze=False)
+    axes = grid.flatten()
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    for axis, (key, title, smooth) in zip(axes, panels, strict=False):
         for name, records in logs.items():
             places, values = series(records, key)
             if places:
                 axis.plot(places, running_mean(values) if smooth else values, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("iteration")
-    axes[0][0].legend(fontsize=7)
+    axes[0].legend(fontsize=6)
     if widths:
-        axis = axes[0][-1]
+        axis = axes[len(panels)]
         for values in widths.values():
             axis.plot(iterations, values, linewidth=0.6)
-        axis.set_title(f"range width relative to the first validation, {next(iter(logs))}", fontsize=9)
+        axis.set_title(f"relative range widths, {next(iter(logs))}", fontsize=9)
         axis.set_xlabel("iteration")
     figure.tight_layout()
     with atomic_path(output) as temporary:
-        figure.savefig(temporary, dpi=150, format=output.suffix.lstrip(".") or "png")
+        figure.savefig(temporary, dpi=110, format=output.suffix.lstrip(".") or "png")
     pyplot.close(figure)
 
 

@@ -105,7 +105,7 @@ class OdmV2(Method[OdmV2Options]):
 
     def auxiliary_loss(self, step: Step) -> Tensor | None:
         """L_M, on the steps that regularize."""
-        if step.iteration % self.options.mismatch_every:
+        if (step.iteration + 1) % self.options.mismatch_every:
             return None
         return mismatch_loss(step.model.records(), step.world)
 

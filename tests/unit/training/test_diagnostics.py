@@ -42,7 +42,7 @@ def test_the_mismatch_is_taken_every_kth_step_and_k_times_as_strongly(attach, lo
     plain, model = attach("odm_v2", 3)
     sparse, _ = attach("odm_v2", 3, mismatch_every=4)
     steps = []
-    for method, iteration in ((plain, 0), (sparse, 0), (sparse, 1), (sparse, 3), (sparse, 4)):
+    for method, iteration in ((plain, 0), (sparse, 3), (sparse, 4), (sparse, 6), (sparse, 7)):
         with model.recording():
             output = model(low)
             target = torch.zeros_like(output)
