@@ -23,6 +23,7 @@ VERBS = {
     "eval": "Measure PSNR and SSIM of a model or bundle on a benchmark set.",
     "report": "Write one page about a bundle: verdict, quality, speed, layers, crops.",
     "upscale": "Upscale an image.",
+    "serve": "Upscale over HTTP, with a page to try a bundle on.",
     "doctor": "Show what is installed here and what it allows.",
 }
 

@@ -27,8 +27,9 @@ READ_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif"
 MAX_PIXELS = 2**26
 """Largest image read unless the caller allows more: 67 megapixels, 192 MiB as uint8 RGB, 3 GiB once upscaled x4."""
 
-# Only raster formats: Pillow would also hand PostScript and the like to other programs.
-_READERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+READERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Only raster formats: Pillow would also hand PostScript and the like to other programs."""
+
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
@@ -91,7 +92,7 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image:
         # Pillow warns about metadata that does not touch the pixels, and about sizes, which max_pixels answers.
         warnings.simplefilter("ignore")
         try:
-            with PillowImage.open(path, formats=_READERS) as opened:
+            with PillowImage.open(path, formats=READERS) as opened:
                 _check_still_and_small(path, opened, max_pixels)
                 return _decoded(path, opened)
         except (InputError, MemoryError):
@@ -269,5 +270,5 @@ def _reason(path: Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(_READERS)}"
+        return f"it is none of {', '.join(READERS)}"
     return " ".join(str(error).split()) or type(error).__name__

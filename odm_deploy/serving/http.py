@@ -1,0 +1,167 @@
+"""The HTTP face of a bundle: POST an image, get a PNG; a page to try it on.
+
+    GET  /          the page (/page.css, /page.js)
+    POST /upscale   the bytes of an image -> image/png, `Server-Timing` says where the time went
+    POST /bicubic   the same by interpolation, to compare with
+    GET  /health    {"scale", "runtime": {...}, "waiting"}
+
+Errors are one line of JSON, {"error": "..."}: 400 no usable image, 403 another site's page, 408 too slow an upload,
+413 too large, 503 too many waiting. One image is computed at a time; a few may wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from odm_deploy.errors import OdmError
+from odm_deploy.serving.service import Answer, TooLargeError, UpscaleService
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Names under which nobody but this machine reaches a server."""
+
+_PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "img-src blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server lets itself in for."""
+
+    body_bytes: int = 32 << 20
+    """Largest request."""
+    waiting: int = 8
+    """Requests that may wait while one is computed; more are sent away with 503."""
+    upload_s: float = 30.0
+    """Seconds an upload may take: whoever sends slower would keep a place from others."""
+
+
+def http_app(service: UpscaleService, described: dict[str, Any], limits: Limits, *, local: bool = True) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        service: does the work.
+        described: what runs it, for /health.
+        limits: see there.
+        local: answer only requests made to a loopback name. A page of another site whose name was made to point at this
+            machine (DNS rebinding) then gets nothing.
+    """
+    return _Server(service, described, limits, local=local).app
+
+
+class _Server:
+    def __init__(self, service: UpscaleService, described: dict[str, Any], limits: Limits, *, local: bool) -> None:
+        self._service, self._described, self._limits, self._local = service, described, limits, local
+        self._places_taken = 0
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="upscale")
+        self.app = Starlette(
+            routes=[
+                *(Route(path, self._page) for path in _PAGE),
+                Route("/health", self._health),
+                Route("/upscale", self._upscale, methods=["POST"]),
+                Route("/bicubic", self._bicubic, methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: _refused, Exception: _failed},  # pyright: ignore[reportArgumentType]
+        )
+
+    async def _page(self, request: Request) -> Response:
+        self._check_origin(request)
+        name, kind = _PAGE[request.url.path]
+        text = files("odm_deploy.serving").joinpath("page", name).read_bytes()
+        return Response(text, media_type=kind, headers=_HEADERS)
+
+    async def _health(self, request: Request) -> Response:
+        self._check_origin(request)
+        waiting = max(0, self._places_taken - 1)
+        return JSONResponse(
+            {"scale": self._service.scale, "runtime": self._described, "waiting": waiting}, headers=_HEADERS
+        )
+
+    async def _upscale(self, request: Request) -> Response:
+        return await self._answer(request, self._service.upscale)
+
+    async def _bicubic(self, request: Request) -> Response:
+        return await self._answer(request, self._service.bicubic)
+
+    async def _answer(self, request: Request, work: Callable[[bytes], Answer]) -> Response:
+        self._check_origin(request)
+        async with self._place():
+            data = await self._body(request)
+            try:
+                answer = await asyncio.get_running_loop().run_in_executor(self._worker, work, data)
+            except TooLargeError as error:
+                raise HTTPException(413, str(error)) from error
+            except OdmError as error:
+                raise HTTPException(400, str(error)) from error
+            except MemoryError as error:
+                raise HTTPException(503, "out of memory; send a smaller image") from error
+        timing = ", ".join(f"{part};dur={spent:.1f}" for part, spent in answer.timings_ms.items())
+        return Response(answer.png, media_type="image/png", headers={**_HEADERS, "server-timing": timing})
+
+    def _check_origin(self, request: Request) -> None:
+        """Refuse what pages of other sites ask browsers on this machine to send."""
+        if self._local and request.url.hostname not in LOOPBACK:
+            raise HTTPException(403, "this server answers to loopback names only")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+            raise HTTPException(403, "pages of other sites may not use this server")
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[None]:
+        """A place in the queue, from the first byte of the upload on: bodies that wait take memory."""
+        if self._places_taken > self._limits.waiting:
+            raise HTTPException(
+                503, f"{self._limits.waiting} images are waiting already; try again", {"retry-after": "1"}
+            )
+        self._places_taken += 1
+        try:
+            yield
+        finally:
+            self._places_taken -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._limits.body_bytes
+        too_large = HTTPException(413, f"the request is too large; the limit is {limit} bytes")
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > limit:
+            raise too_large
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.upload_s):
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise HTTPException(408, f"the upload took longer than {self._limits.upload_s:g} s") from None
+        return bytes(data)
+
+
+async def _refused(_: Request, error: HTTPException) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code, headers={**_HEADERS, **(error.headers or {})})
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """What nobody foresaw: the server's log gets the traceback, the client does not."""
+    return JSONResponse({"error": f"internal error ({type(error).__name__})"}, 500, headers=_HEADERS)

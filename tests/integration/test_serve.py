@@ -1,0 +1,269 @@
+"""The HTTP server, over real connections on loopback: images, limits, hostile requests, and the page in a browser."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image as PillowImage
+
+from odm_deploy.engine import Engine
+from odm_deploy.imaging.resize import imresize
+from odm_deploy.imaging.upscaler import Upscaler
+from odm_deploy.serving.http import Limits, http_app
+from odm_deploy.serving.service import UpscaleService
+from tests.factories import random_images
+
+MAX_PIXELS = 40 * 50
+LIMITS = Limits(body_bytes=20_000, waiting=1, upload_s=1.0)
+
+
+@contextmanager
+def serving(app):
+    """A server in a thread; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_level="critical", http="h11", ws="none", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port(tiny_bundle):
+    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
+        app = http_app(UpscaleService(upscaler, MAX_PIXELS), upscaler.describe(), LIMITS)
+        with serving(app) as port:
+            yield port
+
+
+def pixels(height=20, width=30, channels=3):
+    return (
+        random_images(height, width, count=2)[0:2]
+        .reshape(6, height, width)[:channels]
+        .transpose(1, 2, 0)
+        .astype(np.uint8)
+    )
+
+
+def encoded(array, kind="PNG"):
+    stream = io.BytesIO()
+    PillowImage.fromarray(np.ascontiguousarray(array)).save(stream, kind)
+    return stream.getvalue()
+
+
+def ask(port, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, body, headers or {})
+    reply = connection.getresponse()
+    data = reply.read()
+    connection.close()
+    return reply, data
+
+
+def refusal(port, body, status, **headers):
+    reply, data = ask(port, "POST", "/upscale", body, {key.replace("_", "-"): value for key, value in headers.items()})
+    assert reply.status == status, data
+    assert reply.getheader("content-type") == "application/json"
+    assert b"\n" not in data
+    return json.loads(data)["error"]
+
+
+def test_the_answer_is_what_the_engine_computes(port, tiny_bundle):
+    image = pixels()
+    reply, data = ask(port, "POST", "/upscale", encoded(image))
+    assert (reply.status, reply.getheader("content-type")) == (200, "image/png")
+    with Engine.open(tiny_bundle, "onnxruntime") as engine:
+        np.testing.assert_array_equal(np.asarray(PillowImage.open(io.BytesIO(data))), engine.upscale(image))
+    assert re.fullmatch(r"decode;dur=[\d.]+, upscale;dur=[\d.]+, encode;dur=[\d.]+", reply.getheader("server-timing"))
+
+
+def test_bicubic_to_compare_with(port):
+    image = pixels()
+    reply, data = ask(port, "POST", "/bicubic", encoded(image))
+    assert reply.status == 200
+    np.testing.assert_array_equal(np.asarray(PillowImage.open(io.BytesIO(data))), imresize(image, 2))
+
+
+@pytest.mark.parametrize("path", ["/upscale", "/bicubic"])
+def test_transparency_is_kept(port, path):
+    reply, data = ask(port, "POST", path, encoded(pixels(channels=4)))
+    assert reply.status == 200
+    assert PillowImage.open(io.BytesIO(data)).mode == "RGBA"
+
+
+def bomb(width, height):
+    """A PNG whose header promises more than anybody should decode."""
+    chunks = b""
+    for kind, content in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+    ):
+        chunks += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(("width", "height"), [(51, 40), (10_000, 10_000), (60_000, 60_000)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(port, width, height):
+    assert "too large" in refusal(port, bomb(width, height), 413)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no image at all", encoded(pixels())[:300], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_what_is_no_image_gets_one_line_that_names_no_file(port, body):
+    line = refusal(port, body, 400)
+    assert "cannot read the image" in line
+    assert "/in" not in line and "odm-deploy-" not in line
+
+
+def test_animations_are_refused(port):
+    frames = [PillowImage.fromarray(pixels(8, 8) // step) for step in (1, 2)]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    assert "2 frames" in refusal(port, stream.getvalue(), 400)
+
+
+def test_too_many_bytes_are_refused_with_and_without_announcement(port):
+    # The announced length alone decides: nothing of the body is sent.
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+        raw.sendall(b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 413")
+    assert "20000 bytes" in refusal(port, iter([b"x" * 15_000] * 2), 413)
+
+
+def test_slow_uploads_are_given_up(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+        raw.sendall(b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 408")
+
+
+def test_pages_of_other_sites_get_nothing(port):
+    assert "other sites" in refusal(port, encoded(pixels()), 403, Origin="https://example.org")
+    assert "loopback" in refusal(port, encoded(pixels()), 403, Host="rebound.example.org")
+    own = {"Origin": f"http://127.0.0.1:{port}"}
+    assert ask(port, "POST", "/upscale", encoded(pixels()), own)[0].status == 200
+
+
+def test_unknown_paths_and_methods_are_json_errors_too(port):
+    for method, path, status in (("GET", "/etc/passwd", 404), ("GET", "/upscale", 405)):
+        reply, data = ask(port, method, path)
+        assert (reply.status, list(json.loads(data))) == (status, ["error"])
+
+
+def test_health_says_what_runs(port):
+    reply, data = ask(port, "GET", "/health")
+    document = json.loads(data)
+    assert (reply.status, document["scale"], document["waiting"]) == (200, 2, 0)
+    assert document["runtime"]["runtime"] == "onnxruntime"
+
+
+def test_a_full_queue_sends_others_away_and_recovers(port):
+    """Uploads that hang take the two places there are; a third request is turned away at once."""
+    start = b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc"
+    with (
+        socket.create_connection(("127.0.0.1", port)) as first,
+        socket.create_connection(("127.0.0.1", port)) as second,
+    ):
+        first.sendall(start)
+        second.sendall(start)
+        while json.loads(ask(port, "GET", "/health")[1])["waiting"] < 1:
+            time.sleep(0.01)
+        assert "try again" in refusal(port, encoded(pixels()), 503)
+    deadline = time.monotonic() + 10
+    while ask(port, "POST", "/upscale", encoded(pixels()))[0].status == 503:
+        assert time.monotonic() < deadline
+
+
+def test_simultaneous_requests_get_their_own_answers(port):
+    images = [pixels(10 + index, 12) for index in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for image, (reply, data) in zip(
+            images, pool.map(lambda image: ask(port, "POST", "/bicubic", encoded(image)), images), strict=True
+        ):
+            assert reply.status == 200
+            np.testing.assert_array_equal(np.asarray(PillowImage.open(io.BytesIO(data))), imresize(image, 2))
+
+
+def test_what_nobody_foresaw_is_an_error_without_details(tiny_bundle):
+    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
+        service = UpscaleService(upscaler, MAX_PIXELS)
+    # The engine is closed by now: whatever it raises has to end as an answer, and the server has to live on.
+    with serving(http_app(service, {}, LIMITS)) as port:
+        for _ in range(2):
+            reply, data = ask(port, "POST", "/upscale", encoded(pixels()))
+            assert reply.status in (400, 500)
+            assert list(json.loads(data)) == ["error"]
+            assert b"Traceback" not in data
+
+
+def test_the_command_serves_until_it_is_ended(tiny_bundle):
+    command = [
+        sys.executable,
+        "-m",
+        "odm_deploy",
+        "serve",
+        "--model",
+        str(tiny_bundle),
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            found = None
+            while found is None:
+                line = process.stderr.readline()
+                assert line, "it ended without serving"
+                found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+            port = int(found[1])
+            reply, data = ask(port, "POST", "/upscale", encoded(pixels()))
+            assert (reply.status, PillowImage.open(io.BytesIO(data)).size) == (200, (60, 40))
+            second = subprocess.run([*command[:-4], "--port", str(port)], capture_output=True, text=True, timeout=60)
+            assert second.returncode == 2
+            assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")
+def test_the_page_upscales_in_a_browser(tiny_bundle, tmp_path):
+    """The page's own sample goes through the very code that a dropped image does."""
+    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
+        service = UpscaleService(upscaler, 1_000_000)
+        with serving(http_app(service, upscaler.describe(), Limits())) as port:
+            dom = subprocess.run(
+                [
+                    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                    f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
+                    f"http://127.0.0.1:{port}/#sample",
+                ],
+                capture_output=True, text=True, timeout=60, check=True,
+            ).stdout  # fmt: skip
+    assert re.search(r"240×160 pixels in [\d.]+ s \(ms: decode \d+, upscale \d+, encode \d+\)", dom), dom[-1500:]
+    assert re.search(r'id="upscaled"[^>]* src="blob:', dom)
+    assert 'download="sample_upscaled.png"' in dom
