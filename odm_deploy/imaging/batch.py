@@ -6,6 +6,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,16 +91,17 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator
         jobs: what to do.
         upscale: turns an image into a larger one; called from one thread.
     """
-    for outcome in ahead(_upscaled(ahead(_read(jobs)), upscale)):
-        if outcome.image is None:
-            yield outcome
-            continue
-        try:
-            write_image(outcome.job.destination, outcome.image)
-        except OdmError as error:
-            yield Outcome(outcome.job, error=error)
-        else:
-            yield outcome
+    with closing(ahead(_upscaled(ahead(_read(jobs)), upscale))) as outcomes:
+        for outcome in outcomes:
+            if outcome.image is None:
+                yield outcome
+                continue
+            try:
+                write_image(outcome.job.destination, outcome.image)
+            except OdmError as error:
+                yield Outcome(outcome.job, error=error)
+            else:
+                yield outcome
 
 
 def _read(jobs: Iterable[Job]) -> Generator[Outcome]:
