@@ -175,18 +175,23 @@ def _bench(path: Path, options: dict[str, Any]) -> tuple[BenchReport | None, str
     """Latency beside the float twin, or why there is none."""
     from odm_deploy.bench.benchmark import benchmark
     from odm_deploy.bench.timing import Effort
+    from odm_deploy.errors import OdmError
     from odm_deploy.runtimes.base import RuntimeOptions
 
     if not options["bench"]:
         return None, "Not measured (--no-bench)."
-    with progress("timing") as track:
-        timed = benchmark(
-            path,
-            options["runtime"],
-            options=RuntimeOptions(threads=options["threads"]),
-            effort=Effort(seconds=4.0),
-            track=track,
-        )
+    try:
+        with progress("timing") as track:
+            timed = benchmark(
+                path,
+                options["runtime"],
+                options=RuntimeOptions(threads=options["threads"]),
+                effort=Effort(seconds=4.0),
+                track=track,
+            )
+    except OdmError as error:
+        # The proof is done by now, and worth a page without this figure.
+        return None, f"Not measured: {error}."
     return timed, ""
 
 

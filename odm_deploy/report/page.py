@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 from odm_deploy import __version__
 from odm_deploy.errors import MissingError
@@ -77,7 +78,9 @@ def _charts(content: ReportContent) -> dict[str, object]:
     from markupsafe import Markup
 
     layers = content.layers
-    mismatch = [Bar(layer.name, layer.mismatch, share_text(layer.mismatch)) for layer in layers]
+    mismatch = [
+        Bar(layer.name, layer.mismatch, share_text(layer.mismatch)) for layer in layers if math.isfinite(layer.mismatch)
+    ]
     errors = [Bar(name, error, share_text(error)) for name, error in content.weight_errors.items()]
     distributions = [
         (layer, Markup(distribution_chart(*layer.histogram.occupied(), layer.grid, f"input of {layer.name}")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import onnx
@@ -116,6 +117,13 @@ def test_bad_calls_end_before_any_work(tiny_bundle, tiny_set, tmp_path):
     )  # fmt: skip
     assert outcome.code == 1
     assert not (tmp_path / "report.html").exists()
+
+
+def test_without_jinja2_the_line_says_what_to_install(tiny_bundle, tiny_set, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    outcome = run_cli("report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", tmp_path / "report.html")
+    assert outcome.code == 4
+    assert "pip install 'odm-deploy[report]'" in outcome.stderr
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to look at the page with")

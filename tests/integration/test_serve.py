@@ -27,6 +27,7 @@ from odm_deploy.imaging.resize import imresize
 from odm_deploy.imaging.upscaler import Upscaler
 from odm_deploy.serving.http import Limits, http_app
 from odm_deploy.serving.service import UpscaleService
+from tests.command_line import run_cli
 from tests.factories import random_images
 
 MAX_PIXELS = 40 * 50
@@ -247,6 +248,13 @@ def test_the_command_serves_until_it_is_ended(tiny_bundle):
         finally:
             process.terminate()
             process.wait(20)
+
+
+def test_without_starlette_the_line_says_what_to_install(tiny_bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    outcome = run_cli("serve", "--model", tiny_bundle)
+    assert outcome.code == 4
+    assert "pip install 'odm-deploy[serve]'" in outcome.stderr
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")
