@@ -31,7 +31,7 @@ import onnx_ir as ir
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from odm_deploy.lowering import markers
+from odm_deploy.lowering import markers, quirks
 from odm_deploy.lowering.graph import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.lowering.taps import Tap, write_taps
 
@@ -66,7 +66,9 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
     x, padding = source, 0
     if _fits_int8(grid):
         offset = grid.zero_point
-        _keep_product_whole(editor, layer, only_consumer(marker.outputs[0]))
+        consumer = only_consumer(marker.outputs[0])
+        if consumer is not None and quirks.wants_an_addition(consumer):
+            _add_behind(editor, consumer, editor.constant(f"{layer}.nothing", [0.0], np.float32), f"{layer}.whole")
     else:
         offset = grid.code_half
         consumer = only_consumer(marker.outputs[0])
@@ -103,10 +105,12 @@ def _round_to_even_code(editor: GraphEditor, marker: ir.Node, layer: str, grid: 
 def _quantize(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value, offset: int) -> ir.Value:
     """Bounds, Q and DQ in place of the marker; returns the codes."""
     lowest, highest = -offset, grid.code_max - offset
+    shape, concatenated = quirks.shape_of_channel_arithmetic(x), quirks.comes_from_concat(x)
     # QuantizeLinear saturates to int8 by itself; only a narrower range needs bounds.
     for op, code, limit in (("Max", lowest, INT8_MIN), ("Min", highest, INT8_MAX)):
-        if code != limit:
-            bound = editor.constant(f"{layer}.{op.lower()}", np.float32(code) * np.float32(grid.scale), np.float32)
+        if code != limit or (op == "Min" and concatenated):
+            value = np.full(shape, np.float32(code) * np.float32(grid.scale))
+            bound = editor.constant(f"{layer}.{op.lower()}", value, np.float32)
             x = editor.node_before(marker, op, [x, bound], f"{layer}.{op.lower()}_bounded")
     scale = editor.constant(f"{layer}.scale_x", grid.scale, np.float32)
     zero = editor.constant(f"{layer}.zero_point_x", 0, np.int8)
@@ -155,17 +159,6 @@ def _shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: floa
         return
     # A matrix product has no bias input. Runtimes fold two additions of constants.
     _add_behind(editor, consumer, editor.constant(f"{layer}.bias_shift", sums, np.float32), f"{layer}.shifted")
-
-
-def _keep_product_whole(editor: GraphEditor, layer: str, consumer: ir.Node | None) -> None:
-    """Add zero to a matrix product that nothing has to be added to.
-
-    TensorRT-RTX 1.7 pulls slices of a product, such as attention's queries, keys and values, through one addition (the
-    bias) into the dequantized weight, and then multiplies in float. It leaves a product behind two additions alone,
-    runs it as int8 and folds both.
-    """
-    if consumer is not None and consumer.op_type == "MatMul":
-        _add_behind(editor, consumer, editor.constant(f"{layer}.nothing", [0.0], np.float32), f"{layer}.whole")
 
 
 def _add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) -> None:

@@ -5,6 +5,8 @@ Its architectures build themselves from plain hyper-parameters, which is what a 
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import Any
 
 from torch import nn
@@ -46,10 +48,25 @@ def network_from_spandrel(state: StateDict, scale: int | None = None) -> Foreign
     if not isinstance(descriptor, ImageModelDescriptor) or channels != (3, 3):
         raise InputError(f"{descriptor.architecture.name} is no network from RGB image to RGB image")
     module: Any = descriptor.model
-    package = ".".join(type(module).__module__.split(".")[:3])
-    builder, arguments = f"{package}:{type(module).__name__}", dict(module.hyperparameters)
     fold_branches(module)
-    return foreign_network(module, builder=builder, arguments=arguments, scale=scale)
+    return foreign_network(module, builder=_path_of(type(module)), arguments=_arguments_of(module), scale=scale)
+
+
+def _path_of(kind: type) -> str:
+    """Import path of an architecture's class, by the name its package gives it, which may not be the class's own."""
+    package = importlib.import_module(".".join(kind.__module__.split(".")[:3]))
+    name = next((name for name, value in vars(package).items() if value is kind), kind.__name__)
+    return f"{package.__name__}:{name}"
+
+
+def _arguments_of(module: Any) -> dict[str, Any]:
+    """A network's hyper-parameters without the classes and functions that its constructor takes by default anyway."""
+    defaults = {name: each.default for name, each in inspect.signature(type(module).__init__).parameters.items()}
+    return {
+        name: value
+        for name, value in module.hyperparameters.items()
+        if not (callable(value) and value is defaults.get(name))
+    }
 
 
 def fold_branches(module: nn.Module) -> None:

@@ -1,0 +1,64 @@
+"""Graphs that runtimes compute slowly or wrongly, and that an equal graph spares them.
+
+Each function recognises one such place; the `tensorrt` dialect then writes an operator that changes no result. All of
+this was measured, with the versions named; none of it is documented anywhere.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from odm_deploy.lowering.graph import constant_array
+
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
+_POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
+
+
+def wants_an_addition(consumer: ir.Node) -> bool:
+    """Whether zero should be added to what `consumer` makes of its quantized input.
+
+    TensorRT-RTX 1.7 pulls slices of a matrix product, such as attention's queries, keys and values, through one
+    addition (the bias) into the dequantized weight, and then multiplies in float. It leaves a product behind two
+    additions alone, runs it as int8 and folds both. Shifted grids bring the second addition along.
+    """
+    return consumer.op_type == "MatMul"
+
+
+def shape_of_channel_arithmetic(x: ir.Value) -> tuple[int, ...]:
+    """Shape of the constant per channel that `x` was computed with, through arithmetic with constants; () without one.
+
+    OpenVINO 2026.4 merges such arithmetic (a mean colour, a shift per channel), two scalar bounds and the quantizer
+    into one operator, which then, on images of dynamic size, treats all channels like the first. Bounds per channel
+    are not merged.
+    """
+    while (operands := _with_constant(x)) is not None:
+        x, shape = operands
+        if shape and max(shape) > 1:
+            return shape
+    return ()
+
+
+def comes_from_concat(x: ir.Value) -> bool:
+    """Whether `x` is a Concat, or computed from one point by point: then an upper bound belongs before the quantizer.
+
+    OpenVINO 2026.4 gives wrong codes, most of them, for a quantizer of all 256 codes behind a Concat of float tensors.
+    One bound, even the one that int8 has anyway, makes them right.
+    """
+    while (node := x.producer()) is not None:
+        if node.op_type == "Concat":
+            return True
+        computed = [value for value in node.inputs if value is not None and value.const_value is None]
+        if node.op_type not in _POINTWISE or len(computed) != 1:
+            return False
+        x = computed[0]
+    return False
+
+
+def _with_constant(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """The computed operand of the arithmetic that made `x` and the shape of the constant one; None for other values."""
+    node = x.producer()
+    if node is None or node.op_type not in _ARITHMETIC:
+        return None
+    constants = [array for value in node.inputs if (array := constant_array(value)) is not None]
+    computed = [value for value in node.inputs if value is not None and value.const_value is None]
+    return (computed[0], constants[0].shape) if len(constants) == len(computed) == 1 else None

@@ -1,0 +1,110 @@
+"""What runtimes compute wrongly or slowly is written another way: whole graphs, because cutting one open hides it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from odm_deploy import quantize
+from odm_deploy.lowering.lower import lower
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from tests.factories import OPENERS, random_images
+
+
+class MeanShifted(nn.Module):
+    """A quantized layer right behind arithmetic per channel, on the image itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.05, 0.2, 0.4]).reshape(1, 3, 1, 1))
+        self.first = nn.Conv2d(3, 48, 3, padding=1)
+        self.last = nn.Conv2d(48, 12, 1)
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.last(self.first((x - self.mean) * 3.0)), 2)
+
+
+class Concatenating(nn.Module):
+    """A 1x1 convolution that reads a Concat of float tensors, directly or through a ReLU."""
+
+    def __init__(self, relu: bool) -> None:
+        super().__init__()
+        self.relu = relu
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.fuse, self.last = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        both = torch.cat((self.a(x), torch.relu(self.b(x))), 1)
+        fused = self.fuse(torch.relu(both) if self.relu else both)
+        return nn.functional.pixel_shuffle(self.last(fused), 2)
+
+
+def throughout(module: nn.Module, bits: int):
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    return quantize(module, QuantizationPolicy(*[LayerBits(bits, bits)] * 4), images)
+
+
+CASES = {
+    "mean colour": lambda bits: throughout(MeanShifted(), bits),
+    "concat": lambda bits: throughout(Concatenating(relu=False), bits),
+    "concat, relu": lambda bits: throughout(Concatenating(relu=True), bits),
+}
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_whole_graphs_compute_what_torch_computes(name, bits, runtime):
+    torch.manual_seed(4)
+    model = CASES[name](bits)
+    x = random_images(21, 30, seed=7)
+    expected = model(torch.from_numpy(x)).numpy()
+    with OPENERS[runtime](lower(model).SerializeToString()) as opened:
+        difference = np.abs(opened.upscale(x) - expected) / expected.std()
+    # Ties flip single codes; a channel or a branch computed wrongly moves most pixels.
+    assert np.quantile(difference, 0.9) < 0.01
+
+
+def test_bounds_behind_arithmetic_per_channel_are_per_channel():
+    torch.manual_seed(4)
+    proto = lower(throughout(MeanShifted(), 4))
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    bounds = {name: constants[name] for name in ("net.first.max", "net.first.min", "net.last.max", "net.last.min")}
+    assert [bound.shape for bound in bounds.values()] == [(1, 3, 1, 1), (1, 3, 1, 1), (), ()]
+    assert len(np.unique(bounds["net.first.max"])) == 1
+
+
+def test_openvino_reads_such_bounds_rightly():
+    """The smallest graph that goes wrong with scalar bounds: on OpenVINO 2026.4 half of the codes do."""
+
+    def run(bound_shape):
+        constants = {
+            "mean": np.float32([114, 111, 103]).reshape(1, 3, 1, 1),
+            "lowest": np.full(bound_shape, -118, np.float32),
+            "highest": np.full(bound_shape, 103.25, np.float32),
+            "scale": np.float32(14.75),
+            "zero": np.int8(0),
+        }
+        nodes = [
+            helper.make_node("Sub", ["x", "mean"], ["centered"]),
+            helper.make_node("Max", ["centered", "lowest"], ["above"]),
+            helper.make_node("Min", ["above", "highest"], ["between"]),
+            helper.make_node("QuantizeLinear", ["between", "scale", "zero"], ["codes"]),
+            helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["y"]),
+        ]
+        edges = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in "xy"]
+        tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+        graph = helper.make_graph(nodes, "mean", edges[:1], edges[1:], tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        x = random_images(24, 32, seed=3)
+        results = []
+        for runtime in ("openvino", "onnxruntime"):
+            with OPENERS[runtime](model.SerializeToString()) as opened:
+                results.append(opened.upscale(x))
+        return float(np.mean(results[0] != results[1]))
+
+    assert run((1, 3, 1, 1)) == 0.0
+    assert run(()) > 0.1, "OpenVINO computes this graph rightly now: the quirk can go"
