@@ -1,4 +1,4 @@
-"""`odm-deploy upscale IN OUT --model BUNDLE`: an image, a folder or a pattern of images, whole or in tiles."""
+"""`odm-deploy upscale IN OUT --model BUNDLE`: an image, many images, a video, or frames from a pipe."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.output import emit_json, json_option, progress, say
+from odm_deploy.cli.upscale_frames import parse_size
 
 if TYPE_CHECKING:
     from odm_deploy.imaging.batch import Job, Outcome
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     help="Of the results, where IN is many images.",
 )
 @click.option("--overwrite", is_flag=True, help="Do again what is done already, where IN is many images.")
+@click.option("--size", metavar="WxH", callback=parse_size, help="Of the raw frames on stdin, where IN and OUT are -.")
+@click.option(
+    "--pix-fmt",
+    type=click.Choice(["rgb24", "bgr24"]),
+    default="rgb24",
+    show_default=True,
+    help="Of raw frames, in and out.",
+)
 @click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @json_option
@@ -37,12 +46,17 @@ def command(
     bundle: Path,
     suffix: str,
     overwrite: bool,
+    size: tuple[int, int] | None,
+    pix_fmt: str,
     as_json: bool,
     tile: int | None,
     runtime: str | None,
     threads: int | None,
 ) -> None:
     """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
+
+    A video becomes a video (.mp4, .mkv or .mov) with its sound. With - for both, raw frames of --size come from stdin
+    and go to stdout.
 
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.
@@ -51,11 +65,25 @@ def command(
     """
     from functools import partial
 
+    from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
     from odm_deploy.imaging.batch import is_many
     from odm_deploy.imaging.io import check_writable
     from odm_deploy.imaging.upscaler import Upscaler
+    from odm_deploy.imaging.video import check_video, is_video
 
     open_upscaler = partial(Upscaler.open, bundle, runtime, tile=tile, threads=threads)
+    if check_pipe(source, destination, size, as_json):
+        with open_upscaler() as upscaler:
+            _say_passed_over(upscaler)
+            assert size is not None
+            upscale_pipe(upscaler, size, pix_fmt)
+        return
+    if is_video(destination):
+        check_video(source, destination)
+        with open_upscaler() as upscaler:
+            _say_passed_over(upscaler)
+            upscale_video_file(Path(source), destination, upscaler, as_json)
+        return
     if is_many(source):
         todo, skipped = _plan(source, destination, bundle, f".{suffix}", overwrite)
         with open_upscaler() as upscaler:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
@@ -12,6 +15,7 @@ from odm_deploy.proof.parity import to_pixels
 from odm_deploy.runtimes.torch_reference import TorchReference
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
+from tests.video_clips import frame_times_s, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +117,37 @@ def test_a_pattern_selects_images(exact_bundle, tmp_path):
     assert outcome.code == 0, outcome.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["shot1.png", "shot2.png"]
     assert "wrote 2 images" in outcome.stderr
+
+
+def test_a_video_keeps_its_sound(exact_bundle, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    write_clip(tmp_path / "in.mp4", seconds=1, fps=6)
+    outcome = run_cli("upscale", tmp_path / "in.mp4", tmp_path / "out.mp4", "--model", exact_bundle, "--json")
+    assert outcome.code == 0, outcome.stderr
+    document = outcome.document
+    assert (document["size"], document["frames"], document["audio_streams"]) == ([128, 96], 6, 1)
+    assert frame_times_s(tmp_path / "out.mp4") == pytest.approx(frame_times_s(tmp_path / "in.mp4"))
+    for source, destination in (("missing.mp4", "out.mp4"), ("in.mp4", "in.mp4")):
+        assert run_cli("upscale", tmp_path / source, tmp_path / destination, "--model", exact_bundle).code == 1
+
+
+def test_frames_from_a_pipe_are_the_references(exact_bundle):
+    frames = [rgb(10, 14, seed) for seed in range(3)]
+    command = [sys.executable, "-m", "odm_deploy", "upscale", "-", "-", "--model", exact_bundle, "--size", "14x10"]
+    done = subprocess.run(
+        command, input=b"".join(frame.tobytes() for frame in frames), capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.frombuffer(done.stdout, np.uint8).reshape(3, 20, 28, 3)
+    np.testing.assert_array_equal(found, [expected(frame) for frame in frames])
+    assert b"wrote 3 frames of 28x20" in done.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--size", "14"), ("--size", "14x0"), ("--size", "14x10", "--json")])
+def test_pipes_need_a_size_and_stdout_alone(exact_bundle, options):
+    assert run_cli("upscale", "-", "-", "--model", exact_bundle, *options).code == 2
+
+
+@pytest.mark.parametrize("ends", [("-", "out.mp4"), ("in.png", "-"), ("in.png", "out.png")])
+def test_a_pipe_has_two_ends(exact_bundle, ends):
+    assert run_cli("upscale", *ends, "--model", exact_bundle, "--size", "14x10").code == 2

@@ -1,0 +1,111 @@
+"""What `odm-deploy upscale` does with moving pictures: video files, and raw frames through pipes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from odm_deploy.cli.output import emit_json, progress, say
+from odm_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from odm_deploy.imaging.upscaler import Upscaler
+
+PIPE = "-"
+"""Stands for stdin and stdout."""
+
+
+def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT in pixels, as ffmpeg's -video_size takes it; for click."""
+    if value is None:
+        return None
+    width, _, height = value.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise click.BadParameter(f"{value!r} is not a size such as 1280x720", ctx, param)
+    return int(width), int(height)
+
+
+def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_json: bool) -> bool:
+    """Whether frames come and go through pipes.
+
+    Raises:
+        UsageError: one end only is a pipe, its --size is missing or one is given without need, or --json wants stdout.
+    """
+    if PIPE not in (source, str(destination)):
+        if size is not None:
+            why = "files know their size"
+            raise UsageError(
+                "--size is of raw video through pipes", why=why, fix="leave it out, or use - for IN and OUT"
+            )
+        return False
+    if source != str(destination):
+        fix = "use - for both; ffmpeg reads and writes the files"
+        raise UsageError(
+            f"cannot upscale {source} to {destination}", why="one end is a pipe, the other is not", fix=fix
+        )
+    if size is None:
+        raise UsageError("raw video needs --size", why="it has no header that would tell", fix="add --size 1280x720")
+    if as_json:
+        raise UsageError("no --json with pipes", why="stdout carries the frames", fix="leave --json out")
+    return True
+
+
+def upscale_pipe(upscaler: Upscaler, size: tuple[int, int], pixel_format: str) -> None:
+    """Raw frames from stdin, upscaled, to stdout; the three steps overlap."""
+    from odm_deploy.imaging.pipeline import ahead
+    from odm_deploy.imaging.raw_video import read_frames, write_frame
+
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+
+    def upscaled() -> Generator[NDArray[np.uint8]]:
+        with closing(ahead(read_frames(source, *size, pixel_format))) as frames:
+            for frame in frames:
+                yield upscaler.pixels(frame)
+
+    start, count = time.perf_counter(), 0
+    with closing(ahead(upscaled())) as frames:
+        for count, frame in enumerate(frames, 1):  # noqa: B007 - told below
+            write_frame(sink, frame, pixel_format)
+    sink.flush()
+    width, height = size[0] * upscaler.scale, size[1] * upscaler.scale
+    say(f"wrote {count} frames of {width}x{height} {pixel_format}, {_speed(count, start, upscaler)}")
+
+
+def upscale_video_file(source: Path, destination: Path, upscaler: Upscaler, as_json: bool) -> None:
+    """One video file into another."""
+    from odm_deploy.imaging.video import upscale_video
+
+    start = time.perf_counter()
+    with progress("frames") as track:
+        result = upscale_video(source, destination, upscaler.pixels, upscaler.scale, track=track)
+    seconds = time.perf_counter() - start
+    if as_json:
+        emit_json(
+            {
+                "input": str(source),
+                "output": str(destination),
+                "size": [result.width, result.height],
+                "frames": result.frames,
+                "audio_streams": result.audio_streams,
+                "runtime": upscaler.describe(),
+                "seconds": seconds,
+                "frames_per_s": result.frames / seconds,
+            }
+        )
+    else:
+        speed = _speed(result.frames, start, upscaler)
+        say(f"wrote {destination}: {result.frames} frames of {result.width}x{result.height}, {speed}")
+
+
+def _speed(frames: int, start: float, upscaler: Upscaler) -> str:
+    seconds = time.perf_counter() - start
+    return f"{seconds:.2f} s ({frames / seconds:.1f} fps) on {upscaler.describe()['runtime']}"

@@ -1,0 +1,228 @@
+"""Video files: frames upscaled one by one at their own timestamps, sound copied untouched. Needs PyAV (extra `video`).
+
+A frame's colours pass through RGB and back by the matrix the file names, or by the one that players assume where it
+names none; the result always names its own, because the assumption depends on the size, which upscaling changes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import InputError, MissingError
+from odm_deploy.files import atomic_path
+from odm_deploy.imaging.io import MAX_PIXELS
+from odm_deploy.imaging.pipeline import ahead
+
+_CONTAINERS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4"}
+_ENCODER = "libx264"
+# Visually lossless: the upscaled detail is the point.
+_ENCODER_OPTIONS = {"crf": "16", "preset": "medium"}
+
+# Numbers of ITU-T H.273, which FFmpeg shares.
+_BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
+_LIMITED_RANGE = 1
+_HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+_HD_HEIGHT_PX = 720
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """What was written."""
+
+    frames: int
+    width: int
+    height: int
+    audio_streams: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """A frame's pixels, uint8 [H, W, 3] RGB, and its time in units of the video stream's time base."""
+
+    rgb: NDArray[np.uint8]
+    pts: int
+
+
+def is_video(path: Path | str) -> bool:
+    """Whether `upscale_video` writes files of this name."""
+    return Path(path).suffix.lower() in _CONTAINERS
+
+
+def check_video(source: Path | str, destination: Path | str) -> None:
+    """Check what can be known before any work.
+
+    Raises:
+        InputError: there is no such video, or it would be overwritten while it is read.
+        MissingError: PyAV is not installed.
+    """
+    if importlib.util.find_spec("av") is None:
+        fix = "pip install 'odm-deploy[video]'"
+        raise MissingError("video needs PyAV", why="it is not installed", fix=fix)
+    source, destination = Path(source), Path(destination)
+    if not source.is_file():
+        raise InputError(f"cannot read video {source}", why="no such file", fix="give the path of a video file")
+    if source.resolve() == destination.resolve():
+        raise InputError(f"cannot write {destination}", why="it is the video to read", fix="name another file")
+
+
+def upscale_video(
+    source: Path | str,
+    destination: Path | str,
+    upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    scale: int,
+    *,
+    track: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+) -> VideoResult:
+    """Upscale the first video stream of a file; decoding, upscaling and encoding overlap.
+
+    Video becomes H.264 (constant quality, 8 bits); every audio stream is copied as it is; subtitles and further video
+    streams are left out. Frames keep their timestamps, also where their rate varies.
+
+    Args:
+        source: any file FFmpeg reads.
+        destination: ends in .mp4, .mkv or .mov; whole or not at all.
+        upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from one thread.
+        scale: of `upscale`.
+        track: shows progress, one step a frame; called with the number of frames the file claims.
+
+    Raises:
+        InputError: not a video, damaged, or of a kind that would come out wrong: HDR, interlaced, rotated by a flag,
+            without timestamps; or the container cannot hold its sound.
+        MissingError: PyAV is not installed.
+    """
+    check_video(source, destination)
+    import av
+    from av.error import FFmpegError
+
+    source, destination = Path(source), Path(destination)
+    try:
+        with atomic_path(destination) as temporary, av.open(str(source)) as reader:
+            if not reader.streams.video:
+                raise InputError(f"cannot read video {source}", why="it has no video stream", fix="give a video file")
+            container = _CONTAINERS[destination.suffix.lower()]
+            with av.open(str(temporary), "w", format=container) as writer:
+                return _transcode(source, reader, writer, upscale, scale, track)
+    except FFmpegError as error:
+        raise InputError(
+            f"cannot upscale video {source} to {destination}",
+            why=f"FFmpeg says: {error.strerror or error}",
+            fix="try `ffmpeg -i IN -c:a aac FIXED.mkv` first, and .mkv for the result",
+        ) from error
+
+
+def _transcode(
+    path: Path,
+    reader: Any,
+    writer: Any,
+    upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    scale: int,
+    track: Callable[[Iterable[Any], int], Iterable[Any]] | None,
+) -> VideoResult:
+    from av.video.frame import VideoFrame
+
+    video = reader.streams.video[0]
+    size = (video.codec_context.width * scale, video.codec_context.height * scale)
+    matrix = _matrix(video.codec_context)
+    encoder = _add_video(writer, video, size, matrix)
+    copies = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams.audio}
+
+    def larger(items: Generator[Any]) -> Generator[Any]:
+        try:
+            for item in items:
+                yield _Picture(upscale(item.rgb), item.pts) if isinstance(item, _Picture) else item
+        finally:
+            items.close()
+
+    def written() -> Generator[int]:
+        count = 0
+        upscaled = ahead(larger(ahead(_read(path, reader, matrix))))
+        try:
+            for item in upscaled:
+                if not isinstance(item, _Picture):
+                    item.stream = copies[item.stream.index]
+                    writer.mux(item)
+                    continue
+                frame = VideoFrame.from_ndarray(item.rgb, format="rgb24")
+                coded = frame.reformat(
+                    format=encoder.pix_fmt, src_colorspace=matrix, dst_colorspace=matrix, dst_color_range=_LIMITED_RANGE
+                )
+                coded.pts, coded.time_base = item.pts, video.time_base
+                writer.mux(encoder.encode(coded))
+                count += 1
+                yield count
+        finally:
+            upscaled.close()
+        writer.mux(encoder.encode(None))
+
+    frames = 0
+    for frames in written() if track is None else track(written(), _expected_frames(video, reader)):  # noqa: B007
+        pass
+    if frames == 0:
+        raise InputError(f"cannot read video {path}", why="it holds no frames", fix="give a video with frames")
+    return VideoResult(frames, size[0], size[1], len(copies))
+
+
+def _add_video(writer: Any, video: Any, size: tuple[int, int], matrix: int) -> Any:
+    encoder = writer.add_stream(_ENCODER, rate=video.average_rate or 25, options=_ENCODER_OPTIONS)
+    encoder.width, encoder.height = size
+    # Halved chroma needs even sizes, which an odd scale of an odd size is not.
+    encoder.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+    context, source = encoder.codec_context, video.codec_context
+    context.time_base = video.time_base
+    context.colorspace, context.color_range = matrix, _LIMITED_RANGE
+    context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
+    if video.sample_aspect_ratio:
+        context.sample_aspect_ratio = video.sample_aspect_ratio
+    return encoder
+
+
+def _read(path: Path, reader: Any, matrix: int) -> Generator[Any]:
+    """Pictures of the video stream and packets of the audio streams, in the order of the file."""
+    video = reader.streams.video[0]
+    for packet in reader.demux(video, *reader.streams.audio):
+        if packet.stream.index != video.index:
+            if packet.dts is not None:
+                yield packet
+            continue
+        for frame in packet.decode():
+            _check(path, frame, video.codec_context)
+            rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)
+            yield _Picture(rgb.to_ndarray(), frame.pts)
+
+
+def _check(path: Path, frame: Any, context: Any) -> None:
+    """Refuse what would come out wrong without a word."""
+    why, fix = "", "convert it first: ffmpeg -i IN -c:a copy FIXED.mkv"
+    if frame.width * frame.height > MAX_PIXELS:
+        why = f"{frame.width}x{frame.height} is more than the limit of {MAX_PIXELS} pixels a frame"
+    elif (frame.width, frame.height) != (context.width, context.height) or frame.rotation:
+        why = f"frame at {frame.time} s is {frame.width}x{frame.height}, turned by {frame.rotation} degrees"
+    elif frame.interlaced_frame:
+        why, fix = "it is interlaced", "deinterlace it first: ffmpeg -i IN -vf bwdif -c:a copy FIXED.mkv"
+    elif frame.pts is None:
+        why = "its frames have no timestamps"
+    elif context.color_trc in _HDR_TRANSFERS:
+        why, fix = f"it is HDR ({_HDR_TRANSFERS[context.color_trc]})", "map it to SDR first, with ffmpeg's tonemap"
+    if why:
+        raise InputError(f"cannot upscale video {path}", why=why, fix=fix)
+
+
+def _matrix(context: Any) -> int:
+    """The luma-chroma matrix of a stream; where it names none (or RGB), what players assume of its size."""
+    if context.colorspace not in (0, _UNSPECIFIED):
+        return int(context.colorspace)
+    return _BT709 if context.height >= _HD_HEIGHT_PX else _SMPTE170M
+
+
+def _expected_frames(video: Any, reader: Any) -> int:
+    if video.frames:
+        return int(video.frames)
+    seconds = (reader.duration or 0) / 1e6
+    return max(1, round(seconds * float(video.average_rate or 25)))

@@ -1,0 +1,125 @@
+"""Videos: every frame at its time, the sound copied and in step, and nothing written where something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odm_deploy.errors import InputError
+from odm_deploy.imaging.video import is_video, upscale_video
+from tests.video_clips import flash_times_s, frame_times_s, tone_times_s, write_clip
+
+av = pytest.importorskip("av", reason="PyAV is not installed")
+
+
+def doubled(pixels: np.ndarray) -> np.ndarray:
+    return pixels.repeat(2, 0).repeat(2, 1)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_clip(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_frames_and_sound_stay_in_step(clip, tmp_path, suffix):
+    result = tmp_path / f"out{suffix}"
+    summary = upscale_video(clip, result, doubled, 2)
+    assert (summary.width, summary.height, summary.frames, summary.audio_streams) == (128, 96, 24, 1)
+    # Matroska counts milliseconds, and starts later by what an AAC encoder puts in front of the sound.
+    times = frame_times_s(result)
+    assert np.array(times) - times[0] == pytest.approx(frame_times_s(clip), abs=0.002)
+    flashes = flash_times_s(result)
+    assert np.diff(flashes) == pytest.approx([1], abs=0.002)
+    assert tone_times_s(result) == pytest.approx(flashes, abs=0.02)
+
+
+def test_the_sound_is_copied_not_encoded_again(clip, tmp_path):
+    upscale_video(clip, tmp_path / "out.mp4", doubled, 2)
+
+    def packets(path: Path) -> list[bytes]:
+        with av.open(str(path)) as container:
+            return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+    assert packets(tmp_path / "out.mp4") == packets(clip)
+
+
+def test_frames_of_an_uneven_rhythm_keep_it(tmp_path):
+    write_clip(tmp_path / "in.mp4", seconds=1, uneven=True)
+    upscale_video(tmp_path / "in.mp4", tmp_path / "out.mp4", doubled, 2)
+    times = frame_times_s(tmp_path / "out.mp4")
+    assert len(set(np.round(np.diff(times), 4))) > 1
+    assert times == pytest.approx(frame_times_s(tmp_path / "in.mp4"), abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_colours_survive(tmp_path, scale):
+    source, result = tmp_path / "in.mkv", tmp_path / "out.mkv"
+    picture = np.empty((31, 51, 3), np.uint8)
+    picture[:] = (200, 60, 30)
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        # Sides that are odd, and stay so at scale 1: no chroma of half the resolution then.
+        video.width, video.height, video.pix_fmt = 51, 31, "yuv444p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(video.encode(frame.reformat(format="yuv444p", dst_colorspace=5)))
+        container.mux(video.encode(None))
+    seen: list[np.ndarray] = []
+
+    def larger(pixels: np.ndarray) -> np.ndarray:
+        seen.append(pixels)
+        return pixels.repeat(scale, 0).repeat(scale, 1)
+
+    upscale_video(source, result, larger, scale)
+    assert len(seen) == 3
+    assert np.abs(seen[0].astype(int) - picture).max() <= 4
+    with av.open(str(result)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.width, frame.height) == (51 * scale, 31 * scale)
+        found = frame.reformat(format="rgb24", src_colorspace=int(frame.colorspace)).to_ndarray()
+    assert np.abs(found.astype(int) - picture[0, 0]).max() <= 6
+
+
+def test_progress_steps_once_a_frame(clip, tmp_path):
+    steps: list[int] = []
+
+    def track(items, total):
+        for index, item in enumerate(items):
+            steps.append(index)
+            yield item
+        assert total == 24
+
+    summary = upscale_video(clip, tmp_path / "out.mp4", doubled, 2, track=track)
+    assert len(steps) == summary.frames == 24
+
+
+def test_what_is_no_video_is_named_and_leaves_nothing(clip, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "noise.mp4").write_bytes(b"no video at all" * 50)
+    (tmp_path / "half.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        container.add_stream("flac", rate=8000, layout="mono")
+        container.start_encoding()
+    for name in ("noise.mp4", "half.mp4", "missing.mp4", "sound.mkv"):
+        with pytest.raises(InputError, match=name):
+            upscale_video(tmp_path / name, out / "out.mp4", doubled, 2)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_an_error_of_the_network_ends_the_video(clip, tmp_path):
+    def refuse(_: np.ndarray) -> np.ndarray:
+        raise InputError("not built for this size")
+
+    with pytest.raises(InputError, match="not built"):
+        upscale_video(clip, tmp_path / "out" / "out.mp4", refuse, 2)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_names_decide_what_is_a_video():
+    assert is_video("A.MKV")
+    assert not is_video("in.png")
