@@ -22,7 +22,7 @@ VERBS = {
     "lint": "Find what TensorRT would silently run as float, or refuse, in any QDQ ONNX.",
     "eval": "Measure PSNR and SSIM of a model or bundle on a benchmark set.",
     "report": "Write one page about a bundle: verdict, quality, speed, layers, crops.",
-    "upscale": "Upscale an image.",
+    "upscale": "Upscale images, folders, videos or piped frames.",
     "serve": "Upscale over HTTP, with a page to try a bundle on.",
     "doctor": "Show what is installed here and what it allows.",
 }
