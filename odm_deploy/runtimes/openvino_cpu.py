@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,7 @@ from odm_deploy.runtimes.cpu import describe_cpu, physical_cpus
 from odm_deploy.runtimes.model_file import ModelKind, parse_onnx
 from odm_deploy.runtimes.onnx_io import graph_inputs, graph_outputs
 from odm_deploy.runtimes.openvino_probe import needs_probe, probe
+from odm_deploy.runtimes.openvino_shapes import KEPT, CompiledSizes, Shapes, wants_fixed_sizes
 
 
 class OpenVinoCpu(Runtime):
@@ -33,15 +35,16 @@ class OpenVinoCpu(Runtime):
         "may get the neighbouring code; deep low-bit networks amplify the few that do"
     )
 
-    def __init__(self, compiled: Any, version: str, model: bytes, options: RuntimeOptions) -> None:
+    def __init__(
+        self, compiled: Any, sizes: CompiledSizes | None, version: str, model: bytes, options: RuntimeOptions
+    ) -> None:
         super().__init__()
         graph = parse_onnx(model)
         self.inputs = graph_inputs(graph)
         self.outputs = graph_outputs(graph)
         self._compiled: Any = compiled
-        self._request: Any = compiled.create_infer_request()
-        # Looked up by tensor name: OpenVINO may list ports in another order than the graph.
-        self._output_ports: dict[str, Any] = {info.name: compiled.output(info.name) for info in self.outputs}
+        self._sizes = sizes
+        self._requests: OrderedDict[Shapes, Any] = OrderedDict()
         self._version = version
         self._options = options
         self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
@@ -81,22 +84,39 @@ class OpenVinoCpu(Runtime):
             "NUM_STREAMS": chosen.contexts,
         }
         try:
-            compiled = core.compile_model(core.read_model(model), "CPU", settings)
+            read = core.read_model(model)
+            # Compiled as it is first: what OpenVINO refuses should be known on opening.
+            compiled = core.compile_model(read, "CPU", settings)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot load {label}", why=_cause(error)) from error
-        return cls(compiled, str(openvino.__version__), model, chosen)
+        sizes = CompiledSizes(core, read, settings) if read.is_dynamic() and wants_fixed_sizes(graph) else None
+        return cls(compiled, sizes, str(openvino.__version__), model, chosen)
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
+            request, ports = self._request_for(tuple((name, feed.shape) for name, feed in feeds.items()))
             # Inputs are shared for the duration of this synchronous call only; outputs are copied out below, because
             # the request reuses its own output memory on the next run.
-            results = self._request.infer(dict(feeds), share_inputs=True, share_outputs=True)
+            results = request.infer(dict(feeds), share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise InputError("OpenVINO cannot run the model on these inputs", why=_cause(error)) from error
-        return {name: np.array(results[port]) for name, port in self._output_ports.items()}
+        return {name: np.array(results[port]) for name, port in ports.items()}
+
+    def _request_for(self, shapes: Shapes) -> tuple[Any, dict[str, Any]]:
+        """An inference request for these shapes, and the output ports by tensor name."""
+        key = shapes if self._sizes is not None else ()
+        if key not in self._requests:
+            compiled = self._compiled if self._sizes is None else self._sizes.compiled_for(shapes)
+            # Looked up by tensor name: OpenVINO may list ports in another order than the graph.
+            ports = {info.name: compiled.output(info.name) for info in self.outputs}
+            self._requests[key] = compiled.create_infer_request(), ports
+            if len(self._requests) > KEPT:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        return self._requests[key]
 
     def _renew_run_state(self) -> None:
-        self._request = self._compiled.create_infer_request()
+        self._requests = OrderedDict()
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, threads and the precision of the layers that are not int8."""
@@ -109,8 +129,8 @@ class OpenVinoCpu(Runtime):
         }
 
     def _release(self) -> None:
-        self._output_ports = {}
-        self._request = None
+        self._requests = OrderedDict()
+        self._sizes = None
         self._compiled = None
 
 

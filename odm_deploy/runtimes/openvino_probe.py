@@ -26,10 +26,14 @@ _QUANTIZES = {"QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 _TIMEOUT_S = 300.0
 
 
+def quantizes(graph: ModelProto) -> bool:
+    """Whether a graph holds quantizers, which switch the low-precision passes on."""
+    return any(node.op_type in _QUANTIZES for node in graph.graph.node)
+
+
 def needs_probe(graph: ModelProto) -> bool:
-    """Whether a graph holds quantizers, which switch these passes on, and operators they may stumble on."""
-    operators = {node.op_type for node in graph.graph.node}
-    return bool(operators & _QUANTIZES) and not operators <= _HARMLESS
+    """Whether a graph holds quantizers, and operators that the low-precision passes may stumble on."""
+    return quantizes(graph) and not {node.op_type for node in graph.graph.node} <= _HARMLESS
 
 
 def probe(model: bytes, label: str) -> None:
