@@ -1,0 +1,94 @@
+"""Networks that spandrel recognises: from public weights to a model.pt and an int8 graph."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from odm_deploy import quantize
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.lowering.lower import lower
+from odm_deploy.networks.builders import build_module
+from odm_deploy.networks.registry import network_from_state_dict
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
+from tests.factories import OPENERS, random_images
+from tests.spandrel_here import require_spandrel
+
+# package, class, hyper-parameters of a variant, scale, layers that can be quantized
+VARIANTS = {
+    "Compact": ("Compact", "Compact", {"num_feat": 8, "num_conv": 2, "upscale": 2}, 2, 4),
+    "ESRGAN": ("ESRGAN", "ESRGAN", {"num_filters": 8, "num_blocks": 1, "scale": 4}, 4, 21),
+    "ESRGAN, unshuffled": (
+        "ESRGAN",
+        "ESRGAN",
+        {"num_filters": 8, "num_blocks": 1, "scale": 4, "in_nc": 12, "shuffle_factor": 2},
+        2,
+        21,
+    ),
+    "SPAN": ("SPAN", "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8, "upscale": 2}, 2, 22),
+}
+THROUGHOUT = QuantizationPolicy(*[LayerBits(8, 8)] * 4)
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    """A float network of spandrel, its scale and how many layers it has."""
+    require_spandrel()
+    package, name, parameters, scale, layers = VARIANTS[request.param]
+    torch.manual_seed(0)
+    kind = getattr(importlib.import_module(f"spandrel.architectures.{package}"), name)
+    return kind(**parameters).eval(), scale, layers
+
+
+def images():
+    return [torch.from_numpy(random_images(48, 64, seed=seed)) for seed in range(2)]
+
+
+def test_recognised_by_its_weights_it_computes_the_same(variant):
+    module, scale, layers = variant
+    network = network_from_state_dict("spandrel", module.state_dict(), scale)
+    assert network.scale == scale
+    assert len(quantizable_layers(network)) == layers
+    x = images()[0]
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), module(x / 255) * 255, rtol=1e-4, atol=1e-2)
+
+
+def test_quantized_it_comes_back_without_trust_and_runs(variant, tmp_path):
+    module, scale, layers = variant
+    model = quantize(network_from_state_dict("spandrel", module.state_dict(), scale), THROUGHOUT, images())
+    assert len(model.layers) == layers
+    save_model(model, tmp_path / "model.pt")
+    again = load_model(tmp_path / "model.pt")
+    x = random_images(34, 46, seed=5)
+    expected = model(torch.from_numpy(x)).numpy()
+    assert np.array_equal(again(torch.from_numpy(x)).numpy(), expected)
+    with OPENERS["onnxruntime"](lower(again).SerializeToString()) as runtime:
+        assert np.quantile(np.abs(runtime.upscale(x) - expected), 0.9) < 0.01 * expected.std() + 0.05
+
+
+def test_what_spandrel_does_not_know_is_refused():
+    require_spandrel()
+    with pytest.raises(InputError, match="spandrel does not know this network"):
+        network_from_state_dict("spandrel", nn.Conv2d(3, 3, 1).state_dict(), 2)
+
+
+def test_scale_and_overrides_are_checked():
+    require_spandrel()
+    module = importlib.import_module("spandrel.architectures.Compact").Compact(num_feat=4, num_conv=1, upscale=2)
+    with pytest.raises(InputError, match="upscales by 2"):
+        network_from_state_dict("spandrel", module.state_dict(), 4)
+    with pytest.raises(UsageError, match="off the weights"):
+        network_from_state_dict("spandrel", module.state_dict(), 2, {"num_feat": 4})
+
+
+@pytest.mark.parametrize("name", ["CompactArch", "StateDict", "torch"])
+def test_nothing_but_its_networks_is_built_without_trust(name):
+    require_spandrel()
+    with pytest.raises(InputError):
+        build_module(f"spandrel.architectures.Compact:{name}", {})

@@ -1,0 +1,185 @@
+"""Every network at several widths: int8 coverage, agreement, times and sizes, as docs/networks.md shows them.
+
+python tools/network_table.py --out table.json                            all of it, tens of minutes on one core
+python tools/network_table.py --network swinir --bits 4 --out table.json  adds to, or replaces in, the same file
+
+Networks have their published size and seeded random weights, scaled so that features keep their spread from layer to
+layer and the output fills an image's range: where a layer lands and how runtimes round does not depend on training.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import nn
+
+from odm_deploy import quantize
+from odm_deploy.checkpoint import save_model
+from odm_deploy.cli import run
+from odm_deploy.errors import OdmError
+from odm_deploy.files import atomic_path
+from odm_deploy.imaging.io import read_rgb
+from odm_deploy.lowering.lower import lower
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.registry import build_network, network_names
+from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.parity import ParityReport, Sample, compare
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.policy import quantizable_layers
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.runtimes.coverage import coverage
+from odm_deploy.runtimes.profiles import ShapeProfile
+from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.runtimes.torch_reference import TorchReference
+
+SCALE = 4
+CROP_PX = 48
+IMAGES = Path(__file__).resolve().parents[1] / "tests/data/samples/LR_bicubic/X4"
+RUNTIMES = ("onnxruntime", "openvino")
+PROFILE = ShapeProfile((1, 3, 16, 16), (1, 3, 270, 480), (1, 3, 540, 960))
+
+FLOAT_OPERATORS = {"attn.qkv": "LayerNorm", "mlp.fc1": "LayerNorm", "attn.proj": "softmax", "mlp.fc2": "GELU"}
+"""What computes the input of SwinIR's quantized layers."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--network", "networks", multiple=True, default=tuple(network_names()), help="Network; repeatable.")
+@click.option("--bits", multiple=True, type=int, default=(8, 4, 2), help="Width of the body; repeatable.")
+@click.option("--images", default=2, show_default=True, help="Crops to compare on.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file that rows are added to.")
+def command(networks: tuple[str, ...], bits: tuple[int, ...], images: int, out: Path) -> None:
+    """Measure, keep every row at once, and print the table as markdown."""
+    rows: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
+    crops = load_crops(images)
+    for name in networks:
+        network = random_network(name, crops)
+        for width in bits:
+            rows[f"{name} {width}"] = {"network": name, "bits": width, **measure(network, width, crops)}
+            with atomic_path(out) as temporary:
+                temporary.write_text(json.dumps(rows, indent=1))
+    click.echo(to_markdown(rows))
+
+
+def load_crops(count: int) -> list[np.ndarray]:
+    """The middle of sample images, uint8 [CROP_PX, CROP_PX, 3]."""
+    crops = []
+    for path in sorted(IMAGES.glob("*.png"))[:count]:
+        image = read_rgb(path)
+        top, left = ((size - CROP_PX) // 2 for size in image.shape[:2])
+        crops.append(np.ascontiguousarray(image[top : top + CROP_PX, left : left + CROP_PX]))
+    return crops
+
+
+@torch.no_grad()
+def random_network(name: str, crops: list[np.ndarray]) -> SuperResolutionNetwork:
+    """A network of the published size whose outputs look like an image's values: mean 128, standard deviation 50."""
+    torch.manual_seed(0)
+    network = build_network(name, {"scale": SCALE}).eval()
+    for parameter in network.parameters():
+        if parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    image = torch.from_numpy(crops[0].transpose(2, 0, 1)[None]).float()
+    last = network.get_submodule(quantizable_layers(network)[-1])
+    assert isinstance(last, nn.Conv2d)
+    last.weight.mul_(50.0 / float(network(image).std()))
+    if last.bias is not None:
+        before = float(network(image).mean())
+        last.bias.add_(1.0)
+        slope = float(network(image).mean()) - before
+        last.bias.add_((128.0 - before) / slope - 1.0)
+    return network
+
+
+def measure(network: SuperResolutionNetwork, bits: int, crops: list[np.ndarray]) -> dict[str, Any]:
+    """One row: quantize the body, lower, build, compare."""
+    model = quantize(network, bits, crops)
+    started = time.perf_counter()
+    graph = lower(model)
+    row: dict[str, Any] = {"quantized_layers": len(model.layers), "export_s": time.perf_counter() - started}
+    with tempfile.TemporaryDirectory(prefix="network_table_") as folder:
+        onnx_path, plan = Path(folder) / "model.onnx", Path(folder) / "engine.plan"
+        save_model(model, Path(folder) / "model.pt")
+        onnx_path.write_bytes(graph.SerializeToString(deterministic=True))
+        row |= {"model_bytes": (Path(folder) / "model.pt").stat().st_size, "onnx_bytes": onnx_path.stat().st_size}
+        flavour = find_flavour("tensorrt_rtx")
+        if can_build(flavour):
+            report = build_engine(onnx_path, plan, profiles=PROFILE, flavour=flavour)
+            found = coverage(onnx_path, list(report.layers), PROFILE)
+            row |= {
+                "builder": f"{report.builder} {report.version}",
+                "build_s": report.seconds,
+                "plan_bytes": report.plan_bytes,
+                "int8_layers": found.int8_layers,
+                "int8_share_of_macs": found.int8_macs / found.macs,
+            }
+    row["runtimes"] = {name: agreement(model, graph, name, crops) for name in RUNTIMES}
+    return row
+
+
+def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarray]) -> dict[str, Any]:
+    """What `verify` finds on a runtime, and the flip rate behind each kind of float operator."""
+    kind = runtime_class(name)
+    reference = TorchReference(model)
+    samples = [Sample(str(index), crop) for index, crop in enumerate(crops)]
+    try:
+        with kind.open_bytes(graph.SerializeToString()) as runtime:
+            report = ParityReport(runtime.describe())
+            jittered = [lambda images, seed=seed: reference.upscale_jittered(images, seed=seed) for seed in range(2)]
+            compare(reference, TorchReference(model, "float64"), runtime, samples, report, SCALE, jittered)
+        images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops[:1]]
+        report.layers = compare_layers(model, graph, kind.open_bytes, images)
+    except OdmError as error:
+        return {"refused": str(error)}
+    behind: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for layer in report.layers:
+        cause = next((op for suffix, op in FLOAT_OPERATORS.items() if layer.name.endswith(suffix)), "convolution")
+        behind[cause][0] += layer.flips
+        behind[cause][1] += layer.codes
+    return {
+        "version": report.runtime["version"],
+        "identical": report.distance.identical,
+        "psnr_db": report.distance.psnr_db,
+        "floor_identical": min(draw.identical for draw in (report.floor, *report.draws)),
+        "floor_psnr_db": report.furthest_floor_db,
+        "worst_flip_rate": max(layer.flip_rate for layer in report.layers),
+        "flip_rate_behind": {cause: flips / codes for cause, (flips, codes) in behind.items()},
+        "agrees": report.within_floor,
+    }
+
+
+def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as one table."""
+    head = ["network", "bits", "int8 layers", "share of MACs", "export", "build", "model.pt", "bundle"]
+    head += [f"{name}: PSNR to reference (floor), worst flip rate" for name in RUNTIMES]
+    lines = [head, ["---"] * len(head)]
+    for row in rows.values():
+        size = (row["onnx_bytes"] + row.get("plan_bytes", 0)) / 2**20
+        cells = [row["network"], str(row["bits"])]
+        if "int8_layers" in row:
+            cells += [f"{row['int8_layers']} of {row['quantized_layers']}", f"{row['int8_share_of_macs']:.1%}"]
+        else:
+            cells += [f"? of {row['quantized_layers']}", "?"]
+        cells += [f"{row['export_s']:.1f} s", f"{row['build_s']:.1f} s" if "build_s" in row else "?"]
+        cells += [f"{row['model_bytes'] / 2**20:.2f} MiB", f"{size:.2f} MiB"]
+        lines.append(cells + [_agreement_cell(row["runtimes"][name]) for name in RUNTIMES])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _agreement_cell(found: dict[str, Any]) -> str:
+    if "refused" in found:
+        return found["refused"]
+    verdict = "agrees" if found["agrees"] else "**deviates**"
+    return f"{found['psnr_db']:.1f} dB ({found['floor_psnr_db']:.1f}), {found['worst_flip_rate']:.1e}, {verdict}"
+
+
+if __name__ == "__main__":
+    run(command, "network_table")
