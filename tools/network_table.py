@@ -119,7 +119,7 @@ def measure(network: SuperResolutionNetwork, bits: int, crops: list[np.ndarray])
                 "build_s": report.seconds,
                 "plan_bytes": report.plan_bytes,
                 "int8_layers": found.int8_layers,
-                "int8_share_of_macs": found.int8_macs / found.macs,
+                "int8_share_of_macs": found.int8_macs / max(found.macs, 1),
             }
     row["runtimes"] = {name: agreement(model, graph, name, crops) for name in RUNTIMES}
     return row

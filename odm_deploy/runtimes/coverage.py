@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import onnx
 from onnx import ModelProto, NodeProto
 
 from odm_deploy.lowering.lint import Finding, lint
@@ -20,8 +19,7 @@ from odm_deploy.lowering.lint.graph import QdqGraph, read_model
 from odm_deploy.lowering.lint.operands import Layer, find_layers
 from odm_deploy.runtimes.layer_table import LayerRecord, find_compute_layer
 from odm_deploy.runtimes.profiles import ShapeProfile
-
-Shapes = dict[str, tuple[int, ...]]
+from odm_deploy.runtimes.shape_inference import Shapes, infer_shapes
 
 _MISSING = "missing"
 _AMBIGUOUS = "unknown"
@@ -107,37 +105,6 @@ def coverage(
     return Coverage(
         tuple(_cover(graph, layer, layers, findings, shapes, unique=names[layer.name] == 1) for layer in asked)
     )
-
-
-def infer_shapes(model: ModelProto, profile: ShapeProfile | None) -> Shapes:
-    """Shapes of all tensors of a graph for one input shape.
-
-    Args:
-        model: the graph; it is not changed.
-        profile: its `opt` shape replaces the dynamic dimensions of every input of rank 4.
-
-    Returns:
-        Fully known shapes by tensor name; tensors whose shape cannot be inferred are absent.
-    """
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if profile is not None and len(dims) == 4:
-            declared = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
-            for dim, size in zip(dims, profile.for_input(declared, value.name)[1], strict=True):
-                dim.dim_value = size
-    # Declared intermediate and output shapes are symbolic and would win over what follows from the input.
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in fixed.graph.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor_type = value.type.tensor_type
-        if tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor_type.shape.dim):
-            shapes[value.name] = tuple(dim.dim_value for dim in tensor_type.shape.dim)
-    return shapes
 
 
 def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
