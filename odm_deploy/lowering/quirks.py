@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from odm_deploy.lowering.graph import constant_array
+from odm_deploy.lowering.graph import constant_array, only_consumer
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
 
 
-def wants_an_addition(consumer: ir.Node) -> bool:
-    """Whether zero should be added to what `consumer` makes of its quantized input.
+def missing_additions(consumer: ir.Node) -> list[int]:
+    """Widths of the vectors of zeros to add to what `consumer` makes of its quantized input: none, one or two.
 
     TensorRT-RTX 1.7 pulls slices of a matrix product, such as attention's queries, keys and values, through one
     addition (the bias) into the dequantized weight, and then multiplies in float. It leaves a product behind two
-    additions alone, runs it as int8 and folds both. Shifted grids bring the second addition along.
+    additions alone, runs it as int8 and folds both. (They have to be vectors: slicing a single number fails its build.)
     """
-    return consumer.op_type == "MatMul"
+    if consumer.op_type != "MatMul":
+        return []
+    width, found = 0, 0
+    value = consumer.outputs[0]
+    while (user := only_consumer(value)) is not None and user.op_type == "Add":
+        constant = next((array for each in user.inputs if (array := constant_array(each)) is not None), None)
+        if constant is None or constant.ndim != 1:
+            break
+        width, found, value = constant.size, found + 1, user.outputs[0]
+    width = width or _columns(consumer.inputs[1])
+    return [width] * (2 - min(found, 2)) if width else []
 
 
 def shape_of_channel_arithmetic(x: ir.Value) -> tuple[int, ...]:
@@ -62,3 +72,16 @@ def _with_constant(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
     constants = [array for value in node.inputs if (array := constant_array(value)) is not None]
     computed = [value for value in node.inputs if value is not None and value.const_value is None]
     return (computed[0], constants[0].shape) if len(constants) == len(computed) == 1 else None
+
+
+def _columns(weight: ir.Value | None) -> int:
+    """Columns of a matrix product's weight, before or behind its markers and a transpose; 0 for anything computed."""
+    transposed = False
+    while weight is not None and weight.const_value is None:
+        node = weight.producer()
+        if node is None or node.op_type not in ("Transpose", "DequantizeLinear", "DequantizeWeight"):
+            return 0
+        transposed ^= node.op_type == "Transpose"
+        weight = node.inputs[0]
+    array = constant_array(weight)
+    return 0 if array is None or array.ndim != 2 else array.shape[0 if transposed else 1]

@@ -66,9 +66,6 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
     x, padding = source, 0
     if _fits_int8(grid):
         offset = grid.zero_point
-        consumer = only_consumer(marker.outputs[0])
-        if consumer is not None and quirks.wants_an_addition(consumer):
-            _add_behind(editor, consumer, editor.constant(f"{layer}.nothing", [0.0], np.float32), f"{layer}.whole")
     else:
         offset = grid.code_half
         consumer = only_consumer(marker.outputs[0])
@@ -84,7 +81,13 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
         shift = editor.constant(f"{layer}.center", center, np.float32)
         x = editor.node_before(marker, "Sub", [x, shift], f"{layer}.centered")
         _shift_bias(editor, layer, consumer, center)
+    consumer = only_consumer(marker.outputs[0])
     codes = _quantize(editor, marker, layer, grid, x, offset)
+    if consumer is not None:
+        for width in quirks.missing_additions(consumer):
+            _add_behind(
+                editor, consumer, editor.constant(f"{layer}.nothing", [0.0] * width, np.float32), f"{layer}.whole"
+            )
     assert codes.name is not None
     return Tap(layer, source.name, codes.name, offset, grid.zero_point, padding)
 

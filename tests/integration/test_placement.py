@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.compat import can_build, find_flavour
 from odm_deploy.runtimes.coverage import coverage
 from odm_deploy.runtimes.profiles import parse_profile
-from tests.factories import quantized
+from tests.factories import quantized, random_images
 
 RTX = find_flavour("tensorrt_rtx")
 
@@ -44,3 +47,33 @@ def test_all_quantized_layers_run_as_int8(name: str, bits: int, tmp_path: Path) 
     found = coverage(path, list(report.layers), profile)
     assert [(layer.name, layer.engine_layer) for layer in found.fallbacks] == []
     assert {layer.name for layer in found.layers if layer.precision == "int8"} == set(model.layers)
+
+
+class Attending(nn.Module):
+    """Rows of pixels attending to each other, with queries, keys and values sliced from one product."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 12, 3, padding=1)
+        self.qkv, self.proj = nn.Linear(32, 96, bias=bias), nn.Linear(32, 32, bias=bias)
+
+    def forward(self, x):
+        tokens = self.first(x).permute(0, 2, 3, 1)
+        query, key, value = self.qkv(tokens).chunk(3, -1)
+        tokens = tokens + self.proj(torch.softmax(query @ key.transpose(-2, -1), -1) @ value)
+        return nn.functional.pixel_shuffle(self.last(tokens.permute(0, 3, 1, 2)), 2)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_products_that_are_sliced_run_as_int8(bits: int, bias: bool, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    images = [torch.from_numpy(random_images(48, 64))]
+    model = quantize(Attending(bias), QuantizationPolicy(*[LayerBits(bits, bits)] * 4), images)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(lower(model).SerializeToString())
+    profile = parse_profile("1x3x64x64")
+    report = build_engine(path, tmp_path / "engine.plan", profiles=profile, flavour=RTX, timeout_s=120)
+    found = coverage(path, list(report.layers), profile)
+    assert [(layer.name, layer.engine_layer) for layer in found.fallbacks] == []
+    assert found.int8_layers == len(model.layers) == 4
