@@ -57,15 +57,13 @@ def frame_times_s(path: Path) -> list[float]:
 
 
 def flash_times_s(path: Path) -> list[float]:
-    """When the white frames are shown."""
+    """When the white frames are shown: those that differ from the median frame, whatever a network makes of white."""
     import av
 
     with av.open(str(path)) as container:
-        return [
-            frame.time
-            for frame in container.decode(video=0)
-            if frame.to_ndarray(format="gray").mean() > (FLASH + DARK) / 2
-        ]
+        shown = [(frame.time, frame.to_ndarray(format="gray").mean()) for frame in container.decode(video=0)]
+    differences = np.abs(np.array([level for _, level in shown]) - np.median([level for _, level in shown]))
+    return [time for (time, _), difference in zip(shown, differences, strict=True) if difference > max(differences) / 2]
 
 
 def tone_times_s(path: Path) -> list[float]:
