@@ -55,7 +55,7 @@ def lower_to_tensorrt(model: ir.Model) -> None:
         if node.domain == markers.DOMAIN and node.op_type == markers.DEQUANTIZE_WEIGHT:
             _lower_weight(editor, node)
     editor.drop_unused_constants()
-    del model.opset_imports[markers.DOMAIN]
+    model.opset_imports.pop(markers.DOMAIN, None)
     write_taps(model.metadata_props, taps)
 
 
