@@ -21,6 +21,7 @@ import torch
 
 from odm_deploy.cli import run
 from odm_deploy.cli.output import emit_json, say
+from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
 from training.methods.base import Step, gradients
 from training.methods.registry import build_method
@@ -34,18 +35,29 @@ from training.recipe import Recipe, load_recipe
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of every recipe.")
 @click.option("--round", "steps", default=2, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--compiled", is_flag=True, help="Time every recipe a second time, with compiled quantizers.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Machine output alone on stdout.")
 def command(
-    recipes: tuple[Path, ...], rounds: int, steps: int, threads: int, overrides: tuple[str, ...], as_json: bool
+    recipes: tuple[Path, ...],
+    rounds: int,
+    steps: int,
+    threads: int,
+    compiled: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Time a training step of RECIPES; ratios are to the first."""
     torch.set_num_threads(threads)
     loaded = {path.stem: load_recipe(path, list(overrides)) for path in recipes}
+    if compiled:
+        again = ["run.compile=true", *overrides]
+        loaded |= {f"{path.stem}, compiled": load_recipe(path, again) for path in recipes}
     images = load_images(next(iter(loaded.values())))
     steppers = {name: stepper(recipe, images) for name, recipe in loaded.items()}
     for step in steppers.values():
-        step(0)
+        for index in range(steps):
+            step(index)
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     for turn in range(rounds):
         say(f"turn {turn + 1}/{rounds}")
@@ -76,6 +88,9 @@ def stepper(recipe: Recipe, images: Images) -> Callable[[int], None]:
     model = build_model(recipe, method, network)
     method.watch(model, network)
     calibrate(model, method, images, recipe)
+    use_tf32(recipe.run.tf32)
+    if recipe.run.compile:
+        compile_quantizers(model)
     optimizer: Any = build_optimizer(model, recipe.optimizer)
     world, device = World(), recipe.run.device
 

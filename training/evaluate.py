@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from odm_deploy.proof.metrics import psnr_y, ssim_y
+from training.acceleration import exact_evaluation
 from training.data import ImagePair, Rgb, as_batch
 from training.model import TrainableModel
 
@@ -53,7 +54,8 @@ def validate(model: TrainableModel, state: Mapping[str, Tensor], pairs: Iterable
 
     network.eval()
     try:
-        values = [psnr_y(upscale(upscaled, pair.low, device), pair.high, network.scale) for pair in pairs]
+        with exact_evaluation():
+            values = [psnr_y(upscale(upscaled, pair.low, device), pair.high, network.scale) for pair in pairs]
     finally:
         network.train()
     return math.fsum(values) / len(values)

@@ -18,6 +18,7 @@ from odm_deploy.checkpoint import file_sha256, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
+from training.acceleration import compile_quantizers, use_tf32
 from training.config import expand_places, to_tables
 from training.diagnostics import logged, ranges
 from training.distributed import World
@@ -108,6 +109,9 @@ class _Run:
         path = self.folder / "log.jsonl" if self.world.is_main else None
         board = open_board(self.folder / "tensorboard", self.progress.iteration) if path and tensorboard else None
         self.journal = Journal(path, self.recipe.run.iterations, self.progress.iteration, board)
+        use_tf32(self.recipe.run.tf32)
+        if self.recipe.run.compile:
+            compile_quantizers(self.model)
         if self.images.skipped:
             self.journal.tell(f"skipped {self.images.skipped} images smaller than a patch")
         reason = self.method.why_not_exportable()

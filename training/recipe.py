@@ -123,6 +123,11 @@ class RunSection:
     """Which parameters become model.pt: those of the best validation, or the last ones."""
     autocast: bool = False
     """Convolutions in bfloat16; every quantizer stays in float32."""
+    tf32: bool = True
+    """On NVIDIA GPUs: convolutions outside autocast round their operands to 11 significant bits while training.
+    Validation never does."""
+    compile: bool = False
+    """Compile the quantizers (`torch.compile`): a minute of waiting at the start, shorter steps after that."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to train."""
 
