@@ -50,7 +50,8 @@ def test_a_recipe_is_what_its_name_says(path):
 
 def test_all_methods_come_at_all_widths():
     names = {path.stem for path in FOLDER.glob("*.toml")}
-    assert {f"edsr_x4_{name}_w{bits}a{bits}" for name in METHODS for bits in (2, 3, 4)} <= names
+    expected = {f"edsr_x{scale}_{name}_w{bits}a{bits}" for scale in (2, 4) for name in METHODS for bits in (2, 3, 4)}
+    assert expected <= names
 
 
 def test_all_methods_are_compared_under_one_budget():
