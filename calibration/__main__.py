@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ def command(
     }
 
     with progress("calibrating") as track:
-        model, summaries = calibrate(network, track(images, len(images)), policy, settings, metadata)
+        refining = partial(track, stage="refining grids")
+        model, summaries = calibrate(network, track(images, len(images)), policy, settings, metadata, refining)
     save_model(model, output)
     seconds = round(time.monotonic() - started, 1)
     if as_json:

@@ -36,8 +36,10 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress(description: str) -> Generator[Callable[[Iterable[Any], int], Iterator[Any]]]:
-    """Yield `track(items, total)`, which shows a bar with ETA on stderr while `items` are consumed.
+def progress(description: str) -> Generator[Callable[..., Iterator[Any]]]:
+    """Yield `track(items, total, stage)`, which shows a bar with ETA on stderr while `items` are consumed.
+
+    Work of several stages calls it once for each; `description` is what the bar says where no stage is named.
 
     On anything but a terminal it stays silent: progress bars make logs unreadable.
     """
@@ -55,7 +57,7 @@ def progress(description: str) -> Generator[Callable[[Iterable[Any], int], Itera
         transient=True,
     ) as bar:
 
-        def track(items: Iterable[Any], total: int) -> Iterator[Any]:
-            yield from bar.track(items, total=total, description=description)
+        def track(items: Iterable[Any], total: int, stage: str = description) -> Iterator[Any]:
+            yield from bar.track(items, total=total, description=stage)
 
         yield track

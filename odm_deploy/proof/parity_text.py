@@ -21,7 +21,7 @@ def verdict(report: ParityReport, gates: Gates) -> str:
         return f"{name} does NOT compute the reference: {'; '.join(failures)}"
     distance = report.distance
     if distance.differing == 0:
-        return f"{name} computes the reference, bit for bit, on {report.images} images"
+        return f"{name} computes the reference, bit for bit, on {_images(report)}"
     return (
         f"{name} computes the reference: {distance.identical:.2%} of the values identical, at most {distance.max_lsb} "
         f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {report.furthest_floor_db:.1f} dB)"
@@ -50,7 +50,7 @@ def summary_table(report: ParityReport) -> Table:
     """End-to-end figures beside the noise floor."""
     from rich.table import Table
 
-    table = Table(title=f"{report.runtime.get('runtime')} on {report.images} images", title_justify="left")
+    table = Table(title=f"{report.runtime.get('runtime')} on {_images(report)}", title_justify="left")
     for column in ("", "runtime", "noise floor / reference"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows(report):
@@ -84,6 +84,10 @@ def to_markdown(report: ParityReport, gates: Gates) -> str:
         ]
     described = ", ".join(f"{key} {value}" for key, value in report.runtime.items() if value != "")
     return "\n".join([*lines, "", f"Runtime: {described}.", ""])
+
+
+def _images(report: ParityReport) -> str:
+    return f"{report.images} image{'' if report.images == 1 else 's'}"
 
 
 def _distance(distance: Distance) -> list[tuple[str, str]]:

@@ -8,24 +8,31 @@ closer to the float network's. On EDSR-baseline x4 that wins back most of what t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
+
+Track = Callable[[Iterable[QuantizedLayer], int], Iterable[QuantizedLayer]]
+"""Hands on so many layers one after the other, and may show how far it is."""
 
 
 @torch.no_grad()
-def refine_grids(model: QuantizedModel, network: SuperResolutionNetwork, images: Sequence[Tensor]) -> int:
+def refine_grids(
+    model: QuantizedModel, network: SuperResolutionNetwork, images: Sequence[Tensor], track: Track | None = None
+) -> int:
     """One pass over the layers of less than 8 bits, in network order; returns how many grids changed, in place.
 
     Args:
         model: on power-of-two grids; its layers' grids are replaced.
         network: the float network, made exact.
         images: float32 [N, 3, H, W] in 0..255; every layer costs up to four runs over all of them.
+        track: for a progress bar; minutes pass on large networks.
     """
     targets = [network(image) for image in images]
 
@@ -34,10 +41,11 @@ def refine_grids(model: QuantizedModel, network: SuperResolutionNetwork, images:
 
     smallest = error()
     changed = 0
-    for layer in model.layers.values():
+    # At 8 bits steps are so fine that the search would follow noise.
+    layers = [layer for layer in model.layers.values() if layer.grid.bits < MAX_BITS]
+    for layer in track(layers, len(layers)) if track else layers:
         original = layer.grid
-        # At 8 bits steps are so fine that the search would follow noise.
-        for candidate in _neighbours(original) if original.bits < MAX_BITS else ():
+        for candidate in _neighbours(original):
             kept, layer.grid = layer.grid, candidate
             found = error()
             if found < smallest:

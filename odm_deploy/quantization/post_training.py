@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.exact_freeze import freeze_exact
-from odm_deploy.quantization.exact_refine import refine_grids
+from odm_deploy.quantization.exact_refine import Track, refine_grids
 from odm_deploy.quantization.exact_sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
@@ -71,6 +71,7 @@ def calibrate(
     policy: QuantizationPolicy,
     settings: CalibrationSettings | None = None,
     metadata: Mapping[str, Any] | None = None,
+    track_refining: Track | None = None,
 ) -> tuple[QuantizedModel, list[LayerSummary]]:
     """Quantize a float network after training.
 
@@ -81,6 +82,7 @@ def calibrate(
         policy: which layers, with how many bits.
         settings: how ranges are chosen.
         metadata: provenance to keep in the model, plain values.
+        track_refining: for a progress bar while power-of-two grids are refined.
 
     Returns:
         The quantized model, and a line about each quantized layer in network order.
@@ -110,7 +112,7 @@ def calibrate(
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
         rough = freeze(network, layers, {**(metadata or {}), "exact_sums": True})
         if settings.method is RangeMethod.MSE:
-            refine_grids(rough, network, parts)
+            refine_grids(rough, network, parts, track_refining)
         layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
         model = freeze_exact(rough, weights)
     else:

@@ -57,3 +57,17 @@ def test_a_second_pass_makes_nothing_worse():
         refine_grids(model, network, IMAGES)
         errors.append(error(model, network))
     assert errors == sorted(errors, reverse=True)
+
+
+def test_progress_covers_the_layers_that_are_refined():
+    network, model = prepared()
+    told = []
+
+    def track(layers, total):
+        for done, layer in enumerate(layers):
+            told.append((done + 1, total, layer.grid.bits))
+            yield layer
+
+    refine_grids(model, network, IMAGES, track)
+    count = sum(layer.grid.bits < 8 for layer in model.layers.values())
+    assert told == [(index + 1, count, 4) for index in range(count)]
