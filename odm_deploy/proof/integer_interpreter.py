@@ -3,7 +3,7 @@
 Every value is an integer n with an exponent e and means n * 2^e. There is no scale to multiply with and nothing is ever
 rounded but where the model says so: in its quantizers and in the image at the end, half to even, by shifting bits.
 Sums fit int32; int64 leaves room for the shifts. A runtime computes the model when its image equals this one, byte for
-byte. Slow (numpy has no fast integer convolution), short, and independent of every runtime, of torch and of float.
+byte. Slower than any of them, short, and independent of every runtime, of torch and of float.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from odm_deploy.quantization.exact_program import (
 
 Watch = Callable[[Step, Integers, int], None]
 """Sees a step, its result's integers and their exponent."""
+
+BAND_PX = 2048
+"""Result pixels that a convolution works on at a time: what stays in a processor's cache takes half the time."""
 
 _Value = tuple[Integers, int]
 
@@ -106,21 +109,29 @@ def _aligned(sources: list[_Value], combine: Callable[..., Integers]) -> _Value:
 
 def _convolve(step: Convolve, codes: Integers) -> Integers:
     """Sums of products of codes, int32: [N, I, H, W] -> [N, O, H', W']."""
-    count, channels = codes.shape[:2]
+    count = len(codes)
     (top, left), (down, across), (dilate_y, dilate_x) = step.padding, step.stride, step.dilation
     outputs, inputs, tall, wide = step.codes.shape
     padded = np.pad(codes.astype(np.int32), [(0, 0), (0, 0), (top, top), (left, left)])
     height = (padded.shape[2] - dilate_y * (tall - 1) - 1) // down + 1
     width = (padded.shape[3] - dilate_x * (wide - 1) - 1) // across + 1
+    sources = padded.reshape(count, step.groups, inputs, *padded.shape[2:])
     weights = step.codes.astype(np.int32).reshape(step.groups, outputs // step.groups, inputs, tall, wide)
-    sums = np.zeros((count, step.groups, outputs // step.groups, height * width), np.int32)
-    for y, x in np.ndindex(tall, wide):
-        rows = slice(y * dilate_y, y * dilate_y + (height - 1) * down + 1, down)
-        columns = slice(x * dilate_x, x * dilate_x + (width - 1) * across + 1, across)
-        window = padded[:, :, rows, columns].reshape(count, step.groups, channels // step.groups, -1)
-        for image, group in np.ndindex(count, step.groups):
+    sums = np.zeros((count, step.groups, outputs // step.groups, height, width), np.int32)
+    band = max(BAND_PX // width, 1)
+    for image, group, first in np.ndindex(count, step.groups, -(-height // band)):
+        start, stop = first * band, min((first + 1) * band, height)
+        part = sums[image, group, :, start:stop]
+        for y, x in np.ndindex(tall, wide):
+            window = sources[
+                image,
+                group,
+                :,
+                start * down + y * dilate_y : (stop - 1) * down + y * dilate_y + 1 : down,
+                x * dilate_x : x * dilate_x + (width - 1) * across + 1 : across,
+            ]
             # einsum has vector code for integers; matmul has none.
-            sums[image, group] += np.einsum("oi,ip->op", weights[group, ..., y, x], window[image, group])
+            part += np.einsum("oi,ip->op", weights[group, ..., y, x], window.reshape(inputs, -1)).reshape(part.shape)
     return sums.reshape(count, outputs, height, width).astype(np.int64)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from odm_deploy.errors import InputError
+from odm_deploy.proof import integer_interpreter
 from odm_deploy.proof.integer_interpreter import interpret, shift_round
 from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact_program import Convolve, Program, Quantize
@@ -61,7 +62,9 @@ def test_parts_of_an_image_come_out_as_in_the_whole():
         ((1, 1), (1, 1), (1, 1), 4),
     ],
 )
-def test_convolutions_of_every_shape(stride, padding, dilation, groups):
+@pytest.mark.parametrize("band", [1, 25, integer_interpreter.BAND_PX])
+def test_convolutions_of_every_shape(stride, padding, dilation, groups, band, monkeypatch):
+    monkeypatch.setattr(integer_interpreter, "BAND_PX", band)
     rng = np.random.default_rng(1)
     codes = rng.integers(-128, 128, (8, 4 // groups, 3, 2)).astype(np.int8)
     mantissa, shift, bias = rng.integers(0, 4, 8) * 2 + 1, rng.integers(0, 3, 8), rng.integers(-99, 99, 8)
