@@ -1,4 +1,4 @@
-"""The comparison tool on a tiny network: one table, not trained twice, unlike runs refused."""
+"""The comparison tools on a tiny network: one table, not trained twice, unlike runs refused, and a picture."""
 
 from __future__ import annotations
 
@@ -85,14 +85,28 @@ def test_unlike_runs_are_refused(recipes):
     assert "cannot be compared" in result.stderr
 
 
-def test_without_recipes_the_tables_are_made_of_what_was_measured(recipes, tmp_path):
-    out = tmp_path / "out"
-    tool = [sys.executable, "tools/compare_methods.py", "--out", str(out)]
-    options = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": False}
-    empty = subprocess.run(tool, **options)
+def test_stored_results_make_tables_and_a_picture(recipes, tmp_path):
+    out, picture = tmp_path / "out", tmp_path / "front.png"
+    timing = ["--runtime", "onnxruntime", "--size", "16x24", "--seconds", "0.1", "-o", str(picture)]
+
+    def tool(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    empty = tool("tools/compare_methods.py", "--out", str(out))
     assert empty.returncode == 1
     assert "name recipes to train" in empty.stderr
+    missing = tool("tools/pareto.py", str(out), *timing)
+    assert missing.returncode == 1
+    assert "results.json" in missing.stderr
     assert compare(recipes[:1]).returncode == 0
     (out / "results.md").unlink()
-    assert subprocess.run(tool, **options).returncode == 0
+    assert tool("tools/compare_methods.py", "--out", str(out)).returncode == 0
     assert "odm_v2" in (out / "results.md").read_text()
+    drawn = tool("tools/pareto.py", str(out), *timing)
+    assert drawn.returncode == 0, drawn.stderr
+    with Image.open(picture) as image:
+        assert image.width > 500
+    names = [row.split("|")[1].strip() for row in picture.with_suffix(".md").read_text().splitlines()[2:]]
+    assert sorted(name.strip("*") for name in names) == ["float", "odm_v2"]
+    # The fastest is on the front, whatever it is.
+    assert names[0].startswith("**")
