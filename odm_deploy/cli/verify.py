@@ -52,13 +52,20 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
     Without a gate, the verdict is whether every layer, fed with the reference's codes, flips no more of its own than
     rounding ties explain, and the output is no further away than the floor; a no ends with exit code 3.
     """
-    from odm_deploy.errors import GateError
+    from odm_deploy.errors import GateError, InputError
     from odm_deploy.files import atomic_path
     from odm_deploy.proof.parity import Gates
     from odm_deploy.proof.parity_text import to_markdown, verdict
 
     gates = Gates(options["max_lsb"], options["min_identical"], options["max_psnr_drop_db"])
-    report = verify_model(model, options)
+    try:
+        report = verify_model(model, options)
+    except InputError as error:
+        # A wrong number may also be one that no runtime takes; then the verdict is no, and its layer is known.
+        if changed := _changed_layers(model):
+            named = ", ".join(name or "its inputs and outputs" for name in changed)
+            raise GateError(f"{model} is not what was written: {named}", why=str(error)) from error
+        raise
     failures = report.failures(gates)
     if markdown is not None:
         with atomic_path(markdown) as temporary:
@@ -183,6 +190,15 @@ def _check_golden(path: Path, runtime: Runtime, options: RuntimeOptions, *, laye
             raise
         say(f"golden outputs not compared: {error}")
         return None
+
+
+def _changed_layers(path: Path) -> list[str]:
+    """Layers of an exact bundle whose part of `model.onnx` is not what was written; empty for other bundles."""
+    from odm_deploy.proof.golden import changed_layers, read_golden
+
+    golden = read_golden(path if path.is_dir() else path.parent)
+    lowered = _lowered_graph(path)
+    return [] if golden is None or lowered is None else changed_layers(golden, lowered)
 
 
 def _lowered_graph(path: Path) -> onnx.ModelProto | None:

@@ -2,10 +2,10 @@
 
 Integers decide (`integer_interpreter`), not a float engine. Whoever runs the bundle, on whatever machine, must get
 these bytes; `verify` demands it, and where they differ it names the first layer that computes something else. Not every
-wrong number shows on every image, so each layer's constants are hashed, too.
+wrong number shows on every image, so each layer's part of the graph is hashed, too.
 
-    version     1
-    constants   {layer: SHA-256 of its initializers in model.onnx}, "" for what belongs to no layer
+    version     2
+    graph       {layer: SHA-256 of its nodes and initializers in model.onnx}, "" for what belongs to no layer
     images      [{"name", "shape": [1, 3, H, W], "input", "output": SHA-256 of the uint8 RGB bytes,
                   "codes": {layer: SHA-256 of its input's codes, uint8}}]
 """
@@ -22,17 +22,18 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.taps import read_taps
 from odm_deploy.manifest import GOLDEN_FILE
+from odm_deploy.proof.graph_hashes import hashes_by_layer
 from odm_deploy.proof.integer_interpreter import interpret
 from odm_deploy.proof.teacher_forcing import codes_from
 from odm_deploy.quantization.exact_program import Integers, Program, Quantize, Step
 from odm_deploy.runtimes.base import Runtime
 
-VERSION = 1
+VERSION = 2
 HEIGHT_PX, WIDTH_PX = 24, 32
 """Of the golden images: within every engine's default shapes, and enough to fill the grids of every layer."""
 
@@ -52,7 +53,7 @@ class GoldenImage:
 class Golden:
     """The contents of `golden.json`."""
 
-    constants: dict[str, str]
+    graph: dict[str, str]
     images: list[GoldenImage]
     version: int = VERSION
 
@@ -92,7 +93,7 @@ def golden_images() -> dict[str, NDArray[np.uint8]]:
 
 
 def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[str, NDArray[np.uint8]]]:
-    """What integers say, and the constants of the graph it was lowered to.
+    """What integers say, and the graph it was lowered to.
 
     Args:
         program: the exact model.
@@ -112,7 +113,7 @@ def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[
 
         outputs[name] = interpret(program, image, watch)
         images.append(GoldenImage(name, list(image.shape), _hash(image), _hash(outputs[name]), codes))
-    return Golden(_constants(lowered, [tap.layer for tap in read_taps(lowered)]), images), outputs
+    return Golden(hashes_by_layer(lowered, [tap.layer for tap in read_taps(lowered)]), images), outputs
 
 
 def read_golden(bundle: Path) -> Golden | None:
@@ -128,9 +129,11 @@ def read_golden(bundle: Path) -> Golden | None:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != VERSION:
             raise InputError(
-                f"cannot read {path}", why=f"its version is {document['version']!r}, this program reads {VERSION}"
+                f"cannot read {path}",
+                why=f"its version is {document['version']!r}, this program reads {VERSION}",
+                fix="export again",
             )
-        golden = Golden(document["constants"], [GoldenImage(**plain) for plain in document["images"]])
+        golden = Golden(document["graph"], [GoldenImage(**plain) for plain in document["images"]])
         hashes = {image.name: image.input for image in golden.images}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
@@ -168,11 +171,10 @@ def check_golden(
         report.failures.append(f"{len(wrong)} of {report.images} golden images come out differently")
     if lowered is None:
         return report
-    order = [tap.layer for tap in read_taps(lowered)]
-    changed = [name for name, digest in _constants(lowered, order).items() if golden.constants.get(name) != digest]
+    changed = changed_layers(golden, lowered)
     if changed:
         named = ", ".join(name or "what belongs to no layer" for name in changed[:3])
-        report.failures.append(f"model.onnx holds other constants than it was written with: {named}")
+        report.failures.append(f"model.onnx is not what was written: {named}")
     seen = None if open_bytes is None else _first_difference(golden, lowered, open_bytes)
     if seen is None and wrong and open_bytes is not None:
         # All codes are right, so it is the last layer, or what follows it.
@@ -181,6 +183,12 @@ def check_golden(
         report.failures.append(f"the first layer that differs is {seen}")
     report.first_layer = next((name for name in changed if name), seen)
     return report
+
+
+def changed_layers(golden: Golden, lowered: onnx.ModelProto) -> list[str]:
+    """The layers whose part of the graph is not what was written, in network order; "" for what belongs to no layer."""
+    found = hashes_by_layer(lowered, [layer for layer in golden.graph if layer])
+    return [layer for layer, digest in golden.graph.items() if found[layer] != digest]
 
 
 def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Callable[[bytes], Runtime]) -> str | None:
@@ -218,19 +226,6 @@ def _layer_before(lowered: onnx.ModelProto, tensor: str) -> str | None:
         else:
             waiting += lowered.graph.node[index].input
     return lowered.graph.node[max(convolutions)].name if convolutions else None
-
-
-def _constants(lowered: onnx.ModelProto, layers: list[str]) -> dict[str, str]:
-    """A hash of each layer's initializers, and under "" of the rest and of the graph's nodes."""
-    digests = {layer: hashlib.sha256() for layer in [*layers, ""]}
-    for tensor in sorted(lowered.graph.initializer, key=lambda tensor: tensor.name):
-        # The longest match: `body.1` must not take what belongs to `body.1.body.0`.
-        owner = max((layer for layer in layers if tensor.name.startswith(f"{layer}.")), key=len, default="")
-        array = numpy_helper.to_array(tensor)
-        digests[owner].update(f"{tensor.name} {array.dtype} {array.shape}".encode() + array.tobytes())
-    for node in lowered.graph.node:
-        digests[""].update(node.SerializeToString(deterministic=True))
-    return {layer: digest.hexdigest() for layer, digest in digests.items()}
 
 
 def _hash(array: NDArray[Any]) -> str:

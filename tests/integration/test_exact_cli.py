@@ -92,21 +92,50 @@ def test_openvino_stays_in_float32_whatever_the_hint(bundle, low):
     assert outcome.document["runtime_info"]["precision"] == "f32"
 
 
+def broken_copy(bundle, folder, initializer, change) -> Path:
+    """The bundle with one initializer of its graph changed in place."""
+    shutil.copytree(bundle, folder)
+    model = onnx.load(folder / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == initializer)
+    array = numpy_helper.to_array(tensor).copy()
+    change(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, folder / "model.onnx")
+    return folder
+
+
 def test_one_wrong_code_fails_and_its_layer_is_named(bundle, low, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(bundle, broken)
-    model = onnx.load(broken / "model.onnx")
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "body.1.body.0.codes")
-    codes = numpy_helper.to_array(tensor).copy()
-    codes[5, 2, 1, 1] += 1 if codes[5, 2, 1, 1] <= 0 else -1
-    tensor.CopyFrom(numpy_helper.from_array(codes, tensor.name))
-    onnx.save(model, broken / "model.onnx")
-    outcome = verify(broken, low)
+    def one_code(codes):
+        codes[5, 2, 1, 1] += 1 if codes[5, 2, 1, 1] <= 0 else -1
+
+    outcome = verify(broken_copy(bundle, tmp_path / "broken", "body.1.body.0.codes", one_code), low)
     assert outcome.code == 3
     assert outcome.document["golden"]["first_layer"] == "body.1.body.0"
     assert outcome.document["passed"] is False
     assert "does NOT compute the reference" in outcome.stderr
     assert "body.1.body.0" in outcome.stderr
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_graph_that_no_longer_runs_fails_and_its_layer_is_named(bundle, low, tmp_path, runtime):
+    def one_more_channel(pads):
+        pads[5] += 1
+
+    broken = broken_copy(bundle, tmp_path / "broken", "body.2.pads", one_more_channel)
+    outcome = verify(broken, low, "--runtime", runtime)
+    assert outcome.code == 3
+    assert "is not what was written: body.2: " in outcome.stderr.splitlines()[-1]
+
+
+def test_bundles_of_an_older_program_are_to_be_exported_again(bundle, low, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(bundle, old)
+    record = json.loads((old / "golden.json").read_text())
+    (old / "golden.json").write_text(json.dumps({**record, "version": 1}))
+    outcome = verify(old, low)
+    assert outcome.code == 1
+    assert "its version is 1, this program reads 2" in outcome.stderr
+    assert "export again" in outcome.stderr
 
 
 def test_tiles_come_out_as_the_whole_image(bundle, low):

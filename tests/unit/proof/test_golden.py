@@ -76,7 +76,7 @@ def test_one_wrong_weight_code_is_found_in_its_layer(layer, opener):
     assert report.first_layer == layer
     # Once by what the runtime computes, once by what is in the file.
     assert f"the first layer that differs is {layer}" in report.failures
-    assert f"model.onnx holds other constants than it was written with: {layer}" in report.failures
+    assert f"model.onnx is not what was written: {layer}" in report.failures
 
 
 def test_a_wrong_code_is_named_without_looking_into_the_runtime():
@@ -108,7 +108,7 @@ def test_a_wrong_mean_is_found_in_the_layer_next_to_it():
     assert report.first_layer == "tail.1"
     assert [failure.partition(":")[0] for failure in report.failures] == [
         "3 of 3 golden images come out differently",
-        "model.onnx holds other constants than it was written with",
+        "model.onnx is not what was written",
         "the first layer that differs is tail.1",
     ]
 
@@ -117,10 +117,9 @@ def test_a_code_no_image_shows_is_found_in_the_file():
     # A weight whose input channel is always zero changes nothing, until somebody's image says otherwise.
     proto = edited("tail.1.codes", lambda codes: codes)
     golden = recorded()
-    constants = {**golden.constants, "tail.1": "another hash"}
-    report = checked(proto, Golden(constants, golden.images))
+    report = checked(proto, Golden({**golden.graph, "tail.1": "another hash"}, golden.images))
     assert report.first_layer == "tail.1"
-    assert report.failures == ["model.onnx holds other constants than it was written with: tail.1"]
+    assert report.failures == ["model.onnx is not what was written: tail.1"]
 
 
 def test_a_wrong_attribute_is_found():
@@ -129,7 +128,16 @@ def test_a_wrong_attribute_is_found():
     next(attribute for attribute in node.attribute if attribute.name == "mode").s = b"DCR"
     report = checked(proto)
     assert report.first_layer == "tail.0.0"
-    assert any("what belongs to no layer" in failure for failure in report.failures)
+    assert "model.onnx is not what was written: tail.0.0" in report.failures
+
+
+@pytest.mark.parametrize("change", [lambda graph: graph.input[0], lambda graph: graph.output[0]])
+def test_other_edges_belong_to_no_layer(change):
+    proto = lowered(calibrated_exact("edsr"))
+    change(proto.graph).type.tensor_type.shape.dim[3].dim_value = 32
+    report = checked(proto, layers=False)
+    assert report.failures == ["model.onnx is not what was written: what belongs to no layer"]
+    assert report.first_layer is None
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
