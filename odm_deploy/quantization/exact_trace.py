@@ -127,8 +127,6 @@ class _Translator:
         if grid.is_free or not grid.is_power_of_two:
             kind = "a free grid" if grid.is_free else f"the scale {grid.scale:.6g}, which is no power of two"
             raise self._refusal(node, f"the input of {layer.name} has {kind}")
-        if layer.offsets:
-            raise self._refusal(node, f"the input channels of {layer.name} have offsets")
         if layer.offsets is not None:
             raise self._refusal(node, f"the input of {layer.name} is shifted or scaled per channel first")
         if not isinstance(layer, QuantizedConv2d):

@@ -85,6 +85,15 @@ def test_ordinary_and_free_grids_are_refused_by_name():
         integer_program(edited(free))
 
 
+@pytest.mark.parametrize("key", ["shift", "gain"])
+def test_offsets_in_front_of_a_quantizer_are_refused_by_name(key):
+    def offset(network):
+        setattr(network.get_submodule("body.0.body.2"), key, torch.full((8, 1, 1), 0.5))
+
+    with pytest.raises(InputError, match=r"body\.0\.body\.2 is shifted or scaled per channel first"):
+        integer_program(edited(offset))
+
+
 def test_a_bias_with_too_many_digits_is_refused_by_name():
     def fine_bias(network):
         network.get_submodule("tail.1").bias[0] = 1e-9
