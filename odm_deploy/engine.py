@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.imaging.tiling import Track, run_tiled
+from odm_deploy.imaging.tiling import Track, run_tiled, tiled_bands
 from odm_deploy.manifest import Manifest, manifest_beside
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack
@@ -85,17 +85,36 @@ class Engine:
             InputError: not such an image, or a size the engine was not built for.
             UsageError: tiles too small for the network, or a network that looks further than any tile.
         """
-        pixels = host_array(rgb, "the image")
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            why = f"it is {pixels.dtype} {pixels.shape}, not uint8 [H, W, 3]"
-            raise InputError("cannot upscale this image", why=why)
-        images = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None], dtype=np.float32)
+        images = _as_batch(rgb)
         if tile == 0:
-            result = self._run(images)
-        else:
-            overlap, scale = self._tiling(tile)
-            result = run_tiled(self._run, images, tile=tile, overlap=overlap, scale=scale, track=track)
-        return np.ascontiguousarray(result[0].transpose(1, 2, 0))
+            return _as_image(self._run(images))
+        overlap, scale = self._tiling(tile)
+        return _as_image(run_tiled(self._run, images, tile=tile, overlap=overlap, scale=scale, track=track))
+
+    def upscale_bands(
+        self, rgb: NDArray[np.uint8] | SupportsDlpack, *, tile: int = 0, track: Track | None = None
+    ) -> Generator[NDArray[np.uint8]]:
+        """The same, from top to bottom, a row of tiles at a time: for results too large to be held whole.
+
+        Args:
+            rgb: see `upscale`.
+            tile: see `upscale`; with 0 there is one band.
+            track: see `upscale`.
+
+        Yields:
+            uint8 [h, scale*W, 3], whose heights add up to scale*H.
+
+        Raises:
+            InputError: as `upscale`.
+            UsageError: as `upscale`.
+        """
+        images = _as_batch(rgb)
+        if tile == 0:
+            yield _as_image(self._run(images))
+            return
+        overlap, scale = self._tiling(tile)
+        for band in tiled_bands(self._run, images, tile=tile, overlap=overlap, scale=scale, track=track):
+            yield _as_image(band)
 
     def upscale_tensor(
         self, images: SupportsDlpack, *, out: SupportsDlpack | None = None, stream: int | None = None
@@ -130,11 +149,18 @@ class Engine:
             results = None if out is None else {sink.name: out}
             return runtime.run_on_device({source.name: images}, results, stream)[sink.name]
 
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """[N, 3, H, W] in 0..255 -> uint8 [N, 3, scale*H, scale*W]; rounding here keeps large results small."""
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """[N, 3, H, W] -> [N, 3, scale*H, scale*W], channels last in memory. Rounded here, large results stay small."""
         with self._borrowed() as runtime:
-            result = runtime.upscale(images)
-        return np.rint(result).clip(0, 255).astype(np.uint8)
+            source, sink = runtime.single_image_edges()
+            result = runtime.run({source.name: source.from_rgb(images)})[sink.name]
+        if result.dtype != np.uint8:
+            # In place: the array is ours, and a float image is four times what it is about to become.
+            np.rint(result, out=result)
+            np.clip(result, 0, 255, out=result)
+        pixels = result if sink.is_channels_last else result.transpose(0, 2, 3, 1)
+        pixels = pixels[..., ::-1] if sink.is_bgr else pixels
+        return np.ascontiguousarray(pixels, np.uint8).transpose(0, 3, 1, 2)
 
     @contextmanager
     def _borrowed(self) -> Generator[Runtime]:
@@ -170,3 +196,17 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_batch(rgb: NDArray[np.uint8] | SupportsDlpack) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] -> a view [1, 3, H, W] of it."""
+    pixels = host_array(rgb, "the image")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        why = f"it is {pixels.dtype} {pixels.shape}, not uint8 [H, W, 3]"
+        raise InputError("cannot upscale this image", why=why)
+    return pixels.transpose(2, 0, 1)[None]
+
+
+def _as_image(batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[1, 3, H, W] -> [H, W, 3]; no copy, where the channels are last in memory already."""
+    return np.ascontiguousarray(batch[0].transpose(1, 2, 0))

@@ -99,28 +99,28 @@ def command(
 def _one(source: Path, destination: Path, upscaler: Upscaler, as_json: bool) -> None:
     import time
 
-    from odm_deploy.imaging.io import read_image, write_image
+    from odm_deploy.imaging.io import read_image
 
     image = read_image(source)
+    width, height = image.width * upscaler.scale, image.height * upscaler.scale
     start = time.perf_counter()
     with progress("tiles") as track:
-        result = upscaler.upscale(image, track)
+        upscaler.upscale_to(destination, image, track)
     seconds = time.perf_counter() - start
-    write_image(destination, result)
     described = upscaler.describe()
     if as_json:
         emit_json(
             {
                 "input": str(source),
                 "output": str(destination),
-                "size": [result.width, result.height],
+                "size": [width, height],
                 "tile": upscaler.tile_size(image.height, image.width),
                 "runtime": described,
                 "seconds": seconds,
             }
         )
     else:
-        say(f"wrote {destination}: {result.width}x{result.height}, {seconds:.2f} s on {described['runtime']}")
+        say(f"wrote {destination}: {width}x{height}, {seconds:.2f} s on {described['runtime']}")
 
 
 def _plan(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:

@@ -20,6 +20,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
+from odm_deploy.imaging.png import write_png
 
 READ_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What `list_images` takes for an image in a folder."""
@@ -183,9 +184,13 @@ def write_image(path: Path | str, image: Image | NDArray[np.uint8]) -> None:
         if format_name == "JPEG":
             raise UsageError(f"cannot write image {path}", why="JPEG has no alpha channel", fix="use .png or .webp")
         pixels = np.dstack([image.rgb, image.alpha])
+    profile = image.icc_profile if pixels.ndim == 3 else None
+    if format_name == "PNG":
+        write_png(path, [np.atleast_3d(pixels)], image.height, icc_profile=profile)
+        return
     encoded = PillowImage.fromarray(np.ascontiguousarray(pixels))
-    if image.icc_profile is not None and pixels.ndim == 3:
-        options = {**options, "icc_profile": image.icc_profile}
+    if profile is not None:
+        options = {**options, "icc_profile": profile}
     try:
         with atomic_path(path) as temporary:
             encoded.save(temporary, format=format_name, **options)

@@ -8,8 +8,9 @@ shifted inwards at the far edges instead of being padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,52 @@ def run_tiled(
     batch: int = 1,
     track: Track | None = None,
 ) -> _Array:
-    """Run a network over an image tile by tile and stitch the cores.
+    """Run a network over an image tile by tile and stitch the cores: the whole of what `tiled_bands` yields.
 
-    For networks whose output depends on no more than `overlap` pixels around each pixel, the result is what
+    Args:
+        run: see `tiled_bands`.
+        image: see `tiled_bands`.
+        tile: see `plan_tiles`.
+        overlap: see `plan_tiles`.
+        scale: see `tiled_bands`.
+        batch: see `tiled_bands`.
+        track: see `tiled_bands`.
+
+    Returns:
+        [N, C', H * scale, W * scale], of the dtype `run` returns, channels last in memory.
+
+    Raises:
+        UsageError: as `tiled_bands`.
+        InputError: as `tiled_bands`.
+    """
+    output: _Array | None = None
+    filled = 0
+    for band in tiled_bands(run, image, tile=tile, overlap=overlap, scale=scale, batch=batch, track=track):
+        if output is None:
+            whole = band.shape[2] == image.shape[2] * scale
+            output = band if whole else _channels_last(band, band.shape[0], image.shape[2] * scale, band.shape[3])
+        if output is not band:
+            output[:, :, filled : filled + band.shape[2]] = band
+        filled += band.shape[2]
+    assert output is not None
+    return output
+
+
+def tiled_bands(
+    run: Callable[[_Array], _Array],
+    image: _Array,
+    *,
+    tile: int,
+    overlap: int,
+    scale: int,
+    batch: int = 1,
+    track: Track | None = None,
+) -> Generator[_Array]:
+    """Run a network over an image tile by tile; yield the result from top to bottom, a row of tiles at a time.
+
+    For networks whose output depends on no more than `overlap` pixels around each pixel, the bands together are what
     `run(image)` gives, as exactly as `run` itself is independent of the size it is called with. Types are the caller's:
-    with a `run` that rounds to uint8, only uint8 is ever held of the whole output.
+    with a `run` that rounds to uint8, only uint8 is ever held of a band.
 
     Args:
         run: [n, C, h, w] -> [n, C', h * scale, w * scale], called with n up to `batch` times the images' N.
@@ -92,11 +134,11 @@ def run_tiled(
         tile: see `plan_tiles`.
         overlap: see `plan_tiles`.
         scale: of the network.
-        batch: tiles handed to one call of `run`; the last call may have fewer.
+        batch: tiles of a row handed to one call of `run`; the last call of a row may have fewer.
         track: shows progress, one step a call.
 
-    Returns:
-        [N, C', H * scale, W * scale], of the dtype `run` returns.
+    Yields:
+        [N, C', h * scale, W * scale], of the dtype `run` returns, channels last in memory: image files store them so.
 
     Raises:
         UsageError: see `plan_tiles`; or `batch` is less than 1.
@@ -104,29 +146,44 @@ def run_tiled(
     """
     if batch < 1:
         raise UsageError("cannot run tiles", why=f"batch {batch}", fix="give at least 1")
-    count, _, height, width = image.shape
-    tiles = plan_tiles(height, width, tile, overlap)
-    groups = [tiles[first : first + batch] for first in range(0, len(tiles), batch)]
-    output: _Array | None = None
+    tiles = plan_tiles(image.shape[2], image.shape[3], tile, overlap)
+    groups = [
+        row[first : first + batch]
+        for row in (list(row) for _, row in groupby(tiles, key=lambda piece: piece.rows))
+        for first in range(0, len(row), batch)
+    ]
+    band: _Array | None = None
     for group in groups if track is None else track(groups, len(groups)):
-        pieces = np.concatenate([image[..., _read(piece.rows), _read(piece.columns)] for piece in group])
-        results = run(pieces)
-        expected = (pieces.shape[0], pieces.shape[2] * scale, pieces.shape[3] * scale)
-        if results.ndim != 4 or (results.shape[0], *results.shape[2:]) != expected:
-            raise InputError(
-                f"the network does not upscale by {scale}",
-                why=f"it turned {list(pieces.shape)} into {list(results.shape)}",
-                fix="give the network's own scale",
-            )
-        if output is None:
-            output = np.empty((count, results.shape[1], height * scale, width * scale), results.dtype)
-        for index, piece in enumerate(group):
-            result = results[index * count : (index + 1) * count]
-            output[..., _placed(piece.rows, scale), _placed(piece.columns, scale)] = result[
-                ..., _kept(piece.rows, scale), _kept(piece.columns, scale)
-            ]
-    assert output is not None
-    return output
+        results = _run_group(run, image, group, scale)
+        rows = group[0].rows
+        if band is None:
+            height = (rows.core_stop - rows.core_start) * scale
+            band = _channels_last(results, image.shape[0], height, image.shape[3] * scale)
+        for result, piece in zip(np.split(results, len(group)), group, strict=True):
+            kept = result[..., _kept(piece.rows, scale), _kept(piece.columns, scale)]
+            band[..., _placed(piece.columns, scale)] = kept
+        if group[-1].columns.core_stop == image.shape[3]:
+            yield band
+            band = None
+
+
+def _run_group(run: Callable[[_Array], _Array], image: _Array, group: list[Tile], scale: int) -> _Array:
+    """What the network makes of several tiles, one behind the other: [len(group) * N, C', h * scale, w * scale]."""
+    pieces = np.concatenate([image[..., _read(piece.rows), _read(piece.columns)] for piece in group])
+    results = run(pieces)
+    expected = (pieces.shape[0], pieces.shape[2] * scale, pieces.shape[3] * scale)
+    if results.ndim != 4 or (results.shape[0], *results.shape[2:]) != expected:
+        raise InputError(
+            f"the network does not upscale by {scale}",
+            why=f"it turned {list(pieces.shape)} into {list(results.shape)}",
+            fix="give the network's own scale",
+        )
+    return results
+
+
+def _channels_last(like: _Array, count: int, height: int, width: int) -> _Array:
+    """A new array [count, C, height, width] of the type of `like`; the samples of a pixel lie side by side."""
+    return np.empty((count, height, width, like.shape[1]), like.dtype).transpose(0, 3, 1, 2)
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[Span]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +15,9 @@ from numpy.typing import NDArray
 
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import Image
+from odm_deploy.imaging.io import Image, write_image
+from odm_deploy.imaging.pipeline import ahead
+from odm_deploy.imaging.png import write_png
 from odm_deploy.imaging.tiling import Track
 from odm_deploy.manifest import ONNX_FILE, Manifest, read_manifest
 from odm_deploy.runtimes.base import RuntimeOptions
@@ -103,9 +107,50 @@ class Upscaler:
         """
         alpha = None
         if image.alpha is not None:
-            # Transparency is an image of its own; as gray RGB it goes through the same network.
-            alpha = self.pixels(np.repeat(image.alpha[..., None], 3, axis=2), track)[..., 1]
+            alpha = self.pixels(_as_gray(image.alpha), track)[..., 1]
         return Image(self.pixels(image.rgb, track), alpha, image.gray, image.icc_profile)
+
+    def bands(self, image: Image, track: Track | None = None) -> Generator[NDArray[np.uint8]]:
+        """The same, from top to bottom, for results too large to be held whole.
+
+        Args:
+            image: see `upscale`.
+            track: see `upscale`.
+
+        Yields:
+            uint8 [h, scale*W, 3], or 4 with transparency as the fourth channel; the heights add up to scale*H.
+
+        Raises:
+            InputError: as `upscale`.
+            UsageError: as `upscale`.
+        """
+        tile = self.tile_size(image.height, image.width)
+        colours = self.engine.upscale_bands(image.rgb, tile=tile, track=track)
+        if image.alpha is None:
+            yield from colours
+            return
+        alpha = self.engine.upscale_bands(_as_gray(image.alpha), tile=tile)
+        for rgb, gray in zip(colours, alpha, strict=True):
+            yield np.concatenate([rgb, gray[..., 1:2]], axis=2)
+
+    def upscale_to(self, path: Path | str, image: Image, track: Track | None = None) -> None:
+        """Upscale into a file. PNG is written while the next tiles are computed, so that it is never held whole.
+
+        Args:
+            path: see `write_image`.
+            image: see `upscale`.
+            track: see `upscale`.
+
+        Raises:
+            InputError: as `upscale` and `write_image`.
+            UsageError: as `upscale` and `write_image`.
+        """
+        # Whether a gray image stayed gray, and is stored as such, shows behind its last row only.
+        if Path(path).suffix.lower() != ".png" or image.gray:
+            write_image(path, self.upscale(image, track))
+            return
+        with closing(ahead(self.bands(image, track), depth=1)) as bands:
+            write_png(path, bands, image.height * self.scale, icc_profile=image.icc_profile)
 
     def pixels(self, rgb: NDArray[np.uint8], track: Track | None = None) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3]. Raises as `upscale`."""
@@ -134,6 +179,11 @@ class Upscaler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_gray(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Transparency as an image of its own, [H, W, 3], for the same network."""
+    return np.repeat(alpha[..., None], 3, axis=2)
 
 
 def _whole_limit_px(graph: Path) -> int:

@@ -1,0 +1,188 @@
+"""PNG files written a few rows at a time, so that an image never has to be in memory whole.
+
+Every row is stored as differences to its neighbours (PNG 3rd edition, section 9): the writer takes whichever of the
+filters Sub, Up and Paeth leaves the smallest ones. Deflate then only looks for runs: what repeats elsewhere in a
+photograph is too rare to pay for the search, which takes most of the time of a usual PNG encoder.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import InputError
+from odm_deploy.files import atomic_path
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
+"""Channels -> PNG's number for gray, RGB and RGBA."""
+_SUB, _UP, _PAETH = 1, 2, 4
+_LARGEST_SIDE = 2**31 - 1
+_CHUNK_BYTES = 1 << 18
+_BLOCK_BYTES = 1 << 20
+"""What is filtered at a time: little enough to stay in the processor's cache, mostly."""
+
+
+def write_png(
+    path: Path | str, bands: Iterable[NDArray[np.uint8]], height: int, *, icc_profile: bytes | None = None
+) -> int:
+    """Write an image as its rows come: whole or not at all.
+
+    Args:
+        path: destination; folders are made.
+        bands: uint8 [n, W, C], from top to bottom, with C as `PngWriter` takes it.
+        height: of the image, in pixels: the sum of the bands' n.
+        icc_profile: the colour profile to store.
+
+    Returns:
+        The width in pixels.
+
+    Raises:
+        InputError: PNG cannot hold an image this large, rows are missing or too many, or the disk refuses.
+        Whatever `bands` raises.
+    """
+    writer: PngWriter | None = None
+    width = 0
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            for band in bands:
+                width = band.shape[1]
+                writer = writer or PngWriter(stream, height, width, band.shape[2], icc_profile=icc_profile)
+                writer.write(band)
+            if writer is None:
+                raise InputError(f"cannot write image {path}", why="it has no pixels")
+            writer.close()
+    except OSError as error:
+        raise InputError(f"cannot write image {path}", why=str(error), fix="choose another place") from error
+    return width
+
+
+class PngWriter:
+    """Writes one image, top to bottom; `close` it when all rows are there."""
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        height: int,
+        width: int,
+        channels: int,
+        *,
+        bits: int = 8,
+        icc_profile: bytes | None = None,
+    ) -> None:
+        """Write what comes in front of the pixels.
+
+        Args:
+            stream: where the file goes.
+            height: of the image, in pixels.
+            width: of the image, in pixels.
+            channels: 1 for gray, 3 for RGB, 4 for RGB with alpha.
+            bits: of a sample, 8 or 16.
+            icc_profile: the colour profile to store.
+
+        Raises:
+            InputError: PNG cannot hold an image this large.
+        """
+        if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
+            raise InputError(f"cannot write a PNG of {width}x{height} pixels", why=f"1..{_LARGEST_SIDE} a side fit")
+        self._stream = stream
+        self._rows_left = height
+        self._shape = (width, channels)
+        self._sample = np.dtype("u1" if bits == 8 else ">u2")
+        self._pixel_bytes = channels * self._sample.itemsize
+        self._above = np.zeros(width * self._pixel_bytes, np.uint8)
+        self._deflate = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+        self._ready = bytearray()
+        stream.write(_SIGNATURE)
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, _COLOUR_TYPES[channels], 0, 0, 0))
+        if icc_profile is not None:
+            self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
+
+    def write(self, rows: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+        """Append rows of the image.
+
+        Args:
+            rows: [n, width, channels], uint8 or, with 16 bits, uint16.
+
+        Raises:
+            InputError: they have another shape or type, or are more than the image has left.
+        """
+        if rows.shape[1:] != self._shape or len(rows) > self._rows_left or rows.itemsize != self._sample.itemsize:
+            raise InputError(
+                "cannot write these rows of a PNG",
+                why=f"{rows.dtype} {list(rows.shape)} came, up to {[self._rows_left, *self._shape]} of "
+                f"{8 * self._sample.itemsize} bits are left",
+            )
+        step = max(1, _BLOCK_BYTES // len(self._above))
+        for first in range(0, len(rows), step):
+            block = np.ascontiguousarray(rows[first : first + step], self._sample)
+            samples = block.view(np.uint8).reshape(len(block), -1)
+            self._ready += self._deflate.compress(_filtered(samples, self._above, self._pixel_bytes).data)
+            self._above = samples[-1].copy()
+            if len(self._ready) >= _CHUNK_BYTES:
+                self._flush()
+        self._rows_left -= len(rows)
+
+    def close(self) -> None:
+        """Write what comes behind the pixels.
+
+        Raises:
+            InputError: rows are missing.
+        """
+        if self._rows_left:
+            raise InputError("cannot finish a PNG", why=f"{self._rows_left} rows are missing")
+        self._ready += self._deflate.flush()
+        self._flush()
+        self._chunk(b"IEND", b"")
+
+    def _flush(self) -> None:
+        self._chunk(b"IDAT", self._ready)
+        self._ready = bytearray()
+
+    def _chunk(self, kind: bytes, data: bytes | bytearray) -> None:
+        check = zlib.crc32(data, zlib.crc32(kind))
+        self._stream.write(struct.pack(">I", len(data)) + kind)
+        self._stream.write(data)
+        self._stream.write(struct.pack(">I", check))
+
+
+def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel: int) -> NDArray[np.uint8]:
+    """Rows as differences, each behind the number of its filter: [n, b] -> [n, 1 + b].
+
+    Args:
+        rows: uint8 [n, b], the bytes of consecutive rows.
+        above: uint8 [b], the row in front of them.
+        pixel: bytes a pixel takes.
+    """
+    up = np.concatenate([above[None], rows[:-1]])
+    left, up_left = _shifted(rows, pixel), _shifted(up, pixel)
+    candidates = {_SUB: rows - left, _UP: rows - up, _PAETH: rows - _paeth(left, up, up_left)}
+    # Bytes wrap: 255 is a difference of -1. The smallest sum of magnitudes is what compresses best, as a rule.
+    costs = [np.abs(each.view(np.int8).astype(np.int16)).sum(axis=1) for each in candidates.values()]
+    numbers = np.array(list(candidates), np.uint8)[np.argmin(costs, axis=0)]
+    result = np.empty((rows.shape[0], 1 + rows.shape[1]), np.uint8)
+    result[:, 0] = numbers
+    for number, differences in candidates.items():
+        result[numbers == number, 1:] = differences[numbers == number]
+    return result
+
+
+def _shifted(rows: NDArray[np.uint8], pixel: int) -> NDArray[np.uint8]:
+    """What lies one pixel to the left of every byte; zeros in front of the first."""
+    result = np.zeros_like(rows)
+    result[:, pixel:] = rows[:, :-pixel]
+    return result
+
+
+def _paeth(left: NDArray[np.uint8], up: NDArray[np.uint8], up_left: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Whichever neighbour is nearest to left + up - up_left; ties go to left, then to up (section 9.4)."""
+    a, b, c = left.astype(np.int16), up.astype(np.int16), up_left.astype(np.int16)
+    from_left, from_up, from_up_left = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
+    nearest_up = np.where(from_up <= from_up_left, up, up_left)
+    return np.where((from_left <= from_up) & (from_left <= from_up_left), left, nearest_up)

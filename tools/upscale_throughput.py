@@ -1,0 +1,166 @@
+"""How much of the bare network's speed is left when images are read, upscaled and written.
+
+    python tools/upscale_throughput.py bundle photos --size 180x320 --format png
+
+Three ways to do the same images, in alternation, on one opened model:
+
+- network: the network alone, on arrays that are in memory already;
+- upscale: what `odm-deploy upscale FOLDER` does from the opened model on: reading, upscaling and writing overlap;
+- loop: what most tools do: read an image with Pillow, bring it to float, run the network, round, write it with Pillow,
+  then the next one.
+
+Beside the time that passes stands the processor time, which other programs on the machine disturb less. On a CPU the
+network keeps all cores busy, so that reading and writing cost their processor time even where they overlap; on a GPU
+they cost nothing as long as they are faster than the network.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from odm_deploy.cli import run
+from odm_deploy.cli.output import emit_json, json_option, progress, say
+from odm_deploy.errors import UsageError
+from odm_deploy.imaging.batch import plan_jobs, run_jobs
+from odm_deploy.imaging.io import list_images, read_rgb, write_image
+from odm_deploy.imaging.upscaler import Upscaler
+
+WAYS = ("network", "upscale", "loop")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one way took in one round, for all images."""
+
+    wall_s: float
+    processor_s: float
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("photos")
+@click.option("--size", default="180x320", show_default=True, metavar="HxW", help="Inputs are cut to this, in pixels.")
+@click.option("--count", default=6, show_default=True, type=click.IntRange(min=1), help="Images a round.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Each way once a round.")
+@click.option("--format", "suffix", default="png", show_default=True, type=click.Choice(["png", "jpg", "webp"]))
+@click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
+@click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
+@json_option
+def command(
+    bundle: Path,
+    photos: str,
+    size: str,
+    count: int,
+    rounds: int,
+    suffix: str,
+    runtime: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare the whole of `odm-deploy upscale` to the network alone, on pieces of the images PHOTOS."""
+    height, separator, width = size.partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise UsageError(f"--size {size}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example 180x320")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Upscaler.open(bundle, runtime, tile=0, threads=threads) as upscaler,
+        progress("rounds") as track,
+    ):
+        inputs = cut_inputs(photos, Path(scratch) / "in", (int(height), int(width)), count)
+        costs = measure(upscaler, inputs, Path(scratch), f".{suffix}", track(range(rounds), rounds))
+        described = upscaler.describe()
+    if as_json:
+        results = {way: [vars(cost) for cost in costs[way]] for way in WAYS}
+        emit_json({"runtime": described, "size": size, "format": suffix, "count": count, "costs": results})
+        return
+    say(f"{count} images of {size} a round, {rounds} rounds, results as {suffix}; {described['device']}")
+    click.echo(table(costs, count))
+
+
+def cut_inputs(photos: str, folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """`count` PNG files of one size, cut from (mirrored repetitions of) the images."""
+    paths: list[Path] = []
+    sources = list_images(photos)
+    for index in range(count):
+        pixels = read_rgb(sources[index % len(sources)])
+        for axis, length in enumerate(size):
+            while pixels.shape[axis] < length:
+                pixels = np.concatenate([pixels, np.flip(pixels, axis)], axis)
+        paths.append(folder / f"{index}.png")
+        write_image(paths[-1], np.ascontiguousarray(pixels[: size[0], : size[1]]))
+    return paths
+
+
+def measure(
+    upscaler: Upscaler, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Sequence[int]
+) -> dict[str, list[Cost]]:
+    """What each way costs in each round."""
+    source, _ = upscaler.engine.runtime.single_image_edges()
+    feeds = [{source.name: source.from_rgb(read_rgb(path).transpose(2, 0, 1)[None])} for path in inputs]
+
+    def network() -> None:
+        for feed in feeds:
+            upscaler.engine.runtime.run(feed)
+
+    def upscale() -> None:
+        for outcome in run_jobs(plan_jobs(inputs[0].parent, scratch / "out", suffix), upscaler.upscale):
+            if outcome.error is not None:
+                raise outcome.error
+
+    def loop() -> None:
+        (scratch / "loop").mkdir(exist_ok=True)
+        for path in inputs:
+            result = upscaler.engine.runtime.upscale(_read_as_float(path))
+            pixels = np.round(np.clip(result[0], 0, 255)).astype(np.uint8).transpose(1, 2, 0)
+            PillowImage.fromarray(np.ascontiguousarray(pixels)).save(
+                scratch / "loop" / f"{path.stem}{suffix}", quality=95
+            )
+
+    ways = {"network": network, "upscale": upscale, "loop": loop}
+    upscaler.engine.runtime.run(feeds[0])
+    costs: dict[str, list[Cost]] = {way: [] for way in ways}
+    for _ in rounds:
+        for way, work in ways.items():
+            costs[way].append(_timed(work))
+    return costs
+
+
+def table(costs: dict[str, list[Cost]], count: int) -> str:
+    """Medians an image, and how fast each way is in parts of the network's speed, compared round by round."""
+    lines = ["| | time an image | of the network's speed | processor time an image | of the network's |"]
+    lines.append("|---|---|---|---|---|")
+    for way, all_costs in costs.items():
+        cells = [way]
+        for values, network in (
+            ([cost.wall_s for cost in all_costs], [cost.wall_s for cost in costs["network"]]),
+            ([cost.processor_s for cost in all_costs], [cost.processor_s for cost in costs["network"]]),
+        ):
+            share = statistics.median(base / value for base, value in zip(network, values, strict=True))
+            cells += [f"{1e3 * statistics.median(values) / count:.0f} ms", f"{100 * share:.0f} %"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _timed(work: Callable[[], None]) -> Cost:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return Cost(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def _read_as_float(path: Path) -> NDArray[np.float32]:
+    with PillowImage.open(path) as opened:
+        return np.asarray(opened.convert("RGB"), np.float32).transpose(2, 0, 1)[None]
+
+
+if __name__ == "__main__":
+    run(command, "upscale_throughput")
