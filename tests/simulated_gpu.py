@@ -208,7 +208,73 @@ class SimulatedEngine:
         return _Context(self._cuda)
 
 
+class SimulatedKernelCache:
+    """Stands in for `tensorrt_rtx.IRuntimeCache`: takes what one for the same GPU wrote, and counts its kernels."""
+
+    def __init__(self, gpu: bytes) -> None:
+        self._gpu = gpu
+        self.kernels = 0
+
+    def deserialize(self, blob: bytes) -> bool:
+        gpu, _, kernels = blob.rpartition(b":")
+        if gpu != self._gpu:
+            return False
+        self.kernels = int(kernels)
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(b"%s:%d" % (self._gpu, self.kernels))
+
+
+class SimulatedRuntimeConfig:
+    """Stands in for `tensorrt_rtx.IRuntimeConfig`."""
+
+    def __init__(self, gpu: bytes) -> None:
+        self._gpu = gpu
+        self._cache: SimulatedKernelCache | None = None
+        self.cuda_graph_strategy = self.dynamic_shapes_kernel_specialization_strategy = ""
+
+    def create_runtime_cache(self) -> SimulatedKernelCache:
+        return SimulatedKernelCache(self._gpu)
+
+    def set_runtime_cache(self, cache: SimulatedKernelCache) -> bool:
+        self._cache = cache
+        return True
+
+    def get_runtime_cache(self) -> SimulatedKernelCache | None:
+        return self._cache
+
+
+class SimulatedRtxEngine(SimulatedEngine):
+    """An engine of TensorRT for RTX, which compiles ten kernels unless its cache brings some."""
+
+    def __init__(self, cuda: SimulatedCuda, gpu: bytes) -> None:
+        super().__init__(cuda)
+        self._gpu = gpu
+        self.compiled = 0
+
+    def create_runtime_config(self) -> SimulatedRuntimeConfig:
+        return SimulatedRuntimeConfig(self._gpu)
+
+    def create_execution_context(self, config: SimulatedRuntimeConfig) -> _Context:
+        cache = config.get_runtime_cache()
+        if cache is None or cache.kernels == 0:
+            self.compiled += 10
+            if cache is not None:
+                cache.kernels = 10
+        return super().create_execution_context()
+
+
 TENSORRT = SimpleNamespace(
     TensorIOMode=SimpleNamespace(INPUT="input"), nptype=lambda kind: kind, __version__="10.13.0.35"
 )
 """Stands in for the module `tensorrt`."""
+
+TENSORRT_RTX = SimpleNamespace(
+    TensorIOMode=TENSORRT.TensorIOMode,
+    nptype=TENSORRT.nptype,
+    CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="disabled"),
+    DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+    __version__="1.7.1.116",
+)
+"""Stands in for the module `tensorrt_rtx`."""

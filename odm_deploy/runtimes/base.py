@@ -86,6 +86,9 @@ class RuntimeOptions:
     """Arithmetic of the layers that are not int8 (bf16: OpenVINO only, on CPUs with bf16 instructions)."""
     cuda_graph: bool = True
     """Replay a captured CUDA graph per shape instead of launching kernel by kernel (TensorRT only)."""
+    kernel_cache: Path | None = None
+    """File that kernels compiled for this GPU are kept in from one process to the next, such as `engine.cache` beside
+    the plan (TensorRT for RTX only: others compile nothing when they run). None compiles them anew."""
     contexts: int = 1
     """How many runs may be under way at once, each with memory of its own (`Engine`, `Runtime.another`)."""
 

@@ -21,6 +21,7 @@ from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX, find_flavour, fin
 from odm_deploy.runtimes.cuda import Cuda, Event
 from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
+from odm_deploy.runtimes.kernel_cache import KernelCache
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
 from odm_deploy.runtimes.plan_file import built_for, engine_facts, read_plan_header
 from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
@@ -306,6 +307,10 @@ class TensorRtRtxEngine(TensorRtEngine):
     name: ClassVar[str] = "tensorrt_rtx"
     flavour: ClassVar[str] = TENSORRT_RTX
 
+    def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
+        super().__init__(trt, engine, cuda, log, options, device)
+        self._kernels = None if options.kernel_cache is None else KernelCache(options.kernel_cache)
+
     @property
     def _captures_graphs(self) -> bool:
         # It captures by itself (below); a capture around its just-in-time compilation would fail.
@@ -318,7 +323,16 @@ class TensorRtRtxEngine(TensorRtEngine):
         # Eager: kernels for a shape are final before its first run, so that timings do not drift while LAZY ones land.
         specialization = self._trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        if self._kernels is not None:
+            self._kernels.attach(config)
         return self._engine.create_execution_context(config)
+
+    def _release(self) -> None:
+        try:
+            if self._kernels is not None:
+                self._kernels.save()
+        finally:
+            super()._release()
 
 
 def _make_log(trt: Any) -> Any:

@@ -17,7 +17,7 @@ from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
+from odm_deploy.runtimes.compat import FLAVOURS, TENSORRT_RTX, find_flavour, find_gpus
 from odm_deploy.runtimes.cuda import Cuda, Stream
 from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
@@ -145,6 +145,24 @@ def test_contexts_of_one_engine_run_side_by_side(bundle: Path) -> None:
         with ThreadPoolExecutor(6) as pool:
             for result, expected in zip(pool.map(engine.upscale, pictures), alone, strict=True):
                 np.testing.assert_array_equal(result, expected)
+
+
+def test_kernels_compiled_once_are_taken_from_the_cache(bundle: Path, tmp_path: Path) -> None:
+    if (bundle / "name").read_text() != TENSORRT_RTX:
+        pytest.skip("only TensorRT for RTX compiles kernels when it runs")
+    cache, images = tmp_path / "engine.cache", random_images()
+    results: list[np.ndarray] = []
+    contents: list[bytes] = []
+    # The second run finds kernels, the third one garbage.
+    for found in (None, None, b"garbage"):
+        if found is not None:
+            cache.write_bytes(found)
+        with runtime_class(TENSORRT_RTX).open(bundle, RuntimeOptions(kernel_cache=cache)) as runtime:
+            results.append(runtime.upscale(images))
+        contents.append(cache.read_bytes())
+    assert min(map(len, contents)) > len(b"garbage")
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
 def test_the_default_size_is_the_profiles_optimum(engine: Runtime) -> None:
