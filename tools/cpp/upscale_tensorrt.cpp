@@ -62,6 +62,41 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
+// What one run queues on a stream, recorded once and launched as a whole from then on.
+class Graph {
+ public:
+  Graph() = default;
+  Graph(const Graph&) = delete;
+  ~Graph() { reset(); }
+
+  // Leaves this empty where the work cannot be recorded: it then runs kernel by kernel as before.
+  template <typename Work>
+  void record(cudaStream_t stream, Work queue_work) {
+    reset();
+    // Thread-local: other threads of an application may go on allocating meanwhile.
+    if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess) {
+      const bool queued = queue_work();
+      cudaGraph_t graph = nullptr;
+      if (cudaStreamEndCapture(stream, &graph) == cudaSuccess && queued) {
+        if (cudaGraphInstantiateWithFlags(&executable_, graph, 0) != cudaSuccess) executable_ = nullptr;
+      }
+      if (graph) cudaGraphDestroy(graph);
+    }
+    cudaGetLastError();  // a failure here is none of the next call's
+  }
+
+  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(executable_, stream), "launch the CUDA graph"); }
+  explicit operator bool() const { return executable_ != nullptr; }
+
+  void reset() {
+    if (executable_) cudaGraphExecDestroy(executable_);
+    executable_ = nullptr;
+  }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 std::string to_text(const nvinfer1::Dims& dims) {
   std::string text;
   for (int i = 0; i < dims.nbDims; ++i) text += (i ? "x" : "") + std::to_string(dims.d[i]);
@@ -90,23 +125,39 @@ class Engine {
   }
 
   void run(int width, int height, const std::vector<std::uint8_t>& in, std::vector<std::uint8_t>& out) {
-    input_buffer_.reserve(in.size());
-    output_buffer_.reserve(out.size());
-    set_shape(width, height);
-    require(context_->setTensorAddress(input_.c_str(), input_buffer_.device));
-    require(context_->setTensorAddress(output_.c_str(), output_buffer_.device));
+    const bool resized = width != width_ || height != height_;
+    if (resized) bind(width, height, in.size(), out.size());
     std::memcpy(input_buffer_.host, in.data(), in.size());
     check(cudaMemcpyAsync(input_buffer_.device, input_buffer_.host, in.size(), cudaMemcpyHostToDevice, stream_.handle),
           "copy a frame to the GPU");
-    require(context_->enqueueV3(stream_.handle));
+    if (graph_) {
+      graph_.launch(stream_.handle);
+    } else {
+      require(context_->enqueueV3(stream_.handle));
+    }
     check(
         cudaMemcpyAsync(output_buffer_.host, output_buffer_.device, out.size(), cudaMemcpyDeviceToHost, stream_.handle),
         "copy a frame from the GPU");
     check(cudaStreamSynchronize(stream_.handle), "run the engine");
     std::memcpy(out.data(), output_buffer_.host, out.size());
+    // Not before the first run of a size: that one does work on the host that a graph must not contain.
+    if (resized) graph_.record(stream_.handle, [this] { return context_->enqueueV3(stream_.handle); });
   }
 
  private:
+  // A graph replays the shapes and addresses it was recorded with, so a change of size ends it.
+  void bind(int width, int height, std::size_t in_bytes, std::size_t out_bytes) {
+    graph_.reset();
+    width_ = height_ = 0;
+    set_shape(width, height);
+    input_buffer_.reserve(in_bytes);
+    output_buffer_.reserve(out_bytes);
+    require(context_->setTensorAddress(input_.c_str(), input_buffer_.device));
+    require(context_->setTensorAddress(output_.c_str(), output_buffer_.device));
+    width_ = width;
+    height_ = height;
+  }
+
   void set_shape(int width, int height) {
     const nvinfer1::Dims4 shape =
         channels_last_ ? nvinfer1::Dims4{1, height, width, 3} : nvinfer1::Dims4{1, 3, height, width};
@@ -132,6 +183,8 @@ class Engine {
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   Stream stream_;
   Buffer input_buffer_, output_buffer_;
+  Graph graph_;
+  int width_ = 0, height_ = 0;  // what the context is bound to
   std::string input_, output_;
   bool channels_last_;
 };
