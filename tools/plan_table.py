@@ -30,7 +30,8 @@ from odm_deploy.runtimes.compat import choose_builder
 from odm_deploy.runtimes.coverage import coverage
 
 MIB = 2**20
-WIDE = LayerBits(8, 8)
+REGIONS = ("body", "all")
+"""What is quantized: the body alone, or body end and tail, too, at 8 bits."""
 COLUMNS = ("network", "quantized", "bits", "int8 layers", "share of MACs", "weights fp32", "weights as run", "plan")
 TIMES = ("build", "processor time")
 
@@ -38,9 +39,12 @@ TIMES = ("build", "processor time")
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--network", "networks", multiple=True, default=tuple(network_names()), help="Network; repeatable.")
 @click.option("--bits", multiple=True, type=int, default=(8, 6, 4, 3, 2), help="Width of the body; repeatable.")
+@click.option("--quantized", "regions", multiple=True, type=click.Choice(REGIONS), default=REGIONS, help="Repeatable.")
 @click.option("--builder", help="tensorrt or tensorrt_rtx  [default: what works here]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file that rows are added to.")
-def command(networks: tuple[str, ...], bits: tuple[int, ...], builder: str | None, out: Path) -> None:
+def command(
+    networks: tuple[str, ...], bits: tuple[int, ...], regions: tuple[str, ...], builder: str | None, out: Path
+) -> None:
     """Build, keep every row at once, and print the table as markdown."""
     flavour = choose_builder(builder)
     rows: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
@@ -48,12 +52,9 @@ def command(networks: tuple[str, ...], bits: tuple[int, ...], builder: str | Non
     for name in networks:
         network = random_network(name, crops)
         for width in bits:
-            body = LayerBits(width, width)
-            policies = {
-                "body": QuantizationPolicy(body=body),
-                "all": QuantizationPolicy(body=body, body_end=WIDE, tail=WIDE),
-            }
-            for region, policy in policies.items():
+            for region in regions:
+                wide = LayerBits(8, 8) if region == "all" else None
+                policy = QuantizationPolicy(body=LayerBits(width, width), body_end=wide, tail=wide)
                 model = quantize(network, policy, crops)
                 row = {"network": name, "quantized": region, "bits": width, **measure(model, flavour.name)}
                 rows[f"{name} {region} {width}"] = row
