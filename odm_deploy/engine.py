@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.imaging.blending import blended_bands
 from odm_deploy.imaging.tiling import Track, run_tiled, tiled_bands
 from odm_deploy.manifest import Manifest, manifest_beside
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
@@ -75,7 +76,8 @@ class Engine:
         Args:
             rgb: uint8 [H, W, 3] in host memory: numpy, or whatever exports DLPack.
             tile: side of square tiles in input pixels, for images that do not fit into memory whole; 0 runs the image
-                whole. Tiles overlap by the network's receptive radius, so the result shows no seams.
+                whole. Tiles overlap by the network's receptive radius, so the result is that of the whole image; where
+                that radius is unbounded, they fade into each other, and the result is near it.
             track: shows progress, one step a tile.
 
         Returns:
@@ -83,13 +85,16 @@ class Engine:
 
         Raises:
             InputError: not such an image, or a size the engine was not built for.
-            UsageError: tiles too small for the network, or a network that looks further than any tile.
+            UsageError: tiles too small for the network, or a bare model, which does not tell what it needs.
         """
         images = _as_batch(rgb)
         if tile == 0:
             return _as_image(self._run(images))
-        overlap, scale = self._tiling(tile)
-        return _as_image(run_tiled(self._run, images, tile=tile, overlap=overlap, scale=scale, track=track))
+        radius, scale = self._tiling(tile)
+        if radius is None:
+            blended = blended_bands(self._run, images, tile=tile, scale=scale, track=track)
+            return _as_image(np.concatenate(list(blended), axis=2))
+        return _as_image(run_tiled(self._run, images, tile=tile, overlap=radius, scale=scale, track=track))
 
     def upscale_bands(
         self, rgb: NDArray[np.uint8] | SupportsDlpack, *, tile: int = 0, track: Track | None = None
@@ -112,8 +117,12 @@ class Engine:
         if tile == 0:
             yield _as_image(self._run(images))
             return
-        overlap, scale = self._tiling(tile)
-        for band in tiled_bands(self._run, images, tile=tile, overlap=overlap, scale=scale, track=track):
+        radius, scale = self._tiling(tile)
+        if radius is None:
+            bands = blended_bands(self._run, images, tile=tile, scale=scale, track=track)
+        else:
+            bands = tiled_bands(self._run, images, tile=tile, overlap=radius, scale=scale, track=track)
+        for band in bands:
             yield _as_image(band)
 
     def upscale_tensor(
@@ -171,13 +180,10 @@ class Engine:
         finally:
             self._idle.put(runtime)
 
-    def _tiling(self, tile: int) -> tuple[int, int]:
-        """The overlap tiles need, and the scale."""
+    def _tiling(self, tile: int) -> tuple[int | None, int]:
+        """How far the network looks, None for without bound, and its scale."""
         if self.manifest is None:
             raise UsageError(f"tiles of {tile} pixels", why="a bare model does not say how far it looks; open a bundle")
-        if self.manifest.receptive_radius_px is None:
-            name = self.manifest.network["name"]
-            raise UsageError(f"tiles of {tile} pixels", why=f"{name} looks at the whole image at once", fix="use 0")
         return self.manifest.receptive_radius_px, self.manifest.scale
 
     def describe(self) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def command(
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.
 
-    Tiles overlap by the network's receptive field, so that the seams are those of the whole image: none.
+    Tiles overlap by the network's receptive field, so that the seams are those of the whole image: none. Where a
+    network sees the whole image at once, tiles fade into each other, which comes near to it.
     """
     from functools import partial
 
@@ -103,6 +104,9 @@ def _one(source: Path, destination: Path, upscaler: Upscaler, as_json: bool) -> 
 
     image = read_image(source)
     width, height = image.width * upscaler.scale, image.height * upscaler.scale
+    if upscaler.blends(image.height, image.width):
+        tile = upscaler.tile_size(image.height, image.width)
+        say(f"tiles of {tile} pixels fade into each other: this network sees the whole image at once")
     start = time.perf_counter()
     with progress("tiles") as track:
         upscaler.upscale_to(destination, image, track)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from odm_deploy.errors import InputError, UsageError
 
 _Array = NDArray[Any]
-Track = Callable[[Iterable["list[Tile]"], int], Iterable["list[Tile]"]]
+Track = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps an iterable of a known length to show progress, such as `odm_deploy.cli.output.progress` yields."""
 
 
@@ -169,13 +169,23 @@ def tiled_bands(
 
 def _run_group(run: Callable[[_Array], _Array], image: _Array, group: list[Tile], scale: int) -> _Array:
     """What the network makes of several tiles, one behind the other: [len(group) * N, C', h * scale, w * scale]."""
-    pieces = np.concatenate([image[..., _read(piece.rows), _read(piece.columns)] for piece in group])
-    results = run(pieces)
-    expected = (pieces.shape[0], pieces.shape[2] * scale, pieces.shape[3] * scale)
+    return run_checked(
+        run, np.concatenate([image[..., _read(tile.rows), _read(tile.columns)] for tile in group]), scale
+    )
+
+
+def run_checked(run: Callable[[_Array], _Array], images: _Array, scale: int) -> _Array:
+    """`run(images)`: [N, C, H, W] -> [N, C', H * scale, W * scale].
+
+    Raises:
+        InputError: it returned another shape than the scale says.
+    """
+    results = run(images)
+    expected = (images.shape[0], images.shape[2] * scale, images.shape[3] * scale)
     if results.ndim != 4 or (results.shape[0], *results.shape[2:]) != expected:
         raise InputError(
             f"the network does not upscale by {scale}",
-            why=f"it turned {list(pieces.shape)} into {list(results.shape)}",
+            why=f"it turned {list(images.shape)} into {list(results.shape)}",
             fix="give the network's own scale",
         )
     return results

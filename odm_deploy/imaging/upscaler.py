@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.blending import SMALLEST_BLENDED_TILE_PX
 from odm_deploy.imaging.io import Image, write_image
 from odm_deploy.imaging.pipeline import ahead
 from odm_deploy.imaging.png import write_png
@@ -82,17 +83,20 @@ class Upscaler:
         """The tile that an image of this size, in pixels, is cut into; 0: none, it is run whole."""
         if self._tile is not None:
             return self._tile
-        radius = self.manifest.receptive_radius_px
-        if radius is None:
-            return 0
         largest = self._largest_engine_side()
         fits = largest is None or (height <= largest[0] and width <= largest[1])
         if fits and height * width <= self._whole_limit_px:
             return 0
-        side = min(math.isqrt(self._whole_limit_px), LARGEST_TILE_PX)
+        radius = self.manifest.receptive_radius_px
         # With less than this, more than three quarters of the work would be overlap.
-        side = max(side // 16 * 16, SMALLEST_TILE_PX, 4 * radius)
+        smallest = SMALLEST_BLENDED_TILE_PX if radius is None else max(SMALLEST_TILE_PX, 4 * radius)
+        side = max(min(math.isqrt(self._whole_limit_px), LARGEST_TILE_PX) // 16 * 16, smallest)
         return side if largest is None else min(side, *largest)
+
+    def blends(self, height: int, width: int) -> bool:
+        """Whether an image of this size is cut into tiles that only approximate the whole."""
+        tile = self.tile_size(height, width)
+        return self.manifest.receptive_radius_px is None and tile > 0 and (height > tile or width > tile)
 
     def upscale(self, image: Image, track: Track | None = None) -> Image:
         """Upscale colours and, by the same network, transparency; the colour profile is kept.

@@ -12,7 +12,7 @@ import pytest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError
 from odm_deploy.imaging import upscaler as module
-from odm_deploy.imaging.io import Image
+from odm_deploy.imaging.io import Image, read_image
 from odm_deploy.imaging.upscaler import Upscaler
 from odm_deploy.lowering.activation_memory import activation_bytes_per_px
 from tests.command_line import run_cli
@@ -51,10 +51,21 @@ def test_automatic_tiles_show_no_seam(bundle, monkeypatch):
         np.testing.assert_array_equal(upscaler.upscale(image).rgb, whole.rgb)
 
 
-def test_a_network_that_looks_everywhere_is_not_cut(bundle):
+def test_a_network_that_looks_everywhere_is_blended(bundle):
     with Upscaler.open(bundle) as opened:
         manifest = dataclasses.replace(opened.manifest, receptive_radius_px=None)
-        assert Upscaler(opened.engine, manifest, tile=None, whole_limit_px=1).tile_size(5000, 5000) == 0
+        unbounded = Upscaler(opened.engine, manifest, tile=None, whole_limit_px=100 * 110)
+        assert unbounded.tile_size(5000, 5000) == 96
+        assert unbounded.blends(5000, 5000)
+        assert not unbounded.blends(100, 110)
+        opened.engine.manifest = manifest
+        # This network sees 8 pixels far, less than what strips throw away: no need to blend, and no harm.
+        image = Image(random_images(150, 70)[0].transpose(1, 2, 0).astype(np.uint8))
+        whole = opened.engine.upscale(image.rgb)
+        np.testing.assert_array_equal(opened.engine.upscale(image.rgb, tile=128), whole)
+        bands = list(opened.engine.upscale_bands(image.rgb, tile=128))
+        np.testing.assert_array_equal(np.concatenate(bands), whole)
+        assert len(bands) == 2
 
 
 def test_bytes_per_pixel_are_those_of_the_widest_moment(bundle):
@@ -85,3 +96,21 @@ def test_a_damaged_graph_is_named(bundle, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"noise")
     with pytest.raises(InputError, match=r"model\.onnx"):
         module._whole_limit_px(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.webp"])
+@pytest.mark.parametrize("kind", ["colour", "alpha", "gray"])
+def test_files_written_in_bands_hold_the_same_as_whole_ones(bundle, tmp_path, name, kind):
+    pixels = random_images(70, 50)[0].transpose(1, 2, 0).astype(np.uint8)
+    alpha = pixels[..., 1] if kind == "alpha" else None
+    if kind == "gray":
+        pixels = np.repeat(pixels[..., :1], 3, axis=2)
+    image = Image(pixels, alpha, gray=kind == "gray")
+    with Upscaler.open(bundle, tile=32) as upscaler:
+        whole = upscaler.upscale(image)
+        upscaler.upscale_to(tmp_path / name, image)
+    written = read_image(tmp_path / name)
+    np.testing.assert_array_equal(written.rgb, whole.rgb)
+    assert (written.alpha is None) == (alpha is None)
+    if alpha is not None:
+        np.testing.assert_array_equal(written.alpha, whole.alpha)
