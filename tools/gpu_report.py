@@ -72,18 +72,28 @@ def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
     """The JSON a verb of odm-deploy prints, kept at `path`; {"failed": its error line} where it fails."""
 
     def measure() -> dict[str, Any]:
-        command = [sys.executable, "-m", "odm_deploy", *map(str, arguments), "--json"]
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=STEP_LIMIT_S, check=False)
+            code, output, errors = run_verb([*map(str, arguments), "--json"])
         except subprocess.TimeoutExpired:
             return {"failed": f"took longer than {STEP_LIMIT_S} s"}
         # 3: a gate was not met, which is a result.
-        if done.returncode in (0, 3) and done.stdout.strip():
-            return json.loads(done.stdout)
-        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        return {"failed": f"exit code {done.returncode}: {last}"}
+        if code in (0, 3) and output.strip():
+            return json.loads(output)
+        last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
+        return {"failed": f"exit code {code}: {last}"}
 
     return _kept(path, measure)
+
+
+def run_verb(arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Run a verb of odm-deploy in a process of its own; returns exit code, stdout and stderr.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `STEP_LIMIT_S`.
+    """
+    command = [sys.executable, "-m", "odm_deploy", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=STEP_LIMIT_S, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
 def _kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,50 +1,71 @@
-"""The report about a GPU, on runtimes of the CPU and on an engine that cannot run here."""
+"""The report about a GPU, on runtimes of the CPU and on an engine that cannot run here.
+
+Its steps are processes, most of whose time goes into importing torch: here they share one, except where that matters.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from odm_deploy.runtimes.compat import find_flavour, find_gpus
+from tests.command_line import run_cli
 from tests.conftest import REPOSITORY
 
+PROGRAM = REPOSITORY / "tools" / "gpu_report.py"
 QUICK = ("--size", "24x20", "--seconds", "0.2", "--no-tests")
 
 
-def report(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "tools" / "gpu_report.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture
+def program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_report", PROGRAM)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
-def options(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> tuple[object, ...]:
+def report(program: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path):
+    """Write a report on one runtime, in this process; returns its text."""
+
+    def run_here(arguments: Sequence[str]) -> tuple[int, str, str]:
+        outcome = run_cli(*arguments)
+        return outcome.code, outcome.stdout, outcome.stderr
+
+    monkeypatch.setattr(program, "run_verb", run_here)
+    folder = tmp_path / "report"
     images = tiny_set / "LR_bicubic" / "X2"
-    return ("--model", tiny_checkpoint, "--images", images, "--out", tmp_path / "report", *QUICK)
+
+    def write(runtime: str) -> str:
+        options = ("--runtime", runtime, "--model", tiny_checkpoint, "--images", images, "--out", folder, *QUICK)
+        assert program.main.main([str(each) for each in options], standalone_mode=False) == 0
+        return (folder / "report.md").read_text()
+
+    return write
 
 
-def test_every_measurement_is_a_row_and_is_made_once(options: tuple[object, ...], tmp_path: Path) -> None:
-    done = report("--runtime", "onnxruntime", *options)
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "report" / "report.md").read_text()
+def test_every_measurement_is_a_row_and_is_made_once(report, capsys) -> None:
+    text = report("onnxruntime")
     rows = [line for line in text.splitlines() if line.startswith("| 24x20")]
     assert [row.split("|")[2].split(",")[0].strip() for row in rows] == ["int8", "float twin (f32)"]
     assert all(float(row.split("|")[3]) > 0 for row in rows)
     assert "identical values, largest step" in text
     assert "failed" not in text
-    assert done.stderr.count("measuring") == 4
-    again = report("--runtime", "onnxruntime", *options)
-    assert "measuring" not in again.stderr
-    assert (tmp_path / "report" / "report.md").read_text() == text
+    assert capsys.readouterr().err.count("measuring") == 4
+    assert report("onnxruntime") == text
+    assert "measuring" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(bool(find_gpus()) or not find_flavour("tensorrt_rtx").usable, reason="needs RTX and no GPU")
-def test_what_cannot_run_is_a_line_and_not_the_end(options: tuple[object, ...], tmp_path: Path) -> None:
-    done = report("--runtime", "tensorrt_rtx", *options)
-    assert done.returncode == 0, done.stderr
-    text = (tmp_path / "report" / "report.md").read_text()
+def test_what_cannot_run_is_a_line_and_not_the_end(report, tmp_path) -> None:
+    text = report("tensorrt_rtx")
     assert "against the reference: exit code 4" in text
     assert text.count("no NVIDIA GPU") >= 4
     for rest in ("fp32", "fp16"):
@@ -52,9 +73,16 @@ def test_what_cannot_run_is_a_line_and_not_the_end(options: tuple[object, ...], 
     assert (tmp_path / "report" / "tensorrt_rtx-float32-24x20.plan").stat().st_size > 10_000
 
 
+def test_a_step_is_a_process_whose_end_is_reported(program: ModuleType) -> None:
+    code, output, errors = program.run_verb(["bench", "nowhere"])
+    assert (code, output) == (1, "")
+    assert "nowhere" in errors
+
+
 @pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_is_missing() -> None:
-    done = report(*QUICK)
+    command = [sys.executable, str(PROGRAM), *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 4
     assert "no engine can run here" in done.stderr
     assert len(done.stderr.splitlines()) == 1
