@@ -169,7 +169,8 @@ def _advice(candidates: tuple[Flavour, ...]) -> str:
 
 def _version(module: str) -> str:
     # The meta package of an Ubuntu or tar installation has another name than its module, hence the list.
-    for package in (module, f"{module}_cu13", f"{module}_cu12", f"{module}_bindings"):
+    names = ("", "_cu13", "_cu12", "_bindings", "_cu13_bindings", "_cu12_bindings")
+    for package in (module + name for name in names):
         try:
             return importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

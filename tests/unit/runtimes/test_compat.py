@@ -45,12 +45,12 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", "")
     monkeypatch.syspath_prepend(tmp_path)
 
-    def install(module, version, *libraries):
+    def install(module, version, *libraries, package=""):
         (tmp_path / module).mkdir()
         (tmp_path / module / "__init__.py").write_text("raise ImportError('detection must not import')")
-        info = tmp_path / f"{module}-{version}.dist-info"
+        info = tmp_path / f"{package or module}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: {version}\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package or module}\nVersion: {version}\n")
         for library in libraries:
             path = tmp_path / library
             path.parent.mkdir(exist_ok=True)
@@ -91,6 +91,11 @@ def test_libraries_beside_the_package_make_it_usable(site):
     assert flavour.version == "11.4.0"
     # The data-centre library times kernels, so it also needs a GPU to build.
     assert can_build(flavour) == bool(find_gpus())
+
+
+@pytest.mark.parametrize("package", ["tensorrt_cu12", "tensorrt_cu13_bindings", "tensorrt_bindings"])
+def test_version_is_found_whichever_package_brought_the_module(site, package):
+    assert site("tensorrt", "10.13.3.9", package=package).version == "10.13.3.9"
 
 
 def test_libraries_on_the_loader_path_count(site, tmp_path, monkeypatch):
