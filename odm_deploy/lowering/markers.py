@@ -8,11 +8,7 @@ No runtime executes these nodes; each dialect replaces them. A graph that keeps 
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -20,16 +16,13 @@ import torch
 from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 
-from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.lowering.tracing import TranslationTable, trace
 from odm_deploy.quantization.model import QuantizedModel
 
 DOMAIN = "odm"
 FAKE_QUANTIZE = "FakeQuantize"
 DEQUANTIZE_WEIGHT = "DequantizeWeight"
-
-OPSET = 20
-"""The newest opset TensorRT 10.0 parses. From 21 on ONNX Runtime mishandles int8 DQ -> Transpose -> MatMul."""
 
 
 def _marker(name: str, inputs: list[tuple[str, str]], attributes: list[OpSchema.Attribute]) -> Op:
@@ -75,35 +68,18 @@ def _translate_dequantize_weight(codes: Any, scale: Any, name: str) -> Any:
 def export_marked(model: QuantizedModel) -> ir.Model:
     """The marked graph of a quantized model, with dynamic N, H and W; input `input`, output `output`, float32.
 
+    A foreign network whose code fixes the batch size gets a graph for one image at a time.
+
     Raises:
-        InputError: the network does something the exporter cannot follow.
+        InputError: the network does something the exporter cannot follow, or is another function at other sizes.
     """
-    table: dict[Callable[..., Any], Callable[..., Any]] = {
+    table: TranslationTable = {
         torch.ops.odm.fake_quantize.default: _translate_fake_quantize,
         torch.ops.odm.dequantize_weight.default: _translate_dequantize_weight,
     }
-    # Sizes that differ from each other and from all channel counts, so that no two dimensions are taken for one.
-    example = torch.zeros(2, 3, 40, 56)
-    dynamic = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                model.network.eval(),
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                custom_translation_table=table,
-                input_names=["input"],
-                output_names=["output"],
-                dynamic_shapes=(dynamic,),
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        cause = (str(error.__cause__ or error).strip().splitlines() or ["no reason given"])[0]
-        raise InputError(f"cannot export {model.network.name}", why=cause) from error
-    assert program is not None
+    program, batch = trace(model, table)
     marked = program.model
-    _name_dimensions(marked, model.scale)
+    _name_dimensions(marked, model.scale, "n" if batch is None else batch)
     _forget_origin(marked)
     _name_layers(marked)
     return marked
@@ -125,7 +101,7 @@ def layer_of(node: ir.Node) -> str:
     return node.attributes["name"].as_string()
 
 
-def _name_dimensions(model: ir.Model, scale: int) -> None:
+def _name_dimensions(model: ir.Model, scale: int, batch: str | int) -> None:
     """Give the dynamic axes the names people look for: n, h, w in; n, scale*h, scale*w out.
 
     Shapes in between are forgotten: passes that pad would have to keep them right, and every runtime infers its own.
@@ -133,8 +109,8 @@ def _name_dimensions(model: ir.Model, scale: int) -> None:
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
-    model.graph.inputs[0].shape = ir.Shape(["n", 3, "h", "w"])
-    model.graph.outputs[0].shape = ir.Shape(["n", 3, f"{scale}*h", f"{scale}*w"])
+    model.graph.inputs[0].shape = ir.Shape([batch, 3, "h", "w"])
+    model.graph.outputs[0].shape = ir.Shape([batch, 3, f"{scale}*h", f"{scale}*w"])
 
 
 def _name_layers(model: ir.Model) -> None:
@@ -174,17 +150,3 @@ def _forget_origin(model: ir.Model) -> None:
             value.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
-
-
-@contextmanager
-def _quiet_exporter() -> Generator[None]:
-    """Silence the exporter's remarks about packages it looked for and its own deprecations: no user can act on them."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

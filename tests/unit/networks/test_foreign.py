@@ -160,3 +160,34 @@ def test_weights_of_a_named_builder_are_loaded() -> None:
         network_from_state_dict(BUILDER, state, 2, {"features": 7})
     with pytest.raises(InputError, match="unexpected keyword"):
         network_from_state_dict(BUILDER, state, 2, {"widht": 7})
+
+
+class BranchesBySize(nn.Module):
+    """Decides by a size while it runs: the tracer keeps the example's branch for all images."""
+
+    def __init__(self, axis: int, largest: int) -> None:
+        super().__init__()
+        self.axis, self.largest = axis, largest
+        self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 1)
+
+    def forward(self, x):
+        features = self.conv(x)
+        if x.shape[self.axis] > self.largest:
+            features = -features
+        return nn.functional.pixel_shuffle(self.last(features), 2)
+
+
+def test_a_network_that_fixes_the_batch_is_exported_for_one_image() -> None:
+    torch.manual_seed(5)
+    model = quantize(BranchesBySize(axis=0, largest=1), THROUGHOUT, images())
+    proto, x = lower(model), random_images(18, 26, seed=5)
+    with OPENERS["onnxruntime"](proto.SerializeToString()) as runtime:
+        assert runtime.inputs[0].shape == (1, 3, None, None)
+        assert np.quantile(np.abs(runtime.upscale(x) - model(torch.from_numpy(x)).numpy()), 0.95) < 0.5
+
+
+def test_a_network_that_is_another_for_other_sizes_is_not_exported() -> None:
+    torch.manual_seed(5)
+    model = quantize(BranchesBySize(axis=2, largest=50), THROUGHOUT, images())
+    with pytest.raises(InputError, match="fixes sizes while it is traced"):
+        lower(model)

@@ -1,0 +1,150 @@
+"""Tracing a quantized model with PyTorch's ONNX exporter, and seeing that the trace is the network at other sizes, too.
+
+The exporter runs a network once and writes down what happened. Where the code turned a size into a number
+(`int(x.shape[0] / n)`) or decided by one (`if h % 8`), the trace holds the example's for every image, and the exporter
+says nothing. For the networks of this project the tests show that nothing of the kind happens; the trace of anybody
+else's is compared with the network it came from.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odm_deploy.errors import InputError
+from odm_deploy.networks.foreign import ForeignNetwork
+from odm_deploy.quantization.model import QuantizedModel
+
+OPSET = 20
+"""The newest opset TensorRT 10.0 parses. From 21 on ONNX Runtime mishandles int8 DQ -> Transpose -> MatMul."""
+
+_EXAMPLE_PX = (40, 56)
+"""Sizes that differ from each other and from channel counts, so that no two dimensions are taken for one."""
+_ODD_EXAMPLE_PX = (41, 55)
+"""No multiples of a window, so that the branch that pads to whole ones is the one that is traced."""
+_OTHER_PX = ((64, 48), (50, 43))
+"""Sizes to compare a trace at: one to pad and one not to."""
+_TOLERANCE = 1e-5
+"""Mean distance in standard deviations of the output: far below one changed code, above float32 rounding."""
+
+TranslationTable = dict[Callable[..., Any], Callable[..., Any]]
+
+
+def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ONNXProgram, int | None]:
+    """Trace `model` for images of any height and width.
+
+    Args:
+        model: what to trace; input and output float32 [N, 3, H, W].
+        table: how to translate this project's own operators, by the operator.
+
+    Returns:
+        The program and its batch size: None for any, 1 where the network's code allows nothing else.
+
+    Raises:
+        InputError: the exporter cannot follow the network, or its trace is another function at other sizes.
+    """
+    if not isinstance(model.network, ForeignNetwork):
+        return _export(model, table, (2, 3, *_EXAMPLE_PX)), None
+    size = next((size for size in (_ODD_EXAMPLE_PX, _EXAMPLE_PX) if _run(model, _image(size)) is not None), None)
+    if size is None:
+        raise InputError(
+            f"cannot export {_name(model)}",
+            why=f"it does not run on images of {_EXAMPLE_PX[1]} x {_EXAMPLE_PX[0]} pixels",
+            fix="pad to the sizes it needs inside the network",
+        )
+    refused: InputError | None = None
+    for batch in (None, 1):
+        try:
+            program = _export(model, table, (batch or 2, 3, *size))
+        except InputError as error:
+            refused = error
+            continue
+        refused = None
+        if _is_the_network(program, model):
+            return program, batch
+    raise refused or InputError(
+        f"cannot export {_name(model)}",
+        why="its code fixes sizes while it is traced: for other images the graph computes something else",
+        fix="compute with tensors' sizes as they are, without int() and without branching on them",
+    )
+
+
+def _export(model: QuantizedModel, table: TranslationTable, shape: tuple[int, ...]) -> torch.onnx.ONNXProgram:
+    """Trace the network on one example and translate it, N (if more than 1), H and W dynamic."""
+    dynamic = dict.fromkeys((2, 3) if shape[0] == 1 else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    try:
+        with _quiet_exporter():
+            program = torch.onnx.export(
+                model.network.eval(),
+                (torch.zeros(shape),),
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=table,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=(dynamic,),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = (str(error.__cause__ or error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"cannot export {_name(model)}", why=cause) from error
+    assert program is not None
+    return program
+
+
+def _is_the_network(program: torch.onnx.ONNXProgram, model: QuantizedModel) -> bool:
+    """Whether the trace computes what the network does, on images of other sizes than the example."""
+    exported = program.exported_program
+    assert exported is not None
+    # The graph has none of the guards that the trace would stop at.
+    traced = exported.module(check_guards=False)
+    for image in map(_image, _OTHER_PX):
+        expected = _run(model, image)
+        if expected is None:
+            continue
+        found = _run(traced, image)
+        if found is None or found.shape != expected.shape:
+            return False
+        # Written so that NaN fails.
+        if not float((found - expected).abs().mean() / expected.std()) < _TOLERANCE:
+            return False
+    return True
+
+
+@torch.no_grad()
+def _run(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor | None:
+    """What a network makes of an image; None where its code does not take that size."""
+    try:
+        return network(image)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _image(size_px: tuple[int, int]) -> Tensor:
+    """Noise, float32 [1, 3, *size_px] in 0..255."""
+    return torch.rand(1, 3, *size_px, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def _name(model: QuantizedModel) -> str:
+    network = model.network
+    return network.config.builder or network.name if isinstance(network, ForeignNetwork) else network.name
+
+
+@contextmanager
+def _quiet_exporter() -> Generator[None]:
+    """Silence the exporter's remarks about packages it looked for and its own deprecations: no user can act on them."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
