@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from odm_deploy.errors import InputError
+from odm_deploy.files import atomic_path
 
 FORMAT = "odm-deploy bundle"
 VERSION = 1
@@ -59,13 +60,14 @@ class Manifest:
         return int(self.network["scale"])
 
     def write(self, folder: Path) -> Path:
-        """Write `manifest.json` into `folder`; returns its path."""
+        """Write `manifest.json` into `folder`, whole or not at all; returns its path."""
         document = asdict(self)
         document.update(document.pop("extra"))
         order = ["format", "version", "created_by"]
         ordered = {key: document[key] for key in (*order, *(key for key in document if key not in order))}
         path = folder / MANIFEST_FILE
-        path.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
         return path
 
 

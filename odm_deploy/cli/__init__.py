@@ -16,6 +16,7 @@ from odm_deploy.errors import OdmError
 # verb -> the line `--help` shows. The verb's own file holds everything else.
 VERBS = {
     "export": "Lower a model.pt to a bundle: QDQ ONNX, manifest, TensorRT engine.",
+    "build": "Build the TensorRT engine of a bundle for this machine.",
     "verify": "Prove on real images that a runtime computes what the reference computes.",
     "bench": "Time a bundle on a runtime, beside its float twin.",
     "inspect": "Say which layers really run as int8, and why the others do not.",

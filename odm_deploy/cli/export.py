@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from odm_deploy.cli.engine_options import build_progress, engine_options, to_engine_options, write_triton
 from odm_deploy.cli.output import emit_json, json_option, say
 from odm_deploy.cli.trust import trust_option
-
-if TYPE_CHECKING:
-    from odm_deploy.runtimes.build import BuildProgress
-    from odm_deploy.runtimes.profiles import ShapeProfile
 
 
 @click.command("export")
@@ -37,34 +32,13 @@ if TYPE_CHECKING:
     "--order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Channels of uint8 images."
 )
 @click.option("--engine/--no-engine", default=True, help="Build engine.plan, where a builder is installed.")
-@click.option("--builder", help="tensorrt or tensorrt_rtx. [default: what is installed]")
 @click.option(
     "--shapes",
     default="1080p",
     show_default=True,
     help="Input sizes of the engine: 540p, 720p, 1080p, tile, one NxCxHxW, or min:opt:max.",
 )
-@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
-@click.option("--workspace", "workspace_mib", type=int, help="MiB of scratch memory a kernel may use.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), help="0: fast build, 5: fast engine.")
-@click.option(
-    "--timing-cache",
-    type=click.Path(path_type=Path),
-    help="File of kernel timings, read and rewritten, or a folder with one for each version and GPU.",
-)
-@click.option("--tf32/--no-tf32", default=True, help="Let float32 convolutions round to 11 significant bits.")
-@click.option("--compute-capability", "targets", multiple=True, help="GPU to build for, like SM86; TensorRT-RTX only.")
-@click.option("--version-compatible", is_flag=True, help="Let later TensorRTs of the same major version load the plan.")
-@click.option(
-    "--hardware",
-    type=click.Choice(["this", "same-capability", "ampere+"]),
-    default="this",
-    show_default=True,
-    help="GPUs that are to run a plan of tensorrt.",
-)
-@click.option(
-    "--triton", type=click.Path(path_type=Path), help="Also write the bundle into this Triton model repository."
-)
+@engine_options
 @trust_option
 @json_option
 def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> None:
@@ -81,28 +55,16 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
         raise UsageError("--order bgr with --io float32", why="float images are RGB", fix="add --io uint8")
     _require_torch()
     from odm_deploy.checkpoint import load_model
-    from odm_deploy.lowering.bundle import EngineOptions, write_bundle
+    from odm_deploy.lowering.bundle import write_bundle
     from odm_deploy.lowering.lower import LoweringOptions
     from odm_deploy.runtimes.profiles import parse_profile
 
-    engine = EngineOptions(
-        wanted=options["engine"],
-        flavour=options["builder"],
-        profile=parse_profile(options["shapes"]),
-        timeout_s=options["timeout_s"],
-        workspace_mib=options["workspace_mib"],
-        optimization_level=options["optimization_level"],
-        timing_cache=options["timing_cache"],
-        tf32=options["tf32"],
-        compute_capabilities=options["targets"],
-        version_compatible=options["version_compatible"],
-        hardware=options["hardware"],
-    )
+    engine = to_engine_options(options, parse_profile(options["shapes"]), wanted=options["engine"])
     lowering = LoweringOptions(options["precision"], options["io"], options["layout"], options["order"])
     quantized = load_model(model)
-    with _build_progress() as on_progress:
+    with build_progress() as on_progress:
         bundle = write_bundle(quantized, model, out or model.with_suffix(""), lowering, engine, say, on_progress)
-    served = [] if options["triton"] is None else _write_triton(bundle.folder, options["triton"], engine.profile)
+    served = write_triton(bundle.folder, options["triton"], engine.profile)
     if as_json:
         emit_json(
             {
@@ -117,15 +79,6 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
         say(f"wrote {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
 
 
-def _write_triton(bundle: Path, repository: Path, profile: ShapeProfile) -> list[Path]:
-    from odm_deploy.serving.triton import write_triton_models
-
-    folders = write_triton_models(bundle, repository, profile, say=say)
-    for folder in folders:
-        say(f"wrote {folder}")
-    return folders
-
-
 def _require_torch() -> None:
     """Say in one line what is missing when the package was installed for running bundles only."""
     import importlib.util
@@ -137,21 +90,3 @@ def _require_torch() -> None:
         raise MissingError(
             "cannot export here", why=f"{' and '.join(missing)} not installed", fix="pip install 'odm-deploy[export]'"
         )
-
-
-@contextmanager
-def _build_progress() -> Generator[Callable[[BuildProgress], None]]:
-    """Show the builder's phases as bars on stderr, where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(event: BuildProgress) -> None:
-            if event.phase not in tasks:
-                tasks[event.phase] = bars.add_task("  " * event.depth + event.phase, total=event.steps)
-            bars.update(tasks[event.phase], completed=event.step)
-
-        yield show

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +14,7 @@ import torch
 
 from odm_deploy import __version__
 from odm_deploy.checkpoint import file_sha256
-from odm_deploy.errors import InputError, MissingError
+from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_directory
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
@@ -26,11 +25,9 @@ from odm_deploy.quantization.exact_freeze import METADATA_KEY, is_exact
 from odm_deploy.quantization.exact_proof import prove
 from odm_deploy.quantization.exact_trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
-from odm_deploy.runtimes.build import BuildProgress, BuildReport, build_engine
-from odm_deploy.runtimes.compat import choose_builder, find_gpus
-from odm_deploy.runtimes.profiles import ShapeProfile
-
-Say = Callable[[str], None]
+from odm_deploy.runtimes.build import BuildProgress, BuildReport
+from odm_deploy.runtimes.bundle_engine import EngineOptions, Say, build_bundle_engine, describe_engine
+from odm_deploy.runtimes.compat import choose_builder
 
 
 @dataclass(frozen=True)
@@ -42,34 +39,6 @@ class Bundle:
     manifest: Path
     plan: Path | None
     """None when no engine was asked for, or none could be built on this machine."""
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Whether and how to build the engine."""
-
-    wanted: bool = True
-    """False leaves the engine out."""
-    flavour: str | None = None
-    """`tensorrt` or `tensorrt_rtx`; None takes what is installed and leaves the engine out when nothing is."""
-    profile: ShapeProfile = dataclasses.field(default_factory=lambda: ShapeProfile.up_to(1080, 1920))
-    """Input shapes the engine takes."""
-    timeout_s: float = 600.0
-    """The build is stopped after this many seconds."""
-    workspace_mib: int | None = None
-    """Limit of the scratch memory a kernel may use; None for the builder's default."""
-    optimization_level: int | None = None
-    """0 (fast build) to 5 (fast engine); None for the builder's default."""
-    timing_cache: Path | None = None
-    """File with kernel timings that speeds up later builds, or a folder of such files."""
-    tf32: bool = True
-    """Whether float32 convolutions may round their operands to 11 significant bits."""
-    compute_capabilities: tuple[str, ...] = ()
-    """GPUs to build for, such as `SM86`; TensorRT-RTX only. Empty for its default, Ampere and later."""
-    version_compatible: bool = False
-    """Let later versions of the same major version load the plan; `tensorrt` only."""
-    hardware: str = "this"
-    """GPUs that are to run the plan: `this`, `same-capability` or `ampere+`; `tensorrt` only."""
 
 
 def write_bundle(
@@ -110,7 +79,7 @@ def write_bundle(
             _write_golden(model, proto, temporary)
             # TF32 keeps 11 significant bits of what an engine would fall back to float for.
             engine = dataclasses.replace(engine, tf32=False)
-        built = _build(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
+        built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
         _describe(model, checkpoint, proto, onnx_path, lowering, engine, built).write(temporary)
     return Bundle(folder, folder / ONNX_FILE, folder / MANIFEST_FILE, folder / PLAN_FILE if built else None)
 
@@ -129,40 +98,6 @@ def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -
         if not np.array_equal(found, outputs[name][0].transpose(1, 2, 0)):
             raise InputError(f"{model.network.name} is not exact", why=f"torch and integers differ on {name!r}")
     golden.write(folder)
-
-
-def _build(
-    onnx_path: Path,
-    plan_path: Path,
-    engine: EngineOptions,
-    say: Say,
-    on_progress: Callable[[BuildProgress], None] | None,
-) -> BuildReport | None:
-    if not engine.wanted:
-        return None
-    try:
-        flavour = choose_builder(engine.flavour)
-    except MissingError as error:
-        if engine.flavour is not None:
-            raise
-        say(f"no engine.plan: {error}")
-        return None
-    say(f"building the engine with {flavour.name} {flavour.version}")
-    return build_engine(
-        onnx_path,
-        plan_path,
-        profiles=engine.profile,
-        flavour=flavour,
-        timeout_s=engine.timeout_s,
-        workspace_mib=engine.workspace_mib,
-        optimization_level=engine.optimization_level,
-        timing_cache=engine.timing_cache,
-        tf32=engine.tf32,
-        compute_capabilities=engine.compute_capabilities,
-        version_compatible=engine.version_compatible,
-        hardware=engine.hardware,
-        on_progress=on_progress,
-    )
 
 
 def _describe(
@@ -194,27 +129,5 @@ def _describe(
             for name, layer in model.layers.items()
         },
         exact={**model.metadata[METADATA_KEY], "tf32": False} if is_exact(model) else None,
-        engine=None if built is None else _describe_engine(built, engine),
+        engine=None if built is None else describe_engine(built, engine),
     )
-
-
-def _describe_engine(built: BuildReport, engine: EngineOptions) -> dict[str, Any]:
-    gpus = find_gpus()
-    return {
-        "flavour": built.builder,
-        "version": built.version,
-        "gpu": gpus[0].name if gpus else None,
-        "compute_capability": list(gpus[0].compute_capability) if gpus else None,
-        "profile": str(engine.profile),
-        "tf32": engine.tf32,
-        "version_compatible": engine.version_compatible,
-        "hardware": engine.hardware,
-        "build_s": round(built.seconds, 3),
-        "plan_bytes": built.plan_bytes,
-        "trtexec": built.trtexec_equivalent,
-        # What `inspect` needs; the tensors of each layer would make the manifest unreadable.
-        "layers": [
-            {"name": layer.name, "kind": layer.kind, "precision": layer.precision, "onnx_nodes": list(layer.onnx_nodes)}
-            for layer in built.layers
-        ],
-    }

@@ -16,7 +16,7 @@ ModelKind = Literal["onnx", "plan"]
 _BUNDLE_FILE: dict[ModelKind, str] = {"onnx": ONNX_FILE, "plan": PLAN_FILE}
 _HOW_TO_MAKE: dict[ModelKind, str] = {
     "onnx": "make a bundle with: odm-deploy export model.pt -o DIR",
-    "plan": "install a builder (pip install 'odm-deploy[rtx]') and run: odm-deploy export model.pt -o DIR",
+    "plan": "install a builder (pip install 'odm-deploy[rtx]') and run: odm-deploy build BUNDLE",
 }
 
 

@@ -19,7 +19,8 @@ from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX
 
 _HEADER = struct.Struct("<4sIQQ4B")
 _RTX_TAG = b"vtrt"
-_REBUILD = "build it again here from the bundle's model.onnx"
+REBUILD = "build it for this machine with: odm-deploy build BUNDLE"
+"""What to do about a plan that cannot run here."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PlanHeader:
             raise InputError(
                 f"{flavour} cannot run {label}",
                 why=f"it was built by {self}",
-                fix=f"run it with --runtime {self.flavour}, or {_REBUILD}",
+                fix=f"run it with --runtime {self.flavour}, or {REBUILD}",
             )
 
     def require_version(self, version: str, *, label: str) -> None:
@@ -49,9 +50,7 @@ class PlanHeader:
         Between patch releases plans may load; TensorRT itself decides about those.
         """
         if version.split(".")[:2] != [str(number) for number in self.version[:2]]:
-            raise InputError(
-                f"{self.flavour} {version} cannot run {label}", why=f"it was built by {self}", fix=_REBUILD
-            )
+            raise InputError(f"{self.flavour} {version} cannot run {label}", why=f"it was built by {self}", fix=REBUILD)
 
 
 def read_plan_header(plan: bytes, *, label: str = "the plan") -> PlanHeader:

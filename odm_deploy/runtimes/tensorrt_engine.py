@@ -23,7 +23,7 @@ from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.kernel_cache import KernelCache
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
-from odm_deploy.runtimes.plan_file import built_for, engine_facts, read_plan_header
+from odm_deploy.runtimes.plan_file import REBUILD, built_for, engine_facts, read_plan_header
 from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
@@ -111,7 +111,7 @@ class TensorRtEngine(Runtime):
             runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(model)
         if engine is None:
-            raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix="build it again on this GPU")
+            raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix=REBUILD)
         return cls(trt, engine, cuda, log, chosen, find_gpus()[0].name)
 
     @classmethod

@@ -1,0 +1,42 @@
+"""`odm-deploy build bundle`: the engine of a bundle, for the machine it is on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from odm_deploy.cli.engine_options import build_progress, engine_options, to_engine_options, write_triton
+from odm_deploy.cli.output import emit_json, json_option, say
+
+
+@click.command("build")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--shapes",
+    help="Input sizes: 540p, 720p, 1080p, tile, one NxCxHxW, or min:opt:max. [default: as before, or 1080p]",
+)
+@engine_options
+@json_option
+def command(bundle: Path, shapes: str | None, as_json: bool, **options: Any) -> None:
+    """Build engine.plan of BUNDLE for this machine, in place of the one it has.
+
+    For bundles from elsewhere: a plan runs on the TensorRT that built it, and mostly on its kind of GPU only. Neither
+    torch nor the model.pt is needed.
+    """
+    from odm_deploy.manifest import PLAN_FILE
+    from odm_deploy.runtimes.bundle_engine import profile_of, rebuild_engine
+    from odm_deploy.runtimes.profiles import PRESETS, parse_profile
+
+    profile = parse_profile(shapes) if shapes else profile_of(bundle) or PRESETS["1080p"]
+    with build_progress() as on_progress:
+        manifest = rebuild_engine(bundle, to_engine_options(options, profile), say, on_progress)
+    served = write_triton(bundle, options["triton"], profile)
+    plan = bundle / PLAN_FILE
+    if as_json:
+        engine = dict(manifest.engine or {})
+        engine.pop("layers", None)
+        emit_json({"plan": str(plan), "engine": engine, "triton": [str(folder) for folder in served]})
+    else:
+        say(f"wrote {plan}: {plan.stat().st_size / 2**20:.1f} MiB")

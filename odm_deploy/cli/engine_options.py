@@ -1,0 +1,105 @@
+"""The options of every verb that builds an engine, and its progress on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from odm_deploy.runtimes.build import BuildProgress
+    from odm_deploy.runtimes.bundle_engine import EngineOptions
+    from odm_deploy.runtimes.profiles import ShapeProfile
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--builder", help="tensorrt or tensorrt_rtx. [default: what is installed]"),
+    click.option(
+        "--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take."
+    ),
+    click.option("--workspace", "workspace_mib", type=int, help="MiB of scratch memory a kernel may use."),
+    click.option("--optimization-level", type=click.IntRange(0, 5), help="0: fast build, 5: fast engine."),
+    click.option(
+        "--timing-cache",
+        type=click.Path(path_type=Path),
+        help="File of kernel timings, read and rewritten, or a folder with one for each version and GPU.",
+    ),
+    click.option("--tf32/--no-tf32", default=True, help="Let float32 convolutions round to 11 significant bits."),
+    click.option(
+        "--compute-capability", "targets", multiple=True, help="GPU to build for, like SM86; TensorRT-RTX only."
+    ),
+    click.option(
+        "--version-compatible", is_flag=True, help="Let later TensorRTs of the same major version load the plan."
+    ),
+    click.option(
+        "--hardware",
+        type=click.Choice(["this", "same-capability", "ampere+"]),
+        default="this",
+        show_default=True,
+        help="GPUs that are to run a plan of tensorrt.",
+    ),
+    click.option(
+        "--triton", type=click.Path(path_type=Path), help="Also write the bundle into this Triton model repository."
+    ),
+)
+
+
+def engine_options(command: Command) -> Command:
+    """Give a verb the options of a build; `to_engine_options` reads them."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def to_engine_options(options: Mapping[str, Any], profile: ShapeProfile, *, wanted: bool = True) -> EngineOptions:
+    """What the options of `engine_options` ask for."""
+    from odm_deploy.runtimes.bundle_engine import EngineOptions
+
+    return EngineOptions(
+        wanted=wanted,
+        flavour=options["builder"],
+        profile=profile,
+        timeout_s=options["timeout_s"],
+        workspace_mib=options["workspace_mib"],
+        optimization_level=options["optimization_level"],
+        timing_cache=options["timing_cache"],
+        tf32=options["tf32"],
+        compute_capabilities=options["targets"],
+        version_compatible=options["version_compatible"],
+        hardware=options["hardware"],
+    )
+
+
+def write_triton(bundle: Path, repository: Path | None, profile: ShapeProfile) -> list[Path]:
+    """Write a bundle into a Triton model repository, where one was named; the folders of its models."""
+    if repository is None:
+        return []
+    from odm_deploy.cli.output import say
+    from odm_deploy.serving.triton import write_triton_models
+
+    folders = write_triton_models(bundle, repository, profile, say=say)
+    for folder in folders:
+        say(f"wrote {folder}")
+    return folders
+
+
+@contextmanager
+def build_progress() -> Generator[Callable[[BuildProgress], None]]:
+    """Show the builder's phases as bars on stderr, where stderr is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(event: BuildProgress) -> None:
+            if event.phase not in tasks:
+                tasks[event.phase] = bars.add_task("  " * event.depth + event.phase, total=event.steps)
+            bars.update(tasks[event.phase], completed=event.step)
+
+        yield show
