@@ -36,21 +36,38 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress(description: str) -> Generator[Callable[..., Iterator[Any]]]:
+def progress(description: str, rate: str | None = None) -> Generator[Callable[..., Iterator[Any]]]:
     """Yield `track(items, total, stage)`, which shows a bar with ETA on stderr while `items` are consumed.
 
-    Work of several stages calls it once for each; `description` is what the bar says where no stage is named.
+    Work of several stages calls it once for each; `description` is what the bar says where no stage is named. `rate`
+    is the unit of the speed to show, such as fps for items that are frames.
 
     On anything but a terminal it stays silent: progress bars make logs unreadable.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """Items a second, as lately measured."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if rate is None or not task.speed else f"{task.speed:.1f} {rate}")
 
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Speed(),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,

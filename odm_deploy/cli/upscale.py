@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of raw frames, in and out.",
 )
+@click.option("--crf", type=click.IntRange(0, 51), help="Of video: 0 best, 51 worst. [default: looks lossless]")
 @click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @json_option
@@ -52,11 +53,12 @@ def command(
     tile: int | None,
     runtime: str | None,
     threads: int | None,
+    crf: int | None,
 ) -> None:
     """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
 
-    A video becomes a video (.mp4, .mkv or .mov) with its sound. With - for both, raw frames of --size come from stdin
-    and go to stdout.
+    A video becomes a video (.mp4, .mkv, .mov or .webm) with its sound. With - for both, raw frames of --size come from
+    stdin and go to stdout.
 
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.
@@ -67,6 +69,7 @@ def command(
     from functools import partial
 
     from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
+    from odm_deploy.errors import UsageError
     from odm_deploy.imaging.batch import is_many
     from odm_deploy.imaging.io import check_writable
     from odm_deploy.imaging.upscaler import Upscaler
@@ -79,11 +82,14 @@ def command(
             assert size is not None
             upscale_pipe(upscaler, size, pix_fmt)
         return
+    if crf is not None and not is_video(destination):
+        why = f"OUT is {destination}"
+        raise UsageError("--crf is the quality of videos", why=why, fix="leave it out, or name a video file")
     if is_video(destination):
         check_video(source, destination)
         with open_upscaler() as upscaler:
             _say_passed_over(upscaler)
-            upscale_video_file(Path(source), destination, upscaler, as_json)
+            upscale_video_file(Path(source), destination, upscaler, crf, as_json)
         return
     if is_many(source):
         todo, skipped = _plan(source, destination, bundle, f".{suffix}", overwrite)

@@ -80,13 +80,13 @@ def upscale_pipe(upscaler: Upscaler, size: tuple[int, int], pixel_format: str) -
     say(f"wrote {count} frames of {width}x{height} {pixel_format}, {_speed(count, start, upscaler)}")
 
 
-def upscale_video_file(source: Path, destination: Path, upscaler: Upscaler, as_json: bool) -> None:
-    """One video file into another."""
+def upscale_video_file(source: Path, destination: Path, upscaler: Upscaler, crf: int | None, as_json: bool) -> None:
+    """One video file into another, of the given quality (see `upscale_video`)."""
     from odm_deploy.imaging.video import upscale_video
 
     start = time.perf_counter()
-    with progress("frames") as track:
-        result = upscale_video(source, destination, upscaler.pixels, upscaler.scale, track=track)
+    with progress("frames", "fps") as track:
+        result = upscale_video(source, destination, upscaler.pixels, upscaler.scale, crf=crf, track=track)
     seconds = time.perf_counter() - start
     if as_json:
         emit_json(

@@ -7,8 +7,8 @@ names none; the result always names its own, because the assumption depends on t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,29 @@ from odm_deploy.files import atomic_path
 from odm_deploy.imaging.io import MAX_PIXELS
 from odm_deploy.imaging.pipeline import ahead
 
-_CONTAINERS = {".mkv": "matroska", ".mov": "mov", ".mp4": "mp4"}
-_ENCODER = "libx264"
-# Visually lossless: the upscaled detail is the point.
-_ENCODER_OPTIONS = {"crf": "16", "preset": "medium"}
+
+@dataclass(frozen=True)
+class _Format:
+    """What a file of some suffix holds."""
+
+    container: str
+    encoder: str
+    options: Mapping[str, str]
+    crf: int
+    """Constant quality that looks lossless: the upscaled detail is the point."""
+
+
+_H264 = ("libx264", {"preset": "medium"}, 16)
+# Without a bit rate of zero, VP9's quality would only be a floor.
+_VP9 = ("libvpx-vp9", {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}, 20)
+_FORMATS = {
+    ".mkv": _Format("matroska", *_H264),
+    ".mov": _Format("mov", *_H264),
+    ".mp4": _Format("mp4", *_H264),
+    ".webm": _Format("webm", *_VP9),
+}
+HIGHEST_CRF = 51
+"""The worst quality that every encoder here knows."""
 
 # Numbers of ITU-T H.273, which FFmpeg shares.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
@@ -52,7 +71,7 @@ class _Picture:
 
 def is_video(path: Path | str) -> bool:
     """Whether `upscale_video` writes files of this name."""
-    return Path(path).suffix.lower() in _CONTAINERS
+    return Path(path).suffix.lower() in _FORMATS
 
 
 def check_video(source: Path | str, destination: Path | str) -> None:
@@ -78,18 +97,20 @@ def upscale_video(
     upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     scale: int,
     *,
+    crf: int | None = None,
     track: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> VideoResult:
     """Upscale the first video stream of a file; decoding, upscaling and encoding overlap.
 
-    Video becomes H.264 (constant quality, 8 bits); every audio stream is copied as it is; subtitles and further video
-    streams are left out. Frames keep their timestamps, also where their rate varies.
+    Video becomes H.264, in .webm VP9 (constant quality, 8 bits); every audio stream is copied as it is; subtitles and
+    further video streams are left out. Frames keep their timestamps, also where their rate varies.
 
     Args:
         source: any file FFmpeg reads.
-        destination: ends in .mp4, .mkv or .mov; whole or not at all.
+        destination: ends in .mp4, .mkv, .mov or .webm; whole or not at all.
         upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from one thread.
         scale: of `upscale`.
+        crf: the encoder's constant rate factor, 0 (best) to `HIGHEST_CRF`; None looks lossless.
         track: shows progress, one step a frame; called with the number of frames the file claims.
 
     Raises:
@@ -106,9 +127,10 @@ def upscale_video(
         with atomic_path(destination) as temporary, av.open(str(source)) as reader:
             if not reader.streams.video:
                 raise InputError(f"cannot read video {source}", why="it has no video stream", fix="give a video file")
-            container = _CONTAINERS[destination.suffix.lower()]
-            with av.open(str(temporary), "w", format=container) as writer:
-                return _transcode(source, reader, writer, upscale, scale, track)
+            chosen = _FORMATS[destination.suffix.lower()]
+            chosen = chosen if crf is None else replace(chosen, crf=crf)
+            with av.open(str(temporary), "w", format=chosen.container) as writer:
+                return _transcode(source, reader, writer, chosen, upscale, scale, track)
     except FFmpegError as error:
         raise InputError(
             f"cannot upscale video {source} to {destination}",
@@ -121,6 +143,7 @@ def _transcode(
     path: Path,
     reader: Any,
     writer: Any,
+    chosen: _Format,
     upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     scale: int,
     track: Callable[[Iterable[Any], int], Iterable[Any]] | None,
@@ -128,10 +151,12 @@ def _transcode(
     from av.video.frame import VideoFrame
 
     video = reader.streams.video[0]
+    _check_size(path, video.codec_context.width, video.codec_context.height)
     size = (video.codec_context.width * scale, video.codec_context.height * scale)
     matrix = _matrix(video.codec_context)
-    encoder = _add_video(writer, video, size, matrix)
-    copies = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams.audio}
+    encoder = _add_video(writer, chosen, video, size, matrix)
+    copies = {stream.index: _add_copy(path, writer, chosen, stream) for stream in reader.streams.audio}
+    _start(writer, chosen, size)
 
     def larger(items: Generator[Any]) -> Generator[Any]:
         try:
@@ -169,8 +194,9 @@ def _transcode(
     return VideoResult(frames, size[0], size[1], len(copies))
 
 
-def _add_video(writer: Any, video: Any, size: tuple[int, int], matrix: int) -> Any:
-    encoder = writer.add_stream(_ENCODER, rate=video.average_rate or 25, options=_ENCODER_OPTIONS)
+def _add_video(writer: Any, chosen: _Format, video: Any, size: tuple[int, int], matrix: int) -> Any:
+    options = {**chosen.options, "crf": str(chosen.crf)}
+    encoder = writer.add_stream(chosen.encoder, rate=video.average_rate or 25, options=options)
     encoder.width, encoder.height = size
     # Halved chroma needs even sizes, which an odd scale of an odd size is not.
     encoder.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
@@ -181,6 +207,30 @@ def _add_video(writer: Any, video: Any, size: tuple[int, int], matrix: int) -> A
     if video.sample_aspect_ratio:
         context.sample_aspect_ratio = video.sample_aspect_ratio
     return encoder
+
+
+def _add_copy(path: Path, writer: Any, chosen: _Format, stream: Any) -> Any:
+    try:
+        return writer.add_stream_from_template(stream)
+    except ValueError as error:
+        why = f".{chosen.container} holds no {stream.codec_context.name} sound"
+        raise InputError(
+            f"cannot copy the sound of {path}", why=why, fix="name a .mkv file, which holds any"
+        ) from error
+
+
+def _start(writer: Any, chosen: _Format, size: tuple[int, int]) -> None:
+    """Open the encoder and write the file's header."""
+    from av.error import FFmpegError
+
+    try:
+        writer.start_encoding()
+    except FFmpegError as error:
+        raise InputError(
+            f"cannot encode video of {size[0]}x{size[1]} with {chosen.encoder}",
+            why=f"FFmpeg says: {error.strerror or error}",
+            fix="pipe raw frames to another encoder: `odm-deploy upscale - -`",
+        ) from error
 
 
 def _read(path: Path, reader: Any, matrix: int) -> Generator[Any]:
@@ -200,9 +250,8 @@ def _read(path: Path, reader: Any, matrix: int) -> Generator[Any]:
 def _check(path: Path, frame: Any, context: Any) -> None:
     """Refuse what would come out wrong without a word."""
     why, fix = "", "convert it first: ffmpeg -i IN -c:a copy FIXED.mkv"
-    if frame.width * frame.height > MAX_PIXELS:
-        why = f"{frame.width}x{frame.height} is more than the limit of {MAX_PIXELS} pixels a frame"
-    elif (frame.width, frame.height) != (context.width, context.height) or frame.rotation:
+    _check_size(path, frame.width, frame.height)
+    if (frame.width, frame.height) != (context.width, context.height) or frame.rotation:
         why = f"frame at {frame.time} s is {frame.width}x{frame.height}, turned by {frame.rotation} degrees"
     elif frame.interlaced_frame:
         why, fix = "it is interlaced", "deinterlace it first: ffmpeg -i IN -vf bwdif -c:a copy FIXED.mkv"
@@ -212,6 +261,12 @@ def _check(path: Path, frame: Any, context: Any) -> None:
         why, fix = f"it is HDR ({_HDR_TRANSFERS[context.color_trc]})", "map it to SDR first, with ffmpeg's tonemap"
     if why:
         raise InputError(f"cannot upscale video {path}", why=why, fix=fix)
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        why = f"{width}x{height} is more than the limit of {MAX_PIXELS} pixels a frame"
+        raise InputError(f"cannot upscale video {path}", why=why, fix="cut it into smaller pieces: ffmpeg's crop")
 
 
 def _matrix(context: Any) -> int:

@@ -1,7 +1,9 @@
 import importlib
 import json
+import re
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -151,3 +153,11 @@ def test_progress_hands_on_every_item_and_is_silent_where_there_is_no_terminal(c
     with progress("counting") as track:
         assert list(track(iter("abc"), 3)) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_shows_the_speed_in_the_unit_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("frames", "fps") as track:
+        for _ in track(range(4), 4):
+            time.sleep(0.15)
+    assert re.search(r"\d+\.\d fps", capsys.readouterr().err)

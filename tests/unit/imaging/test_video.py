@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging import video as module
 from odm_deploy.imaging.video import is_video, upscale_video
 from tests.video_clips import flash_times_s, frame_times_s, tone_times_s, write_clip
 
@@ -109,6 +110,82 @@ def test_what_is_no_video_is_named_and_leaves_nothing(clip, tmp_path):
         with pytest.raises(InputError, match=name):
             upscale_video(tmp_path / name, out / "out.mp4", doubled, 2)
     assert not out.exists() or not list(out.iterdir())
+
+
+def write_colours(path: Path, *, frames: int, width: int = 64, height: int = 48, sound: str | None = None) -> None:
+    """Frames of one colour each, and a second of silence."""
+    with av.open(str(path), "w") as container:
+        # Of the encoders that take huge frames, the one that does so in no time.
+        encoder, pixels = ("libx264", "yuv420p") if width < 5000 else ("mjpeg", "yuvj420p")
+        video = container.add_stream(encoder, rate=10)
+        video.width, video.height, video.pix_fmt = width, height, pixels
+        audio = None if sound is None else container.add_stream(sound, rate=48000, layout="mono")
+        container.start_encoding()
+        for index in range(frames):
+            frame = av.VideoFrame(width, height, pixels)
+            for plane in frame.planes:
+                plane.update(bytes([40 + 10 * index]) * plane.buffer_size)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for start in range(0, 48000 if audio else 0, 960):
+            block = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "flt", "mono")
+            block.sample_rate, block.pts = 48000, start
+            container.mux(audio.encode(block))
+        container.mux([] if audio is None else audio.encode(None))
+
+
+def test_webm_holds_vp9_and_opus(tmp_path):
+    write_colours(tmp_path / "in.mkv", frames=5, sound="libopus")
+    summary = upscale_video(tmp_path / "in.mkv", tmp_path / "out.webm", doubled, 2)
+    assert (summary.frames, summary.audio_streams) == (5, 1)
+    with av.open(str(tmp_path / "out.webm")) as container:
+        assert container.streams.video[0].codec_context.name == "vp9"
+        assert len(list(container.decode(video=0))) == 5
+
+
+def test_sound_that_a_container_cannot_hold_is_named(clip, tmp_path):
+    with pytest.raises(InputError, match=r"clip\.mp4.*webm holds no aac sound.*\.mkv"):
+        upscale_video(clip, tmp_path / "out.webm", doubled, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_quality_is_the_callers(clip, tmp_path):
+    sizes = []
+    for crf in (10, 40):
+        upscale_video(clip, tmp_path / "out.mp4", doubled, 2, crf=crf)
+        sizes.append((tmp_path / "out.mp4").stat().st_size)
+    assert sizes[1] < sizes[0]
+
+
+def test_hostile_videos_cost_one_line_each(tmp_path, monkeypatch):
+    # Coding a frame above the real limit takes seconds.
+    monkeypatch.setattr(module, "MAX_PIXELS", 200_000)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    write_colours(tmp_path / "frameless.mkv", frames=0)
+    write_colours(tmp_path / "huge.mkv", frames=1, width=640, height=480)
+    # Fits the limit, but the encoder takes no rows as long as twice these.
+    write_colours(tmp_path / "large.mkv", frames=1, width=8400, height=16)
+    for name, message in (
+        ("empty.mp4", "Invalid data"),
+        ("frameless.mkv", "End of file|no frames"),
+        ("huge.mkv", "more than the limit"),
+        ("large.mkv", "cannot encode video of 16800x32"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            upscale_video(tmp_path / name, tmp_path / "out" / "out.mp4", doubled, 2)
+        assert "\n" not in str(caught.value)
+        assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_video_cut_short_gives_what_is_there_or_an_error(tmp_path):
+    whole = tmp_path / "whole.mkv"
+    write_clip(whole)
+    data = whole.read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) // 10])
+    with pytest.raises(InputError, match=r"cut\.mkv"):
+        upscale_video(tmp_path / "cut.mkv", tmp_path / "out.mkv", doubled, 2)
+    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 9 // 10])
+    assert 0 < upscale_video(tmp_path / "cut.mkv", tmp_path / "out.mkv", doubled, 2).frames < 24
 
 
 def test_an_error_of_the_network_ends_the_video(clip, tmp_path):
