@@ -194,7 +194,7 @@ class Engine {
 int main(int argc, char** argv) {
   return run_as_program(argc, argv, [](const Bundle& bundle) -> Network {
     if (bundle.engine.empty())
-      throw Failure(bundle.folder + " holds no engine.plan: export it where a builder is installed");
+      throw Failure(bundle.folder + " holds no engine.plan: make one with: odm-deploy build");
     int gpus = 0;
     const cudaError_t status = cudaGetDeviceCount(&gpus);
     if (status != cudaSuccess || gpus == 0) {
