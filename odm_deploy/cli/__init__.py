@@ -50,9 +50,8 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="odm-deploy")
 def odm_deploy() -> None:
-    r"""Put quantized super-resolution networks into production, and prove that they are what was trained.
+    """Put quantized super-resolution networks into production, and prove that they are what was trained.
 
-    \b
     Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
     """
 
