@@ -18,7 +18,7 @@ from odm_deploy.cli import run
 @click.option("--finish", is_flag=True, help="Freeze what DIR holds now into model.pt instead of training on.")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too, into DIR/tensorboard.")
 def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
-    r"""Train the network of RECIPE for few bits.
+    """Train the network of RECIPE for few bits.
 
     Interrupt it any way you like: the same command resumes, and ends with the same bits. On several GPUs or processes:
     torchrun --nproc-per-node N -m training RECIPE.toml --out DIR
@@ -28,7 +28,7 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, t
     DIR/log.jsonl     losses, conflicts of gradients, validations, ranges (tools/plot_training.py draws them)
     DIR/last.pt       state to resume from
     DIR/model.pt      the frozen result, for `odm-deploy export`
-    """
+    """  # noqa: D301 - click wants the character itself
     from training.distributed import join_world
     from training.loop import train
     from training.recipe import load_recipe
