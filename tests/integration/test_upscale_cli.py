@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from PIL import Image as PillowImage
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.imaging.io import Image, read_image, write_image
+from odm_deploy.manifest import read_manifest
 from odm_deploy.proof.parity import to_pixels
 from odm_deploy.runtimes.torch_reference import TorchReference
 from tests.command_line import run_cli
@@ -151,3 +154,21 @@ def test_pipes_need_a_size_and_stdout_alone(exact_bundle, options):
 @pytest.mark.parametrize("ends", [("-", "out.mp4"), ("in.png", "-"), ("in.png", "out.png")])
 def test_a_pipe_has_two_ends(exact_bundle, ends):
     assert run_cli("upscale", *ends, "--model", exact_bundle, "--size", "14x10").code == 2
+
+
+def test_quality_is_for_videos_only(exact_bundle, tmp_path):
+    write_image(tmp_path / "in.png", rgb(8, 8))
+    outcome = run_cli("upscale", tmp_path / "in.png", tmp_path / "out.png", "--model", exact_bundle, "--crf", 20)
+    assert outcome.code == 2
+    assert "--crf" in outcome.stderr
+
+
+def test_blended_tiles_are_told(exact_bundle, tmp_path):
+    folder = tmp_path / "unbounded"
+    shutil.copytree(exact_bundle, folder)
+    dataclasses.replace(read_manifest(folder), receptive_radius_px=None).write(folder)
+    write_image(tmp_path / "in.png", rgb(20, 130))
+    outcome = run_cli("upscale", tmp_path / "in.png", tmp_path / "out.png", "--model", folder, "--tile", 96)
+    assert outcome.code == 0, outcome.stderr
+    assert "tiles of 96 pixels fade" in outcome.stderr
+    np.testing.assert_array_equal(read_image(tmp_path / "out.png").rgb, expected(rgb(20, 130)))
