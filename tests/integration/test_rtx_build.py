@@ -132,8 +132,10 @@ def test_exception_in_the_progress_callback_ends_the_build(build, tmp_path):
 def test_interrupt_kills_the_builder(tmp_path):
     onnx.save(LEGAL["plain"](), tmp_path / "model.onnx")
     # The callback stalls the parent in the middle of a build.
+    # What runs in the background of a shell ignores Ctrl-C, and so would its children.
     program = f"""
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.profiles import ShapeProfile
 build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r}, flavour="tensorrt_rtx",
@@ -146,7 +148,10 @@ build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r}
             time.sleep(0.05)
         builder = int(children.read_text().split()[0])
         parent.send_signal(signal.SIGINT)
-        parent.wait(timeout=20)
+        try:
+            parent.wait(timeout=20)
+        finally:
+            parent.kill()
     with contextlib.suppress(ProcessLookupError):
         os.kill(builder, 0)
         pytest.fail("the builder survived")
