@@ -1,7 +1,7 @@
 """The kernels that TensorRT for RTX compiled for this GPU, kept in a file from one process to the next.
 
 A plan of TensorRT for RTX holds no machine code: every process compiles its kernels when it first runs a shape. Its
-`IRuntimeCache` writes them down, and refuses by itself what another GPU, driver or version wrote.
+`IRuntimeCache` writes them down; by its documentation it refuses by itself what another GPU, driver or version wrote.
 """
 
 from __future__ import annotations
