@@ -7,6 +7,7 @@ DDTB, where the first convolution of each block reads an unquantized tensor.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,6 +86,18 @@ class WeightQuantizer(nn.Module, ABC):
         Raises:
             InputError: there are none; the line says why.
         """
+
+
+class Quantizers(Protocol):
+    """Who gives layers their quantizers: the methods."""
+
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
+        """A fresh quantizer for the input of `layer`."""
+        ...
+
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
+        """A fresh quantizer for the weights of `layer`."""
+        ...
 
 
 class TrainableLayer(nn.Module, ABC):

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,8 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact_freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
-from training.layers import Quantizable, TrainableLayer, trainable_layer
+from training.layers import Quantizable, Quantizers, TrainableLayer, trainable_layer
 from training.ranges import PixelGrid
-
-if TYPE_CHECKING:
-    from training.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class TrainableModel:
         cls,
         network: SuperResolutionNetwork,
         widths: Mapping[str, LayerBits],
-        method: Method[Any],
+        method: Quantizers,
         *,
         exact: bool = False,
     ) -> TrainableModel:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwork
+from odm_deploy.networks.branches import fold_branches
 from odm_deploy.networks.builders import build_module, is_spandrel
 
 PROBE_PX = (48, 64)
@@ -130,8 +131,6 @@ def build_foreign_module(config: ForeignConfig) -> nn.Module:
         )
     module = build_module(config.builder, config.arguments).eval()
     if is_spandrel(config.builder):
-        from odm_deploy.networks.spandrel_models import fold_branches
-
         fold_branches(module)
     return module
 

@@ -9,14 +9,10 @@ import importlib
 import inspect
 from typing import Any
 
-from torch import nn
-
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.networks.base import StateDict
+from odm_deploy.networks.branches import fold_branches
 from odm_deploy.networks.foreign import ForeignNetwork, foreign_network
-
-_SLOPE = 0.05
-"""Of the leaky ReLU inside SPAN's blocks."""
 
 
 def network_from_spandrel(state: StateDict, scale: int | None = None) -> ForeignNetwork:
@@ -67,18 +63,3 @@ def _arguments_of(module: Any) -> dict[str, Any]:
         for name, value in module.hyperparameters.items()
         if not (callable(value) and value is defaults.get(name))
     }
-
-
-def fold_branches(module: nn.Module) -> None:
-    """Replace, in place, blocks of branches that a single convolution stands for by that convolution.
-
-    SPAN trains such blocks and computes the convolution anew in every forward; a quantized layer has to own it.
-    """
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            block: Any = child
-            if not (isinstance(getattr(child, "eval_conv", None), nn.Conv2d) and hasattr(child, "update_params")):
-                continue
-            block.update_params()
-            conv = block.eval_conv
-            setattr(parent, name, nn.Sequential(conv, nn.LeakyReLU(_SLOPE)) if block.has_relu else conv)
