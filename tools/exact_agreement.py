@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def _contestants(
 
 
 @contextmanager
-def _tiled(bundle: Path, runtime: str, tile: int) -> Iterator[Upscale]:
+def _tiled(bundle: Path, runtime: str, tile: int) -> Generator[Upscale]:
     with Engine.open(bundle, runtime) as engine:
 
         def upscale(batch: Pixels) -> Pixels:

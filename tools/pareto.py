@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -162,7 +163,8 @@ def draw(points: Sequence[Point], place: str, output: Path) -> None:
     for point in points:
         label = f"{point.name} ({point.storage_mb:.2g} MB)"
         axes.scatter(point.latency_ms, point.psnr_y_db, 60 * point.storage_mb, label=label, alpha=0.8)
-    for handle in axes.legend(fontsize=7).legend_handles:
+    handles: Any = axes.legend(fontsize=7).legend_handles  # markers of one size, whatever those in the plot have
+    for handle in handles:
         handle.set_sizes([30])
     axes.set_xlabel(f"latency (ms), {place}")
     axes.set_ylabel("PSNR-Y (dB)")

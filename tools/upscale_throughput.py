@@ -19,7 +19,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def cut_inputs(photos: str, folder: Path, size: tuple[int, int], count: int) -> 
 
 
 def measure(
-    upscaler: Upscaler, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Sequence[int]
+    upscaler: Upscaler, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Iterable[int]
 ) -> dict[str, list[Cost]]:
     """What each way costs in each round."""
     source, _ = upscaler.engine.runtime.single_image_edges()

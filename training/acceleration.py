@@ -21,6 +21,9 @@ from training.model import TrainableModel
 # Layers differ in shape, and SwinIR has many; beyond the limit torch goes back to uncompiled code without a word.
 _MOST_VARIANTS = 64
 
+# The stubs do not know `cudnn.conv`.
+_CUDNN: Any = torch.backends.cudnn
+
 
 def compile_quantizers(model: TrainableModel) -> None:
     """Compile every quantizer of `model` in place; it happens in the first step.
@@ -61,17 +64,17 @@ def exact_evaluation() -> Generator[None, None, None]:
 
     Images to validate on have many sizes, too, each of which would be compiled for.
     """
-    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    before = _CUDNN.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     use_tf32(False)
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+        _CUDNN.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
 
 
 def use_tf32(enabled: bool) -> None:
     """Whether convolutions and products on NVIDIA GPUs may round float32 operands to 11 significant bits."""
     precision = "tf32" if enabled else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = precision
+    _CUDNN.conv.fp32_precision = precision
     torch.backends.cuda.matmul.fp32_precision = precision
