@@ -10,8 +10,10 @@ is needed where `tensorrt_rtx` is installed.
 from __future__ import annotations
 
 import json
+import re
 import resource
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from odm_deploy.runtimes.coverage import coverage
 MIB = 2**20
 REGIONS = ("body", "all")
 """What is quantized: the body alone, or body end and tail, too, at 8 bits."""
-COLUMNS = ("network", "quantized", "bits", "int8 layers", "share of MACs", "weights fp32", "weights as run", "plan")
+COLUMNS = ("network", "quantized", "bits", "int8 layers", "share of MACs")
+SIZES = ("weights fp32", "weights as run", "plan", "kernel sources in it", "plan compressed")
 TIMES = ("build", "processor time")
 
 
@@ -71,6 +74,7 @@ def measure(model: QuantizedModel, flavour: str) -> dict[str, Any]:
         before_s = children_cpu_s()
         built = build_engine(onnx_path, Path(folder) / "engine.plan", profiles=PROFILE, flavour=flavour)
         cpu_s = children_cpu_s() - before_s
+        plan = built.plan.read_bytes()
         found = coverage(onnx_path, built.layers, PROFILE)
     return {
         "builder": f"{built.builder} {built.version}",
@@ -78,7 +82,9 @@ def measure(model: QuantizedModel, flavour: str) -> dict[str, Any]:
         "quantized_layers": found.quantized_layers,
         "int8_share_of_macs": found.int8_macs / found.macs,
         **weight_bytes(model),
-        "plan_bytes": built.plan_bytes,
+        "plan_bytes": len(plan),
+        "source_bytes": source_bytes(plan),
+        "compressed_bytes": len(zlib.compress(plan)),
         "build_s": built.seconds,
         "cpu_s": cpu_s,
     }
@@ -98,15 +104,21 @@ def weight_bytes(model: QuantizedModel) -> dict[str, int]:
     return {"float32_bytes": 4 * (floats + codes), "run_bytes": 2 * floats + codes}
 
 
+def source_bytes(plan: bytes) -> int:
+    """Bytes of a plan that are the text of programs: TensorRT for RTX compiles most of its kernels where it runs."""
+    return sum(len(match[0]) for match in re.finditer(rb"[\t\n\r\x20-\x7e]{4096,}", plan))
+
+
 def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as one table."""
-    head = [*COLUMNS, *TIMES]
+    head = [*COLUMNS, *SIZES, *TIMES]
+    sizes = ("float32_bytes", "run_bytes", "plan_bytes", "source_bytes", "compressed_bytes")
     cells = [
         [
             *(row["network"], row["quantized"], str(row["bits"])),
             f"{row['int8_layers']} of {row['quantized_layers']}",
             f"{row['int8_share_of_macs']:.1%}",
-            *(f"{row[key] / MIB:.1f} MiB" for key in ("float32_bytes", "run_bytes", "plan_bytes")),
+            *(f"{row[key] / MIB:.1f} MiB" for key in sizes),
             *(f"{row[key]:.1f} s" for key in ("build_s", "cpu_s")),
         ]
         for row in rows.values()
