@@ -6,6 +6,8 @@ A plan of TensorRT for RTX holds no machine code: every process compiles its ker
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,15 @@ from typing import Any
 
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_path
+
+FOLDER_VARIABLE = "ODM_KERNEL_CACHE"
+"""Environment variable with the folder in which every verb, and `Engine`, keeps the kernels of the plans it opens."""
+
+
+def file_in_folder(plan: bytes) -> Path | None:
+    """The plan's own file in the folder that the environment names; None where it names none."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return Path(folder) / f"{hashlib.sha256(plan).hexdigest()[:16]}.kernels" if folder else None
 
 
 class KernelCache:

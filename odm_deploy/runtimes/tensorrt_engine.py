@@ -10,6 +10,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,7 @@ from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX, find_flavour, fin
 from odm_deploy.runtimes.cuda import Cuda, Event
 from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
-from odm_deploy.runtimes.kernel_cache import KernelCache
+from odm_deploy.runtimes.kernel_cache import KernelCache, file_in_folder
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
 from odm_deploy.runtimes.plan_file import REBUILD, built_for, engine_facts, read_plan_header
 from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
@@ -66,7 +67,7 @@ class TensorRtEngine(Runtime):
         facts = built_for(path)
         return cls.open_bytes(
             plan,
-            options,
+            cls._options_for(plan, options),
             label=f"{path} ({facts})" if facts else str(path),
             version_compatible=bool(engine_facts(path).get("version_compatible")),
         )
@@ -113,6 +114,11 @@ class TensorRtEngine(Runtime):
         if engine is None:
             raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix=REBUILD)
         return cls(trt, engine, cuda, log, chosen, find_gpus()[0].name)
+
+    @classmethod
+    def _options_for(cls, plan: bytes, options: RuntimeOptions | None) -> RuntimeOptions | None:
+        """Options of a plan that lies in a file and may be opened again, unlike one built to be thrown away."""
+        return options
 
     @classmethod
     def _import(cls) -> Any:
@@ -311,6 +317,11 @@ class TensorRtRtxEngine(TensorRtEngine):
         super().__init__(trt, engine, cuda, log, options, device)
         self._kernels = None if options.kernel_cache is None else KernelCache(options.kernel_cache)
 
+    @classmethod
+    def _options_for(cls, plan: bytes, options: RuntimeOptions | None) -> RuntimeOptions | None:
+        chosen = options or RuntimeOptions()
+        return chosen if chosen.kernel_cache else replace(chosen, kernel_cache=file_in_folder(plan))
+
     @property
     def _captures_graphs(self) -> bool:
         # It captures by itself (below); a capture around its just-in-time compilation would fail.
@@ -326,6 +337,10 @@ class TensorRtRtxEngine(TensorRtEngine):
         if self._kernels is not None:
             self._kernels.attach(config)
         return self._engine.create_execution_context(config)
+
+    def describe(self) -> dict[str, Any]:
+        """As every engine, and the file that compiled kernels are kept in."""
+        return {**super().describe(), "kernel_cache": str(self._options.kernel_cache or "") or None}
 
     def _release(self) -> None:
         try:

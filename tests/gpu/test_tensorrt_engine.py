@@ -21,6 +21,7 @@ from odm_deploy.runtimes.compat import FLAVOURS, TENSORRT_RTX, find_flavour, fin
 from odm_deploy.runtimes.cuda import Cuda, Stream
 from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
+from odm_deploy.runtimes.kernel_cache import FOLDER_VARIABLE
 from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
@@ -163,6 +164,19 @@ def test_kernels_compiled_once_are_taken_from_the_cache(bundle: Path, tmp_path: 
     assert min(map(len, contents)) > len(b"garbage")
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
+
+
+def test_the_environment_names_a_folder_for_compiled_kernels(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (bundle / "name").read_text() != TENSORRT_RTX:
+        pytest.skip("only TensorRT for RTX compiles kernels when it runs")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with Engine.open(bundle) as engine:
+        engine.upscale(np.zeros((9, 14, 3), np.uint8))
+        kept = Path(engine.describe()["kernel_cache"])
+    assert [kept] == list(tmp_path.iterdir())
+    assert kept.stat().st_size > 1000
 
 
 def test_the_default_size_is_the_profiles_optimum(engine: Runtime) -> None:

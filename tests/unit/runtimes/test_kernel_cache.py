@@ -10,7 +10,8 @@ import pytest
 
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.cuda import Cuda
-from odm_deploy.runtimes.tensorrt_engine import TensorRtRtxEngine
+from odm_deploy.runtimes.kernel_cache import FOLDER_VARIABLE
+from odm_deploy.runtimes.tensorrt_engine import TensorRtEngine, TensorRtRtxEngine
 from tests.simulated_gpu import (
     TENSORRT_RTX,
     SimulatedCuda,
@@ -74,6 +75,24 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     assert kernels_compiled(folder) == 10
     (tmp_path / "file").write_text("")
     assert kernels_compiled(tmp_path / "file" / "engine.cache") == 10
+
+
+def test_the_environment_names_a_folder_with_a_file_for_each_plan(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "kernels"))
+    files = [TensorRtRtxEngine._options_for(plan, None).kernel_cache for plan in (b"one", b"two", b"one")]
+    assert files[0] == files[2] != files[1]
+    assert {file.parent for file in files} == {tmp_path / "kernels"}
+    assert kernels_compiled(files[0]) == 10
+    assert kernels_compiled(files[2]) == 0
+
+
+def test_options_win_over_the_environment_and_other_flavours_have_no_kernels(tmp_path, monkeypatch):
+    named = RuntimeOptions(threads=2, kernel_cache=tmp_path / "mine")
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    assert TensorRtRtxEngine._options_for(b"plan", None) == RuntimeOptions()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert TensorRtRtxEngine._options_for(b"plan", named) == named
+    assert TensorRtEngine._options_for(b"plan", None) is None
 
 
 def test_the_simulated_names_are_those_of_the_real_library():
