@@ -3,7 +3,8 @@
 `python tools/exact_agreement.py model.pt --images Set5/LR_bicubic/X4` exports the model, upscales every image and a
 thousand small stress images on torch (float32, float64), ONNX Runtime (optimized and not, one thread and all) and
 OpenVINO (with and without its bf16 hint, one thread and all), the images also in tiles, and prints a line for each:
-bytes compared, bytes that differ. Ends with 1 if any does.
+bytes compared, bytes that differ; before them, how many rounding ties and saturated codes these images reach. Ends
+with 1 if any byte differs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from odm_deploy.imaging.io import list_images, read_rgb
 from odm_deploy.lowering.bundle import EngineOptions, write_bundle
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.proof.integer_interpreter import interpret
+from odm_deploy.proof.rounding_census import RoundingCensus
 from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact_trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
@@ -64,10 +66,12 @@ def main(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile: i
         for path in list_images(folder)
     ]
     batches = [*photos, *np.array_split(stress_images(stress, side), max(stress // 50, 1))]
+    census = RoundingCensus(program)
     expected: list[Pixels] = []
     for index, batch in enumerate(batches):
-        expected.append(interpret(program, batch))
+        expected.append(interpret(program, batch, census.watch))
         say(f"integers: {index + 1} of {len(batches)}")
+    click.echo(census.summary())
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
         write_bundle(quantized, model, bundle, LoweringOptions(), EngineOptions(wanted=False), say)
