@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 
 from odm_deploy.errors import InputError, MissingError, OdmError
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.manifest import ONNX_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.model_file import parse_onnx, read_model
 from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.runtimes.throwaway import build_plan
 
 
 def open_twin(
@@ -77,11 +76,7 @@ def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> 
         convert_rest_to_half(graph)
         typed = ir.to_proto(graph)
     n, channels, h, w = shape
-    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
-        onnx_path, plan_path = Path(folder) / ONNX_FILE, Path(folder) / "twin.plan"
-        onnx_path.write_bytes(typed.SerializeToString())
-        build_engine(onnx_path, plan_path, profiles=ShapeProfile.static(n, h, w, channels), flavour=flavour)
-        return plan_path.read_bytes()
+    return build_plan(typed, ShapeProfile.static(n, h, w, channels), flavour)
 
 
 def try_open_twin(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,9 @@ from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
     from odm_deploy.proof.golden import GoldenReport
     from odm_deploy.proof.layers import LayerParity
@@ -154,23 +155,41 @@ def reference_of(path: Path, against: Path | None) -> QuantizedModel:
 def _compare_layers(
     path: Path, model: QuantizedModel, runtime: Runtime, options: RuntimeOptions, files: list[SampleFile]
 ) -> list[LayerParity]:
-    """Teacher-forced flip rates on the centers of a few images; empty where a runtime cannot open cut-open graphs."""
-    import numpy as np
-
+    """Teacher-forced flip rates on the centers of a few images; empty where the layers cannot be told apart."""
+    from odm_deploy.errors import BuildError, MissingError
     from odm_deploy.proof.layers import compare_layers
 
     lowered = _lowered_graph(path)
-    if lowered is None or runtime.model_kind == "plan":
-        say("layers not compared: that needs model.onnx on a runtime that opens ONNX files")
+    if lowered is None:
+        say("layers not compared: there is no model.onnx to see them in")
+        return []
+    crops = _crops(files, model.scale)
+    if runtime.model_kind == "onnx":
+        return compare_layers(model, lowered, lambda data: type(runtime).open_bytes(data, options), crops)
+    from odm_deploy.proof.forced_engine import forced_engine_opener
+    from odm_deploy.runtimes.plan_file import engine_facts
+
+    height, width = (min(crop.shape[axis] for crop in crops) for axis in (2, 3))
+    tf32 = bool(engine_facts(path).get("tf32", True))
+    say(f"building an engine for {height}x{width} whose layers can be told apart")
+    try:
+        opener = forced_engine_opener(runtime, lowered, (height, width), tf32=tf32)
+        return compare_layers(model, lowered, opener, [crop[:, :, :height, :width] for crop in crops])
+    except (BuildError, MissingError) as error:
+        say(f"layers not compared: {error}")
         return []
 
-    def crops() -> Iterator[Any]:
-        for sample in (file.load(model.scale) for file in files):
-            top, left = (max(0, (size - LAYER_CROP_PX) // 2) for size in sample.low.shape[:2])
-            crop = sample.low[top : top + LAYER_CROP_PX, left : left + LAYER_CROP_PX]
-            yield np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32)
 
-    return compare_layers(model, lowered, lambda data: type(runtime).open_bytes(data, options), crops())
+def _crops(files: list[SampleFile], scale: int) -> list[NDArray[np.float32]]:
+    """The centers of images, float32 [1, 3, H, W] in 0..255."""
+    import numpy as np
+
+    crops: list[NDArray[np.float32]] = []
+    for sample in (file.load(scale) for file in files):
+        top, left = (max(0, (size - LAYER_CROP_PX) // 2) for size in sample.low.shape[:2])
+        crop = sample.low[top : top + LAYER_CROP_PX, left : left + LAYER_CROP_PX]
+        crops.append(np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32))
+    return crops
 
 
 def _check_golden(path: Path, runtime: Runtime, options: RuntimeOptions, *, layers: bool) -> GoldenReport | None:
@@ -205,7 +224,7 @@ def _lowered_graph(path: Path) -> onnx.ModelProto | None:
     from odm_deploy.manifest import ONNX_FILE
     from odm_deploy.runtimes.model_file import parse_onnx
 
-    file = path / ONNX_FILE if path.is_dir() else path
+    file = path / ONNX_FILE if path.is_dir() else path.with_name(ONNX_FILE) if path.suffix == ".plan" else path
     return parse_onnx(file.read_bytes(), label=str(file)) if file.suffix == ".onnx" and file.is_file() else None
 
 

@@ -56,7 +56,7 @@ class ShapeProfile:
         best = (1, RGB_CHANNELS, h, w)
         return cls((1, RGB_CHANNELS, min(side, h), min(side, w)), best, (n, RGB_CHANNELS, h, w))
 
-    def for_input(self, dims: Sequence[int], name: str = "input") -> tuple[Shape, Shape, Shape]:
+    def for_input(self, dims: Sequence[int], name: str = "input") -> tuple[tuple[int, ...], ...]:
         """Fit the profile to one graph input.
 
         Args:
@@ -68,8 +68,10 @@ class ShapeProfile:
             min, opt and max in the input's own layout. Fixed dimensions of the graph win over the profile's.
 
         Raises:
-            BuildError: the input is not a batch of images.
+            BuildError: the input is of dynamic size, and not a batch of images.
         """
+        if min(dims, default=0) >= 0:
+            return (tuple(dims),) * 3
         if len(dims) != 4:
             raise BuildError(
                 f"cannot choose shapes for the graph input {name!r}",

@@ -13,8 +13,10 @@ import pytest
 
 from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
+from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, MissingError
+from odm_deploy.imaging.io import write_image
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.build import build_engine
 from odm_deploy.runtimes.compat import FLAVOURS, TENSORRT_RTX, find_flavour, find_gpus
@@ -25,6 +27,9 @@ from odm_deploy.runtimes.kernel_cache import FOLDER_VARIABLE
 from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
+from tests.command_line import run_cli
+from tests.factories import random_images as random_pictures
+from tests.factories import tiny_model
 from tests.sr_graphs import random_images, sr_model
 
 pytestmark = [
@@ -211,6 +216,22 @@ def test_onnx_runtime_computes_the_same_on_the_gpu(name: str, bundle: Path, refe
         for n, h, w in ((1, 16, 16), (2, 9, 14)):
             images = random_images(n, h, w)
             assert_agree(runtime.upscale(images), reference.upscale(images))
+
+
+@pytest.mark.parametrize("options", [(), ("--precision", "fp16", "--io", "uint8", "--layout", "nhwc")])
+def test_verify_looks_into_every_layer_of_an_engine(bundle: Path, options: tuple[str, ...], tmp_path: Path) -> None:
+    name, model = (bundle / "name").read_text(), tiny_model(8)
+    save_model(model, tmp_path / "model.pt")
+    exported = ("-o", tmp_path / "bundle", "--builder", name, "--shapes", "1x3x16x16:1x3x32x32:1x3x96x96", "--no-tf32")
+    outcome = run_cli("export", tmp_path / "model.pt", *exported, *options)
+    assert outcome.code == 0, outcome.stderr
+    write_image(tmp_path / "image.png", random_pictures(40, 56)[0].transpose(1, 2, 0).astype(np.uint8))
+    for target in (tmp_path / "bundle", tmp_path / "bundle" / "engine.plan"):
+        arguments = ("--against", tmp_path / "model.pt", "--images", tmp_path / "image.png", "--runtime", name)
+        outcome = run_cli("verify", target, *arguments, "--json")
+        assert outcome.code == 0, outcome.stderr
+        assert {layer["name"] for layer in outcome.document["layers"]} == {*model.layers, "output"}
+        assert outcome.document["passed"]
 
 
 def test_a_bundle_opens_on_its_engine(bundle: Path) -> None:

@@ -48,6 +48,10 @@ def test_fixed_dimensions_of_the_graph_win():
     assert ShapeProfile.static(1, 32, 48).for_input((4, 16, 64, -1)) == ((4, 16, 64, 48),) * 3
 
 
+def test_fixed_inputs_of_any_rank_are_taken_as_they_are():
+    assert PRESETS["tile"].for_input((1, 64, 60), "tokens") == ((1, 64, 60),) * 3
+
+
 def test_input_that_is_no_batch_of_images_is_refused():
     with pytest.raises(BuildError, match="2 dimensions"):
         PRESETS["tile"].for_input((-1, 10), "tokens")

@@ -1,0 +1,70 @@
+"""The cut graph for engines: one size throughout, the same values, every layer still int8. On a GPU: tests/gpu."""
+
+from __future__ import annotations
+
+import functools
+
+import onnx
+import pytest
+
+from odm_deploy.errors import InputError
+from odm_deploy.proof.forced_engine import fix_shapes
+from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.teacher_forcing import force_by_teacher
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.build import build_engine
+from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.runtimes.coverage import coverage
+from odm_deploy.runtimes.profiles import ShapeProfile
+from tests.factories import OPENERS, exact_model, lowered, quantized, random_images, tiny_model, tiny_network
+
+RTX = find_flavour("tensorrt_rtx")
+SIZE = (18, 21)
+BYTES = {"precision": "fp16", "io": "uint8", "layout": "nhwc"}
+
+
+@functools.cache
+def swinir() -> QuantizedModel:
+    return quantized(
+        tiny_network("swinir"), lambda _, name: (8, "asymmetric", "per_channel") if "attn" in name else None
+    )
+
+
+@pytest.mark.parametrize(("make", "options"), [(tiny_model, {}), (tiny_model, BYTES), (swinir, {})])
+def test_a_graph_of_one_size_computes_the_same(make, options):
+    model = make()
+    graph = lowered(model, **options)
+    opened: list[Runtime] = []
+
+    def open_fixed(data: bytes) -> Runtime:
+        forced = onnx.ModelProto.FromString(data)
+        fix_shapes(forced, graph, SIZE)
+        opened.append(OPENERS["onnxruntime"](forced.SerializeToString()))
+        return opened[0]
+
+    images = [random_images(*SIZE)]
+    assert compare_layers(model, graph, open_fixed, images) == compare_layers(
+        model, graph, OPENERS["onnxruntime"], images
+    )
+    assert all(None not in info.shape for info in opened[0].inputs)
+
+
+@pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
+@pytest.mark.parametrize(("make", "options"), [(tiny_model, {}), (tiny_model, BYTES), (swinir, {})])
+def test_every_layer_of_its_engine_is_int8(tmp_path, make, options):
+    model = make()
+    graph = lowered(model, **options)
+    forced = force_by_teacher(graph).model
+    fix_shapes(forced, graph, SIZE)
+    onnx.save(forced, tmp_path / "model.onnx")
+    profile = ShapeProfile.static(1, *SIZE)
+    built = build_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", profiles=profile, flavour=RTX)
+    covered = coverage(forced, built.layers, profile)
+    assert covered.int8_layers == covered.quantized_layers == len(model.layers)
+
+
+def test_sizes_of_another_graph_are_not_taken():
+    forced = force_by_teacher(lowered(tiny_model())).model
+    with pytest.raises(InputError, match=r"the size of .*\.given is not known"):
+        fix_shapes(forced, lowered(exact_model()), SIZE)
