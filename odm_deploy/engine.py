@@ -2,6 +2,7 @@
 
 >>> with Engine.open("model/") as engine:      # doctest: +SKIP
 ...     large = engine.upscale(small)          # uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3]
+...     finer = engine.upscale(small, bits=16)  # or uint16: whatever lies between two 8-bit steps is kept
 
 Threads may share an engine. With one context their images take turns; with more, as many are under way at once:
 
@@ -10,18 +11,19 @@ Threads may share an engine. With one context their images take turns; with more
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import LifoQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.blending import blended_bands
+from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, from_network, to_network
 from odm_deploy.imaging.tiling import Track, run_tiled, tiled_bands
 from odm_deploy.manifest import Manifest, manifest_beside
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
@@ -68,62 +70,91 @@ class Engine:
         contexts = 1 if options is None else options.contexts
         return cls(open_runtime(bundle, runtime, options), manifest_beside(bundle), contexts=contexts)
 
+    @overload
     def upscale(
-        self, rgb: NDArray[np.uint8] | SupportsDlpack, *, tile: int = 0, track: Track | None = None
-    ) -> NDArray[np.uint8]:
+        self, rgb: Pixels | SupportsDlpack, *, tile: int = 0, bits: Literal[8] = 8, track: Track | None = None
+    ) -> NDArray[np.uint8]: ...
+    @overload
+    def upscale(
+        self, rgb: Pixels | SupportsDlpack, *, tile: int = 0, bits: Bits, track: Track | None = None
+    ) -> Pixels: ...
+    def upscale(
+        self, rgb: Pixels | SupportsDlpack, *, tile: int = 0, bits: Bits = 8, track: Track | None = None
+    ) -> Pixels:
         """Upscale one image.
 
         Args:
-            rgb: uint8 [H, W, 3] in host memory: numpy, or whatever exports DLPack.
+            rgb: uint8 or uint16 [H, W, 3] in host memory: numpy, or whatever exports DLPack. Models that take uint8 get
+                uint16 rounded.
             tile: side of square tiles in input pixels, for images that do not fit into memory whole; 0 runs the image
                 whole. Tiles overlap by the network's receptive radius, so the result is that of the whole image; where
                 that radius is unbounded, they fade into each other, and the result is near it.
+            bits: of the result's samples.
             track: shows progress, one step a tile.
 
         Returns:
-            uint8 [scale*H, scale*W, 3], rounded half to even and clamped.
+            uint8 [scale*H, scale*W, 3], with 16 bits uint16; rounded half to even and clamped.
 
         Raises:
             InputError: not such an image, or a size the engine was not built for.
-            UsageError: tiles too small for the network, or a bare model, which does not tell what it needs.
+            UsageError: tiles too small for the network, 16 bits of one that returns 8, or tiles of a bare model, which
+                does not tell what it needs.
         """
         images = _as_batch(rgb)
+        run = self._runner(bits)
         if tile == 0:
-            return _as_image(self._run(images))
+            return _as_image(run(images))
         radius, scale = self._tiling(tile)
         if radius is None:
-            blended = blended_bands(self._run, images, tile=tile, scale=scale, track=track)
+            blended = blended_bands(run, images, tile=tile, scale=scale, track=track)
             return _as_image(np.concatenate(list(blended), axis=2))
-        return _as_image(run_tiled(self._run, images, tile=tile, overlap=radius, scale=scale, track=track))
+        return _as_image(run_tiled(run, images, tile=tile, overlap=radius, scale=scale, track=track))
 
     def upscale_bands(
-        self, rgb: NDArray[np.uint8] | SupportsDlpack, *, tile: int = 0, track: Track | None = None
-    ) -> Generator[NDArray[np.uint8]]:
+        self, rgb: Pixels | SupportsDlpack, *, tile: int = 0, bits: Bits = 8, track: Track | None = None
+    ) -> Generator[Pixels]:
         """The same, from top to bottom, a row of tiles at a time: for results too large to be held whole.
 
         Args:
             rgb: see `upscale`.
             tile: see `upscale`; with 0 there is one band.
+            bits: see `upscale`.
             track: see `upscale`.
 
         Yields:
-            uint8 [h, scale*W, 3], whose heights add up to scale*H.
+            uint8 or uint16 [h, scale*W, 3], whose heights add up to scale*H.
 
         Raises:
             InputError: as `upscale`.
             UsageError: as `upscale`.
         """
         images = _as_batch(rgb)
+        run = self._runner(bits)
         if tile == 0:
-            yield _as_image(self._run(images))
+            yield _as_image(run(images))
             return
         radius, scale = self._tiling(tile)
         if radius is None:
-            bands = blended_bands(self._run, images, tile=tile, scale=scale, track=track)
+            bands = blended_bands(run, images, tile=tile, scale=scale, track=track)
         else:
-            bands = tiled_bands(self._run, images, tile=tile, overlap=radius, scale=scale, track=track)
+            bands = tiled_bands(run, images, tile=tile, overlap=radius, scale=scale, track=track)
         for band in bands:
             yield _as_image(band)
+
+    @property
+    def has_float_edges(self) -> bool:
+        """Whether the model takes and returns floats, and so tells more than 256 levels apart."""
+        return all(edge.dtype != np.uint8 for edge in self.runtime.single_image_edges())
+
+    def require_float_edges(self) -> None:
+        """Refuse results of 16 bits a sample where the model has 8.
+
+        Raises:
+            UsageError: it takes or returns uint8.
+        """
+        if not self.has_float_edges:
+            why = "this model takes and returns uint8"
+            raise UsageError("no results of 16 bits a sample", why=why, fix="export it without --io uint8")
 
     def upscale_tensor(
         self, images: SupportsDlpack, *, out: SupportsDlpack | None = None, stream: int | None = None
@@ -158,18 +189,17 @@ class Engine:
             results = None if out is None else {sink.name: out}
             return runtime.run_on_device({source.name: images}, results, stream)[sink.name]
 
-    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _runner(self, bits: Bits) -> Callable[[Pixels], Pixels]:
         """[N, 3, H, W] -> [N, 3, scale*H, scale*W], channels last in memory. Rounded here, large results stay small."""
-        with self._borrowed() as runtime:
-            source, sink = runtime.single_image_edges()
-            result = runtime.run({source.name: source.from_rgb(images)})[sink.name]
-        if result.dtype != np.uint8:
-            # In place: the array is ours, and a float image is four times what it is about to become.
-            np.rint(result, out=result)
-            np.clip(result, 0, 255, out=result)
-        pixels = result if sink.is_channels_last else result.transpose(0, 2, 3, 1)
-        pixels = pixels[..., ::-1] if sink.is_bgr else pixels
-        return np.ascontiguousarray(pixels, np.uint8).transpose(0, 3, 1, 2)
+        if bits == 16:
+            self.require_float_edges()
+
+        def run(images: Pixels) -> Pixels:
+            with self._borrowed() as runtime:
+                pixels = from_network(runtime.run_rgb(to_network(images)), bits)
+            return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+        return run
 
     @contextmanager
     def _borrowed(self) -> Generator[Runtime]:
@@ -204,15 +234,15 @@ class Engine:
         self.close()
 
 
-def _as_batch(rgb: NDArray[np.uint8] | SupportsDlpack) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] -> a view [1, 3, H, W] of it."""
+def _as_batch(rgb: Pixels | SupportsDlpack) -> Pixels:
+    """[H, W, 3] -> a view [1, 3, H, W] of it."""
     pixels = host_array(rgb, "the image")
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        why = f"it is {pixels.dtype} {pixels.shape}, not uint8 [H, W, 3]"
+    if pixels.dtype not in PIXEL_TYPES or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        why = f"it is {pixels.dtype} {pixels.shape}, not uint8 or uint16 [H, W, 3]"
         raise InputError("cannot upscale this image", why=why)
     return pixels.transpose(2, 0, 1)[None]
 
 
-def _as_image(batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _as_image(batch: Pixels) -> Pixels:
     """[1, 3, H, W] -> [H, W, 3]; no copy, where the channels are last in memory already."""
     return np.ascontiguousarray(batch[0].transpose(1, 2, 0))

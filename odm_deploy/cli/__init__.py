@@ -11,6 +11,7 @@ import sys
 import click
 
 from odm_deploy import __version__
+from odm_deploy.cli.output import one_line
 from odm_deploy.errors import OdmError
 
 # verb -> the line `--help` shows. The verb's own file holds everything else.
@@ -59,7 +60,7 @@ def odm_deploy() -> None:
 def report_error(error: BaseException) -> int:
     """Print one line for `error` on stderr and return its exit code. Unknown exceptions are not swallowed."""
     if isinstance(error, OdmError):
-        click.echo(f"error: {error}", err=True)
+        click.echo(one_line(f"error: {error}"), err=True)
         return error.exit_code
     if isinstance(error, click.ClickException):
         error.show()

@@ -25,6 +25,11 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def one_line(text: str) -> str:
+    """`text` with line breaks and other control characters, which names of files may hold, spelled out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]

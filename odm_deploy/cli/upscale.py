@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.output import emit_json, json_option, progress, say
+from odm_deploy.cli.output import json_option, say
 from odm_deploy.cli.upscale_frames import parse_size
+from odm_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from odm_deploy.imaging.batch import Job, Outcome
     from odm_deploy.imaging.upscaler import Upscaler
 
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     default="png",
     show_default=True,
     help="Of the results, where IN is many images.",
+)
+@click.option(
+    "--depth",
+    type=click.Choice(["auto", "8", "16"]),
+    default="auto",
+    show_default=True,
+    help="Bits of a sample in the results; auto: 16 where the image, OUT and the bundle have them.",
 )
 @click.option("--overwrite", is_flag=True, help="Do again what is done already, where IN is many images.")
 @click.option("--size", metavar="WxH", callback=parse_size, help="Of the raw frames on stdin, where IN and OUT are -.")
@@ -46,6 +53,7 @@ def command(
     destination: Path,
     bundle: Path,
     suffix: str,
+    depth: str,
     overwrite: bool,
     size: tuple[int, int] | None,
     pix_fmt: str,
@@ -69,125 +77,44 @@ def command(
     from functools import partial
 
     from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
-    from odm_deploy.errors import UsageError
+    from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
     from odm_deploy.imaging.batch import is_many
-    from odm_deploy.imaging.io import check_writable
+    from odm_deploy.imaging.io import check_writable, most_bits
     from odm_deploy.imaging.upscaler import Upscaler
     from odm_deploy.imaging.video import check_video, is_video
 
     open_upscaler = partial(Upscaler.open, bundle, runtime, tile=tile, threads=threads)
     if check_pipe(source, destination, size, as_json):
+        _refuse("--depth", "of images", depth != "auto", destination)
         with open_upscaler() as upscaler:
             _say_passed_over(upscaler)
             assert size is not None
             upscale_pipe(upscaler, size, pix_fmt)
         return
-    if crf is not None and not is_video(destination):
-        why = f"OUT is {destination}"
-        raise UsageError("--crf is the quality of videos", why=why, fix="leave it out, or name a video file")
     if is_video(destination):
+        _refuse("--depth", "of images", depth != "auto", destination)
         check_video(source, destination)
         with open_upscaler() as upscaler:
             _say_passed_over(upscaler)
             upscale_video_file(Path(source), destination, upscaler, crf, as_json)
         return
-    if is_many(source):
-        todo, skipped = _plan(source, destination, bundle, f".{suffix}", overwrite)
-        with open_upscaler() as upscaler:
-            _say_passed_over(upscaler)
-            _many(source, destination, todo, skipped, upscaler, as_json)
-        return
-    check_writable(destination)
-    with open_upscaler() as upscaler:
+    _refuse("--crf", "the quality of videos", crf is not None, destination)
+    many = is_many(source)
+    example = destination / f"image.{suffix}" if many else destination
+    check_writable(example, 16 if depth == "16" else 8)
+    plan = plan_files(source, destination, bundle, example.suffix, overwrite) if many else ([], 0)
+    bits = 16 if depth == "16" else 8 if depth == "8" or most_bits(example) == 8 else None
+    with open_upscaler(bits=bits) as upscaler:
         _say_passed_over(upscaler)
-        _one(Path(source), destination, upscaler, as_json)
+        if many:
+            upscale_files(source, destination, plan, upscaler, as_json, any_depth=depth == "auto")
+        else:
+            upscale_file(Path(source), destination, upscaler, as_json, any_depth=depth == "auto")
 
 
-def _one(source: Path, destination: Path, upscaler: Upscaler, as_json: bool) -> None:
-    import time
-
-    from odm_deploy.imaging.io import read_image
-
-    image = read_image(source)
-    width, height = image.width * upscaler.scale, image.height * upscaler.scale
-    if upscaler.blends(image.height, image.width):
-        tile = upscaler.tile_size(image.height, image.width)
-        say(f"tiles of {tile} pixels fade into each other: this network sees the whole image at once")
-    start = time.perf_counter()
-    with progress("tiles") as track:
-        upscaler.upscale_to(destination, image, track)
-    seconds = time.perf_counter() - start
-    described = upscaler.describe()
-    if as_json:
-        emit_json(
-            {
-                "input": str(source),
-                "output": str(destination),
-                "size": [width, height],
-                "tile": upscaler.tile_size(image.height, image.width),
-                "runtime": described,
-                "seconds": seconds,
-            }
-        )
-    else:
-        say(f"wrote {destination}: {width}x{height}, {seconds:.2f} s on {described['runtime']}")
-
-
-def _plan(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:
-    """What is to be done, and how many images are done already."""
-    from odm_deploy.imaging.batch import is_done, plan_jobs
-    from odm_deploy.manifest import MANIFEST_FILE, read_manifest
-
-    read_manifest(bundle)
-    jobs = plan_jobs(source, folder, suffix)
-    model_made = (bundle / MANIFEST_FILE).stat().st_mtime
-    todo = [job for job in jobs if overwrite or not is_done(job, model_made)]
-    skipped = len(jobs) - len(todo)
-    if skipped:
-        say(f"{skipped} of {len(jobs)} images are done already; --overwrite does them again")
-    return todo, skipped
-
-
-def _many(source: str, destination: Path, todo: list[Job], skipped: int, upscaler: Upscaler, as_json: bool) -> None:
-    import time
-
-    from odm_deploy.errors import OdmError
-    from odm_deploy.imaging.batch import run_jobs
-
-    start = time.perf_counter()
-    outcomes: list[dict[str, Any]] = []
-    with progress("images") as track:
-        for outcome in track(run_jobs(todo, upscaler.upscale), len(todo)):
-            outcomes.append(_document(outcome))
-            if outcome.error is not None:
-                say(f"error: {outcome.error}")
-    described = upscaler.describe()
-    seconds = time.perf_counter() - start
-    failed = sum("error" in outcome for outcome in outcomes)
-    if as_json:
-        emit_json(
-            {
-                "input": source,
-                "output": str(destination),
-                "images": outcomes,
-                "skipped": skipped,
-                "failed": failed,
-                "runtime": described,
-                "seconds": seconds,
-            }
-        )
-    elif len(todo) > failed:
-        say(f"wrote {len(todo) - failed} images to {destination}, {seconds:.2f} s on {described['runtime']}")
-    if failed:
-        raise OdmError(f"{failed} of {len(todo)} images were not upscaled", why="each is named above")
-
-
-def _document(outcome: Outcome) -> dict[str, Any]:
-    """What JSON says about one image; its pixels are let go."""
-    if outcome.error is not None or outcome.image is None:
-        return {"input": str(outcome.job.source), "error": str(outcome.error)}
-    size = [outcome.image.width, outcome.image.height]
-    return {"input": str(outcome.job.source), "output": str(outcome.job.destination), "size": size}
+def _refuse(option: str, purpose: str, given: bool, destination: Path) -> None:
+    if given:
+        raise UsageError(f"{option} is {purpose}", why=f"OUT is {destination}", fix="leave it out")
 
 
 def _say_passed_over(upscaler: Upscaler) -> None:

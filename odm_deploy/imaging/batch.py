@@ -61,7 +61,8 @@ def plan_jobs(source: Path | str, folder: Path | str, suffix: str) -> list[Job]:
         why = "the next run would take the results for images to upscale"
         raise UsageError(f"cannot write into {target}, the folder of the images", why=why, fix="name another folder")
     # A pattern may reach into the folder of the results.
-    images = [image for image in list_images(source) if target.resolve() not in image.resolve().parents]
+    results = target.resolve()
+    images = [image for image in list_images(source) if not image.parent.resolve().is_relative_to(results)]
     stems = Counter(image.with_suffix("") for image in images)
     jobs: list[Job] = []
     for image in images:
@@ -89,7 +90,7 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator
 
     Args:
         jobs: what to do.
-        upscale: turns an image into a larger one; called from one thread.
+        upscale: turns an image of 8 or 16 bits a sample into a larger one; called from one thread.
     """
     with closing(ahead(_upscaled(ahead(_read(jobs)), upscale))) as outcomes:
         for outcome in outcomes:
@@ -106,7 +107,7 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator
 
 def _read(jobs: Iterable[Job]) -> Generator[Outcome]:
     for job in jobs:
-        yield _attempt(job, lambda job=job: read_image(job.source))
+        yield _attempt(job, lambda job=job: read_image(job.source, max_bits=16))
 
 
 def _upscaled(outcomes: Generator[Outcome], upscale: Callable[[Image], Image]) -> Generator[Outcome]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import UsageError
+from odm_deploy.imaging.pixels import Pixels
 from odm_deploy.imaging.tiling import Track, run_checked
 
 ALIGN_PX = 16
@@ -75,26 +76,26 @@ def plan_fades(length: int, tile: int) -> list[Fade]:
 
 
 def blended_bands(
-    run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-    image: NDArray[np.uint8],
+    run: Callable[[Pixels], Pixels],
+    image: Pixels,
     *,
     tile: int,
     scale: int,
     track: Track | None = None,
-) -> Generator[NDArray[np.uint8]]:
+) -> Generator[Pixels]:
     """Run a network over an image in tiles that fade into each other; yield the result from top to bottom.
 
     Where tiles agree, the result is what they agree on, to the bit.
 
     Args:
-        run: uint8 [N, C, h, w] -> uint8 [N, C', h * scale, w * scale].
-        image: uint8 [N, C, H, W].
+        run: [N, C, h, w] -> [N, C', h * scale, w * scale], uint8 or uint16.
+        image: [N, C, H, W], uint8 or uint16.
         tile: side of square tiles in input pixels, see `plan_fades`; 0 runs the image whole.
         scale: of the network.
         track: shows progress, one step a tile.
 
     Yields:
-        uint8 [N, C', h, W * scale], rounded half to even; the h add up to H * scale.
+        [N, C', h, W * scale], of the type `run` returns, rounded half to even; the h add up to H * scale.
 
     Raises:
         UsageError: tiles are too small.
@@ -117,7 +118,7 @@ def blended_bands(
             if below is not None:
                 band[:, :, : below.shape[2]] += below
             finished = (row.fade_out - row.fade_in) * scale
-            yield np.rint(band[:, :, :finished]).astype(np.uint8)
+            yield np.rint(band[:, :, :finished]).astype(result.dtype)
             below, band = band[:, :, finished:].copy(), None
 
 

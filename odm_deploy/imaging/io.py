@@ -1,25 +1,28 @@
-"""Image files in and out: every format as uint8 RGB, every broken file as one clear error.
+"""Image files in and out: every format as RGB of 8 or 16 bits a sample, every broken file as one clear error.
 
-Pixels stay in the colour space they were stored in: an RGB colour profile travels along and is written back, because
-converting to sRGB and 8 bits would throw away colours that the network never needed to know about.
+Pixels stay in the colour space they were stored in: a colour profile travels along and is written back, because
+converting to sRGB would throw away colours that the network never needed to know about.
 """
 
 from __future__ import annotations
 
 import glob
+import stat
 import threading
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
+from odm_deploy.imaging.decoding import decode
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, to_eight_bits
 from odm_deploy.imaging.png import write_png
 
 READ_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -30,9 +33,6 @@ MAX_PIXELS = 2**26
 
 READERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Only raster formats: Pillow would also hand PostScript and the like to other programs."""
-
-_GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 # Filtering warnings changes process-wide state: two threads doing it at once would leave it changed for good.
 _pillow_lock = threading.Lock()
@@ -46,56 +46,29 @@ _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Image:
-    """One decoded image, upright (its EXIF orientation is applied)."""
-
-    rgb: NDArray[np.uint8]
-    """uint8 [H, W, 3] in 0..255; the three channels of a grayscale file are equal."""
-
-    alpha: NDArray[np.uint8] | None = None
-    """uint8 [H, W]; None where the file has no alpha channel or is opaque everywhere."""
-
-    gray: bool = False
-    """The file holds a single luminance channel."""
-
-    icc_profile: bytes | None = None
-    """The file's RGB colour profile, to be written back beside the upscaled pixels."""
-
-    @property
-    def height(self) -> int:
-        """Rows, in pixels."""
-        return self.rgb.shape[0]
-
-    @property
-    def width(self) -> int:
-        """Columns, in pixels."""
-        return self.rgb.shape[1]
-
-
-def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image:
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, max_bits: Bits = 8) -> Image:
     """Decode one still image.
 
-    Palettes, CMYK and other colour models become RGB; 16-bit samples become 8-bit.
+    Palettes, CMYK and other colour models become RGB.
 
     Args:
         path: the file; its content decides the format, not its suffix.
         max_pixels: refuse larger images before decoding them.
+        max_bits: 16 keeps the samples of 16-bit PNG files, and of gray ones of other formats, as they are; with 8 they
+            are rounded.
 
     Raises:
         InputError: no such file, not an image, truncated, larger than `max_pixels`, or an animation.
     """
     path = Path(path)
-    if not path.is_file():
-        why = "it is a folder" if path.is_dir() else "no such file"
-        raise InputError(f"cannot read image {path}", why=why, fix="give the path of an image file")
+    _check_regular(path)
     with _pillow_lock, warnings.catch_warnings():
         # Pillow warns about metadata that does not touch the pixels, and about sizes, which max_pixels answers.
         warnings.simplefilter("ignore")
         try:
             with PillowImage.open(path, formats=READERS) as opened:
                 _check_still_and_small(path, opened, max_pixels)
-                return _decoded(path, opened)
+                return decode(path, opened, max_bits)
         except (InputError, MemoryError):
             raise
         except Exception as error:
@@ -111,11 +84,14 @@ def read_rgb(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
     Raises:
         InputError: as `read_image`.
     """
-    return read_image(path, max_pixels=max_pixels).rgb
+    return to_eight_bits(read_image(path, max_pixels=max_pixels).rgb)
 
 
 def list_images(source: Path | str) -> list[Path]:
     """The image files that `source` names, sorted by path.
+
+    Whatever has an image's suffix counts, even what turns out to be a folder or a broken link: passed over in silence,
+    nobody would miss it. `read_image` says what is wrong with it.
 
     Args:
         source: a folder (its images, not those of folders inside it), a file, or a glob pattern such as
@@ -133,8 +109,7 @@ def list_images(source: Path | str) -> list[Path]:
         entries = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - may be absolute
         if not entries:
             raise InputError(f"no images at {source}", why="no such file or folder", fix="check the path")
-    images = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and entry.is_file()]
-    images = [image for image in images if not image.name.startswith(".")]
+    images = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and not entry.name.startswith(".")]
     if not images:
         raise InputError(
             f"no images in {source}",
@@ -144,11 +119,15 @@ def list_images(source: Path | str) -> list[Path]:
     return images
 
 
-def check_writable(path: Path | str) -> None:
+def check_writable(path: Path | str, bits: Bits = 8) -> None:
     """Check that `write_image` knows the format `path` asks for, before the work that makes the pixels.
 
+    Args:
+        path: destination.
+        bits: of the samples it is to hold.
+
     Raises:
-        UsageError: the suffix is none of .png, .jpg, .jpeg, .webp.
+        UsageError: the suffix is none of .png, .jpg, .jpeg, .webp, or its format has no samples of so many bits.
     """
     suffix = Path(path).suffix
     if suffix.lower() not in _WRITERS:
@@ -157,29 +136,38 @@ def check_writable(path: Path | str) -> None:
             why=f"unknown suffix {suffix!r}" if suffix else "its name has no suffix",
             fix=f"end it in {', '.join(_WRITERS)}",
         )
+    if bits > most_bits(path):
+        why = f"{_WRITERS[suffix.lower()][0]} holds 8 bits a sample"
+        raise UsageError(f"cannot write image {path} of {bits} bits a sample", why=why, fix="use .png")
 
 
-def write_image(path: Path | str, image: Image | NDArray[np.uint8]) -> None:
+def most_bits(path: Path | str) -> Bits:
+    """Of a sample, in the format that the suffix of `path` asks for."""
+    return 16 if Path(path).suffix.lower() == ".png" else 8
+
+
+def write_image(path: Path | str, image: Image | Pixels) -> None:
     """Write an image in the format its suffix asks for: whole or not at all.
 
     PNG and WebP are lossless; JPEG is quality 95 with full-resolution chroma.
 
     Args:
         path: destination, ending in .png, .jpg, .jpeg or .webp; folders are made.
-        image: an `Image` (alpha and colour profile are kept), or uint8 [H, W, 3] RGB, or uint8 [H, W] grayscale.
+        image: an `Image` (alpha and colour profile are kept), or [H, W, 3] RGB or [H, W] grayscale; uint8 or, for PNG,
+            uint16.
 
     Raises:
-        UsageError: unknown suffix, or alpha asked of JPEG.
+        UsageError: unknown suffix, alpha asked of JPEG, or 16 bits of anything but PNG.
         InputError: the pixels are no such array, the format cannot hold an image this large, or the disk refuses.
     """
     path = Path(path)
-    check_writable(path)
-    format_name, options = _WRITERS[path.suffix.lower()]
     if not isinstance(image, Image):
         image = _as_image(path, image)
+    check_writable(path, image.bits)
+    format_name, options = _WRITERS[path.suffix.lower()]
     # A gray source need not stay gray through a network: write one channel only where nothing is lost.
     one_channel = image.gray and bool((image.rgb == image.rgb[..., :1]).all())
-    pixels: NDArray[np.uint8] = image.rgb[..., 0] if one_channel else image.rgb
+    pixels: Pixels = image.rgb[..., 0] if one_channel else image.rgb
     if image.alpha is not None:
         if format_name == "JPEG":
             raise UsageError(f"cannot write image {path}", why="JPEG has no alpha channel", fix="use .png or .webp")
@@ -202,6 +190,22 @@ def write_image(path: Path | str, image: Image | NDArray[np.uint8]) -> None:
         ) from error
 
 
+def _check_regular(path: Path) -> None:
+    """Refuse what is no file: opening a named pipe, for one, would wait for ever."""
+    why = ""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            why = "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file"
+    except FileNotFoundError:
+        why = "it is a link to nowhere" if path.is_symlink() else "no such file"
+    except (OSError, ValueError) as error:
+        # ValueError: no file can have such a name.
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        raise InputError(f"cannot read image {path}", why=why, fix="give the path of an image file")
+
+
 def _check_still_and_small(path: Path, opened: PillowImage.Image, max_pixels: int) -> None:
     width, height = opened.size
     if width * height > max_pixels:
@@ -220,50 +224,16 @@ def _check_still_and_small(path: Path, opened: PillowImage.Image, max_pixels: in
         )
 
 
-def _decoded(path: Path, opened: PillowImage.Image) -> Image:
-    """Pixels, alpha and profile of an opened file; the decoding itself happens here."""
-    gray = opened.mode in _GRAY_MODES
-    profile = opened.info.get("icc_profile")
-    # Bytes 16..20 of an ICC profile name its colour space; a CMYK or gray profile would garble RGB pixels.
-    keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB "
-    has_alpha = opened.mode in _ALPHA_MODES or "transparency" in opened.info
-    upright = ImageOps.exif_transpose(opened)
-    if upright.mode.startswith("I"):
-        upright = _from_16_bit(path, upright)
-    if upright.mode == "F":
-        raise InputError(
-            f"cannot read image {path}", why="its samples are floating-point numbers", fix="convert it to 8-bit RGB"
-        )
-    # np.array, not asarray: Pillow's buffers are read-only, which array libraries that share memory warn about.
-    if has_alpha:
-        rgba = np.array(upright.convert("RGBA"))
-        alpha = np.ascontiguousarray(rgba[..., 3])
-        rgb = np.ascontiguousarray(rgba[..., :3])
-    else:
-        rgb, alpha = np.array(upright.convert("RGB")), None
-    if alpha is not None and bool((alpha == 255).all()):
-        alpha = None
-    return Image(rgb=rgb, alpha=alpha, gray=gray, icc_profile=profile if keeps_profile else None)
-
-
-def _from_16_bit(path: Path, image: PillowImage.Image) -> PillowImage.Image:
-    """Grayscale of 0..65535 to 0..255, rounded; Pillow's own conversion would clip at 255 instead."""
-    samples = np.asarray(image).astype(np.int64)
-    if samples.min() < 0 or samples.max() > 65535:
-        raise InputError(
-            f"cannot read image {path}",
-            why=f"its samples lie in {samples.min()}..{samples.max()}, not in 0..65535",
-            fix="convert it to 8-bit RGB",
-        )
-    return PillowImage.fromarray(((samples + 128) // 257).astype(np.uint8))
-
-
-def _as_image(path: Path, array: NDArray[np.uint8]) -> Image:
-    if array.dtype != np.uint8 or array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+def _as_image(path: Path, array: Pixels) -> Image:
+    if (
+        array.dtype not in PIXEL_TYPES
+        or array.size == 0
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
+    ):
         raise InputError(
             f"cannot write image {path}",
             why=f"got {array.dtype} {list(array.shape)}",
-            fix="hand over uint8 [H, W, 3] or uint8 [H, W]",
+            fix="hand over uint8 or uint16, [H, W, 3] or [H, W]",
         )
     if array.ndim == 2:
         return Image(rgb=np.repeat(array[..., None], 3, axis=2), gray=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_path
+from odm_deploy.imaging.pixels import Pixels, bits_of
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}
@@ -30,13 +31,17 @@ _BLOCK_BYTES = 1 << 17
 
 
 def write_png(
-    path: Path | str, bands: Iterable[NDArray[np.uint8]], height: int, *, icc_profile: bytes | None = None
+    path: Path | str,
+    bands: Iterable[Pixels],
+    height: int,
+    *,
+    icc_profile: bytes | None = None,
 ) -> int:
     """Write an image as its rows come: whole or not at all.
 
     Args:
         path: destination; folders are made.
-        bands: uint8 [n, W, C], from top to bottom, with C as `PngWriter` takes it.
+        bands: [n, W, C], from top to bottom, all uint8 or all uint16, with C as `PngWriter` takes it.
         height: of the image, in pixels: the sum of the bands' n.
         icc_profile: the colour profile to store.
 
@@ -53,7 +58,8 @@ def write_png(
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             for band in bands:
                 width = band.shape[1]
-                writer = writer or PngWriter(stream, height, width, band.shape[2], icc_profile=icc_profile)
+                bits = bits_of(band)
+                writer = writer or PngWriter(stream, height, width, band.shape[2], bits=bits, icc_profile=icc_profile)
                 writer.write(band)
             if writer is None:
                 raise InputError(f"cannot write image {path}", why="it has no pixels")
@@ -104,7 +110,7 @@ class PngWriter:
         if icc_profile is not None:
             self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
 
-    def write(self, rows: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    def write(self, rows: Pixels) -> None:
         """Append rows of the image.
 
         Args:

@@ -18,6 +18,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.imaging.blending import SMALLEST_BLENDED_TILE_PX
 from odm_deploy.imaging.io import Image, write_image
 from odm_deploy.imaging.pipeline import ahead
+from odm_deploy.imaging.pixels import Bits, Pixels
 from odm_deploy.imaging.png import write_png
 from odm_deploy.imaging.tiling import Track
 from odm_deploy.manifest import ONNX_FILE, Manifest, read_manifest
@@ -38,7 +39,9 @@ SMALLEST_TILE_PX = 64
 class Upscaler:
     """A bundle opened for images of any size. Close it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, *, tile: int | None, whole_limit_px: int) -> None:
+    def __init__(
+        self, engine: Engine, manifest: Manifest, *, tile: int | None, whole_limit_px: int, bits: Bits | None = None
+    ) -> None:
         """Most callers want `Upscaler.open`.
 
         Args:
@@ -46,15 +49,23 @@ class Upscaler:
             manifest: of its bundle.
             tile: side of square tiles in input pixels; 0 runs images whole; None decides for each image.
             whole_limit_px: pixels of the largest image that None runs whole.
+            bits: of the results' samples; None gives each the depth of its image, as far as the model has it.
         """
         self.engine = engine
         self.manifest = manifest
         self._tile = tile
         self._whole_limit_px = whole_limit_px
+        self._bits: Bits | None = bits
 
     @classmethod
     def open(
-        cls, bundle: Path | str, runtime: str | None = None, *, tile: int | None = None, threads: int | None = None
+        cls,
+        bundle: Path | str,
+        runtime: str | None = None,
+        *,
+        tile: int | None = None,
+        threads: int | None = None,
+        bits: Bits | None = None,
     ) -> Self:
         """Open a bundle.
 
@@ -63,21 +74,30 @@ class Upscaler:
             runtime: a runtime's name; None takes the fastest that works here.
             tile: see the constructor.
             threads: CPU threads; None takes one a physical core.
+            bits: see the constructor.
 
         Raises:
             InputError: the bundle is missing or damaged.
             MissingError: no runtime that could run it is installed.
-            UsageError: there is no runtime of that name.
+            UsageError: there is no runtime of that name, or 16 bits are asked of a model that returns 8.
         """
         manifest = read_manifest(bundle)
         engine = Engine.open(bundle, runtime, RuntimeOptions(threads=threads))
+        if bits == 16:
+            engine.require_float_edges()
         limit = 0 if tile is not None else _whole_limit_px(Path(bundle) / ONNX_FILE)
-        return cls(engine, manifest, tile=tile, whole_limit_px=limit)
+        return cls(engine, manifest, tile=tile, whole_limit_px=limit, bits=bits)
 
     @property
     def scale(self) -> int:
         """Output pixels per input pixel along each axis."""
         return self.manifest.scale
+
+    def result_bits(self, image: Image) -> Bits:
+        """Of the samples of what this image becomes."""
+        if self._bits is not None:
+            return self._bits
+        return image.bits if self.engine.has_float_edges else 8
 
     def tile_size(self, height: int, width: int) -> int:
         """The tile that an image of this size, in pixels, is cut into; 0: none, it is run whole."""
@@ -109,12 +129,14 @@ class Upscaler:
             InputError: a size the engine was not built for.
             UsageError: tiles too small for the network.
         """
+        tile, bits = self.tile_size(image.height, image.width), self.result_bits(image)
         alpha = None
         if image.alpha is not None:
-            alpha = self.pixels(_as_gray(image.alpha), track)[..., 1]
-        return Image(self.pixels(image.rgb, track), alpha, image.gray, image.icc_profile)
+            alpha = self.engine.upscale(_as_gray(image.alpha), tile=tile, bits=bits, track=track)[..., 1]
+        rgb = self.engine.upscale(image.rgb, tile=tile, bits=bits, track=track)
+        return Image(rgb, alpha, image.gray, image.icc_profile)
 
-    def bands(self, image: Image, track: Track | None = None) -> Generator[NDArray[np.uint8]]:
+    def bands(self, image: Image, track: Track | None = None) -> Generator[Pixels]:
         """The same, from top to bottom, for results too large to be held whole.
 
         Args:
@@ -122,18 +144,18 @@ class Upscaler:
             track: see `upscale`.
 
         Yields:
-            uint8 [h, scale*W, 3], or 4 with transparency as the fourth channel; the heights add up to scale*H.
+            uint8 or uint16 [h, scale*W, 3], or 4 with transparency as the fourth channel; the h add up to scale*H.
 
         Raises:
             InputError: as `upscale`.
             UsageError: as `upscale`.
         """
-        tile = self.tile_size(image.height, image.width)
-        colours = self.engine.upscale_bands(image.rgb, tile=tile, track=track)
+        tile, bits = self.tile_size(image.height, image.width), self.result_bits(image)
+        colours = self.engine.upscale_bands(image.rgb, tile=tile, bits=bits, track=track)
         if image.alpha is None:
             yield from colours
             return
-        alpha = self.engine.upscale_bands(_as_gray(image.alpha), tile=tile)
+        alpha = self.engine.upscale_bands(_as_gray(image.alpha), tile=tile, bits=bits)
         for rgb, gray in zip(colours, alpha, strict=True):
             yield np.concatenate([rgb, gray[..., 1:2]], axis=2)
 
@@ -185,7 +207,7 @@ class Upscaler:
         self.close()
 
 
-def _as_gray(alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _as_gray(alpha: Pixels) -> Pixels:
     """Transparency as an image of its own, [H, W, 3], for the same network."""
     return np.repeat(alpha[..., None], 3, axis=2)
 

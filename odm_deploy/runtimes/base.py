@@ -58,8 +58,12 @@ class TensorInfo:
 
     def to_rgb(self, images: Array) -> NDArray[np.float32]:
         """Bring what this tensor holds into float32 [N, 3, H, W], RGB in 0..255."""
+        return np.ascontiguousarray(self.as_rgb(images), np.float32)
+
+    def as_rgb(self, images: Array) -> Array:
+        """A view of what this tensor holds as [N, 3, H, W], RGB in 0..255, of the tensor's type."""
         ordered = images.transpose(0, 3, 1, 2) if self.is_channels_last else images
-        return np.ascontiguousarray(ordered[:, ::-1] if self.is_bgr else ordered, dtype=np.float32)
+        return ordered[:, ::-1] if self.is_bgr else ordered
 
     def check(self, array: Array | BorrowedTensor) -> None:
         """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
@@ -200,10 +204,21 @@ class Runtime(ABC):
         Raises:
             InputError: the model has several inputs or outputs, or takes no RGB images of this shape.
         """
-        source, sink = self.single_image_edges()
         if images.ndim != 4 or images.shape[1] != 3:
             raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
-        return sink.to_rgb(self.run({source.name: source.from_rgb(images)})[sink.name])
+        return np.ascontiguousarray(self.run_rgb(images), np.float32)
+
+    def run_rgb(self, images: Array) -> Array:
+        """The same without any change to what comes out: a view of it as [N, 3, H*scale, W*scale], of the model's type.
+
+        Args:
+            images: [N, 3, H, W], RGB in 0..255, any dtype; rounded where the model takes uint8.
+
+        Raises:
+            InputError: the model has several inputs or outputs, or does not take images of this size.
+        """
+        source, sink = self.single_image_edges()
+        return sink.as_rgb(self.run({source.name: source.from_rgb(images)})[sink.name])
 
     def single_image_edges(self) -> tuple[TensorInfo, TensorInfo]:
         """The one input and the one output of a model that upscales images.

@@ -19,6 +19,7 @@ from PIL import Image as PillowImage
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.io import READERS, Image, read_image, write_image
+from odm_deploy.imaging.pixels import to_eight_bits
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.imaging.upscaler import Upscaler
 
@@ -67,8 +68,8 @@ class UpscaleService:
         return self._answer(data, self._interpolated)
 
     def _interpolated(self, image: Image) -> Image:
-        alpha = None if image.alpha is None else imresize(image.alpha, self.scale)
-        return Image(imresize(image.rgb, self.scale), alpha, image.gray, image.icc_profile)
+        alpha = None if image.alpha is None else imresize(to_eight_bits(image.alpha), self.scale)
+        return Image(imresize(to_eight_bits(image.rgb), self.scale), alpha, image.gray, image.icc_profile)
 
     def _answer(self, data: bytes, work: Callable[[Image], Image]) -> Answer:
         clock = [time.perf_counter()]
@@ -78,7 +79,7 @@ class UpscaleService:
             source, result = Path(folder) / "in", Path(folder) / "out.png"
             source.write_bytes(data)
             try:
-                image = read_image(source, max_pixels=self._max_pixels)
+                image = read_image(source, max_pixels=self._max_pixels, max_bits=16)
             except InputError as error:
                 raise InputError("cannot read the image", why=error.why, fix=error.fix) from error
             clock.append(time.perf_counter())

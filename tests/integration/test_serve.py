@@ -29,6 +29,7 @@ from odm_deploy.serving.http import Limits, http_app
 from odm_deploy.serving.service import UpscaleService
 from tests.command_line import run_cli
 from tests.factories import random_images
+from tests.png_files import ffmpeg_png, ffmpeg_samples
 
 MAX_PIXELS = 40 * 50
 LIMITS = Limits(body_bytes=20_000, waiting=1, upload_s=1.0)
@@ -111,6 +112,17 @@ def test_transparency_is_kept(port, path):
     reply, data = ask(port, "POST", path, encoded(pixels(channels=4)))
     assert reply.status == 200
     assert PillowImage.open(io.BytesIO(data)).mode == "RGBA"
+
+
+def test_16_bits_stay_16_bits(port, tiny_bundle, tmp_path):
+    image = (pixels() * np.uint16(257) + np.arange(30, dtype=np.uint16)[:, None]).clip(0, 65535).astype(np.uint16)
+    sent, got = tmp_path / "in.png", tmp_path / "out.png"
+    for path in ("/bicubic", "/upscale"):
+        reply, data = ask(port, "POST", path, ffmpeg_png(sent, image).read_bytes())
+        assert reply.status == 200
+    got.write_bytes(data)
+    with Engine.open(tiny_bundle, "onnxruntime") as engine:
+        np.testing.assert_array_equal(ffmpeg_samples(got), engine.upscale(image, bits=16))
 
 
 def bomb(width, height):

@@ -90,7 +90,8 @@ def test_files_larger_than_a_chunk(tmp_path):
         ([np.zeros((3, 5, 3), np.uint8)], "1 rows are missing"),
         ([np.zeros((5, 5, 3), np.uint8)], r"up to \[4, 5, 3\]"),
         ([np.zeros((2, 5, 3), np.uint8), np.zeros((2, 6, 3), np.uint8)], r"up to \[2, 5, 3\]"),
-        ([np.zeros((4, 5, 3), np.uint16)], "uint16"),
+        ([np.zeros((2, 5, 3), np.uint8), np.zeros((2, 5, 3), np.uint16)], "uint16"),
+        ([np.zeros((4, 5, 3), np.float32)], "float32"),
     ],
 )
 def test_wrong_rows_leave_no_file(tmp_path, bands, message):

@@ -1,0 +1,134 @@
+"""What `odm-deploy upscale` does with image files: one, or many that may be interrupted and resumed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odm_deploy.cli.output import emit_json, one_line, progress, say
+from odm_deploy.errors import OdmError
+
+if TYPE_CHECKING:
+    from odm_deploy.imaging.batch import Job, Outcome
+    from odm_deploy.imaging.io import Image
+    from odm_deploy.imaging.upscaler import Upscaler
+
+
+def upscale_file(source: Path, destination: Path, upscaler: Upscaler, as_json: bool, *, any_depth: bool) -> None:
+    """One image file into another; with `any_depth`, says so where 16 bits a sample become 8."""
+    from odm_deploy.imaging.io import read_image
+
+    image = read_image(source, max_bits=16)
+    width, height = image.width * upscaler.scale, image.height * upscaler.scale
+    if upscaler.blends(image.height, image.width):
+        tile = upscaler.tile_size(image.height, image.width)
+        say(f"tiles of {tile} pixels fade into each other: this network sees the whole image at once")
+    if any_depth and _narrows(upscaler, image):
+        say(_narrowed(source, upscaler))
+    start = time.perf_counter()
+    with progress("tiles") as track:
+        upscaler.upscale_to(destination, image, track)
+    seconds = time.perf_counter() - start
+    described = upscaler.describe()
+    if as_json:
+        emit_json(
+            {
+                "input": str(source),
+                "output": str(destination),
+                "size": [width, height],
+                "bits": upscaler.result_bits(image),
+                "tile": upscaler.tile_size(image.height, image.width),
+                "runtime": described,
+                "seconds": seconds,
+            }
+        )
+    else:
+        say(one_line(f"wrote {destination}: {width}x{height}, {seconds:.2f} s on {described['runtime']}"))
+
+
+def plan_files(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:
+    """What is to be done, and how many images are done already."""
+    from odm_deploy.imaging.batch import is_done, plan_jobs
+    from odm_deploy.manifest import MANIFEST_FILE, read_manifest
+
+    read_manifest(bundle)
+    jobs = plan_jobs(source, folder, suffix)
+    model_made = (bundle / MANIFEST_FILE).stat().st_mtime
+    todo = [job for job in jobs if overwrite or not is_done(job, model_made)]
+    skipped = len(jobs) - len(todo)
+    if skipped:
+        say(f"{skipped} of {len(jobs)} images are done already; --overwrite does them again")
+    return todo, skipped
+
+
+def upscale_files(
+    source: str,
+    folder: Path,
+    plan: tuple[list[Job], int],
+    upscaler: Upscaler,
+    as_json: bool,
+    *,
+    any_depth: bool,
+) -> None:
+    """Many image files into `folder`, as `plan_files` planned them; see `upscale_file`.
+
+    Raises:
+        OdmError: some could not be read, upscaled or written; a line each has said why.
+    """
+    from odm_deploy.imaging.batch import run_jobs
+
+    todo, skipped = plan
+    narrowed = 0
+
+    def upscale(image: Image) -> Image:
+        nonlocal narrowed
+        narrowed += _narrows(upscaler, image)
+        return upscaler.upscale(image)
+
+    start = time.perf_counter()
+    outcomes: list[dict[str, Any]] = []
+    with progress("images") as track:
+        for outcome in track(run_jobs(todo, upscale), len(todo)):
+            outcomes.append(_document(outcome))
+            if outcome.error is not None:
+                say(one_line(f"error: {outcome.error}"))
+    described = upscaler.describe()
+    seconds = time.perf_counter() - start
+    failed = sum("error" in outcome for outcome in outcomes)
+    if any_depth and narrowed:
+        say(_narrowed(f"{narrowed} of {len(todo)} images", upscaler))
+    if as_json:
+        emit_json(
+            {
+                "input": source,
+                "output": str(folder),
+                "images": outcomes,
+                "skipped": skipped,
+                "failed": failed,
+                "runtime": described,
+                "seconds": seconds,
+            }
+        )
+    elif len(todo) > failed:
+        say(f"wrote {len(todo) - failed} images to {folder}, {seconds:.2f} s on {described['runtime']}")
+    if failed:
+        raise OdmError(f"{failed} of {len(todo)} images were not upscaled", why="each is named above")
+
+
+def _narrows(upscaler: Upscaler, image: Image) -> bool:
+    return image.bits > upscaler.result_bits(image)
+
+
+def _narrowed(what: object, upscaler: Upscaler) -> str:
+    why = "the format of OUT holds no more" if upscaler.engine.has_float_edges else "the bundle takes and returns uint8"
+    return one_line(f"{what}: 16 bits a sample become 8, because {why}")
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    """What JSON says about one image; its pixels are let go."""
+    if outcome.error is not None or outcome.image is None:
+        return {"input": str(outcome.job.source), "error": str(outcome.error)}
+    image = outcome.image
+    size = [image.width, image.height]
+    return {"input": str(outcome.job.source), "output": str(outcome.job.destination), "size": size, "bits": image.bits}
