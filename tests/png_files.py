@@ -19,7 +19,7 @@ _INTERLACED = 1 << 18
 def plain_png(path: Path, samples: NDArray[np.uint16], extra: tuple[tuple[bytes, bytes], ...] = ()) -> Path:
     """Write [H, W, C] without any filter; `extra` chunks come in front of the pixels."""
     height, width, channels = samples.shape
-    rows = samples.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows = np.ascontiguousarray(samples, ">u2").view(np.uint8).reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[channels], 0, 0, 0)
     pixels = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
     chunks = ((b"IHDR", header), *extra, (b"IDAT", pixels), (b"IEND", b""))

@@ -7,6 +7,7 @@ converting to sRGB would throw away colours that the network never needed to kno
 from __future__ import annotations
 
 import glob
+import re
 import stat
 import threading
 import warnings
@@ -71,6 +72,12 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, max_bits: Bits
                 return decode(path, opened, max_bits)
         except (InputError, MemoryError):
             raise
+        except PillowImage.DecompressionBombError as error:
+            # Pillow's own limit is higher, but it looks first.
+            pixels = "".join(re.findall(r"\((\d+) pixels", str(error))) or "too many"
+            raise InputError(
+                f"cannot read image {path}", why=_too_many(pixels, max_pixels), fix="cut it into smaller images"
+            ) from error
         except Exception as error:
             # Decoders raise whatever their parsers stumble over: OSError, SyntaxError, struct.error, IndexError, ...
             raise InputError(
@@ -211,7 +218,7 @@ def _check_still_and_small(path: Path, opened: PillowImage.Image, max_pixels: in
     if width * height > max_pixels:
         raise InputError(
             f"cannot read image {path}",
-            why=f"{width}x{height} is {width * height} pixels, more than the limit of {max_pixels}",
+            why=f"{width}x{height} is {_too_many(width * height, max_pixels)}",
             fix="cut it into smaller images",
         )
     # Phones store a depth map or a second view behind an ordinary photograph (MPO): its first frame is the picture.
@@ -240,10 +247,16 @@ def _as_image(path: Path, array: Pixels) -> Image:
     return Image(rgb=array)
 
 
+def _too_many(pixels: object, limit: int) -> str:
+    return f"{pixels} pixels, more than the limit of {limit}"
+
+
 def _reason(path: Path, error: Exception) -> str:
     """Why decoding failed, on one line."""
     if path.stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(READERS)}"
+    if "decoder object" in str(error):
+        return "its data are damaged or end too early"
     return " ".join(str(error).split()) or type(error).__name__
