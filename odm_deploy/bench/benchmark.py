@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from odm_deploy.bench.limits import find_limits
+from odm_deploy.bench.limits import Limits, find_limits
 from odm_deploy.bench.nvml import watch_gpu
 from odm_deploy.bench.report import BenchReport, Measurement
 from odm_deploy.bench.timing import Effort, Track, time_runs
@@ -66,6 +66,7 @@ def benchmark(
         runs = time_runs(timed, feeds, effort, track)
         state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3
+        limits = _limits(model, opened, shape)
         return BenchReport(
             opened.name,
             opened.device,
@@ -75,20 +76,25 @@ def benchmark(
             "" if twin is not None else note,
             opened.describe(),
             opened.passed_over,
-            _limits(model, opened, shape),
+            _said(limits, opened),
+            limits.layers if limits is not None else (),
             state,
         )
 
 
-def _limits(model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int]) -> tuple[str, ...]:
-    """What keeps int8 from being faster; nothing where there is no graph to tell from."""
+def _limits(model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int]) -> Limits | None:
+    """What keeps int8 from being faster; None where there is no graph to tell from."""
     try:
         graph = parse_onnx(read_model(source_onnx(model, runtime), "onnx"))
         # A runtime that loads ONNX does not tell what it runs as int8, and the bundle's plan says nothing about it.
         layers = recorded_layers(engine_facts(Path(model))) if runtime.model_kind == "plan" else ()
-        found = find_limits(graph, layers, shape).sentences()
+        return find_limits(graph, layers, shape)
     except InputError:
-        found = ()
+        return None
+
+
+def _said(limits: Limits | None, runtime: Runtime) -> tuple[str, ...]:
+    found = () if limits is None else limits.sentences()
     return (runtime.speed_note, *found) if runtime.speed_note else found
 
 

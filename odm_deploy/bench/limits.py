@@ -22,6 +22,19 @@ _WORTH_SAYING = 0.05
 
 
 @dataclass(frozen=True)
+class LayerLimit:
+    """Why one layer gains less than int8 could give."""
+
+    name: str
+    """Name of the ONNX node."""
+    runs_as: str
+    """`int8`, `fp16`, ...; `unknown` where the runtime does not tell."""
+    mac_share: float
+    """Its part of all multiply-accumulates."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class Limits:
     """What keeps a quantized network from being faster than its float twin, on one input shape."""
 
@@ -34,6 +47,8 @@ class Limits:
     """Engine layers that multiply, and those that only move, scale or round; 0 both where no engine is known."""
     fallbacks: tuple[str, ...]
     """Layers that the graph quantizes and the engine runs in float."""
+    layers: tuple[LayerLimit, ...] = ()
+    """Every layer with a limit of its own, the one with the most multiply-accumulates first."""
 
     @property
     def best_speedup(self) -> float:
@@ -80,28 +95,50 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
     found = coverage(model, layers, profile)
     known = bool(layers)
     fast = found.int8_macs if known else found.quantized_macs
+    padding = _padding_factors(model, found, profile)
     working = [layer for layer in layers if layer.kind not in _NO_WORK]
     compute = sum(layer.is_compute for layer in working)
     return Limits(
         int8_mac_share=fast / found.macs if found.macs else 0.0,
-        padding_share=_padding_share(model, found, profile),
+        padding_share=_padding_share(found, padding),
         compute_kernels=compute,
         other_kernels=len(working) - compute,
         fallbacks=tuple(layer.name for layer in found.fallbacks) if known else (),
+        layers=tuple(_layer_limits(found, padding, known=known)),
     )
 
 
-def _padding_share(model: ModelProto, found: Coverage, profile: ShapeProfile) -> float:
+def _layer_limits(found: Coverage, padding: dict[str, float], *, known: bool) -> list[LayerLimit]:
+    limits: list[LayerLimit] = []
+    for layer in sorted(found.layers, key=lambda layer: -(layer.macs or 0)):
+        padded = 1 - 1 / padding.get(layer.name, 1.0)
+        reason = ""
+        if not layer.quantized or (known and layer.precision != "int8"):
+            reason = layer.reason
+        elif padded > _WORTH_SAYING:
+            reason = f"{padded:.0%} of what it computes is on channels padded to multiples of {CHANNEL_BLOCK}"
+        if reason:
+            share = (layer.macs or 0) / found.macs if found.macs else 0.0
+            limits.append(LayerLimit(layer.name, layer.precision if known else "unknown", share, reason))
+    return limits
+
+
+def _padding_factors(model: ModelProto, found: Coverage, profile: ShapeProfile) -> dict[str, float]:
+    """How many times its own work each quantized convolution does once its channels are padded."""
     graph = QdqGraph(model)
     shapes = infer_shapes(graph.model, profile)
-    macs = {layer.name: layer.macs or 0 for layer in found.layers if layer.quantized}
-    useful = padded = 0.0
-    for layer in find_layers(graph):
-        weight = shapes.get(layer.node.input[1])
-        if layer.name not in macs or layer.node.op_type != "Conv" or weight is None:
-            continue
-        useful += macs[layer.name]
-        padded += macs[layer.name] * prod(_rounded(size) / size for size in weight[:2])
+    quantized = {layer.name for layer in found.layers if layer.quantized}
+    weights = {
+        layer.name: shapes.get(layer.node.input[1])
+        for layer in find_layers(graph)
+        if layer.name in quantized and layer.node.op_type == "Conv"
+    }
+    return {name: prod(_rounded(size) / size for size in shape[:2]) for name, shape in weights.items() if shape}
+
+
+def _padding_share(found: Coverage, padding: dict[str, float]) -> float:
+    macs = {layer.name: layer.macs or 0 for layer in found.layers if layer.name in padding}
+    useful, padded = sum(macs.values()), sum(macs[name] * padding[name] for name in macs)
     return 1 - useful / padded if padded else 0.0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from odm_deploy.bench.limits import LayerLimit
 from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.runtimes.base import RunTimes
@@ -86,6 +87,8 @@ class BenchReport:
     """Why runtimes that should be faster were not taken."""
     limits: tuple[str, ...] = ()
     """What keeps int8 from being faster, the weightiest first."""
+    slow_layers: tuple[LayerLimit, ...] = ()
+    """Why single layers gain less than int8 could give, the one with the most multiply-accumulates first."""
     gpu: GpuState | None = None
     """What the GPU did meanwhile; None on a CPU."""
 
@@ -107,6 +110,7 @@ class BenchReport:
             "settings": self.settings,
             "passed_over": list(self.passed_over),
             "limits": list(self.limits),
+            "slow_layers": [asdict(layer) for layer in self.slow_layers],
             "gpu": None if self.gpu is None else asdict(self.gpu),
         }
 

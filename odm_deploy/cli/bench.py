@@ -11,6 +11,7 @@ from odm_deploy.errors import GateError, UsageError
 
 _PIPED_WIDTH = 140
 _WORTH_EXPLAINING = 1.5
+_LAYERS_SHOWN = 5
 
 
 @click.command("bench")
@@ -90,6 +91,10 @@ def command(
             )
             for limit in report.limits:
                 click.echo(f"  - {limit}")
+            for layer in report.slow_layers[:_LAYERS_SHOWN]:
+                click.echo(f"  - {layer.name}, {layer.mac_share:.0%} of the multiply-accumulates: {layer.reason}")
+            if len(report.slow_layers) > _LAYERS_SHOWN:
+                click.echo(f"  - and {len(report.slow_layers) - _LAYERS_SHOWN} more layers (--json has all)")
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is not None:

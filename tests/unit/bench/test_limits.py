@@ -53,6 +53,23 @@ def test_the_engine_tells_what_really_runs() -> None:
     assert any(sentence.startswith("1 kernels beside 2 convolutions") for sentence in others)
 
 
+def test_every_layer_that_gains_little_comes_with_its_reason() -> None:
+    body, tail = names()
+    head = next(node.name for node in sr_model().graph.node if node.op_type == "Conv" and "head" in node.name)
+    engine = [record(body, "correlation", "int8"), record(tail, "correlation", "fp16"), record(head, "x", "fp16")]
+    known = {layer.name: layer for layer in find_limits(sr_model(), engine, SHAPE).layers}
+    assert {name: layer.runs_as for name, layer in known.items()} == {body: "int8", tail: "fp16", head: "fp16"}
+    # 8 -> 8 channels computed as 32 -> 32: fifteen sixteenths are padding.
+    assert known[body].reason.startswith("94% of what it computes is on channels padded")
+    assert "the builder chose" in known[tail].reason
+    assert known[head].reason == "unquantized in the graph"
+    assert sum(layer.mac_share for layer in known.values()) == pytest.approx(1.0)
+    assert list(known) == sorted(known, key=lambda name: -known[name].mac_share)
+    unknown = {layer.name: layer for layer in find_limits(sr_model(), (), SHAPE).layers}
+    assert {layer.runs_as for layer in unknown.values()} == {"unknown"}
+    assert unknown[tail].reason.startswith("91% of what it computes is on channels padded")
+
+
 def test_without_a_float_rest_there_is_no_bound() -> None:
     limits = find_limits(sr_model("float"), (), SHAPE)
     assert (limits.int8_mac_share, limits.padding_share, limits.best_speedup) == (0.0, 0.0, 1.0)
