@@ -149,17 +149,30 @@ def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Seq
 
 
 def _agreement(name: str, rest: str, bundle: Path, model: Path, images: Path, out: Path) -> list[str]:
-    arguments = ["verify", bundle, "--against", model, "--images", images, "--runtime", name, "--no-layers"]
-    found = _step(out / f"{name}-{rest}-verify.json", arguments)
-    label = f"- int8, rest {rest}, against the reference:"
+    """The same image bytes through the reference, the runtime, and beside an engine through ONNX Runtime, too."""
+    common = ["verify", bundle, "--against", model, "--images", images]
+    lines: list[str] = []
+    for runtime in (name, "onnxruntime") if name in FLAVOURS else (name,):
+        # Layer by layer, too, where nobody has looked before; on CPU runtimes the tests do.
+        extra = [] if runtime in FLAVOURS else ["--no-layers"]
+        found = _step(out / f"{name}-{rest}-verify-{runtime}.json", [*common, "--runtime", runtime, *extra])
+        lines.append(_distance(f"- int8, rest {rest}, {runtime} against the reference:", found))
+    return lines
+
+
+def _distance(label: str, found: dict[str, Any]) -> str:
     if "failed" in found:
-        return [f"{label} {found['failed']}"]
+        return f"{label} {found['failed']}"
     floor = found["noise_floor"]["identical_pixels"]
-    return [
+    words = [
         f"{label} {found['identical_pixels']:.4%} identical values, largest step {found['max_lsb']} (noise floor "
         f"{floor:.4%}); PSNR-Y {found['runtime']['psnr_y_db']:.3f} dB, reference "
         f"{found['reference']['psnr_y_db']:.3f} dB"
     ]
+    if found["layers"]:
+        worst = max(found["layers"], key=lambda layer: layer["flip_rate"])
+        words.append(f"of {len(found['layers'])} layers {worst['name']} flips most codes, {worst['flip_rate']:.2e}")
+    return "; ".join([*words, "passed" if found["passed"] else f"NOT passed: {'; '.join(found['failures'])}"])
 
 
 def _latency(

@@ -57,6 +57,7 @@ def test_every_measurement_is_a_row_and_is_made_once(report, capsys) -> None:
     assert [row.split("|")[2].split(",")[0].strip() for row in rows] == ["int8", "float twin (f32)"]
     assert all(float(row.split("|")[3]) > 0 for row in rows)
     assert "identical values, largest step" in text
+    assert "reference" in text and "; passed" in text
     assert "failed" not in text
     assert capsys.readouterr().err.count("measuring") == 4
     assert report("onnxruntime") == text
@@ -66,7 +67,8 @@ def test_every_measurement_is_a_row_and_is_made_once(report, capsys) -> None:
 @pytest.mark.skipif(bool(find_gpus()) or not find_flavour("tensorrt_rtx").usable, reason="needs RTX and no GPU")
 def test_what_cannot_run_is_a_line_and_not_the_end(report, tmp_path) -> None:
     text = report("tensorrt_rtx")
-    assert "against the reference: exit code 4" in text
+    assert "tensorrt_rtx against the reference: exit code 4" in text
+    assert text.count("onnxruntime against the reference: ") == 2
     assert text.count("no NVIDIA GPU") >= 4
     for rest in ("fp32", "fp16"):
         assert (tmp_path / "report" / f"tensorrt_rtx-{rest}" / "engine.plan").stat().st_size > 10_000
