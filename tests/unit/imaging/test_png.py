@@ -105,3 +105,13 @@ def test_what_cannot_be_written_is_named():
         PngWriter(io.BytesIO(), 2**31, 1, 3)
     with pytest.raises(InputError, match="no-such"):
         write_png("/dev/null/no-such/x.png", [np.zeros((1, 1, 3), np.uint8)], 1)
+
+
+def test_paeth_is_the_standards():
+    levels = np.unique(np.concatenate([np.arange(0, 256, 7), [1, 2, 127, 128, 129, 253, 254, 255]]))
+    left, up, up_left = (each.ravel() for each in np.meshgrid(levels, levels, levels))
+    initial = left + up - up_left
+    distances = np.abs(np.stack([left, up, up_left]) - initial)
+    # The first of equals: argmin's rule is the standard's.
+    expected = np.choose(np.argmin(distances, axis=0), [left, up, up_left])
+    np.testing.assert_array_equal(module._paeth(*(each.astype(np.uint8) for each in (left, up, up_left))), expected)
