@@ -175,7 +175,7 @@ def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel: int) -> 
     result = np.empty((rows.shape[0], 1 + rows.shape[1]), np.uint8)
     result[:, 0] = numbers
     for number, differences in candidates.items():
-        # Photographs mostly get one filter throughout, and picking all rows by index takes far longer than copying them.
+        # Photographs mostly get one filter throughout; picking all rows by index takes far longer than copying them.
         those = slice(None) if (numbers == number).all() else numbers == number
         result[those, 1:] = differences[those]
     return result
