@@ -1,10 +1,10 @@
 """How many bytes differ between everything that can run an exact model, and integers alone.
 
 `python tools/exact_agreement.py model.pt --images Set5/LR_bicubic/X4` exports the model, upscales every image and a
-thousand small stress images on torch (float32, float64), ONNX Runtime (optimized and not, one thread and all) and
-OpenVINO (with and without its bf16 hint, one thread and all), the images also in tiles, and prints a line for each:
-bytes compared, bytes that differ; before them, how many rounding ties and saturated codes these images reach. Ends
-with 1 if any byte differs.
+thousand small stress images on torch (float32 with one thread and two, float64), ONNX Runtime (optimized and not, one
+thread and all) and OpenVINO (with and without its bf16 hint, one thread and all), the images also in tiles, and prints
+a line for each: bytes compared, bytes that differ. Before them it says how many rounding ties and saturated codes these
+images reach. Ends with 1 if any byte differs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from odm_deploy.checkpoint import load_model
+from odm_deploy.cli import run
 from odm_deploy.cli.output import say
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.tiling import plan_tiles
 from odm_deploy.lowering.bundle import EngineOptions, write_bundle
 from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.manifest import read_manifest
 from odm_deploy.proof.integer_interpreter import interpret
 from odm_deploy.proof.rounding_census import RoundingCensus
 from odm_deploy.proof.stress_images import stress_images
@@ -38,6 +42,13 @@ Pixels = NDArray[np.uint8]
 Upscale = Callable[[Pixels], Pixels]
 """uint8 [N, 3, H, W] -> uint8 [N, 3, scale*H, scale*W]."""
 
+TORCH = (
+    ("torch float32, 1 thread", "float32", 1),
+    ("torch float32, 2 threads", "float32", 2),
+    ("torch float64", "float64", 2),
+)
+"""Name, precision, threads."""
+
 RUNTIMES: dict[str, tuple[str, RuntimeOptions]] = {
     "ONNX Runtime": ("onnxruntime", RuntimeOptions()),
     "ONNX Runtime, 1 thread": ("onnxruntime", RuntimeOptions(threads=1)),
@@ -50,13 +61,13 @@ RUNTIMES: dict[str, tuple[str, RuntimeOptions]] = {
 }
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--images", "folders", multiple=True, type=click.Path(path_type=Path), help="Input images; repeatable.")
 @click.option("--stress", default=1000, show_default=True, help="How many stress images.")
 @click.option("--side", default=12, show_default=True, help="Of a stress image, in pixels.")
-@click.option("--tile", default=48, show_default=True, help="Side of the tiles, in pixels.")
-def main(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile: int) -> None:
+@click.option("--tile", default=96, show_default=True, help="Side of the tiles, in pixels; 0 for none.")
+def command(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile: int) -> None:
     """Compare everything that can run MODEL with integers alone."""
     quantized = load_model(model)
     program = integer_program(quantized)
@@ -68,13 +79,15 @@ def main(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile: i
     batches = [*photos, *np.array_split(stress_images(stress, side), max(stress // 50, 1))]
     census = RoundingCensus(program)
     expected: list[Pixels] = []
-    for index, batch in enumerate(batches):
-        expected.append(interpret(program, batch, census.watch))
-        say(f"integers: {index + 1} of {len(batches)}")
-    click.echo(census.summary())
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
         write_bundle(quantized, model, bundle, LoweringOptions(), EngineOptions(wanted=False), say)
+        # Tiles that are too small are refused now, not after all the rest.
+        plan_tiles(side, side, tile, read_manifest(bundle).receptive_radius_px or 0)
+        for index, batch in enumerate(batches):
+            expected.append(interpret(program, batch, census.watch))
+            say(f"integers: {index + 1} of {len(batches)}")
+        click.echo(census.summary())
         differing = 0
         for name, upscale, count in _contestants(quantized, bundle, tile, len(photos), len(batches)):
             wrong = sum(
@@ -91,17 +104,18 @@ def _contestants(
     model: QuantizedModel, bundle: Path, tile: int, photos: int, everything: int
 ) -> Iterator[tuple[str, Upscale, int]]:
     """Name, function, and how many of the batches it is tried on: tiles make sense on photos only."""
-    for dtype in ("float32", "float64"):
+    for name, dtype, threads in TORCH:
         reference = TorchReference(model, dtype)
+        torch.set_num_threads(threads)
         yield (
-            f"torch {dtype}",
+            name,
             lambda batch, reference=reference: _pixels(reference.upscale(batch.astype(np.float32))),
             everything,
         )
     for name, (runtime, options) in RUNTIMES.items():
         with open_runtime(bundle, runtime, options) as opened:
             yield name, lambda batch, opened=opened: _pixels(opened.upscale(batch.astype(np.float32))), everything
-    for runtime in ("onnxruntime", "openvino"):
+    for runtime in ("onnxruntime", "openvino") if tile else ():
         with _tiled(bundle, runtime, tile) as upscale:
             yield f"{runtime}, tiles of {tile}", upscale, photos
 
@@ -121,4 +135,4 @@ def _pixels(values: NDArray[np.floating]) -> Pixels:
 
 
 if __name__ == "__main__":
-    main()
+    run(command, "python tools/exact_agreement.py")
