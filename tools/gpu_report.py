@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,25 @@ from odm_deploy.cli import report_error
 from odm_deploy.errors import MissingError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.manifest import ONNX_FILE
+from odm_deploy.manifest import ONNX_FILE, read_manifest
 from odm_deploy.runtimes.compat import FLAVOURS
 from odm_deploy.runtimes.model_file import parse_onnx
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
 
 ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt"
 STEP_LIMIT_S = 900
 SIZES = ("96x96", "270x480", "540x960")
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), default=ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A model.pt; repeatable. [default: the exact sample model, and an ordinary one of the same network]",
+)
 @click.option("--images", type=click.Path(path_type=Path), default=ROOT / "tests/data/samples/LR_bicubic/X4")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/gpu_report", show_default=True)
 @click.option("--runtime", "runtimes", multiple=True, help="[default: every TensorRT that works here]")
@@ -40,7 +48,13 @@ SIZES = ("96x96", "270x480", "540x960")
 @click.option("--seconds", default=5.0, show_default=True, help="Time to spend on each measurement.")
 @click.option("--tests/--no-tests", default=True, help="Run tests/gpu, too.")
 def main(
-    model: Path, images: Path, out: Path, runtimes: Sequence[str], sizes: Sequence[str], seconds: float, tests: bool
+    models: Sequence[Path],
+    images: Path,
+    out: Path,
+    runtimes: Sequence[str],
+    sizes: Sequence[str],
+    seconds: float,
+    tests: bool,
 ) -> int:
     """Measure, and write DIR/report.md."""
     try:
@@ -48,7 +62,11 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
         names = [runtime_class(name).name for name in chosen]
         sections = [_environment(out)]
-        sections += [_runtime_section(name, model, images, out, sizes, seconds) for name in names]
+        measured = models or (SAMPLE, _ordinary_model(out / "ordinary_w8a8.pt"))
+        for name, model in product(names, measured):
+            folder = out / f"{name}-{model.stem}"
+            folder.mkdir(exist_ok=True)
+            sections.append(_runtime_section(name, model, images, folder, sizes, seconds))
         if tests:
             sections.append(_tests(out))
         with atomic_path(out / "report.md") as temporary:
@@ -66,6 +84,24 @@ def _usable_flavours() -> list[str]:
         why = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise MissingError("no engine can run here", why=why, fix="name a runtime of the CPU with --runtime openvino")
     return usable
+
+
+def _ordinary_model(path: Path) -> Path:
+    """EDSR-baseline x4 with ordinary scales, all but its head at 8 bits: unlike exact models it may rest in float16.
+
+    Its weights are random. Neither speed nor how runtimes round depends on training; its PSNR means nothing.
+    """
+    if not path.exists():
+        from network_table import load_crops, random_network
+
+        from odm_deploy import quantize
+        from odm_deploy.checkpoint import save_model
+        from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+
+        crops, wide = load_crops(2), LayerBits(8, 8)
+        policy = QuantizationPolicy(body=wide, body_end=wide, tail=wide)
+        save_model(quantize(random_network("edsr", crops), policy, crops), path)
+    return path
 
 
 def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -121,7 +157,7 @@ def _environment(out: Path) -> str:
 
 
 def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Sequence[str], seconds: float) -> str:
-    lines = [f"## {name}", ""]
+    lines = [f"## {name}: {model.stem}", ""]
     engine = ["--builder", name] if name in FLAVOURS else ["--no-engine"]
     heights, widths = zip(*(map(int, size.split("x")) for size in sizes), strict=True)
     best = max(sizes, key=lambda size: int(size.split("x")[0]))
@@ -130,9 +166,12 @@ def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Seq
     bundles: dict[str, Path] = {}
     # The CPU runtimes of this project take a float32 rest; engines are timed with the rest in half precision, too.
     for rest in ("fp32", "fp16") if name in FLAVOURS else ("fp32",):
-        bundle = out / f"{name}-{rest}"
+        if rest == "fp16" and bundles and read_manifest(bundles["fp32"]).exact is not None:
+            lines.append("- rest fp16: not of an exact model, whose sums need float32's 24 bits")
+            continue
+        bundle = out / rest
         arguments = ["export", model, "-o", bundle, "--precision", rest, "--shapes", shapes, *engine]
-        exported = _step(out / f"{name}-{rest}-export.json", arguments)
+        exported = _step(out / f"{rest}-export.json", arguments)
         if "failed" in exported:
             lines.append(f"- int8, rest {rest}: export failed: {exported['failed']}")
             continue
@@ -155,7 +194,7 @@ def _agreement(name: str, rest: str, bundle: Path, model: Path, images: Path, ou
     for runtime in (name, "onnxruntime") if name in FLAVOURS else (name,):
         # Layer by layer, too, where nobody has looked before; on CPU runtimes the tests do.
         extra = [] if runtime in FLAVOURS else ["--no-layers"]
-        found = _step(out / f"{name}-{rest}-verify-{runtime}.json", [*common, "--runtime", runtime, *extra])
+        found = _step(out / f"{rest}-verify-{runtime}.json", [*common, "--runtime", runtime, *extra])
         lines.append(_distance(f"- int8, rest {rest}, {runtime} against the reference:", found))
     return lines
 
@@ -182,14 +221,14 @@ def _latency(
     rows: list[str] = []
     common = ["--runtime", name, "--size", size, "--seconds", seconds]
     for rest, bundle in bundles.items():
-        found = _step(out / f"{name}-{rest}-{size}-bench.json", ["bench", bundle, *common])
+        found = _step(out / f"{rest}-{size}-bench.json", ["bench", bundle, *common])
         rows.append(_row(size, f"int8, rest {rest}", found))
         limits.update(dict.fromkeys(found.get("limits", ())))
         twin = found.get("baseline")
         if twin is not None and rest == list(bundles)[-1]:
             rows.append(_row(size, f"{twin['model']}, int8 is {found['speedup']:.2f} times as fast", twin))
     if name in FLAVOURS and "fp32" in bundles:
-        plan = out / f"{name}-float32-{size}.onnx"
+        plan = out / f"float32-{size}.onnx"
         if not plan.exists():
             plan.write_bytes(float_twin(parse_onnx((bundles["fp32"] / ONNX_FILE).read_bytes())).SerializeToString())
         rows.append(_row(size, "fp32", _float32(name, plan, size, common, out)))
@@ -206,7 +245,7 @@ def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: 
             build_engine(onnx_path, plan, profiles=parse_profile(f"1x3x{size}"), flavour=name, tf32=False)
     except OdmError as error:
         return {"failed": str(error)}
-    return _step(out / f"{name}-float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])
+    return _step(out / f"float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])
 
 
 def _row(size: str, label: str, found: dict[str, Any]) -> str:

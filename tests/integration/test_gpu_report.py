@@ -14,18 +14,22 @@ from types import ModuleType
 
 import pytest
 
+from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.runtimes.compat import find_flavour, find_gpus
 from tests.command_line import run_cli
 from tests.conftest import REPOSITORY
+from tests.exact_models import calibrated_exact
 
 PROGRAM = REPOSITORY / "tools" / "gpu_report.py"
 QUICK = ("--size", "24x20", "--seconds", "0.2", "--no-tests")
 
 
 @pytest.fixture
-def program() -> ModuleType:
+def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu_report", PROGRAM)
     assert spec is not None and spec.loader is not None
+    # Programs in tools/ import each other as if run from there.
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -43,8 +47,8 @@ def report(program: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint
     folder = tmp_path / "report"
     images = tiny_set / "LR_bicubic" / "X2"
 
-    def write(runtime: str) -> str:
-        options = ("--runtime", runtime, "--model", tiny_checkpoint, "--images", images, "--out", folder, *QUICK)
+    def write(runtime: str, model: Path = tiny_checkpoint) -> str:
+        options = ("--runtime", runtime, "--model", model, "--images", images, "--out", folder, *QUICK)
         assert program.main.main([str(each) for each in options], standalone_mode=False) == 0
         return (folder / "report.md").read_text()
 
@@ -65,14 +69,31 @@ def test_every_measurement_is_a_row_and_is_made_once(report, capsys) -> None:
 
 
 @pytest.mark.skipif(bool(find_gpus()) or not find_flavour("tensorrt_rtx").usable, reason="needs RTX and no GPU")
-def test_what_cannot_run_is_a_line_and_not_the_end(report, tmp_path) -> None:
+def test_what_cannot_run_is_a_line_and_not_the_end(report, tiny_checkpoint, tmp_path) -> None:
     text = report("tensorrt_rtx")
     assert "tensorrt_rtx against the reference: exit code 4" in text
     assert text.count("onnxruntime against the reference: ") == 2
     assert text.count("no NVIDIA GPU") >= 4
+    measured = tmp_path / "report" / f"tensorrt_rtx-{tiny_checkpoint.stem}"
     for rest in ("fp32", "fp16"):
-        assert (tmp_path / "report" / f"tensorrt_rtx-{rest}" / "engine.plan").stat().st_size > 10_000
-    assert (tmp_path / "report" / "tensorrt_rtx-float32-24x20.plan").stat().st_size > 10_000
+        assert (measured / rest / "engine.plan").stat().st_size > 10_000
+    assert (measured / "float32-24x20.plan").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(bool(find_gpus()) or not find_flavour("tensorrt_rtx").usable, reason="needs RTX and no GPU")
+def test_an_exact_model_is_left_in_float32(report, tmp_path) -> None:
+    save_model(calibrated_exact("edsr"), tmp_path / "exact.pt")
+    text = report("tensorrt_rtx", tmp_path / "exact.pt")
+    assert "## tensorrt_rtx: exact" in text
+    assert "rest fp16: not of an exact model" in text
+    assert "export failed" not in text
+
+
+def test_an_ordinary_model_is_made_once_where_none_is_named(program: ModuleType, tmp_path: Path) -> None:
+    path = program._ordinary_model(tmp_path / "ordinary.pt")
+    assert len(load_model(path).layers) == 36
+    before = path.stat()
+    assert program._ordinary_model(path).stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_a_step_is_a_process_whose_end_is_reported(program: ModuleType) -> None:
