@@ -24,17 +24,32 @@ RoundDerivative = Literal["one", "tanh"]
 """What rounding passes on: the gradient itself, or QuantSR's redistribution of it (`rounding_derivative`)."""
 
 
-def snapped_grid(lower: Tensor, upper: Tensor, bits: int, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+def scale_near_power_of_two(scale: Tensor, nearness: Tensor | None) -> Tensor:
+    """The power of two nearest to each scale, or, with `nearness` below 1, part of the way there.
+
+    Args:
+        scale: > 0, any shape.
+        nearness: [] in [0, 1], on a logarithmic scale; 0 leaves scales alone. None: 1.
+    """
+    if nearness is None:
+        return nearest_power_of_two(scale)
+    exponent = torch.log2(scale.double())
+    return torch.exp2(torch.lerp(exponent, torch.round(exponent), nearness.double())).to(scale.dtype)
+
+
+def snapped_grid(
+    lower: Tensor, upper: Tensor, bits: int, *, power_of_two: bool = False, nearness: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid on [lower, upper] whose zero is snapped to a level; float32 scalars.
 
-    Needs lower <= 0 <= upper and lower < upper. With `power_of_two` the scale is the nearest power of two, and at 8
+    Needs lower <= 0 <= upper and lower < upper. With `power_of_two` the scale is `scale_near_power_of_two`, and at 8
     bits the zero point is even, as `Grid.from_range` explains.
     """
     code_max = 2**bits - 1
     scale = (upper - lower) / code_max
     if not power_of_two:
         return scale, torch.clamp(torch.round(-lower / scale), 0, code_max)
-    scale = nearest_power_of_two(scale)
+    scale = scale_near_power_of_two(scale, nearness)
     step = 2 if bits == MAX_BITS else 1
     return scale, torch.clamp(torch.round(-lower / (step * scale)) * step, 0, code_max // step * step)
 
@@ -49,7 +64,16 @@ class _RangeQuantize(torch.autograd.Function):
     """x on the grid of [lower, upper], zero snapped or free."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, lower: Tensor, upper: Tensor, bits: int, free: bool, power_of_two: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        bits: int,
+        free: bool,
+        power_of_two: bool,
+        nearness: Tensor | None,
+    ) -> Tensor:
         code_max, half = 2**bits - 1, 2 ** (bits - 1)
         if free:
             scale, center = free_grid(lower, upper, bits)
@@ -57,7 +81,7 @@ class _RangeQuantize(torch.autograd.Function):
             levels = codes.sub_(half).mul_(scale).add_(center)
             first, last = -half * scale + center, (code_max - half) * scale + center
         else:
-            scale, zero_point = snapped_grid(lower, upper, bits, power_of_two=power_of_two)
+            scale, zero_point = snapped_grid(lower, upper, bits, power_of_two=power_of_two, nearness=nearness)
             levels = _codes(x / scale, zero_point, code_max).sub_(zero_point).mul_(scale)
             first, last = -zero_point * scale, (code_max - zero_point) * scale
         ctx.save_for_backward(x, levels, first, last, upper - lower)
@@ -71,12 +95,12 @@ class _RangeQuantize(torch.autograd.Function):
         grad_x = (x >= first).logical_and_(x <= last).to(grad.dtype).mul_(grad)
         # The mismatch is not differentiated with respect to ranges: then half of the work below is not wanted.
         if not any(ctx.needs_input_grad[1:3]):
-            return grad_x, None, None, None, None, None
+            return grad_x, None, None, None, None, None, None
         # (y - clip(x)) vanishes outside the range, where y is the clipped value itself.
         rounding = _total(grad_x, levels - x, width) / width
         from_above = _total(grad, x > last, width)
         from_outside = grad.sum_to_size(width.shape) - grad_x.sum_to_size(width.shape)
-        return grad_x, from_outside - from_above - rounding, from_above + rounding, None, None, None
+        return grad_x, from_outside - from_above - rounding, from_above + rounding, None, None, None, None
 
 
 def _codes(quotient: Tensor, zero_point: Tensor | int, code_max: int) -> Tensor:
@@ -92,7 +116,14 @@ def _total(grad: Tensor, share: Tensor, like: Tensor) -> Tensor:
 
 
 def range_quantize(
-    x: Tensor, lower: Tensor, upper: Tensor, bits: int, *, free: bool = False, power_of_two: bool = False
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    bits: int,
+    *,
+    free: bool = False,
+    power_of_two: bool = False,
+    nearness: Tensor | None = None,
 ) -> Tensor:
     """Levels of `x` on a learnable range.
 
@@ -104,15 +135,22 @@ def range_quantize(
         free: the first level is exactly `lower`, and zero need not be a level.
         power_of_two: the scale is the power of two nearest to the range's; gradients pass that rounding straight
             through, so that exponents are learned along with the range.
+        nearness: how near, while exponents are annealed (`scale_near_power_of_two`).
 
     Returns:
         float32, shaped like `x`, differentiable in x, lower and upper.
     """
-    return _RangeQuantize.apply(x.float(), lower, upper, bits, free, power_of_two)  # type: ignore[no-any-return]
+    return _RangeQuantize.apply(x.float(), lower, upper, bits, free, power_of_two, nearness)  # type: ignore[no-any-return]
 
 
 def symmetric_codes(
-    weight: Tensor, bound: Tensor, bits: int, *, mid_rise: bool, power_of_two: bool = False
+    weight: Tensor,
+    bound: Tensor,
+    bits: int,
+    *,
+    mid_rise: bool,
+    power_of_two: bool = False,
+    nearness: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes (as floats) and scale of weights on a symmetric range [-bound, bound].
 
@@ -122,11 +160,12 @@ def symmetric_codes(
         bits: width of a code.
         mid_rise: odd codes -(2^b-1)..2^b-1 without zero (ODM v2) rather than -(2^(b-1)-1)..2^(b-1)-1.
         power_of_two: the scale is the power of two nearest to the range's.
+        nearness: how near, while exponents are annealed (`scale_near_power_of_two`).
     """
     last = 2**bits - 1 if mid_rise else 2 ** (bits - 1) - 1
     scale = bound / last
     if power_of_two:
-        scale = nearest_power_of_two(scale)
+        scale = scale_near_power_of_two(scale, nearness)
     if mid_rise:
         index = torch.clamp(torch.round((weight / scale + last) / 2), 0, last)
         return 2 * index - last, scale
@@ -137,8 +176,18 @@ class _SymmetricQuantize(torch.autograd.Function):
     """Weights on a symmetric grid; gradients as for a range with l = -bound, u = bound."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bound: Tensor, bits: int, mid_rise: bool, power_of_two: bool) -> Tensor:
-        codes, scale = symmetric_codes(weight, bound, bits, mid_rise=mid_rise, power_of_two=power_of_two)
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bound: Tensor,
+        bits: int,
+        mid_rise: bool,
+        power_of_two: bool,
+        nearness: Tensor | None,
+    ) -> Tensor:
+        codes, scale = symmetric_codes(
+            weight, bound, bits, mid_rise=mid_rise, power_of_two=power_of_two, nearness=nearness
+        )
         levels = codes * scale
         last_level = scale * (2**bits - 1 if mid_rise else 2 ** (bits - 1) - 1) if power_of_two else bound
         ctx.save_for_backward(weight, levels, last_level)
@@ -151,16 +200,22 @@ class _SymmetricQuantize(torch.autograd.Function):
         outside = weight.abs() > bound
         grad_weight = grad * outside.logical_not().to(grad.dtype)
         if not ctx.needs_input_grad[1]:
-            return grad_weight, None, None, None, None
+            return grad_weight, None, None, None, None, None
         share = torch.where(outside, torch.sign(weight), (levels - weight) / bound)
-        return grad_weight, (grad * share).sum_to_size(bound.shape), None, None, None
+        return grad_weight, (grad * share).sum_to_size(bound.shape), None, None, None, None
 
 
 def symmetric_quantize(
-    weight: Tensor, bound: Tensor, bits: int, *, mid_rise: bool, power_of_two: bool = False
+    weight: Tensor,
+    bound: Tensor,
+    bits: int,
+    *,
+    mid_rise: bool,
+    power_of_two: bool = False,
+    nearness: Tensor | None = None,
 ) -> Tensor:
     """Weights on a symmetric grid, differentiable in `weight` and `bound`; see `symmetric_codes`."""
-    return _SymmetricQuantize.apply(weight.float(), bound, bits, mid_rise, power_of_two)  # type: ignore[no-any-return]
+    return _SymmetricQuantize.apply(weight.float(), bound, bits, mid_rise, power_of_two, nearness)  # type: ignore[no-any-return]
 
 
 class _RoundToMultiples(torch.autograd.Function):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
+from training.annealing import Exponents
 from training.layers import ActivationQuantizer
 from training.quantizers import free_grid, range_quantize, snapped_grid
 from training.statistics import percentile, thin
@@ -33,6 +34,7 @@ class LearnableRange(ActivationQuantizer):
         relative: learn l and u in units of the initial width, so that one learning rate suits layers whose features
             differ in magnitude.
         power_of_two: the scale is the power of two nearest to the range's.
+        annealed: it becomes that only in the course of training (`training.annealing`).
     """
 
     lower_statistic: Tensor
@@ -48,10 +50,12 @@ class LearnableRange(ActivationQuantizer):
         free: bool = False,
         relative: bool = False,
         power_of_two: bool = False,
+        annealed: bool = False,
     ) -> None:
         super().__init__(bits)
         self.init, self.percent, self.free, self.relative = init, percent, free, relative
         self.power_of_two = power_of_two
+        self.exponents = Exponents(annealed=annealed)
         self.pads_before_quantizing = free
         self.lower = nn.Parameter(torch.tensor(-1.0))
         self.upper = nn.Parameter(torch.tensor(1.0))
@@ -109,8 +113,15 @@ class LearnableRange(ActivationQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`."""
-        lower, upper = self.range
-        return range_quantize(x, lower, upper, self.bits, free=self.free, power_of_two=self.power_of_two)
+        return self._levels(x, *self.range)
+
+    def _levels(self, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        return range_quantize(
+            *(x, lower, upper, self.bits),
+            free=self.free,
+            power_of_two=self.power_of_two,
+            nearness=self.exponents(),
+        )
 
     def grid(self) -> Grid:
         """The static grid of the learned range."""
@@ -128,9 +139,7 @@ class LearnableRange(ActivationQuantizer):
         def error(factor: float) -> float:
             width = (upper - lower).clamp(min=_SMALLEST_WIDTH)
             first = lower * factor
-            levels = range_quantize(
-                values, first, first + width * factor, self.bits, free=self.free, power_of_two=self.power_of_two
-            )
+            levels = self._levels(values, first, first + width * factor)
             return float((values - levels).square().mean())
 
         # Rounding to the nearest power of two may shrink the range by itself.

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from odm_deploy.errors import UsageError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.quantization.weights import WeightCodes
+from training.annealing import Exponents, anneal
 from training.cooperative import combine_cooperatively, combine_naively
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.losses import mismatch_loss
 from training.methods.base import Method, Step
+from training.model import TrainableModel
 from training.quantizers import symmetric_codes, symmetric_quantize
 from training.ranges import LearnableRange, RangeInit
 from training.statistics import row_percentile
@@ -68,6 +70,9 @@ class OdmV2Options:
     power_of_two: bool = False
     """Scales of activations and weights are the nearest powers of two, exponents learned along with the ranges; what
     `quantization.profile = "exact"` needs (deploy-grade)."""
+    anneal_exponents: int = 0
+    """With `power_of_two`: iterations over which scales go from ordinary ones to powers of two (deploy-grade); 0: they
+    are powers of two from the start."""
     free: bool = False
     """Eq. 1 to the letter: l is a level and zero need not be one; convolutions then pad with the level nearest zero."""
 
@@ -84,6 +89,12 @@ class OdmV2(Method[OdmV2Options]):
         super().__init__(options)
         if options.mismatch_every < 1:
             raise UsageError(f"cannot use method.mismatch_every = {options.mismatch_every}", fix="write 1 or more")
+        if options.anneal_exponents < 0 or (options.anneal_exponents and not options.power_of_two):
+            raise UsageError(
+                f"cannot use method.anneal_exponents = {options.anneal_exponents}",
+                why=f"power_of_two = {str(options.power_of_two).lower()}",
+                fix="write a number of iterations, together with power_of_two = true",
+            )
         self.auxiliary_weight = options.mismatch_weight * options.mismatch_every
         self.power_of_two = options.power_of_two
 
@@ -97,11 +108,17 @@ class OdmV2(Method[OdmV2Options]):
             free=o.free,
             relative=o.relative_ranges,
             power_of_two=o.power_of_two,
+            annealed=o.anneal_exponents > 0,
         )
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """A symmetric range with weight clipping correction."""
         return ClippedWeight(bits, layer.weight.detach(), self.options)
+
+    def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
+        """Bring scales nearer to powers of two, where they are annealed."""
+        if duration := self.options.anneal_exponents:
+            anneal(model.network, min(iteration / duration, 1.0))
 
     def auxiliary_loss(self, step: Step) -> Tensor | None:
         """L_M, on the steps that regularize."""
@@ -123,6 +140,7 @@ class ClippedWeight(WeightQuantizer):
         super().__init__(bits)
         self.mid_rise = options.weight_levels == "mid_rise" and bits < MAX_BITS
         self.options = options
+        self.exponents = Exponents(annealed=options.anneal_exponents > 0)
         percentile_bound = self.percentile_bound(weight)
         start = self._best_gamma(weight) if options.gamma_init == "mse" else torch.ones_like(percentile_bound)
         if options.clipping == "learned":
@@ -154,8 +172,12 @@ class ClippedWeight(WeightQuantizer):
 
     def levels(self, weight: Tensor, bound: Tensor) -> Tensor:
         """`weight` on the grid with that bound."""
-        power_of_two = self.options.power_of_two
-        return symmetric_quantize(weight, bound, self.bits, mid_rise=self.mid_rise, power_of_two=power_of_two)
+        return symmetric_quantize(
+            *(weight, bound, self.bits),
+            mid_rise=self.mid_rise,
+            power_of_two=self.options.power_of_two,
+            nearness=self.exponents(),
+        )
 
     def forward(self, weight: Tensor) -> Tensor:
         """Levels of `weight`."""

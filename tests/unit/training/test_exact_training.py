@@ -1,5 +1,7 @@
 """The exact profile while training: powers of two in the forward pass, and a frozen model with the same bits."""
 
+import math
+
 import pytest
 import torch
 
@@ -108,3 +110,42 @@ def test_a_network_that_rounds_is_refused():
     swinir = SwinIR(SwinirConfig(scale=2, channels=8, groups=1, depth=1, heads=2, window=2, hidden=8))
     with pytest.raises(InputError, match="cannot be exact"):
         TrainableModel.attach(swinir, {"conv_first": LayerBits(8, 8)}, build_method(OPTIONS), exact=True)
+
+
+def test_annealed_scales_go_from_ordinary_ones_to_powers_of_two(exact, images):
+    method, model = exact(2, anneal_exponents=10)
+    layer = model.layers["body.0.body.0"]
+
+    def distinct_steps(iteration: int) -> tuple[float, float]:
+        """The distances of neighbouring levels of input and first weights."""
+        method.begin_iteration(model, iteration)
+        with torch.no_grad():
+            levels, weights = layer.activation(torch.linspace(-500, 500, 9999)), layer.weight_quantizer(layer.weight)
+        steps = [part.unique().diff().min().item() for part in (levels, weights[0])]
+        return steps[0], steps[1]
+
+    lower, upper = (bound.item() for bound in layer.activation.range)
+    first, middle, last = distinct_steps(0), distinct_steps(5), distinct_steps(10)
+    assert first[0] == pytest.approx((upper - lower) / 3, rel=1e-5)
+    for start, half, end in zip(first, middle, last, strict=True):
+        assert math.log2(end) == pytest.approx(round(math.log2(end)), abs=1e-5)
+        assert half == pytest.approx(math.sqrt(start * end), rel=1e-4)
+        assert start != pytest.approx(end, rel=1e-3)
+    assert distinct_steps(99) == last
+
+
+@pytest.mark.parametrize("iteration", [0, 5, 10])
+def test_what_is_validated_and_frozen_has_powers_of_two_already(exact, nudge, images, iteration):
+    method, model = exact(2, anneal_exponents=10)
+    nudge(model)
+    method.begin_iteration(model, iteration)
+    model.network.eval()
+    with torch.no_grad():
+        validated = model(images)
+    assert torch.equal(model.freeze({})(images), validated)
+
+
+@pytest.mark.parametrize("options", [{"anneal_exponents": -1}, {"anneal_exponents": 5, "power_of_two": False}])
+def test_annealing_of_nothing_is_refused(options):
+    with pytest.raises(UsageError, match="anneal_exponents"):
+        build_method({**OPTIONS, **options})

@@ -1,11 +1,19 @@
 """The straight-through quantizers against hand-computed values, closed forms, and independent derivations."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from odm_deploy.grid import Grid
-from training.quantizers import range_quantize, snapped_grid, symmetric_codes, symmetric_quantize
+from training.quantizers import (
+    range_quantize,
+    scale_near_power_of_two,
+    snapped_grid,
+    symmetric_codes,
+    symmetric_quantize,
+)
 
 
 def t(value):
@@ -110,3 +118,12 @@ def test_quantizers_stay_in_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert range_quantize(torch.randn(4).bfloat16(), t(-1.0), t(1.0), 4).dtype == torch.float32
         assert symmetric_quantize(torch.randn(4, 2), t([1.0]), 4, mid_rise=True).dtype == torch.float32
+
+
+def test_scales_near_powers_of_two_by_hand():
+    scales = torch.tensor([3.0, 2.5, 0.25])
+    assert scale_near_power_of_two(scales, None).tolist() == [4.0, 2.0, 0.25]
+    assert scale_near_power_of_two(scales, torch.tensor(1.0)).tolist() == [4.0, 2.0, 0.25]
+    assert scale_near_power_of_two(scales, torch.tensor(0.0)).tolist() == scales.tolist()
+    halfway = scale_near_power_of_two(scales, torch.tensor(0.5))
+    assert halfway.tolist() == pytest.approx([math.sqrt(12), math.sqrt(5), 0.25])
