@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odm_deploy.errors import InputError
 from odm_deploy.quantization.exact_proof import FLOAT32_BITS, Bound, Channel, bounds_of, prove, widest
 from odm_deploy.quantization.exact_trace import integer_program
 from odm_deploy.quantization.layers import QuantizedLayer
@@ -32,8 +33,8 @@ def freeze_exact(model: QuantizedModel, weights: Mapping[str, Tensor] | None = N
             and codes chosen anew from these; without, such a model is refused.
 
     Raises:
-        InputError: the model is not integer arithmetic throughout, or a sum exceeds what float32 holds; the line names
-            the layer, the bound and the remedy.
+        InputError: the model is not integer arithmetic throughout; or a sum exceeds what float32 holds, and coarser
+            scales would leave a channel nothing but zeros. The line names the layer, the bound and the remedy.
     """
     exact = QuantizedModel(copy.deepcopy(model.network), dict(model.metadata))
     biases = {name: layer.bias for name, layer in model.layers.items()}
@@ -41,9 +42,9 @@ def freeze_exact(model: QuantizedModel, weights: Mapping[str, Tensor] | None = N
         _round_bias(layer, biases[name])
     coarsened: set[Channel] = set()
     while weights is not None and (long := _too_long(exact)):
-        for name, channel in sorted(long):
+        for name in sorted({name for name, _ in long}):
             layer = exact.layers[name]
-            _coarsen(layer, channel, weights[name])
+            _coarsen(layer, sorted(channel for owner, channel in long if owner == name), weights[name])
             _round_bias(layer, biases[name])
         coarsened |= long
     bounds = prove(integer_program(exact))
@@ -79,13 +80,23 @@ def _too_long(model: QuantizedModel) -> frozenset[Channel]:
     )
 
 
-def _coarsen(layer: QuantizedLayer, channel: int, weight: Tensor) -> None:
-    """Double one output channel's weight scale (all channels', where the layer has one) and choose its codes anew."""
+def _coarsen(layer: QuantizedLayer, channels: list[int], weight: Tensor) -> None:
+    """Double these output channels' weight scales, or the one that all share, and choose the codes anew."""
+    chosen = torch.tensor(channels) if len(layer.scale) > 1 else torch.arange(len(weight))
     limit = 2 ** (layer.weight_bits - 1) - 1
-    channels = slice(channel, channel + 1) if len(layer.scale) > 1 else slice(None)
-    layer.scale[channels] *= 2
-    scale = layer.scale[channels].reshape(-1, *[1] * (weight.dim() - 1))
-    layer.codes[channels] = torch.clamp(torch.round(weight.float()[channels] / scale), -limit, limit).to(torch.int8)
+    layer.scale[channels if len(layer.scale) > 1 else [0]] *= 2
+    scale = layer.scale.expand(len(weight))[chosen].reshape(-1, *[1] * (weight.dim() - 1))
+    codes = torch.clamp(torch.round(weight.float()[chosen] / scale), -limit, limit).to(torch.int8)
+    emptied = layer.codes[chosen].flatten(1).any(1) & ~codes.flatten(1).any(1)
+    if emptied.any():
+        # A model that computes nothing would agree with itself on every runtime.
+        raise InputError(
+            f"{layer.name} cannot be exact",
+            why=f"weight scales coarse enough for float32's {FLOAT32_BITS} bits leave its output channel "
+            f"{int(chosen[emptied][0])} nothing but zeros: what is added to it later is so much larger",
+            fix="use trained weights, whose features keep their magnitude from layer to layer",
+        )
+    layer.codes[chosen] = codes
 
 
 def _summary(bounds: Iterable[Bound]) -> dict[str, Any]:

@@ -76,15 +76,39 @@ def test_sums_that_are_too_long_are_refused_without_weights_and_shortened_with_t
     assert bool((moved <= layer.scale.reshape(-1, 1, 1, 1) / 2 * 1.001).all())
 
 
-def test_one_scale_per_layer_is_coarsened_as_a_whole():
+def test_a_channel_is_refused_rather_than_emptied():
+    model, weights = on_powers_of_two()
+    model.layers["body.0.body.2"].grid = Grid(2.0**-16, 128, 8)
+    with pytest.raises(
+        InputError, match=r"body\.0\.body\.2 cannot be exact: .* leave its output channel \d nothing but zeros"
+    ):
+        freeze_exact(model, weights)
+
+
+def test_channels_that_are_zero_already_may_stay():
+    model, weights = on_powers_of_two()
+    layer = model.layers["body.0.body.2"]
+    layer.grid = Grid(2.0**-8, 128, 8)
+    layer.codes[3], weights["body.0.body.2"][3] = 0, 0.0
+    exact = freeze_exact(model, weights)
+    assert float(exact.layers["body.0.body.2"].scale[3]) > float(layer.scale[3])
+
+
+def test_one_scale_per_layer_is_doubled_as_often_as_its_longest_channel_needs():
     model, weights = on_powers_of_two()
     layer = model.layers["body.0.body.2"]
     layer.grid = Grid(2.0**-8, 128, 8)
     layer.scale = layer.scale.max().reshape(1)
-    exact = freeze_exact(model, weights)
-    assert exact.layers["body.0.body.2"].scale.shape == (1,)
-    assert float(exact.layers["body.0.body.2"].scale) > float(layer.scale)
-    assert int(exact.layers["body.0.body.2"].codes.abs().max()) <= 127
+    exact = freeze_exact(model, weights).layers["body.0.body.2"]
+    assert exact.scale.shape == (1,)
+    assert float(exact.scale) == 16 * float(layer.scale)
+    assert int(exact.codes.abs().max()) <= 127
+    limit = exact.scale.reshape(-1, 1, 1, 1) / 2 * 1.001
+    assert bool(((exact.weight - weights["body.0.body.2"]).abs() <= limit).all())
+    # Half of it would not have been enough.
+    layer.scale = exact.scale / 2
+    with pytest.raises(InputError, match="float32 holds 2"):
+        freeze_exact(model)
 
 
 def test_freezing_twice_changes_nothing():
