@@ -34,3 +34,18 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
     shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
     return TensorInfo(value.name, np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+
+
+def number_types(model: onnx.ModelProto) -> set[int]:
+    """Types of the numbers a graph computes with, as members of `onnx.TensorProto.DataType`."""
+    graph = model.graph
+    declared = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    stored = {tensor.data_type for tensor in graph.initializer}
+    cast = {
+        attribute.i
+        for node in graph.node
+        if node.op_type == "Cast"
+        for attribute in node.attribute
+        if attribute.name == "to"
+    }
+    return declared | stored | cast

@@ -6,14 +6,22 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+import onnx
+
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.cpu import describe_cpu, physical_cpus
 from odm_deploy.runtimes.model_file import ModelKind, parse_onnx
-from odm_deploy.runtimes.onnx_io import graph_inputs, graph_outputs
+from odm_deploy.runtimes.onnx_io import graph_inputs, graph_outputs, number_types
 
 # 0 verbose .. 4 fatal. Warnings (2) about unused initializers and shape merges only frighten users.
 _LOG_ERRORS_ONLY = 3
+# What TensorRT has to be allowed -> the number type that a graph then may hold.
+_TENSORRT_SWITCHES = {
+    "trt_int8_enable": onnx.TensorProto.INT8,
+    "trt_fp16_enable": onnx.TensorProto.FLOAT16,
+    "trt_bf16_enable": onnx.TensorProto.BFLOAT16,
+}
 
 
 class OnnxRuntime(Runtime):
@@ -26,7 +34,6 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnxruntime"
     model_kind: ClassVar[ModelKind] = "onnx"
     provider: ClassVar[str] = "CPUExecutionProvider"
-    provider_options: ClassVar[Mapping[str, str]] = {}
     speed_note: ClassVar[str] = (
         "ONNX Runtime runs a quantized convolution as int8 only where a quantizer follows it at once, and the others "
         "in float: it is for checking; OpenVINO is fast on a CPU, TensorRT on a GPU"
@@ -59,11 +66,16 @@ class OnnxRuntime(Runtime):
                 why="ONNX Runtime takes its precision from the graph",
                 fix="leave --precision out, or use --runtime openvino",
             )
-        parse_onnx(model, label=label)
-        return cls(cls._session_of(model, chosen, label), model, chosen)
+        settings = cls._provider_options(parse_onnx(model, label=label))
+        return cls(cls._session_of(model, chosen, settings, label), model, chosen)
 
     @classmethod
-    def _session_of(cls, model: bytes, options: RuntimeOptions, label: str) -> Any:
+    def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:
+        """What the execution provider has to be told about a graph."""
+        return {}
+
+    @classmethod
+    def _session_of(cls, model: bytes, options: RuntimeOptions, provider_options: Mapping[str, str], label: str) -> Any:
         if importlib.util.find_spec("onnxruntime") is None:
             raise MissingError("onnxruntime is not installed", fix="pip install 'odm-deploy[cpu]'")
         import onnxruntime as ort
@@ -87,7 +99,7 @@ class OnnxRuntime(Runtime):
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            session = ort.InferenceSession(model, settings, providers=[(cls.provider, dict(cls.provider_options))])
+            session = ort.InferenceSession(model, settings, providers=[(cls.provider, dict(provider_options))])
         except Exception as error:  # its exception types share no base but Exception
             raise InputError(f"ONNX Runtime cannot load {label}", why=first_line(error)) from error
         if cls.provider not in session.get_providers():
@@ -140,9 +152,17 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
 
     name: ClassVar[str] = "onnxruntime_tensorrt"
     provider: ClassVar[str] = "TensorrtExecutionProvider"
-    # Without it TensorRT refuses QDQ graphs; the scales of the graph make a calibration table needless.
-    provider_options: ClassVar[Mapping[str, str]] = {"trt_int8_enable": "1"}
     speed_note: ClassVar[str] = ""
+
+    @classmethod
+    def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:
+        """It builds weakly typed networks, which refuse a graph of types that were not allowed (NVIDIA/TensorRT#3277).
+
+        The scales of the graph make a calibration table needless. Float32 layers of a graph with float16 in it may be
+        computed in float16, too.
+        """
+        found = number_types(graph)
+        return {switch: "1" for switch, kind in _TENSORRT_SWITCHES.items() if kind in found}
 
 
 class OnnxRuntimeRtx(OnnxRuntimeCuda):

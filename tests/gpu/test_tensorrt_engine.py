@@ -28,8 +28,8 @@ from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
 from tests.command_line import run_cli
+from tests.factories import lowered, tiny_model
 from tests.factories import random_images as random_pictures
-from tests.factories import tiny_model
 from tests.sr_graphs import random_images, sr_model
 
 pytestmark = [
@@ -216,6 +216,18 @@ def test_onnx_runtime_computes_the_same_on_the_gpu(name: str, bundle: Path, refe
         for n, h, w in ((1, 16, 16), (2, 9, 14)):
             images = random_images(n, h, w)
             assert_agree(runtime.upscale(images), reference.upscale(images))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime_tensorrt", "onnxruntime_rtx"])
+def test_onnx_runtime_takes_a_half_precision_rest(name: str) -> None:
+    graph, images = lowered(tiny_model(8), precision="fp16"), random_pictures(24, 32)
+    try:
+        runtime = runtime_class(name).open_bytes(graph.SerializeToString())
+    except MissingError as error:
+        pytest.skip(str(error))
+    with runtime, OnnxRuntime.open_bytes(graph.SerializeToString(), RuntimeOptions(optimize=False)) as expected:
+        difference = np.abs(runtime.upscale(images) - expected.upscale(images))
+    assert np.mean(difference > 2.0) < 0.02
 
 
 @pytest.mark.parametrize("options", [(), ("--precision", "fp16", "--io", "uint8", "--layout", "nhwc")])

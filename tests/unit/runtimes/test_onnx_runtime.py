@@ -10,6 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from odm_deploy.errors import MissingError
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.onnx_runtime import OnnxRuntime, OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRt
+from tests.factories import lowered, tiny_model
 from tests.sr_graphs import random_images, sr_model
 
 
@@ -28,3 +29,18 @@ def test_a_missing_provider_is_named_with_the_command_that_brings_it(kind: type[
         pytest.skip(f"this onnxruntime has the {kind.provider}")
     with pytest.raises(MissingError, match=rf"{kind.provider}.*pip install 'odm-deploy\[gpu\]'"):
         kind.open_bytes(sr_model().SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("precision", "switches"),
+    [
+        ("fp32", {"trt_int8_enable"}),
+        ("fp16", {"trt_int8_enable", "trt_fp16_enable"}),
+        ("bf16", {"trt_int8_enable", "trt_bf16_enable"}),
+    ],
+)
+def test_tensorrt_is_allowed_the_types_of_the_graph_and_no_others(precision: str, switches: set[str]) -> None:
+    graph = lowered(tiny_model(), precision=precision)
+    assert OnnxRuntimeTensorRt._provider_options(graph) == dict.fromkeys(switches, "1")
+    assert OnnxRuntimeTensorRt._provider_options(sr_model("float")) == {}
+    assert OnnxRuntimeRtx._provider_options(graph) == OnnxRuntimeCuda._provider_options(graph) == {}
