@@ -11,7 +11,7 @@
     exact          null, or the proof that the model's arithmetic never rounds: {"float32_bits": 24, "bits": {layer:
                    bits its sums need}, "tf32": false, ...}; such a bundle has a golden.json
     engine         null, or what built engine.plan: {"flavour", "version", "profile", "gpu", "compute_capability",
-                   "build_s", "trtexec", "layers": [...]}
+                   "targets": GPUs asked for, "build_s", "trtexec", "layers": [...]}
 
 Everything but `engine` describes the model, `engine` describes the one machine-dependent file.
 """

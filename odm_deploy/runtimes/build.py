@@ -68,6 +68,8 @@ class BuildReport:
     """The last lines of the builder's log."""
     trtexec_equivalent: str
     """The command that builds the same engine with NVIDIA's own tool."""
+    targets: tuple[str, ...] = ()
+    """GPUs that were asked for, such as `SM86`; empty for the builder's default."""
 
 
 def build_engine(
@@ -165,6 +167,7 @@ def build_engine(
         warnings=tuple(warnings),
         log_tail=tail,
         trtexec_equivalent=_trtexec(request, done, Path(onnx_path), Path(plan_path)),
+        targets=targets,
     )
 
 

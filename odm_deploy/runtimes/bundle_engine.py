@@ -168,6 +168,7 @@ def describe_engine(built: BuildReport, options: EngineOptions) -> dict[str, Any
         "tf32": options.tf32,
         "version_compatible": options.version_compatible,
         "hardware": options.hardware,
+        "targets": list(built.targets),
         "build_s": round(built.seconds, 3),
         "plan_bytes": built.plan_bytes,
         "trtexec": built.trtexec_equivalent,

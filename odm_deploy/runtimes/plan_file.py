@@ -15,10 +15,11 @@ from typing import Any
 
 from odm_deploy.errors import InputError
 from odm_deploy.manifest import manifest_beside
-from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX
+from odm_deploy.runtimes.compat import TENSORRT, TENSORRT_RTX, Gpu
 
 _HEADER = struct.Struct("<4sIQQ4B")
 _RTX_TAG = b"vtrt"
+_AMPERE = (8, 0)
 REBUILD = "build it for this machine with: odm-deploy build BUNDLE"
 """What to do about a plan that cannot run here."""
 
@@ -70,6 +71,29 @@ def read_plan_header(plan: bytes, *, label: str = "the plan") -> PlanHeader:
         raise InputError(f"{label} is cut short", why=f"it has {len(plan)} of {size} bytes", fix="copy it again")
     major, minor, patch, build = version
     return PlanHeader(TENSORRT_RTX if tag == _RTX_TAG else TENSORRT, (major, minor, patch, build))
+
+
+def require_gpu(facts: Mapping[str, Any], gpu: Gpu, *, label: str) -> None:
+    """Raise InputError where a manifest's entry about a plan says that it was built for other GPUs than `gpu`.
+
+    TensorRT would refuse it too, in words that name neither GPU.
+    """
+    builders = tuple(facts.get("compute_capability") or gpu.compute_capability)
+    fits = gpu.compute_capability == builders
+    wanted = f"the {facts.get('gpu')} that it was built on"
+    if facts.get("flavour") == TENSORRT_RTX:
+        targets = facts.get("targets")
+        if targets is None:
+            return
+        if not targets:
+            fits, wanted = gpu.compute_capability >= _AMPERE, "Ampere and later"
+        elif "CURRENT" not in targets:
+            fits, wanted = gpu.sm in targets, " and ".join(targets)
+    elif facts.get("hardware") == "ampere+":
+        fits, wanted = gpu.compute_capability >= _AMPERE, "Ampere and later"
+    if not fits:
+        why = f"it is for {wanted}, and this machine has a {gpu.name} ({gpu.sm})"
+        raise InputError(f"{facts.get('flavour')} cannot run {label} here", why=why, fix=REBUILD)
 
 
 def engine_facts(plan_path: Path) -> Mapping[str, Any]:

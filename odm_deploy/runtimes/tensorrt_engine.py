@@ -24,7 +24,7 @@ from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.kernel_cache import KernelCache, file_in_folder
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
-from odm_deploy.runtimes.plan_file import REBUILD, built_for, engine_facts, read_plan_header
+from odm_deploy.runtimes.plan_file import REBUILD, built_for, engine_facts, read_plan_header, require_gpu
 from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
@@ -64,12 +64,14 @@ class TensorRtEngine(Runtime):
         """Load a bundle's engine.plan, or a plan file. Raises as Runtime.open does."""
         path = locate_model(model, cls.model_kind)
         plan = read_model(path, cls.model_kind)
-        facts = built_for(path)
+        facts, origin = engine_facts(path), built_for(path)
+        for gpu in find_gpus()[:1]:
+            require_gpu(facts, gpu, label=str(path))
         return cls.open_bytes(
             plan,
             cls._options_for(plan, options),
-            label=f"{path} ({facts})" if facts else str(path),
-            version_compatible=bool(engine_facts(path).get("version_compatible")),
+            label=f"{path} ({origin})" if origin else str(path),
+            version_compatible=bool(facts.get("version_compatible")),
         )
 
     @classmethod

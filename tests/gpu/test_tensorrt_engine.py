@@ -218,6 +218,19 @@ def test_onnx_runtime_computes_the_same_on_the_gpu(name: str, bundle: Path, refe
             assert_agree(runtime.upscale(images), reference.upscale(images))
 
 
+def test_a_plan_for_another_gpu_is_refused_with_both_named(tmp_path: Path) -> None:
+    if not find_flavour(TENSORRT_RTX).usable:
+        pytest.skip(find_flavour(TENSORRT_RTX).problem)
+    here = find_gpus()[0]
+    other = "SM86" if here.sm != "SM86" else "SM89"
+    save_model(tiny_model(8), tmp_path / "model.pt")
+    exported = ("-o", tmp_path / "bundle", "--builder", TENSORRT_RTX, "--compute-capability", other)
+    outcome = run_cli("export", tmp_path / "model.pt", *exported, "--shapes", "1x3x16x16")
+    assert outcome.code == 0, outcome.stderr
+    with pytest.raises(InputError, match=rf"it is for {other}, and this machine has .*{here.sm}"):
+        runtime_class(TENSORRT_RTX).open(tmp_path / "bundle")
+
+
 @pytest.mark.parametrize("name", ["onnxruntime_tensorrt", "onnxruntime_rtx"])
 def test_onnx_runtime_takes_a_half_precision_rest(name: str) -> None:
     graph, images = lowered(tiny_model(8), precision="fp16"), random_pictures(24, 32)

@@ -130,3 +130,15 @@ def test_a_triton_repository_may_be_written_at_once(bundle: Path, tmp_path: Path
     outcome = run_cli("build", bundle, *BUILD, "--triton", tmp_path / "models", "--json")
     assert outcome.document["triton"] == [str(tmp_path / "models" / "bundle_onnx")]
     assert (tmp_path / "models" / "bundle_onnx" / "1" / "model.onnx").is_file()
+
+
+@needs_rtx
+def test_the_gpus_asked_for_are_written_down(bundle: Path) -> None:
+    for asked, recorded in (
+        ((), []),
+        (("--compute-capability", "8.6", "--compute-capability", "sm89"), ["SM86", "SM89"]),
+    ):
+        done = run_cli("build", bundle, *BUILD, *asked, "--json")
+        assert done.code == 0, done.stderr
+        assert done.document["engine"]["targets"] == recorded
+        assert json.loads((bundle / "manifest.json").read_text())["engine"]["targets"] == recorded

@@ -9,8 +9,8 @@ import pytest
 
 from odm_deploy.errors import InputError
 from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.plan_file import PlanHeader, built_for, read_plan_header
+from odm_deploy.runtimes.compat import Gpu, can_build, find_flavour
+from odm_deploy.runtimes.plan_file import PlanHeader, built_for, read_plan_header, require_gpu
 from odm_deploy.runtimes.profiles import ShapeProfile
 from tests.sr_graphs import sr_model
 
@@ -49,6 +49,35 @@ def test_another_flavour_or_minor_version_is_refused_and_another_patch_is_not() 
         header.require_version("10.14.0.1", label="p")
     with pytest.raises(InputError, match="--runtime tensorrt"):
         header.require_flavour("tensorrt_rtx", label="p")
+
+
+L4, A10, T4 = (Gpu(0, f"NVIDIA {name}", sm, 1) for name, sm in (("L4", (8, 9)), ("A10", (8, 6)), ("T4", (7, 5))))
+BUILT_ON_L4 = {"flavour": "tensorrt", "gpu": "NVIDIA L4", "compute_capability": [8, 9]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "fitting", "other"),
+    [
+        (BUILT_ON_L4, (L4,), (A10, T4)),
+        ({**BUILT_ON_L4, "hardware": "same-capability"}, (L4,), (A10, T4)),
+        ({**BUILT_ON_L4, "hardware": "ampere+"}, (L4, A10), (T4,)),
+        ({"flavour": "tensorrt_rtx", "targets": []}, (L4, A10), (T4,)),
+        ({"flavour": "tensorrt_rtx", "targets": ["SM75", "SM86"]}, (A10, T4), (L4,)),
+        ({**BUILT_ON_L4, "flavour": "tensorrt_rtx", "targets": ["CURRENT"]}, (L4,), (A10, T4)),
+        # Manifests of earlier versions, and plans that lie alone, do not tell.
+        ({"flavour": "tensorrt_rtx"}, (L4, A10, T4), ()),
+        ({"flavour": "tensorrt"}, (L4, A10, T4), ()),
+        ({}, (L4, A10, T4), ()),
+    ],
+)
+def test_plans_for_other_gpus_are_refused_with_both_named(facts, fitting, other) -> None:
+    for gpu in fitting:
+        require_gpu(facts, gpu, label="p")
+    for gpu in other:
+        with pytest.raises(
+            InputError, match=rf"cannot run p here: it is for .*{gpu.name} \({gpu.sm}\).*odm-deploy build"
+        ):
+            require_gpu(facts, gpu, label="p")
 
 
 def test_the_manifest_tells_where_a_plan_comes_from(tmp_path: Path) -> None:
