@@ -15,12 +15,12 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import LifoQueue
-from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.blending import blended_bands
 from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, from_network, to_network
@@ -31,7 +31,7 @@ from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack
 from odm_deploy.runtimes.registry import open_runtime
 
 
-class Engine:
+class Engine(Closable):
     """A bundle opened for upscaling. Threads may share one, and close it from any of them."""
 
     def __init__(self, runtime: Runtime, manifest: Manifest | None = None, *, contexts: int = 1) -> None:
@@ -224,14 +224,6 @@ class Engine:
         """Free the model and its device memory. Images under way are finished first; later ones are refused."""
         for runtime in self._runtimes:
             runtime.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _as_batch(rgb: Pixels | SupportsDlpack) -> Pixels:

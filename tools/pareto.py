@@ -163,7 +163,9 @@ def draw(points: Sequence[Point], place: str, output: Path) -> None:
     for point in points:
         label = f"{point.name} ({point.storage_mb:.2g} MB)"
         axes.scatter(point.latency_ms, point.psnr_y_db, 60 * point.storage_mb, label=label, alpha=0.8)
-    handles: Any = axes.legend(fontsize=7).legend_handles  # markers of one size, whatever those in the plot have
+    # Below the plot: within it, it would hide a model sooner or later.
+    legend = figure.legend(fontsize=7, loc="outside lower center", ncols=min(3, len(points)))
+    handles: Any = legend.legend_handles  # markers of one size, whatever those in the plot have
     for handle in handles:
         handle.set_sizes([30])
     axes.set_xlabel(f"latency (ms), {place}")

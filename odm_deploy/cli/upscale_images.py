@@ -88,7 +88,7 @@ def upscale_files(
 
     start = time.perf_counter()
     outcomes: list[dict[str, Any]] = []
-    with progress("images") as track:
+    with progress("images", "images/s") as track:
         for outcome in track(run_jobs(todo, upscale), len(todo)):
             outcomes.append(_document(outcome))
             if outcome.error is not None:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from odm_deploy.closable import Closable
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.blending import SMALLEST_BLENDED_TILE_PX
@@ -36,7 +36,7 @@ LARGEST_TILE_PX = 1024
 SMALLEST_TILE_PX = 64
 
 
-class Upscaler:
+class Upscaler(Closable):
     """A bundle opened for images of any size. Close it, or use it as a context manager."""
 
     def __init__(
@@ -197,14 +197,6 @@ class Upscaler:
     def close(self) -> None:
         """Free the model."""
         self.engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _as_gray(alpha: Pixels) -> Pixels:

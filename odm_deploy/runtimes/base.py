@@ -8,16 +8,16 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.model_file import ModelKind, read_model
@@ -117,7 +117,7 @@ class RunTimes:
     d2h_ms: float | None = None
 
 
-class Runtime(ABC):
+class Runtime(Closable):
     """A model loaded into one runtime. A context manager; safe to share between threads, whose runs take turns."""
 
     name: ClassVar[str]
@@ -274,7 +274,7 @@ class Runtime(ABC):
             other._renew_run_state()
         return other
 
-    def _renew_run_state(self) -> None:  # noqa: B027 - most runtimes keep no state between runs
+    def _renew_run_state(self) -> None:
         """In a copy, replace what one run would disturb in another."""
 
     def typical_shape(self) -> tuple[int, ...]:
@@ -289,14 +289,6 @@ class Runtime(ABC):
             if not self._closed:
                 self._closed = True
                 self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _execute_timed(self, feeds: Mapping[str, Array]) -> RunTimes:
         start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,20 @@ def test_files_written_in_bands_hold_the_same_as_whole_ones(bundle, tmp_path, na
     assert (written.alpha is None) == (alpha is None)
     if alpha is not None:
         np.testing.assert_array_equal(written.alpha, whole.alpha)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_large_results_are_never_held_whole(bundle, tmp_path, bits):
+    band = random_images(96, 64)[0].transpose(1, 2, 0).astype(np.uint8)
+    image = Image(np.tile(band, (60, 1, 1)))
+    result_bytes = image.rgb.nbytes * 4 * bits // 8
+    with Upscaler.open(bundle, "onnxruntime", tile=96, threads=1, bits=bits) as upscaler:
+        upscaler.upscale_to(tmp_path / "warm.png", Image(band))
+        tracemalloc.start()
+        try:
+            upscaler.upscale_to(tmp_path / "x.png", image)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert read_image(tmp_path / "x.png").height == 2 * image.height
+    assert peak < result_bytes / 2
