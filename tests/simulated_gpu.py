@@ -185,6 +185,7 @@ class SimulatedEngine:
 
     num_io_tensors = 2
     num_optimization_profiles = 1
+    device_memory_size_v2 = 3 << 20
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         self._cuda = cuda

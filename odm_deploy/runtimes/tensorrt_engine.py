@@ -58,6 +58,7 @@ class TensorRtEngine(Runtime):
         self.inputs = tuple(self._info(name) for name in tensors if is_input[name])
         self.outputs = tuple(self._info(name) for name in tensors if not is_input[name])
         self.device = device
+        self._context_bytes = int(engine.device_memory_size_v2)
 
     @classmethod
     def open(cls, model: Path | str, options: RuntimeOptions | None = None) -> Self:
@@ -293,12 +294,14 @@ class TensorRtEngine(Runtime):
         return tuple(best)
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, version, device, and whether runs replay a CUDA graph."""
+        """Runtime, version, device, whether runs replay a CUDA graph, and what each shape in use takes at most."""
         return {
             "runtime": self.name,
             "version": str(self._trt.__version__),
             "device": self.device,
             "cuda_graph": self._options.cuda_graph,
+            # Of the profile's largest shape; weights and image buffers come on top.
+            "context_memory_mib": self._context_bytes >> 20,
         }
 
     def _release(self) -> None:

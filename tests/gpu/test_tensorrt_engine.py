@@ -186,6 +186,7 @@ def test_the_environment_names_a_folder_for_compiled_kernels(
 
 def test_the_default_size_is_the_profiles_optimum(engine: Runtime) -> None:
     assert engine.typical_shape() == (1, 3, 16, 16)
+    assert 0 <= engine.describe()["context_memory_mib"] < 1000
 
 
 def test_a_plan_with_damaged_contents_is_refused(bundle: Path) -> None:

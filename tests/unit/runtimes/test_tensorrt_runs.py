@@ -170,6 +170,10 @@ def test_contexts_share_the_engine_and_nothing_else(gpu):
     assert not gpu.memory
 
 
+def test_what_a_shape_takes_is_told(engine):
+    assert engine.describe()["context_memory_mib"] == 3
+
+
 def test_threads_may_share_one_context(engine):
     images = [picture(4 + seed, 6, seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
