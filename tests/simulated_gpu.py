@@ -153,6 +153,7 @@ class _Context:
         self._cuda = cuda
         self._shape: tuple[int, ...] = ()
         self._addresses: dict[str, int] = {}
+        self.profiler: Any = None
 
     def set_optimization_profile_async(self, profile: int, _: int) -> bool:
         return profile == 0
@@ -172,7 +173,13 @@ class _Context:
     def execute_async_v3(self, stream: int) -> bool:
         source, target = (self._view(name, self._addresses[name]) for name in ("image", "sr"))
         self._cuda.queue(stream, lambda: np.copyto(target, source.repeat(2, 2).repeat(2, 3)))
+        if self.profiler is not None:
+            self._cuda.queue(stream, self._report)
         return True
+
+    def _report(self) -> None:
+        self.profiler.report_layer_time("rows", 0.5)
+        self.profiler.report_layer_time("columns", 1.5)
 
     def _view(self, name: str, address: int) -> np.ndarray:
         shape = self.get_tensor_shape(name)
@@ -267,12 +274,16 @@ class SimulatedRtxEngine(SimulatedEngine):
 
 
 TENSORRT = SimpleNamespace(
-    TensorIOMode=SimpleNamespace(INPUT="input"), nptype=lambda kind: kind, __version__="10.13.0.35"
+    TensorIOMode=SimpleNamespace(INPUT="input"),
+    IProfiler=type("IProfiler", (), {}),
+    nptype=lambda kind: kind,
+    __version__="10.13.0.35",
 )
 """Stands in for the module `tensorrt`."""
 
 TENSORRT_RTX = SimpleNamespace(
     TensorIOMode=TENSORRT.TensorIOMode,
+    IProfiler=TENSORRT.IProfiler,
     nptype=TENSORRT.nptype,
     CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="disabled"),
     DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),

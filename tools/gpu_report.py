@@ -30,6 +30,7 @@ from odm_deploy.runtimes.registry import runtime_class, why_unusable
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt"
 STEP_LIMIT_S = 900
+SLOWEST = 5
 SIZES = ("96x96", "270x480", "540x960")
 
 
@@ -224,6 +225,9 @@ def _latency(
         found = _step(out / f"{rest}-{size}-bench.json", ["bench", bundle, *common])
         rows.append(_row(size, f"int8, rest {rest}", found))
         limits.update(dict.fromkeys(found.get("limits", ())))
+        slowest = [f"{each['name']} ({each['precision']}) {each['share']:.0%}" for each in found.get("layer_times", ())]
+        if slowest:
+            limits[f"int8, rest {rest}, at {size}: most time goes into {', '.join(slowest[:SLOWEST])}"] = None
         twin = found.get("baseline")
         if twin is not None and rest == list(bundles)[-1]:
             rows.append(_row(size, f"{twin['model']}, int8 is {found['speedup']:.2f} times as fast", twin))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,17 +10,19 @@ import numpy as np
 
 from odm_deploy.bench.limits import Limits, find_limits
 from odm_deploy.bench.nvml import watch_gpu
-from odm_deploy.bench.report import BenchReport, Measurement
+from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.bench.timing import Effort, Track, time_runs
 from odm_deploy.bench.twin import source_onnx, try_open_twin
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.layer_table import recorded_layers
 from odm_deploy.runtimes.model_file import parse_onnx, read_model
 from odm_deploy.runtimes.plan_file import engine_facts
 from odm_deploy.runtimes.registry import open_runtime
+from odm_deploy.runtimes.tensorrt_engine import TensorRtEngine
 
 _SEED = 0
+_PROFILED_RUNS = 10
 
 
 def benchmark(
@@ -78,6 +81,7 @@ def benchmark(
             opened.passed_over,
             _said(limits, opened),
             limits.layers if limits is not None else (),
+            _layer_times(model, opened, feeds),
             state,
         )
 
@@ -91,6 +95,17 @@ def _limits(model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int
         return find_limits(graph, layers, shape)
     except InputError:
         return None
+
+
+def _layer_times(model: Path | str, runtime: Runtime, feeds: Mapping[str, Array]) -> tuple[LayerTime, ...]:
+    """Where an engine's time goes; nothing for other runtimes, and where TensorRT does not tell."""
+    if not isinstance(runtime, TensorRtEngine):
+        return ()
+    try:
+        times_ms = runtime.layer_times_ms(feeds, _PROFILED_RUNS)
+    except OdmError:
+        return ()
+    return LayerTime.of(times_ms, recorded_layers(engine_facts(Path(model))))
 
 
 def _said(limits: Limits | None, runtime: Runtime) -> tuple[str, ...]:

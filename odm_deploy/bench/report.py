@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from odm_deploy.bench.limits import LayerLimit
 from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.runtimes.base import RunTimes
+from odm_deploy.runtimes.layer_table import LayerRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,6 +70,32 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """What one layer of an engine takes, as TensorRT measures it, kernel by kernel."""
+
+    name: str
+    """The engine's own name for it."""
+    precision: str
+    """`int8`, `fp16`, ...; `unknown` where the manifest lists no such layer."""
+    ms: float
+    share: float
+    """Its part of the sum of all layers."""
+
+    @classmethod
+    def of(cls, times_ms: Mapping[str, float], layers: Sequence[LayerRecord]) -> tuple[LayerTime, ...]:
+        """All layers, the slowest first.
+
+        Args:
+            times_ms: milliseconds by the engine's name of the layer.
+            layers: what is known about them.
+        """
+        precisions = {layer.name: layer.precision for layer in layers}
+        total = sum(times_ms.values()) or 1.0
+        found = [cls(name, precisions.get(name, "unknown"), ms, ms / total) for name, ms in times_ms.items()]
+        return tuple(sorted(found, key=lambda layer: -layer.ms))
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """A model's measurement beside that of its float twin on the same runtime."""
 
@@ -89,6 +116,8 @@ class BenchReport:
     """What keeps int8 from being faster, the weightiest first."""
     slow_layers: tuple[LayerLimit, ...] = ()
     """Why single layers gain less than int8 could give, the one with the most multiply-accumulates first."""
+    layer_times: tuple[LayerTime, ...] = ()
+    """Of an engine: where its time goes, the slowest layer first."""
     gpu: GpuState | None = None
     """What the GPU did meanwhile; None on a CPU."""
 
@@ -111,6 +140,7 @@ class BenchReport:
             "passed_over": list(self.passed_over),
             "limits": list(self.limits),
             "slow_layers": [asdict(layer) for layer in self.slow_layers],
+            "layer_times": [asdict(layer) for layer in self.layer_times],
             "gpu": None if self.gpu is None else asdict(self.gpu),
         }
 

@@ -95,6 +95,10 @@ def command(
                 click.echo(f"  - {layer.name}, {layer.mac_share:.0%} of the multiply-accumulates: {layer.reason}")
             if len(report.slow_layers) > _LAYERS_SHOWN:
                 click.echo(f"  - and {len(report.slow_layers) - _LAYERS_SHOWN} more layers (--json has all)")
+            for layer in report.layer_times[:_LAYERS_SHOWN]:
+                click.echo(
+                    f"  - {layer.name} ({layer.precision}) takes {layer.ms:.3g} ms, {layer.share:.0%} of the sum"
+                )
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is not None:

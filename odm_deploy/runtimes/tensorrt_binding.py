@@ -100,6 +100,13 @@ class ShapeBinding:
             self._outputs[name][0].copy_to(address, stream)
         stream.record(self._done.handle)
 
+    def time_layers(self, timer: Any, runs: int) -> None:
+        """Run some times with TensorRT reporting the time of each layer to `timer`, a `trt.IProfiler`."""
+        self._context.profiler = timer
+        for _ in range(runs):
+            self._enqueue(self._stream)
+        self._stream.synchronize()
+
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every output for the bound input shapes."""
@@ -142,3 +149,17 @@ class ShapeBinding:
             count *= size
         buffer = cuda.buffer(count * tensor.dtype.itemsize)
         return buffer, buffer.bytes.view(tensor.dtype).reshape(shape)
+
+
+def make_layer_timer(trt: Any) -> Any:
+    """A TensorRT profiler that adds up the milliseconds of each layer, in the order of the engine."""
+
+    class LayerTimer(trt.IProfiler):
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.total_ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
+
+    return LayerTimer()

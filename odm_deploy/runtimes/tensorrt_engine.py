@@ -25,7 +25,7 @@ from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.kernel_cache import KernelCache, file_in_folder
 from odm_deploy.runtimes.model_file import ModelKind, locate_model, read_model
 from odm_deploy.runtimes.plan_file import REBUILD, built_for, engine_facts, read_plan_header, require_gpu
-from odm_deploy.runtimes.tensorrt_binding import ShapeBinding
+from odm_deploy.runtimes.tensorrt_binding import ShapeBinding, make_layer_timer
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
@@ -157,6 +157,24 @@ class TensorRtEngine(Runtime):
             h2d, compute, d2h = (self._cuda.elapsed_ms(events[at], events[at + 1]) for at in range(3))
         return RunTimes(latency_ms=h2d + compute + d2h, h2d_ms=h2d, compute_ms=compute, d2h_ms=d2h)
 
+    def layer_times_ms(self, feeds: Mapping[str, Array], runs: int) -> dict[str, float]:
+        """Mean milliseconds that each layer of the engine takes, by its name there, as TensorRT itself measures them.
+
+        Measuring costs time, and happens kernel by kernel: the sum is more than a run takes. Raises as `run` does.
+        """
+        checked = self._check(feeds)
+        with self._lock:
+            self._require_open()
+            binding = self._new_binding(checked, self._profile_for(checked), graphs=False)
+            timer = make_layer_timer(self._trt)
+            try:
+                binding.fill(checked)
+                binding.upload()
+                binding.time_layers(timer, runs)
+            finally:
+                binding.close()
+        return {name: total / runs for name, total in timer.total_ms.items()}
+
     def run_on_device(
         self,
         feeds: Mapping[str, SupportsDlpack],
@@ -241,13 +259,14 @@ class TensorRtEngine(Runtime):
         profile = self._profile_for(feeds)
         while len(self._bindings) >= _KEPT_SHAPES:
             self._bindings.popitem(last=False)[1].close()
+        self._bindings[key] = self._new_binding(feeds, profile, graphs=self._options.cuda_graph)
+        return self._bindings[key]
+
+    def _new_binding(self, feeds: Mapping[str, Array | BorrowedTensor], profile: int, *, graphs: bool) -> ShapeBinding:
         with self._making_contexts:
-            context = self._make_context()
-        binding = ShapeBinding(
-            self._cuda, self._stream, context, profile, feeds, self.outputs, capture=self._captures_graphs
-        )
-        self._bindings[key] = binding
-        return binding
+            context = self._make_context(graphs)
+        capture = graphs and self._captures_graphs
+        return ShapeBinding(self._cuda, self._stream, context, profile, feeds, self.outputs, capture=capture)
 
     def _profile_for(self, feeds: Mapping[str, Array | BorrowedTensor]) -> int:
         """The index of the first optimization profile that these shapes lie in."""
@@ -268,11 +287,10 @@ class TensorRtEngine(Runtime):
         low, _, high = self._engine.get_tensor_profile_shape(name, profile)
         return tuple(low), tuple(high)
 
-    @property
-    def _captures_graphs(self) -> bool:
-        return self._options.cuda_graph
+    _captures_graphs: ClassVar[bool] = True
+    """Whether graphs are captured here, around TensorRT."""
 
-    def _make_context(self) -> Any:
+    def _make_context(self, graphs: bool) -> Any:
         return self._engine.create_execution_context()
 
     def _info(self, name: str) -> TensorInfo:
@@ -327,15 +345,13 @@ class TensorRtRtxEngine(TensorRtEngine):
         chosen = options or RuntimeOptions()
         return chosen if chosen.kernel_cache else replace(chosen, kernel_cache=file_in_folder(plan))
 
-    @property
-    def _captures_graphs(self) -> bool:
-        # It captures by itself (below); a capture around its just-in-time compilation would fail.
-        return False
+    # It captures by itself (below); a capture around its just-in-time compilation would fail.
+    _captures_graphs: ClassVar[bool] = False
 
-    def _make_context(self) -> Any:
+    def _make_context(self, graphs: bool) -> Any:
         config = self._engine.create_runtime_config()
-        graphs = self._trt.CudaGraphStrategy
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._options.cuda_graph else graphs.DISABLED
+        strategy = self._trt.CudaGraphStrategy
+        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
         # Eager: kernels for a shape are final before its first run, so that timings do not drift while LAZY ones land.
         specialization = self._trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER

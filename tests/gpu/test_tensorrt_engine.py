@@ -202,6 +202,9 @@ def test_bench_builds_the_half_precision_twin(bundle: Path) -> None:
     assert report.baseline is not None, report.baseline_note
     assert report.baseline.model == "float twin (fp16)"
     assert report.measurement.compute_ms is not None
+    assert report.layer_times
+    total_ms = sum(layer.ms for layer in report.layer_times)
+    assert 0.3 * report.measurement.compute_ms.p50 < total_ms < 100 * report.measurement.compute_ms.p50
     assert report.gpu is not None
     assert report.gpu.memory_mib is None or 0 < report.gpu.memory_mib < 20_000
     assert report.gpu.sm_clock_mhz is None or 100 < report.gpu.sm_clock_mhz[1] < 5000

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from odm_deploy.bench.nvml import GpuState
-from odm_deploy.bench.report import BenchReport, Measurement
+from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.runtimes.base import RunTimes
+from odm_deploy.runtimes.layer_table import LayerRecord
 
 
 def cpu(*latencies_ms: float, model: str = "m") -> Measurement:
@@ -76,3 +77,11 @@ def test_the_gpus_line_says_what_throttled_it() -> None:
     assert line == "120 MiB of GPU memory, SM clock 1400 to 1980 MHz, 66 C, 200 W, THROTTLED by software power cap"
     assert replace(report(gpu(1, 1), None), gpu=GpuState(None, None, None, None, ())).gpu_line() == "not throttled"
     assert report(cpu(1), None).gpu_line() == ""
+
+
+def test_layers_of_an_engine_are_sorted_by_their_time() -> None:
+    known = [LayerRecord("conv", "correlation", "int8", (), (), (), ())]
+    slow, fast = LayerTime.of({"scale": 0.5, "conv": 1.5}, known)
+    assert (slow.name, slow.precision, slow.ms, slow.share) == ("conv", "int8", 1.5, 0.75)
+    assert (fast.name, fast.precision, fast.ms, fast.share) == ("scale", "unknown", 0.5, 0.25)
+    assert LayerTime.of({}, known) == ()

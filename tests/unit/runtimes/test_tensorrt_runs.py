@@ -174,6 +174,15 @@ def test_what_a_shape_takes_is_told(engine):
     assert engine.describe()["context_memory_mib"] == 3
 
 
+def test_layers_are_timed_beside_what_is_bound(engine):
+    images = picture(4, 6)
+    before = engine.upscale(images)
+    assert engine.layer_times_ms({"image": images}, runs=4) == {"rows": 0.5, "columns": 1.5}
+    np.testing.assert_array_equal(engine.upscale(images), before)
+    with pytest.raises(InputError, match="1x3x2x2 to 2x3x16x16"):
+        engine.layer_times_ms({"image": picture(4, 17)}, runs=4)
+
+
 def test_threads_may_share_one_context(engine):
     images = [picture(4 + seed, 6, seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
