@@ -105,17 +105,22 @@ def list_images(source: Path | str) -> list[Path]:
             `frames/*.png` (`**` descends into folders).
 
     Raises:
-        InputError: nothing there, or nothing that has an image's suffix.
+        InputError: nothing there, nothing that has an image's suffix, or a folder that may not be read.
     """
     path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        entries = sorted(path.iterdir())
-    else:
-        entries = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - may be absolute
-        if not entries:
-            raise InputError(f"no images at {source}", why="no such file or folder", fix="check the path")
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            entries = sorted(path.iterdir())
+        else:
+            entries = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - may be absolute
+    except OSError as error:
+        why, fix = error.strerror or str(error), "give a folder you may read"
+        raise InputError(f"cannot list the images of {source}", why=why, fix=fix) from error
+    if not entries:
+        why = "the folder is empty" if path.is_dir() else "no such file or folder"
+        raise InputError(f"no images at {source}", why=why, fix="check the path")
     images = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and not entry.name.startswith(".")]
     if not images:
         raise InputError(
@@ -257,6 +262,8 @@ def _reason(path: Path, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of {', '.join(READERS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if "decoder object" in str(error):
         return "its data are damaged or end too early"
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.cli.output import one_line
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import read_image
+from odm_deploy.imaging.io import list_images, read_image
 from odm_deploy.runtimes.base import RuntimeOptions
 from tests.command_line import run_cli
 from tests.factories import exact_model
@@ -83,21 +85,25 @@ def test_json_names_every_image(run):
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="only root can become somebody else")
-@pytest.mark.parametrize("locked", ["file", "folder"])
-def test_what_may_not_be_read_is_named(tmp_path_factory, locked):
+@pytest.mark.parametrize(
+    ("locked", "read", "line"),
+    [
+        ("file", read_image, r"cannot read image .*x\.png: Permission denied; "),
+        ("folder", read_image, r"cannot read image .*x\.png: Permission denied; "),
+        ("folder", lambda path: list_images(path.parent), "cannot list the images of .*: Permission denied; "),
+    ],
+)
+def test_what_may_not_be_read_is_named(locked, read, line):
     # Below a folder that everybody may enter, unlike those of pytest.
-    import shutil
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder = Path(tempfile.mkdtemp())
     path = folder / "x.png"
     path.write_bytes(b"secret")
     path.chmod(0o600 if locked == "file" else 0o644)
     folder.chmod(0o755 if locked == "file" else 0o700)
     os.seteuid(65534)
     try:
-        with pytest.raises(InputError, match=r"cannot read image .*x\.png: .*Permission denied"):
-            read_image(path)
+        with pytest.raises(InputError, match=line):
+            read(path)
     finally:
         os.seteuid(0)
         shutil.rmtree(folder)
