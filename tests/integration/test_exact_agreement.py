@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from types import ModuleType
 
 import numpy as np
@@ -16,20 +14,14 @@ from odm_deploy.imaging.io import write_image
 from odm_deploy.proof.integer_interpreter import interpret
 from tests.exact_models import calibrated_exact
 from tests.factories import random_images
+from tests.tool_modules import load_tool
 
 STRESS_BYTES, PHOTO_BYTES = 6 * 3 * 16 * 16, 3 * 40 * 44
 
 
 @pytest.fixture(scope="module")
-def tool(pytestconfig) -> ModuleType:
-    path = pytestconfig.rootpath / "tools" / "exact_agreement.py"
-    spec = importlib.util.spec_from_file_location("exact_agreement", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def tool() -> ModuleType:
+    return load_tool("exact_agreement")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Its steps are processes, most of whose time goes into importing torch: here they
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from odm_deploy.runtimes.compat import find_flavour, find_gpus
 from tests.command_line import run_cli
 from tests.conftest import REPOSITORY
 from tests.exact_models import calibrated_exact
+from tests.tool_modules import load_tool
 
 PROGRAM = REPOSITORY / "tools" / "gpu_report.py"
 QUICK = ("--size", "24x20", "--seconds", "0.2", "--no-tests")
@@ -26,13 +26,9 @@ QUICK = ("--size", "24x20", "--seconds", "0.2", "--no-tests")
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_report", PROGRAM)
-    assert spec is not None and spec.loader is not None
     # Programs in tools/ import each other as if run from there.
     monkeypatch.syspath_prepend(str(PROGRAM.parent))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("gpu_report")
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,18 +14,12 @@ from odm_deploy.errors import UsageError
 from odm_deploy.imaging.io import read_rgb, write_image
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
+from tests.tool_modules import load_tool
 
 
 @pytest.fixture(scope="module")
-def tool(pytestconfig) -> ModuleType:
-    path = pytestconfig.rootpath / "tools" / "upscale_throughput.py"
-    spec = importlib.util.spec_from_file_location("upscale_throughput", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def tool() -> ModuleType:
+    return load_tool("upscale_throughput")
 
 
 @pytest.fixture(scope="module")
