@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from odm_deploy.bundle import EngineOptions, write_bundle
 from odm_deploy.checkpoint import load_model
 from odm_deploy.cli import run
 from odm_deploy.cli.output import say
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.io import list_images, read_rgb
 from odm_deploy.imaging.tiling import plan_tiles
-from odm_deploy.lowering.bundle import EngineOptions, write_bundle
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.manifest import read_manifest
 from odm_deploy.proof.integer_interpreter import interpret

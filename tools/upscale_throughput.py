@@ -31,9 +31,9 @@ from PIL import Image as PillowImage
 from odm_deploy.cli import run
 from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.errors import UsageError
-from odm_deploy.imaging.batch import plan_jobs, run_jobs
 from odm_deploy.imaging.io import list_images, read_rgb, write_image
-from odm_deploy.imaging.upscaler import Upscaler
+from odm_deploy.upscaling.batch import plan_jobs, run_jobs
+from odm_deploy.upscaling.upscaler import Upscaler
 
 WAYS = ("network", "upscale", "loop")
 

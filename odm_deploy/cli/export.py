@@ -54,8 +54,8 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     if options["order"] == "bgr" and options["io"] != "uint8":
         raise UsageError("--order bgr with --io float32", why="float images are RGB", fix="add --io uint8")
     _require_torch()
+    from odm_deploy.bundle import write_bundle
     from odm_deploy.checkpoint import load_model
-    from odm_deploy.lowering.bundle import write_bundle
     from odm_deploy.lowering.lower import LoweringOptions
     from odm_deploy.runtimes.profiles import parse_profile
 

@@ -50,9 +50,9 @@ def command(
         )
     import uvicorn
 
-    from odm_deploy.imaging.upscaler import Upscaler
     from odm_deploy.serving.http import LOOPBACK, Limits, http_app
     from odm_deploy.serving.service import UpscaleService
+    from odm_deploy.upscaling.upscaler import Upscaler
 
     with (
         Upscaler.open(bundle, runtime, tile=tile, threads=threads) as upscaler,

@@ -12,7 +12,7 @@ from odm_deploy.cli.upscale_frames import parse_size
 from odm_deploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from odm_deploy.imaging.upscaler import Upscaler
+    from odm_deploy.upscaling.upscaler import Upscaler
 
 
 @click.command("upscale")
@@ -78,10 +78,10 @@ def command(
 
     from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
     from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
-    from odm_deploy.imaging.batch import is_many
     from odm_deploy.imaging.io import check_writable, most_bits
-    from odm_deploy.imaging.upscaler import Upscaler
-    from odm_deploy.imaging.video import check_video, is_video
+    from odm_deploy.upscaling.batch import is_many
+    from odm_deploy.upscaling.upscaler import Upscaler
+    from odm_deploy.upscaling.video import check_video, is_video
 
     open_upscaler = partial(Upscaler.open, bundle, runtime, tile=tile, threads=threads)
     if check_pipe(source, destination, size, as_json):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from odm_deploy.imaging.upscaler import Upscaler
+    from odm_deploy.upscaling.upscaler import Upscaler
 
 PIPE = "-"
 """Stands for stdin and stdout."""
@@ -61,8 +61,8 @@ def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_
 
 def upscale_pipe(upscaler: Upscaler, size: tuple[int, int], pixel_format: str) -> None:
     """Raw frames from stdin, upscaled, to stdout; the three steps overlap."""
-    from odm_deploy.imaging.pipeline import ahead
-    from odm_deploy.imaging.raw_video import read_frames, write_frame
+    from odm_deploy.upscaling.pipeline import ahead
+    from odm_deploy.upscaling.raw_video import read_frames, write_frame
 
     source, sink = sys.stdin.buffer, sys.stdout.buffer
 
@@ -82,7 +82,7 @@ def upscale_pipe(upscaler: Upscaler, size: tuple[int, int], pixel_format: str) -
 
 def upscale_video_file(source: Path, destination: Path, upscaler: Upscaler, crf: int | None, as_json: bool) -> None:
     """One video file into another, of the given quality (see `upscale_video`)."""
-    from odm_deploy.imaging.video import upscale_video
+    from odm_deploy.upscaling.video import upscale_video
 
     start = time.perf_counter()
     with progress("frames", "fps") as track:

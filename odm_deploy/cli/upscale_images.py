@@ -10,9 +10,9 @@ from odm_deploy.cli.output import emit_json, one_line, progress, say
 from odm_deploy.errors import OdmError
 
 if TYPE_CHECKING:
-    from odm_deploy.imaging.batch import Job, Outcome
     from odm_deploy.imaging.io import Image
-    from odm_deploy.imaging.upscaler import Upscaler
+    from odm_deploy.upscaling.batch import Job, Outcome
+    from odm_deploy.upscaling.upscaler import Upscaler
 
 
 def upscale_file(source: Path, destination: Path, upscaler: Upscaler, as_json: bool, *, any_depth: bool) -> None:
@@ -49,8 +49,8 @@ def upscale_file(source: Path, destination: Path, upscaler: Upscaler, as_json: b
 
 def plan_files(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:
     """What is to be done, and how many images are done already."""
-    from odm_deploy.imaging.batch import is_done, plan_jobs
     from odm_deploy.manifest import MANIFEST_FILE, read_manifest
+    from odm_deploy.upscaling.batch import is_done, plan_jobs
 
     read_manifest(bundle)
     jobs = plan_jobs(source, folder, suffix)
@@ -76,7 +76,7 @@ def upscale_files(
     Raises:
         OdmError: some could not be read, upscaled or written; a line each has said why.
     """
-    from odm_deploy.imaging.batch import run_jobs
+    from odm_deploy.upscaling.batch import run_jobs
 
     todo, skipped = plan
     narrowed = 0

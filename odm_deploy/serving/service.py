@@ -21,7 +21,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.imaging.io import READERS, Image, read_image, write_image
 from odm_deploy.imaging.pixels import to_eight_bits
 from odm_deploy.imaging.resize import imresize
-from odm_deploy.imaging.upscaler import Upscaler
+from odm_deploy.upscaling.upscaler import Upscaler
 
 
 class TooLargeError(InputError):

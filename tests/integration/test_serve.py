@@ -24,9 +24,9 @@ from PIL import Image as PillowImage
 
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.resize import imresize
-from odm_deploy.imaging.upscaler import Upscaler
 from odm_deploy.serving.http import Limits, http_app
 from odm_deploy.serving.service import UpscaleService
+from odm_deploy.upscaling.upscaler import Upscaler
 from tests.command_line import run_cli
 from tests.factories import random_images
 from tests.png_files import ffmpeg_png, ffmpeg_samples

@@ -10,7 +10,7 @@ import pytest
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.imaging.image import Image
-from odm_deploy.imaging.upscaler import Upscaler
+from odm_deploy.upscaling.upscaler import Upscaler
 from tests.command_line import run_cli
 from tests.factories import random_images, tiny_model
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError, OdmError
-from odm_deploy.imaging.raw_video import PIXEL_FORMATS, read_frames, write_frame
+from odm_deploy.upscaling.raw_video import PIXEL_FORMATS, read_frames, write_frame
 
 
 def frames(count: int) -> np.ndarray:

@@ -12,10 +12,10 @@ import pytest
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError
-from odm_deploy.imaging import upscaler as module
 from odm_deploy.imaging.io import Image, read_image
-from odm_deploy.imaging.upscaler import Upscaler
 from odm_deploy.lowering.activation_memory import activation_bytes_per_px
+from odm_deploy.upscaling import upscaler as module
+from odm_deploy.upscaling.upscaler import Upscaler
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from odm_deploy.imaging.pipeline import ahead
+from odm_deploy.upscaling.pipeline import ahead
 
 
 def pipeline_threads() -> list[threading.Thread]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging import video as module
-from odm_deploy.imaging.video import is_video, upscale_video
+from odm_deploy.upscaling import video as module
+from odm_deploy.upscaling.video import is_video, upscale_video
 from tests.video_clips import flash_times_s, frame_times_s, tone_times_s, write_clip
 
 av = pytest.importorskip("av", reason="PyAV is not installed")

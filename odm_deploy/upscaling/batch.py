@@ -12,7 +12,7 @@ from pathlib import Path
 
 from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.imaging.io import Image, check_writable, list_images, read_image, write_image
-from odm_deploy.imaging.pipeline import ahead
+from odm_deploy.upscaling.pipeline import ahead
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError, OdmError, UsageError
-from odm_deploy.imaging.batch import Job, is_done, is_many, plan_jobs, run_jobs
 from odm_deploy.imaging.io import Image, read_rgb, write_image
+from odm_deploy.upscaling.batch import Job, is_done, is_many, plan_jobs, run_jobs
 
 
 def picture(seed: int = 0) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Engines at work on pictures: images of any size, folders, videos and pipes."""
