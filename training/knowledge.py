@@ -1,10 +1,11 @@
-"""Structured knowledge transfer: hold the quantized network's last features against the float network's."""
+"""What a quantized network learns from the float network it came from: that one's last features, or its output."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
@@ -21,8 +22,7 @@ class KnowledgeTransfer:
     """
 
     def __init__(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
-        self._teacher = copy.deepcopy(float_network).eval().requires_grad_(False)
-        self._teacher.to(next(model.network.parameters()).device)
+        self._teacher = _frozen_copy(float_network, model)
         layer = _first_tail_layer(float_network)
         self._features: dict[str, Tensor] = {}
         self._tap("student", model.network.get_submodule(layer))
@@ -40,6 +40,30 @@ class KnowledgeTransfer:
             self._features[name] = inputs[0]
 
         module.register_forward_pre_hook(keep)
+
+
+class TeacherSupervision:
+    """The float network's output as a second target (He et al., FAKD, ICIP 2020: teacher supervision)."""
+
+    def __init__(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        self._teacher = _frozen_copy(float_network, model)
+
+    def loss(self, low: Tensor, output: Tensor, *, autocast: bool) -> Tensor:
+        """Mean absolute difference between `output` and what the float network makes of `low`; float32 [].
+
+        Args:
+            low: float32 [N, 3, H, W] in 0..255.
+            output: float32 [N, 3, scale*H, scale*W], the model in training's answer to `low`.
+            autocast: compute the float network in bfloat16.
+        """
+        with torch.no_grad(), torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=autocast):
+            target: Tensor = self._teacher(low)
+        return F.l1_loss(output, target.float())
+
+
+def _frozen_copy(float_network: SuperResolutionNetwork, model: TrainableModel) -> SuperResolutionNetwork:
+    teacher = copy.deepcopy(float_network).eval().requires_grad_(False)
+    return teacher.to(next(model.network.parameters()).device)
 
 
 def _first_tail_layer(network: SuperResolutionNetwork) -> str:

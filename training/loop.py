@@ -163,7 +163,7 @@ class _Run:
         with recording:
             with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.autocast):
                 output = self.model(low)
-            current = Step(self.model, low, high, output.float(), iteration, self.world)
+            current = Step(self.model, low, high, output.float(), iteration, self.world, settings.autocast)
             result = gradients(self.method, current)
         loss, combined = result.loss, result.combined
         if not bool(torch.isfinite(loss)):

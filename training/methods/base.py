@@ -35,6 +35,8 @@ class Step:
     """0-based."""
     world: World
     """The processes that share the batch; the tensors here are this process's part."""
+    autocast: bool = False
+    """Whether forward passes of this run compute convolutions in bfloat16."""
 
 
 class Method(ABC, Generic[OptionsT]):

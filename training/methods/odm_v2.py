@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import UsageError
 from odm_deploy.grid import MAX_BITS
+from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.weights import WeightCodes
 from training.annealing import Exponents, anneal
 from training.cooperative import combine_cooperatively, combine_naively
+from training.knowledge import TeacherSupervision
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.losses import mismatch_loss
 from training.methods.base import Method, Step
@@ -67,6 +69,9 @@ class OdmV2Options:
     """Percentile they start at, with range_init = "percentile"; the paper's 99 costs tails that short runs need."""
     relative_ranges: bool = False
     """Learn l and u in units of their initial width (deploy-grade), so that the learning rate suits every layer."""
+    teacher_weight: float = 0.0
+    """Share of the reconstruction loss that is taken against the float network's output rather than the target image
+    (deploy-grade)."""
     power_of_two: bool = False
     """Scales of activations and weights are the nearest powers of two, exponents learned along with the ranges; what
     `quantization.profile = "exact"` needs (deploy-grade)."""
@@ -84,6 +89,7 @@ class OdmV2(Method[OdmV2Options]):
     Options = OdmV2Options
     records_features = True
     auxiliary_name = "mismatch"
+    _teacher: TeacherSupervision | None = None
 
     def __init__(self, options: OdmV2Options) -> None:
         super().__init__(options)
@@ -95,6 +101,8 @@ class OdmV2(Method[OdmV2Options]):
                 why=f"power_of_two = {str(options.power_of_two).lower()}",
                 fix="write a number of iterations, together with power_of_two = true",
             )
+        if not 0.0 <= options.teacher_weight <= 1.0:
+            raise UsageError(f"cannot use method.teacher_weight = {options.teacher_weight}", fix="write 0 up to 1")
         self.auxiliary_weight = options.mismatch_weight * options.mismatch_every
         self.power_of_two = options.power_of_two
 
@@ -115,10 +123,23 @@ class OdmV2(Method[OdmV2Options]):
         """A symmetric range with weight clipping correction."""
         return ClippedWeight(bits, layer.weight.detach(), self.options)
 
+    def watch(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        """Keep the float network where it teaches."""
+        if self.options.teacher_weight:
+            self._teacher = TeacherSupervision(model, float_network)
+
     def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
         """Bring scales nearer to powers of two, where they are annealed."""
         if duration := self.options.anneal_exponents:
             anneal(model.network, min(iteration / duration, 1.0))
+
+    def reconstruction_loss(self, step: Step) -> Tensor:
+        """L_R: mean absolute error against the target, in part against the float network's output."""
+        loss = super().reconstruction_loss(step)
+        if self._teacher is None:
+            return loss
+        taught = self._teacher.loss(step.low, step.output, autocast=step.autocast)
+        return torch.lerp(loss, taught, self.options.teacher_weight)
 
     def auxiliary_loss(self, step: Step) -> Tensor | None:
         """L_M, on the steps that regularize."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.errors import UsageError
 from training.distributed import World
 from training.losses import mismatch_loss
 from training.methods.base import Step, gradients
@@ -149,3 +150,32 @@ def test_every_update_rule_gives_every_parameter_a_finite_gradient(attach, low, 
         combined = gradients(method, step_of(model, low)).combined
     assert set(combined) == set(model.parameters())
     assert all(bool(torch.isfinite(gradient).all()) for gradient in combined.values())
+
+
+def test_a_teacher_takes_its_share_of_the_reconstruction_loss(attach, small_network, low):
+    method, model = attach("odm_v2", 2, teacher_weight=0.25)
+    method.watch(model, small_network)
+    step = step_of(model, low)
+    with torch.no_grad():
+        taught = small_network(low)
+    to_target, to_teacher = ((step.output - other).abs().mean().item() for other in (step.high, taught))
+    assert to_target != pytest.approx(to_teacher, rel=0.1)
+    assert method.reconstruction_loss(step).item() == pytest.approx(0.75 * to_target + 0.25 * to_teacher, rel=1e-6)
+
+
+def test_the_teacher_stays_what_it_was_while_the_model_learns(attach, small_network, low):
+    method, model = attach("odm_v2", 2, teacher_weight=1.0)
+    method.watch(model, small_network)
+    before = method.reconstruction_loss(step_of(model, low)).item()
+    with torch.no_grad():
+        output = model(low)
+        for parameter in model.parameters().values():
+            parameter.zero_()
+    step = Step(model, low, torch.zeros_like(output), output, 0, World())
+    assert method.reconstruction_loss(step).item() == before
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+def test_a_teacher_cannot_take_more_than_everything(weight):
+    with pytest.raises(UsageError, match=f"method.teacher_weight = {weight}"):
+        build_method({"name": "odm_v2", "teacher_weight": weight})
