@@ -98,11 +98,7 @@ class Grid:
         if power_of_two:
             scale = 2.0 ** math.ceil(math.log2(scale))
         scale = float(np.float32(scale))
-        zero_point = min(max(round(-lower / scale), 0), code_max)
-        if power_of_two and bits == MAX_BITS:
-            # Signed engines shift 8-bit codes by 128 - z. An even shift keeps even codes even, so that values exactly
-            # between two codes, common on such scales, round to the same one there.
-            zero_point = 2 * min(round(-lower / scale / 2), code_max // 2)
+        zero_point = nearest_zero_point(lower, scale, bits, exact_ties=power_of_two)
         return cls(scale, zero_point, bits)
 
     @classmethod
@@ -199,3 +195,19 @@ class Grid:
         ):
             raise InputError("not a grid", why=repr(plain)[:200])
         return cls(scale, zero_point, bits, center)
+
+
+def nearest_zero_point(lower: float, scale: float, bits: int, *, exact_ties: bool) -> int:
+    """The code of zero on the grid that begins nearest to `lower`.
+
+    Args:
+        lower: smallest value to represent.
+        scale: distance between two levels.
+        bits: width of a code.
+        exact_ties: scales are short, so that arithmetic is exact and values exactly between two codes are common.
+            Signed engines shift 8-bit codes by 128 - z; an even shift keeps even codes even, so that half to even
+            is the same code there. The range moves by at most half a step for it.
+    """
+    code_max = 2**bits - 1
+    step = 2 if exact_ties and bits == MAX_BITS else 1
+    return step * min(max(round(-lower / scale / step), 0), code_max // step)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from odm_deploy.cli import run
 from odm_deploy.cli.output import emit_json, say
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
-from training.methods.base import Step, gradients
 from training.methods.registry import build_method
 from training.optimizer import build_optimizer
-from training.preparation import Images, build_model, calibrate, load_float_network, load_images
+from training.preparation import Images, build_gradient_step, build_model, calibrate, load_float_network, load_images
 from training.recipe import Recipe, load_recipe
 
 
@@ -92,15 +90,12 @@ def stepper(recipe: Recipe, images: Images) -> Callable[[int], None]:
     if recipe.run.compile:
         compile_quantizers(model)
     optimizer: Any = build_optimizer(model, recipe.optimizer)
-    world, device = World(), recipe.run.device
+    device = recipe.run.device
+    gradient_step = build_gradient_step(recipe, model, method, World())
 
     def step(iteration: int) -> None:
         low, high = (part.to(device) for part in images.pool.batch(iteration, recipe.run.batch))
-        method.begin_iteration(model, iteration)
-        with model.recording() if method.records_features else nullcontext():
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=recipe.run.autocast):
-                output = model(low)
-            result = gradients(method, Step(model, low, high, output.float(), iteration, world))
+        result = gradient_step(low, high, iteration)
         for name, parameter in model.parameters().items():
             parameter.grad = result.combined.get(name)
         optimizer.step()

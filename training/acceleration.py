@@ -8,7 +8,7 @@ passes of a step stay separate, because a compiled whole would compute every gra
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -71,6 +71,11 @@ def exact_evaluation() -> Generator[None, None, None]:
             yield
     finally:
         _CUDNN.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def bfloat16_convolutions(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """Within it convolutions and products on `device` compute in bfloat16, if `enabled`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else nullcontext()
 
 
 def use_tf32(enabled: bool) -> None:

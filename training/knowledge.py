@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.quantization.policy import quantizable_layers
+from training.acceleration import bfloat16_convolutions
 from training.losses import structured_knowledge_transfer
 from training.model import TrainableModel
 
@@ -56,7 +57,7 @@ class TeacherSupervision:
             output: float32 [N, 3, scale*H, scale*W], the model in training's answer to `low`.
             autocast: compute the float network in bfloat16.
         """
-        with torch.no_grad(), torch.autocast(low.device.type, dtype=torch.bfloat16, enabled=autocast):
+        with torch.no_grad(), bfloat16_convolutions(low.device, autocast):
             target: Tensor = self._teacher(low)
         return F.l1_loss(output, target.float())
 

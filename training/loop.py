@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +26,20 @@ from training.distributed import World
 from training.divergence import check_finite, first_broken_layer
 from training.evaluate import validate
 from training.journal import Journal, open_board
-from training.methods.base import Method, Step, gradients
+from training.methods.base import Method
 from training.methods.registry import build_method
 from training.model import TrainableModel
 from training.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
 from training.prefetch import prefetch
-from training.preparation import Images, build_model, calibrate, claim_folder, load_float_network, load_images
+from training.preparation import (
+    Images,
+    build_gradient_step,
+    build_model,
+    calibrate,
+    claim_folder,
+    load_float_network,
+    load_images,
+)
 from training.recipe import Recipe
 from training.state import Progress, load_state, save_state
 
@@ -92,6 +101,7 @@ class _Run:
         self.recipe, self.folder, self.world = recipe, folder, world
         self.method, self.model, self.images = method, model, images
         method.watch(model, float_network)
+        self.gradient_step = build_gradient_step(recipe, model, method, world)
         self.optimizer = build_optimizer(model, recipe.optimizer)
         self.average = MovingAverage(model, recipe.optimizer.ema_decay)
         self.progress = Progress()
@@ -158,13 +168,7 @@ class _Run:
         """One optimizer step; returns what to log."""
         iteration, settings = self.progress.iteration, self.recipe.run
         factor = rate_factor(self.recipe.optimizer, iteration, settings.iterations)
-        self.method.begin_iteration(self.model, iteration)
-        recording = self.model.recording() if self.method.records_features else nullcontext()
-        with recording:
-            with torch.autocast(settings.device, dtype=torch.bfloat16, enabled=settings.autocast):
-                output = self.model(low)
-            current = Step(self.model, low, high, output.float(), iteration, self.world, settings.autocast)
-            result = gradients(self.method, current)
+        result = self.gradient_step(low, high, iteration)
         loss, combined = result.loss, result.combined
         if not bool(torch.isfinite(loss)):
             raise InputError(
@@ -223,15 +227,16 @@ class _Run:
 
     def simplify(self) -> None:
         """Let the method give up what no static grid can hold, and tell what that costs."""
-        before = {key: value.clone() for key, value in self.model.network.state_dict().items()}
+        before = copy.deepcopy(self.model)
         given_up = self.method.simplify(self.model)
         if not given_up:
             return
-        after = self.model.network.state_dict()
         costs = ""
         if pairs := self.images.validation:
-            device = self.recipe.run.device
-            first, then = (validate(self.model, state, pairs, device) for state in (before, after))
+            first, then = (
+                validate(model, model.network.state_dict(), pairs, self.recipe.run.device)
+                for model in (before, self.model)
+            )
             costs = f": {then - first:+.3f} dB on the validation images ({first:.3f} -> {then:.3f})"
         self.journal.tell(f"{given_up}{costs}")
 

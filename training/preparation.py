@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from odm_deploy.errors import UsageError
 from odm_deploy.files import atomic_path
@@ -15,13 +17,22 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.state_dict import read_state_dict
 from training.config import expand_places, to_tables
+from training.cuda_graphs import GraphedStep
 from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
-from training.methods.base import Method
+from training.distributed import World
+from training.gradient_step import GradientStep
+from training.methods.base import Gradients, Method
 from training.model import TrainableModel
 from training.recipe import Recipe
 
 # Settings a resumed run may change, because they do not change what is computed.
-_FREE_SETTINGS = {("run", "checkpoint_every"), ("run", "log_every"), ("run", "device"), ("method", "remove_gates")}
+_FREE_SETTINGS = {
+    ("run", "checkpoint_every"),
+    ("run", "log_every"),
+    ("run", "device"),
+    ("run", "cuda_graphs"),
+    ("method", "remove_gates"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,28 @@ def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNet
     model = TrainableModel.attach(network, widths, method, exact=exact)
     model.network.to(recipe.run.device)
     return model
+
+
+def build_gradient_step(
+    recipe: Recipe, model: TrainableModel, method: Method[Any], world: World
+) -> Callable[[Tensor, Tensor, int], Gradients]:
+    """What computes the gradients of an iteration, see `GradientStep`.
+
+    Raises:
+        UsageError: CUDA graphs for what cannot be recorded.
+    """
+    step = GradientStep(model, method, world, recipe.run.autocast)
+    if not recipe.run.cuda_graphs:
+        return step
+    reasons = {
+        f'run.device is "{recipe.run.device}"': recipe.run.device != "cuda",
+        'biases of quantization.profile = "exact" are rounded on the processor': model.exact,
+        "several processes exchange gradients within a step": world.size > 1,
+    }
+    if any(reasons.values()):
+        why = next(reason for reason, holds in reasons.items() if holds)
+        raise UsageError("cannot use run.cuda_graphs = true", why=why, fix="leave it out")
+    return GraphedStep(step)
 
 
 def calibrate(model: TrainableModel, method: Method[Any], images: Images, recipe: Recipe) -> None:

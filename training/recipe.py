@@ -128,6 +128,8 @@ class RunSection:
     Validation never does."""
     compile: bool = False
     """Compile the quantizers (`torch.compile`): a minute of waiting at the start, shorter steps after that."""
+    cuda_graphs: bool = False
+    """On an NVIDIA GPU: record forward and backward passes once and launch each as one."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to train."""
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from odm_deploy.grid import Grid
+from odm_deploy.grid import Grid, nearest_zero_point
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel
 from odm_deploy.quantization.weights import WeightCodes
 
@@ -118,7 +118,7 @@ def _rounded(layer: FrozenLayer, weight: Tensor, input_bits: int, weight_bits: i
     """Round both scales, then choose zero point, weight codes and bias for them."""
     grid, codes = layer.grid, layer.weight
     scale = float(round_significand(torch.tensor(grid.scale, dtype=torch.float64), input_bits))
-    zero_point = min(max(round(-grid.lower / scale), 0), grid.code_max)
+    zero_point = nearest_zero_point(grid.lower, scale, grid.bits, exact_ties=True)
     new_grid = Grid(scale, zero_point, grid.bits)
     weight_scale = round_significand(codes.scale, weight_bits)
     limit = 2 ** (codes.bits - 1) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -82,6 +83,10 @@ class Method(ABC, Generic[OptionsT]):
 
     def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
         """Called before the forward pass of each iteration, for methods with phases."""
+
+    def operations(self, iteration: int) -> Hashable:
+        """What kind of step `iteration` is: equal values promise the same operations on the same tensors."""
+        return None
 
     def reconstruction_loss(self, step: Step) -> Tensor:
         """Mean absolute error of the output; float32 []."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from training.asymmetric_weights import PercentileWeight
+from training.flag import Flag
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.methods.base import Method, Step
 from training.model import TrainableModel
@@ -73,19 +74,23 @@ class Ddtb(Method[DdtbOptions]):
         ranges = _gated_ranges(model)
         count = round(self.options.gate_share * len(ranges))
         for quantizer in sorted(ranges, key=lambda q: q.extreme_variance, reverse=True)[:count]:
-            quantizer.has_gate.fill_(True)
+            quantizer.has_gate.set(True)
 
     def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
         """Open the gates once their warm-up is over."""
         for quantizer in _gated_ranges(model):
-            quantizer.gate_acts.fill_(iteration >= self.options.gate_start)
+            quantizer.gate_acts.set(self.operations(iteration))
+
+    def operations(self, iteration: int) -> bool:
+        """Whether gates act."""
+        return iteration >= self.options.gate_start
 
     def reconstruction_loss(self, step: Step) -> Tensor:
         """L1, and during the gates' warm-up mean(logit^2)."""
         loss = super().reconstruction_loss(step)
-        if step.iteration >= self.options.gate_start:
+        if self.operations(step.iteration):
             return loss
-        logits = [quantizer.take_logits() for quantizer in _gated_ranges(step.model) if quantizer.has_gate]
+        logits = [quantizer.take_logits() for quantizer in _gated_ranges(step.model) if quantizer.has_gate.is_set]
         return loss + torch.stack([logit.square().mean() for logit in logits]).mean() if logits else loss
 
     def why_not_exportable(self) -> str | None:
@@ -96,7 +101,7 @@ class Ddtb(Method[DdtbOptions]):
 
     def simplify(self, model: TrainableModel) -> str:
         """Replace the gates by their mean factors, if asked to."""
-        gated = [quantizer for quantizer in _gated_ranges(model) if quantizer.has_gate]
+        gated = [quantizer for quantizer in _gated_ranges(model) if quantizer.has_gate.is_set]
         if not self.options.remove_gates or not gated:
             return ""
         for quantizer in gated:
@@ -107,15 +112,13 @@ class Ddtb(Method[DdtbOptions]):
 class GatedRange(LearnableRange):
     """Trainable bounds that a gate may scale per image."""
 
-    has_gate: Tensor
-    gate_acts: Tensor
     mean_factors: Tensor
 
     def __init__(self, bits: int, channels: int, *, percent: float) -> None:
         super().__init__(bits, percent=percent)
         self.gate = Gate(channels)
-        self.register_buffer("has_gate", torch.tensor(False))
-        self.register_buffer("gate_acts", torch.tensor(False))
+        self.has_gate = Flag(False)
+        self.gate_acts = Flag(False)
         # (b_u, b_l), averaged over recent training images.
         self.register_buffer("mean_factors", torch.ones(2))
         self._logits: Tensor | None = None
@@ -136,10 +139,10 @@ class GatedRange(LearnableRange):
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`."""
-        if not bool(self.has_gate):
+        if not self.has_gate.is_set:
             return super().forward(x)
         logits: Tensor = self.gate(x.float())
-        if not bool(self.gate_acts):
+        if not self.gate_acts.is_set:
             self._logits = logits
             return super().forward(x)
         lower, upper = self.range
@@ -155,7 +158,7 @@ class GatedRange(LearnableRange):
         upper_factor, lower_factor = self.mean_factors
         self.upper.mul_(upper_factor)
         self.lower.mul_(lower_factor)
-        self.has_gate.fill_(False)
+        self.has_gate.set(False)
 
     def take_logits(self) -> Tensor:
         """The gate's output in the latest forward while it did not act yet; [N, 2]. Not kept any longer."""
@@ -169,7 +172,7 @@ class GatedRange(LearnableRange):
         Raises:
             InputError: a gate makes it dynamic.
         """
-        if bool(self.has_gate):
+        if self.has_gate.is_set:
             raise InputError(
                 "not a static grid", why=WHY_NOT, fix="set method.remove_gates=true, or train with method.gate_share=0"
             )

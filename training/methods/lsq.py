@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.weights import WeightCodes
+from training.flag import Flag
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
 from training.quantizers import RoundDerivative, step_codes, step_quantize
@@ -55,20 +56,18 @@ class Lsq(Method[LsqOptions]):
 class LearnedStep(ActivationQuantizer):
     """Activations on a learned step, signed or not as the first batches are."""
 
-    signed: Tensor
-
     def __init__(self, bits: int, *, scale_gradients: bool, derivative: RoundDerivative = "one") -> None:
         super().__init__(bits)
         self.scale_gradients = scale_gradients
         self.derivative: RoundDerivative = derivative
         self.step = nn.Parameter(torch.tensor(1.0))
-        self.register_buffer("signed", torch.tensor(True))
+        self.signed = Flag(True)
         self._batches: list[tuple[Tensor, Tensor]] = []
 
     @property
     def negative_codes(self) -> int:
         """Qn."""
-        return 2 ** (self.bits - 1) if bool(self.signed) else 0
+        return 2 ** (self.bits - 1) if self.signed.is_set else 0
 
     @property
     def positive_codes(self) -> int:
@@ -84,7 +83,7 @@ class LearnedStep(ActivationQuantizer):
         magnitudes, minima = (torch.stack(values) for values in zip(*self._batches, strict=True))
         self._batches.clear()
         with torch.no_grad():
-            self.signed.copy_(minima.min() < 0)
+            self.signed.set(bool(minima.min() < 0))
             self.step.copy_(2 * magnitudes.mean() / self.positive_codes**0.5)
         self.project()
 

@@ -23,6 +23,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import ChannelOffsets
 from training.asymmetric_weights import PercentileWeight
 from training.cooperative import combine_cooperatively, combine_naively
+from training.flag import Flag
 from training.knowledge import KnowledgeTransfer
 from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.losses import variance_loss
@@ -92,9 +93,9 @@ class OdmV1(Method[OdmV1Options]):
         offset_ranges = [quantizer for quantizer in quantizers if isinstance(quantizer, OffsetRange)]
         count = round(self.options.offset_share * len(offset_ranges))
         for quantizer in sorted(offset_ranges, key=lambda q: q.mean_spread, reverse=True)[:count]:
-            quantizer.has_shift.fill_(True)
+            quantizer.has_shift.set(True)
         for quantizer in sorted(offset_ranges, key=lambda q: q.deviation_spread, reverse=True)[:count]:
-            quantizer.has_gain.fill_(True)
+            quantizer.has_gain.set(True)
 
     def reconstruction_loss(self, step: Step) -> Tensor:
         """L1 + 1000 L_SKT."""
@@ -115,16 +116,12 @@ class OdmV1(Method[OdmV1Options]):
 class OffsetRange(LearnableRange):
     """A learnable range behind optional per-channel shift and gain."""
 
-    has_shift: Tensor
-    has_gain: Tensor
-
     def __init__(self, bits: int, channels: int, *, init: RangeInit, percent: float) -> None:
         super().__init__(bits, init=init, percent=percent)
         self.shift = nn.Parameter(torch.zeros(channels))
         self.gain = nn.Parameter(torch.ones(channels))
-        # Buffers, so that a resumed run knows the selection without calibrating again.
-        self.register_buffer("has_shift", torch.tensor(False))
-        self.register_buffer("has_gain", torch.tensor(False))
+        self.has_shift = Flag(False)
+        self.has_gain = Flag(False)
         self.mean_spread = 0.0
         self.deviation_spread = 0.0
 
@@ -138,19 +135,19 @@ class OffsetRange(LearnableRange):
     def transform(self, x: Tensor) -> Tensor:
         """X* = (X + shift) * gain."""
         x = x.float()
-        if bool(self.has_shift):
+        if self.has_shift.is_set:
             x = x + quantized_offset(self.shift).reshape(1, -1, 1, 1)
-        if bool(self.has_gain):
+        if self.has_gain.is_set:
             x = x * quantized_offset(self.gain).reshape(1, -1, 1, 1)
         return x
 
     def offsets(self) -> ChannelOffsets | None:
         """Shift and gain on their 4-bit levels, where the layer has them."""
-        if not (bool(self.has_shift) or bool(self.has_gain)):
+        if not (self.has_shift.is_set or self.has_gain.is_set):
             return None
         with torch.no_grad():
             shift, gain = (quantized_offset(offset).cpu() for offset in (self.shift, self.gain))
-        return ChannelOffsets(shift if bool(self.has_shift) else None, gain if bool(self.has_gain) else None)
+        return ChannelOffsets(shift if self.has_shift.is_set else None, gain if self.has_gain.is_set else None)
 
 
 def quantized_offset(offset: Tensor) -> Tensor:

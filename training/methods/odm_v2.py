@@ -133,6 +133,10 @@ class OdmV2(Method[OdmV2Options]):
         if duration := self.options.anneal_exponents:
             anneal(model.network, min(iteration / duration, 1.0))
 
+    def operations(self, iteration: int) -> bool:
+        """Whether the step regularizes."""
+        return (iteration + 1) % self.options.mismatch_every == 0
+
     def reconstruction_loss(self, step: Step) -> Tensor:
         """L_R: mean absolute error against the target, in part against the float network's output."""
         loss = super().reconstruction_loss(step)
@@ -143,7 +147,7 @@ class OdmV2(Method[OdmV2Options]):
 
     def auxiliary_loss(self, step: Step) -> Tensor | None:
         """L_M, on the steps that regularize."""
-        if (step.iteration + 1) % self.options.mismatch_every:
+        if not self.operations(step.iteration):
             return None
         return mismatch_loss(step.model.records(), step.world)
 

@@ -183,6 +183,21 @@ def test_runtimes_that_divide_compute_the_references_codes(bits):
             assert np.abs(runtime.upscale(image) - expected).max() < 2e-4, name
 
 
+@pytest.mark.parametrize("features", [3, 4])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_eight_bits_shifted_to_signed_codes_break_ties_alike(features, name):
+    """Half to even is another code behind a shift by an odd number of them, also where scales are no powers of two."""
+    images = [torch.from_numpy(random_images(20, 24, seed=seed)) for seed in range(2)]
+    policy = QuantizationPolicy(*[LayerBits(8, 8)] * 4)
+    model, _ = calibrate(tiny_network(features=features), images, policy)
+    assert model.metadata["exact_sums"] is True
+    grids = [layer.grid for layer in model.layers.values()]
+    assert all((128 - grid.zero_point) % 2 == 0 for grid in grids)
+    assert any(grid.zero_point not in (0, 128) and not grid.is_power_of_two for grid in grids)
+    layers = compare_layers(model, lowered(model), OPENERS[name], [noise(24, 32)])
+    assert {layer.name: layer.flips for layer in layers} == dict.fromkeys([*model.layers, OUTPUT], 0)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_openvino_differs_in_nothing_but_exact_ties(bits):
     model, image = calibrated(bits), noise(24, 32)

@@ -268,7 +268,7 @@ def test_odm_v1_gives_offsets_to_the_layers_whose_channels_differ_most(attach):
     quantizers = [layer.activation for layer in model.layers.values()]
     for flag, spread in (("has_shift", "mean_spread"), ("has_gain", "deviation_spread")):
         ranked = sorted(quantizers, key=lambda q: getattr(q, spread), reverse=True)
-        assert [bool(getattr(q, flag)) for q in ranked] == [True, True, False, False]
+        assert [getattr(q, flag).is_set for q in ranked] == [True, True, False, False]
 
 
 def test_odm_v1_offsets_are_four_bit_symmetric():
