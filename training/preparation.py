@@ -24,6 +24,7 @@ from training.gradient_step import GradientStep
 from training.methods.base import Gradients, Method
 from training.model import TrainableModel
 from training.recipe import Recipe
+from training.rescaling import rescaled
 
 # Settings a resumed run may change, because they do not change what is computed.
 _FREE_SETTINGS = {
@@ -77,7 +78,8 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
         torch.manual_seed(recipe.run.seed)
         return build_network(section.name, {**section.config, "scale": section.scale}).eval()
     state = read_state_dict(expand_places(section.weights))
-    return network_from_state_dict(section.name, state, section.scale, section.config)
+    network = network_from_state_dict(section.name, state, section.weights_scale or section.scale, section.config)
+    return rescaled(network, section.scale, recipe.run.seed) if section.weights_scale else network
 
 
 def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNetwork) -> TrainableModel:

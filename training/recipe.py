@@ -23,6 +23,8 @@ class NetworkSection:
     weights: str = "{weights}/edsr_baseline_x4.pt"
     """Float state dict to start from; `{weights}` is $ODM_WEIGHTS, default ../shared/weights. Empty: fresh weights from
     `run.seed`."""
+    weights_scale: int = 0
+    """Scale the weights are of, where it is another one: what fits is taken over, the rest comes from `run.seed`."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Hyper-parameters: of a fresh network those that differ from the published size, else those that a state dict does
     not show."""
@@ -168,6 +170,7 @@ class Recipe:
             if not value > 0:
                 raise UsageError(f"cannot use {name} = {value}", fix="write a number above zero")
         at_least_zero = {
+            "network.weights_scale": self.network.weights_scale,
             "data.validation_images": self.data.validation_images,
             "optimizer.warmup": self.optimizer.warmup,
             "run.seed": self.run.seed,
@@ -175,6 +178,12 @@ class Recipe:
         for name, value in at_least_zero.items():
             if value < 0:
                 raise UsageError(f"cannot use {name} = {value}", fix="write zero or more")
+        if self.network.weights_scale and not self.network.weights:
+            raise UsageError(
+                f"cannot use network.weights_scale = {self.network.weights_scale}",
+                why="network.weights is empty",
+                fix="name the weights, or leave it out",
+            )
         if not 0.0 <= self.optimizer.ema_decay < 1.0:
             raise UsageError(f"cannot use optimizer.ema_decay = {self.optimizer.ema_decay}", fix="write 0 up to 1")
 

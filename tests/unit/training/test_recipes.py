@@ -30,8 +30,9 @@ METHODS = {
 def test_a_recipe_is_what_its_name_says(path):
     recipe = load_recipe(path, [])
     method = build_method(recipe.method)
-    if path.stem == "edsr_x4_float":
+    if float_form := re.fullmatch(r"edsr_x(\d)_float", path.stem):
         assert not method.quantizes
+        assert recipe.network.scale == int(float_form.group(1))
         return
     name_form = r"(\w+?)_x(\d)_([a-z0-9]+)_(w\da\d)(?:_\w+)?"
     if path.stem.endswith("_float_narrow"):
