@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from odm_deploy.proof.layers import LayerParity
 from odm_deploy.proof.parity import Distance, Gates, ParityReport
 
 if TYPE_CHECKING:
@@ -63,12 +64,10 @@ def worst_layers_table(report: ParityReport) -> Table:
     from rich.table import Table
 
     table = Table(title=f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers", title_justify="left")
-    for column in ("layer", "flips per million", "floor", "largest step"):
+    for column in ("layer", "flips per million", "on ties", "floor", "largest step"):
         table.add_column(column, justify="left" if column == "layer" else "right")
     for layer in sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]:
-        table.add_row(
-            layer.name, f"{layer.flip_rate * 1e6:.2f}", f"{layer.floor_flip_rate * 1e6:.2f}", str(layer.max_step)
-        )
+        table.add_row(layer.name, *_layer_figures(layer))
     return table
 
 
@@ -77,13 +76,16 @@ def to_markdown(report: ParityReport, gates: Gates) -> str:
     lines = [f"**{verdict(report, gates)}**", "", "| | runtime | noise floor / reference |", "|---|---:|---:|"]
     lines += [f"| {name} | {found} | {floor} |" for name, found, floor in rows(report)]
     if report.layers:
-        lines += ["", "| layer | flips per million | floor | largest step |", "|---|---:|---:|---:|"]
-        lines += [
-            f"| `{layer.name}` | {layer.flip_rate * 1e6:.2f} | {layer.floor_flip_rate * 1e6:.2f} | {layer.max_step} |"
-            for layer in report.layers
-        ]
+        lines += ["", "| layer | flips per million | on ties | floor | largest step |", "|---|---:|---:|---:|---:|"]
+        lines += [f"| `{layer.name}` | {' | '.join(_layer_figures(layer))} |" for layer in report.layers]
     described = ", ".join(f"{key} {value}" for key, value in report.runtime.items() if value != "")
     return "\n".join([*lines, "", f"Runtime: {described}.", ""])
+
+
+def _layer_figures(layer: LayerParity) -> list[str]:
+    """Flips, those on rounding ties and those of the reference itself, per million codes; and the largest step."""
+    rates = (layer.flip_rate, layer.tie_flip_rate, layer.floor_flip_rate)
+    return [*(f"{rate * 1e6:.2f}" for rate in rates), str(layer.max_step)]
 
 
 def _images(report: ParityReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -35,20 +36,34 @@ class TorchReference:
         return self._model(batch).cpu().numpy()
 
     @torch.no_grad()
-    def upscale_jittered(self, images: NDArray[np.float32], seed: int) -> NDArray[np.floating[Any]]:
-        """The same with every quantizer's input moved, at random, by up to one unit in its last place.
+    def upscale_jittered(
+        self, images: NDArray[np.float32], seed: int, noise_steps: float = 0.0
+    ) -> NDArray[np.floating[Any]]:
+        """The same with every quantizer's input moved, at random.
 
-        That is as legitimate a result as any: summing a convolution in another order moves its output by more. Several
-        of them show how far rounding alone can carry the output (Monte Carlo arithmetic, Parker 1997).
+        By one unit in the last place that is as legitimate a result as any: summing a convolution in another order
+        moves its output by more. Several of them show how far rounding alone can carry the output (Monte Carlo
+        arithmetic, Parker 1997).
+
+        Args:
+            images: float32 [N, 3, H, W] in 0..255.
+            seed: equal seeds give equal results.
+            noise_steps: how far a value moves at most, in steps of its layer's grid, where that is more than one unit
+                in its last place.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         unit = torch.finfo(self._dtype).eps
 
-        def jitter(x: Tensor) -> Tensor:
-            noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
-            return x + x * noise * unit
+        def jitter(name: str) -> Callable[[Tensor], Tensor]:
+            least = noise_steps * self._model.layers[name].grid.scale
 
-        with tapped(self._model, lambda _: jitter):
+            def move(x: Tensor) -> Tensor:
+                noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
+                return x + noise * torch.clamp(x.abs() * unit, min=least)
+
+            return move
+
+        with tapped(self._model, jitter):
             return self.upscale(images)
 
     def __enter__(self) -> Self:
