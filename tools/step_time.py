@@ -4,7 +4,11 @@
         training/recipes/compare/edsr_x4_odm_w2a2.toml training/recipes/deploy/edsr_x4_odm_w2a2_every2.toml
 
 A step is forward, losses, gradients and Adam, on the same patches for all. Methods that do something on every k-th step
-only are timed over whole periods, because a round is `--round` consecutive steps of each.
+only are timed over whole periods, because a round is `--round` consecutive steps of each. `--variant` times all recipes
+once more with other settings; on a GPU, say:
+
+    python tools/step_time.py RECIPES --set 'run.device="cuda"' --variant run.compile=true \
+        --variant run.compile=true,run.cuda_graphs=true
 """
 
 from __future__ import annotations
@@ -33,7 +37,13 @@ from training.recipe import Recipe, load_recipe
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of every recipe.")
 @click.option("--round", "steps", default=2, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
-@click.option("--compiled", is_flag=True, help="Time every recipe a second time, with compiled quantizers.")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE,...",
+    help="Time every recipe once more with these settings; repeatable.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Machine output alone on stdout.")
 def command(
@@ -41,16 +51,16 @@ def command(
     rounds: int,
     steps: int,
     threads: int,
-    compiled: bool,
+    variants: tuple[str, ...],
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Time a training step of RECIPES; ratios are to the first."""
     torch.set_num_threads(threads)
     loaded = {path.stem: load_recipe(path, list(overrides)) for path in recipes}
-    if compiled:
-        again = ["run.compile=true", *overrides]
-        loaded |= {f"{path.stem}, compiled": load_recipe(path, again) for path in recipes}
+    for variant in variants:
+        settings = [*overrides, *variant.split(",")]
+        loaded |= {f"{path.stem}, {variant}": load_recipe(path, settings) for path in recipes}
     images = load_images(next(iter(loaded.values())))
     steppers = {name: stepper(recipe, images) for name, recipe in loaded.items()}
     for step in steppers.values():
@@ -69,6 +79,7 @@ def command(
         {
             "recipe": name,
             "seconds_per_step": statistics.median(values),
+            "steps_per_second": 1.0 / statistics.median(values),
             "ratio": statistics.median(a / b for a, b in zip(values, seconds[first], strict=True)),
         }
         for name, values in seconds.items()
@@ -77,7 +88,9 @@ def command(
         emit_json({"threads": threads, "steps": rows})
         return
     for row in rows:
-        click.echo(f"{row['recipe']:44} {row['seconds_per_step']:.3f} s  {row['ratio']:.2f}x")
+        click.echo(
+            f"{row['recipe']:60} {row['seconds_per_step']:.4f} s  {row['steps_per_second']:.2f}/s  {row['ratio']:.2f}x"
+        )
 
 
 def stepper(recipe: Recipe, images: Images) -> Callable[[int], None]:

@@ -80,7 +80,7 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
 
 
 def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
-    """Open everything, compare end to end, then layer by layer."""
+    """Open everything, compare layer by layer, then end to end."""
     from odm_deploy.errors import InputError
     from odm_deploy.proof.parity import ParityReport, compare
     from odm_deploy.proof.samples import find_samples
@@ -99,6 +99,8 @@ def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
         report = ParityReport({**runtime.describe(), "rounding_note": runtime.rounding_note}, exact=is_exact(model))
         for reason in runtime.passed_over:
             say(f"passed over: {reason}")
+        if options["layers"]:
+            report.layers = _compare_layers(path, model, runtime, run_options, files[:LAYER_IMAGES])
         try:
             reference = TorchReference(model)
             compare(
@@ -108,27 +110,30 @@ def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
                 (file.load(model.scale) for file in files),
                 report,
                 shave=model.scale,
-                jittered=_jittered(model, reference),
+                jittered=_jittered(model, reference, report.layers),
                 track=lambda items: track(items, len(files)),
             )
         except InputError as error:
             raise InputError(f"cannot compare {path} with its reference", why=str(error)) from error
         report.golden = _check_golden(path, runtime, run_options, layers=options["layers"])
-        if options["layers"]:
-            report.layers = _compare_layers(path, model, runtime, run_options, files[:LAYER_IMAGES])
     return report
 
 
-def _jittered(model: QuantizedModel, reference: TorchReference) -> list[Any]:
-    """Draws of the noise floor beyond float64; none where sums cannot round and jitter would invent flips."""
+def _jittered(model: QuantizedModel, reference: TorchReference, layers: list[LayerParity]) -> list[Any]:
+    """Draws of the noise floor beyond float64, which flip as many codes as the runtime's layers do.
+
+    None where jitter would invent flips: in exact models, and where sums cannot round and nothing flipped.
+    """
     from functools import partial
 
+    from odm_deploy.proof.layers import equivalent_noise_steps
     from odm_deploy.quantization.exact_freeze import is_exact
     from odm_deploy.quantization.exact_sums import sums_are_exact
 
-    if is_exact(model) or sums_are_exact(model):
+    noise_steps = equivalent_noise_steps(layers)
+    if is_exact(model) or (sums_are_exact(model) and not noise_steps):
         return []
-    return [partial(reference.upscale_jittered, seed=seed) for seed in range(FLOOR_DRAWS)]
+    return [partial(reference.upscale_jittered, seed=seed, noise_steps=noise_steps) for seed in range(FLOOR_DRAWS)]
 
 
 def reference_of(path: Path, against: Path | None) -> QuantizedModel:

@@ -47,14 +47,14 @@ class LayerParity:
     """Codes compared."""
     flips: int = 0
     """Codes that differ from the reference's."""
-    tie_flips: int = 0
-    """Those of them whose value lies on a rounding tie, within `TIE_STEPS`, between the two codes."""
-    furthest_steps: float = 0.0
-    """How far any flipped value lies from where its code begins, in steps of the layer's grid."""
     max_step: int = 0
     """Largest difference between two codes."""
     floor_flips: int = 0
     """Codes of the reference that differ between its float32 and its float64 computation."""
+    tie_flips: int = 0
+    """Flipped codes whose value lies on a rounding tie, within `TIE_STEPS`, between the two codes."""
+    furthest_steps: float = 0.0
+    """How far any flipped value lies from where the code it got begins, in steps of the layer's grid."""
     exact: bool = False
     """Whether the model's arithmetic never rounds, so that no tie excuses a flip."""
 
@@ -157,6 +157,20 @@ def compare_layers(
             picture = _to_8_bit(image_output.to_rgb(outputs[image_output.name]))
             result[OUTPUT].add(picture, _to_8_bit(trace.image), _to_8_bit(floor.image), trace.image, PIXELS)
     return list(result.values())
+
+
+def equivalent_noise_steps(layers: Iterable[LayerParity]) -> float:
+    """The noise in front of quantizers that would flip as large a share of the codes as flipped in `layers`.
+
+    A value moved by u steps crosses a tie with probability |u|, and noise spread evenly over [-a, a] moves values by
+    a / 2 on average: so a is twice the share. Beyond `MAX_TIE_RATE` flips are no rounding any more.
+
+    Returns:
+        The largest magnitude a, in steps of a layer's grid; 0 where nothing was compared.
+    """
+    quantizers = [layer for layer in layers if layer.name != OUTPUT]
+    codes = sum(layer.codes for layer in quantizers)
+    return 2.0 * min(sum(layer.flips for layer in quantizers) / codes, MAX_TIE_RATE) if codes else 0.0
 
 
 def _to_8_bit(images: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -189,7 +189,7 @@ class ParityReport:
         if gates == Gates() and self.golden is not None:
             found += self.golden.failures
         if gates == Gates() and not self.within_floor:
-            worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate, default=None)
+            worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate - layer.tie_flip_rate, default=None)
             if worst is not None:
                 found.append(
                     f"{len(self.deviating_layers)} layers flip more codes than ties explain, worst {worst.name}: "

@@ -9,9 +9,6 @@ they get says nothing about whether a layer is computed rightly; a value far fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,20 +19,6 @@ TIE_STEPS = 2.0**-16
 128 in float32, where numbers are this far apart. Of values spread evenly, 3 in 100,000 are as near to a tie."""
 PIXELS = Grid(1.0, 0, 8)
 """The grid of the 8-bit image."""
-
-
-class Flips(Protocol):
-    """A layer's codes and how many of them differ."""
-
-    @property
-    def codes(self) -> int:
-        """Codes compared."""
-        ...
-
-    @property
-    def flips(self) -> int:
-        """Codes that differ."""
-        ...
 
 
 def steps_to_code(values: FloatArray, codes: NDArray[np.integer], grid: Grid) -> NDArray[np.float64]:
@@ -53,21 +36,3 @@ def steps_to_code(values: FloatArray, codes: NDArray[np.integer], grid: Grid) ->
     below = np.where(codes > 0, codes - 0.5 - position, 0.0)
     above = np.where(codes < grid.code_max, position - codes - 0.5, 0.0)
     return np.maximum(np.maximum(below, above), 0.0)
-
-
-def equivalent_noise_steps(layers: Iterable[Flips], largest_rate: float) -> float:
-    """Noise that flips as large a share of a model's codes as flipped in these layers.
-
-    A value moved by u steps crosses a tie with probability |u|, and noise spread evenly over [-a, a] moves by a / 2 on
-    average: so a is twice the share.
-
-    Args:
-        layers: what was counted.
-        largest_rate: share beyond which flips are no rounding any more.
-
-    Returns:
-        The noise's largest magnitude a, in steps of a grid.
-    """
-    counted = list(layers)
-    codes = sum(layer.codes for layer in counted)
-    return 2.0 * min(sum(layer.flips for layer in counted) / codes, largest_rate) if codes else 0.0

@@ -8,7 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from odm_deploy.errors import InputError
-from odm_deploy.proof.layers import OUTPUT, LayerParity, compare_layers
+from odm_deploy.grid import Grid
+from odm_deploy.proof.layers import MAX_TIE_RATE, OUTPUT, LayerParity, compare_layers, equivalent_noise_steps
 from tests.factories import OPENERS, exact_model, lowered, random_images, tiny_model
 
 
@@ -49,6 +50,43 @@ def test_rates_of_a_layer_without_codes_are_zero():
 )
 def test_a_layer_is_clean_when_ties_explain_its_flips(codes, flips, max_step, floor_flips, clean):
     assert LayerParity("a", codes, flips, max_step, floor_flips).is_clean is clean
+
+
+def test_flips_on_ties_are_told_from_flips_off_them():
+    grid, size = Grid(0.75, 1, 2), 100_000
+    values = np.full(size, 0.375, np.float32)
+    expected = np.ones(size, np.uint8)
+    found = expected.copy()
+    found[:5000] = 2
+    layer = LayerParity("on a tie")
+    layer.add(found, expected, expected, values, grid)
+    assert (layer.flips, layer.tie_flips, layer.max_step, layer.furthest_steps) == (5000, 5000, 1, 0.0)
+    assert layer.is_clean
+    # The same codes for values that are nowhere near a tie, and the code on the wrong side of one.
+    for wrong_values, wrong_code, steps in ((np.full(size, 0.3, np.float32), 2, 0.1), (values, 0, 1.0)):
+        found[:5000] = wrong_code
+        layer = LayerParity("off a tie")
+        layer.add(found, expected, expected, wrong_values, grid)
+        assert (layer.flips, layer.tie_flips) == (5000, 0)
+        assert layer.furthest_steps == pytest.approx(steps, abs=1e-6)
+        assert not layer.is_clean
+
+
+def test_ties_excuse_no_flip_of_an_exact_model():
+    assert not LayerParity("a", codes=10**6, flips=1, max_step=1, tie_flips=1, exact=True).is_clean
+
+
+def test_noise_is_what_flips_as_many_codes():
+    layers = [LayerParity("a", codes=10**6, flips=30, max_step=1), LayerParity("b", codes=3 * 10**6, flips=10)]
+    noise = equivalent_noise_steps([*layers, LayerParity(OUTPUT, codes=10**6, flips=10**5)])
+    assert noise == pytest.approx(2e-5)
+    values = np.random.default_rng(0).uniform(0, 15, 10**7)
+    moved = values + np.random.default_rng(1).uniform(-1e-3, 1e-3, values.size)
+    rate = float(np.mean(np.rint(values) != np.rint(moved)))
+    assert equivalent_noise_steps([LayerParity("c", 10**7, round(rate * 10**6))]) == pytest.approx(1e-4, rel=0.05)
+    # A wrong layer does not make every output right.
+    assert equivalent_noise_steps([LayerParity("a", codes=100, flips=100)]) == 2 * MAX_TIE_RATE
+    assert equivalent_noise_steps([]) == equivalent_noise_steps([LayerParity("a", codes=100)]) == 0.0
 
 
 def test_every_layer_is_compared_on_every_code():

@@ -115,7 +115,7 @@ def apart(psnr_db, values=10**6):
 
 
 CLEAN = LayerParity("body.0", codes=10**6, flips=20, max_step=1, floor_flips=1)
-DEVIATING = LayerParity("body.1", codes=10**6, flips=4500, max_step=3, floor_flips=1)
+DEVIATING = LayerParity("body.1", codes=10**6, flips=4500, max_step=3, floor_flips=1, furthest_steps=0.3125)
 
 
 def test_clean_layers_pass_however_lucky_the_floor():
@@ -145,7 +145,10 @@ def test_a_deviating_layer_fails_whatever_the_output_and_is_named():
     assert judged.deviating_layers == [milder, DEVIATING]
     assert not judged.within_floor
     layers, output = judged.failures(Gates())
-    assert layers == "2 layers flip more codes than ties explain, worst body.1: 0.45% of its codes by up to 3"
+    assert layers == (
+        "2 layers flip more codes than ties explain, worst body.1: 0.45% of its codes by up to 3, "
+        "up to 0.31 steps from a tie"
+    )
     assert output == "PSNR between outputs 80.0 dB, noise floor 40.0 dB"
     assert judged.to_dict(Gates())["passed"] is False
 
@@ -207,7 +210,15 @@ def test_document_has_the_keys_tools_rely_on():
     assert {"identical_pixels", "max_lsb", "psnr_between_db", "noise_floor", "layers"} <= set(document)
     assert {"reference", "runtime", "passed"} <= set(document)
     assert document["reference"] == document["runtime"] == {"psnr_y_db": None, "ssim_y": None}
-    assert document["layers"][0] == {"name": "a", "flip_rate": 0.25, "floor_flip_rate": 0.0, "max_step": 1, "codes": 4}
+    assert document["layers"][0] == {
+        "name": "a",
+        "flip_rate": 0.25,
+        "tie_flip_rate": 0.0,
+        "furthest_from_tie_steps": 0.0,
+        "floor_flip_rate": 0.0,
+        "max_step": 1,
+        "codes": 4,
+    }
     assert document["passed"] is True
     assert report.to_dict(Gates(max_lsb=0))["passed"] is False
 

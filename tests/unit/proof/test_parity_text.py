@@ -20,7 +20,7 @@ def distance(step):
 
 def report(step=1, floor=1, *, truth=False):
     quality = Quality([31.5], [0.912345]) if truth else Quality()
-    layers = [LayerParity(f"body.{index}", 1_000_000, index, min(index, 1)) for index in range(8)]
+    layers = [LayerParity(f"body.{index}", 1_000_000, index, min(index, 1), tie_flips=index // 3) for index in range(8)]
     return ParityReport(
         {"runtime": "onnxruntime", "version": "1.2"}, 3, distance(step), distance(floor), quality, quality, layers
     )
@@ -76,7 +76,7 @@ def test_markdown_holds_the_verdict_all_layers_and_the_runtime():
     text = to_markdown(report(truth=True), Gates())
     assert text.startswith("**onnxruntime computes the reference")
     assert text.count("| `body.") == 8
-    assert "| `body.7` | 7.00 | 0.00 | 1 |" in text
+    assert "| `body.7` | 7.00 | 2.00 | 0.00 | 1 |" in text
     assert text.endswith("Runtime: runtime onnxruntime, version 1.2.\n")
     # Every table row has as many cells as its header.
     for block in text.split("\n\n"):
