@@ -9,6 +9,7 @@ layer and the output fills an image's range: where a layer lands and how runtime
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 import time
@@ -30,7 +31,7 @@ from odm_deploy.imaging.io import read_rgb
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_names
-from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.layers import compare_layers, equivalent_noise_steps
 from odm_deploy.proof.parity import ParityReport, Sample, compare
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import quantizable_layers
@@ -43,6 +44,8 @@ from odm_deploy.runtimes.torch_reference import TorchReference
 
 SCALE = 4
 CROP_PX = 48
+DRAWS = 3
+"""Draws of the noise floor beyond float64."""
 IMAGES = Path(__file__).resolve().parents[1] / "tests/data/samples/LR_bicubic/X4"
 RUNTIMES = ("onnxruntime", "openvino")
 PROFILE = ShapeProfile((1, 3, 16, 16), (1, 3, 270, 480), (1, 3, 540, 960))
@@ -131,12 +134,15 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
     reference = TorchReference(model)
     samples = [Sample(str(index), crop) for index, crop in enumerate(crops)]
     try:
+        images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops]
+        layers = compare_layers(model, graph, kind.open_bytes, images)
+        noise_steps = equivalent_noise_steps(layers)
+        jittered = [
+            functools.partial(reference.upscale_jittered, seed=seed, noise_steps=noise_steps) for seed in range(DRAWS)
+        ]
         with kind.open_bytes(graph.SerializeToString()) as runtime:
-            report = ParityReport(runtime.describe())
-            jittered = [lambda images, seed=seed: reference.upscale_jittered(images, seed=seed) for seed in range(2)]
+            report = ParityReport(runtime.describe(), layers=layers)
             compare(reference, TorchReference(model, "float64"), runtime, samples, report, SCALE, jittered)
-        images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops[:1]]
-        report.layers = compare_layers(model, graph, kind.open_bytes, images)
     except OdmError as error:
         return {"refused": str(error)}
     behind: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -151,6 +157,7 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
         "floor_identical": min(draw.identical for draw in (report.floor, *report.draws)),
         "floor_psnr_db": report.furthest_floor_db,
         "worst_flip_rate": max(layer.flip_rate for layer in report.layers),
+        "worst_flip_rate_off_ties": max(layer.flip_rate - layer.tie_flip_rate for layer in report.layers),
         "flip_rate_behind": {cause: flips / codes for cause, (flips, codes) in behind.items()},
         "agrees": report.within_floor,
     }

@@ -38,11 +38,10 @@ def check_finite(gradients: Mapping[str, Tensor], iteration: int) -> None:
     Raises:
         InputError: naming the first parameter whose gradient is NaN or infinite.
     """
-    # One sum per parameter is NaN or infinite exactly if something in it is (or overflows, which is no better).
-    sums = torch.stack([gradient.sum() for gradient in gradients.values()])
-    if bool(torch.isfinite(sums).all()):
+    # A norm is NaN or infinite exactly if something in it is (or overflows, which is no better).
+    if bool(torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())))):
         return
-    name = next(name for name, value in zip(gradients, sums, strict=True) if not bool(torch.isfinite(value)))
+    name = next((name for name, value in gradients.items() if not bool(torch.isfinite(value).all())), "all together")
     raise InputError(
         f"training diverged at iteration {iteration}",
         why=f"the gradient of {name} is not finite",

@@ -170,7 +170,8 @@ def equivalent_noise_steps(layers: Iterable[LayerParity]) -> float:
     """
     quantizers = [layer for layer in layers if layer.name != OUTPUT]
     codes = sum(layer.codes for layer in quantizers)
-    return 2.0 * min(sum(layer.flips for layer in quantizers) / codes, MAX_TIE_RATE) if codes else 0.0
+    flips = sum(layer.flips for layer in quantizers) + FEW_TIES
+    return 2.0 * min(flips / codes, MAX_TIE_RATE) if codes else 0.0
 
 
 def _to_8_bit(images: NDArray[np.generic]) -> NDArray[np.uint8]:
