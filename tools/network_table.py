@@ -31,7 +31,7 @@ from odm_deploy.imaging.io import read_rgb
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_names
-from odm_deploy.proof.layers import compare_layers, equivalent_noise_steps
+from odm_deploy.proof.layers import compare_layers, legitimate_noise_steps
 from odm_deploy.proof.parity import ParityReport, Sample, compare
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import quantizable_layers
@@ -136,7 +136,7 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
     try:
         images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops]
         layers = compare_layers(model, graph, kind.open_bytes, images)
-        noise_steps = equivalent_noise_steps(layers)
+        noise_steps = legitimate_noise_steps(layers)
         jittered = [
             functools.partial(reference.upscale_jittered, seed=seed, noise_steps=noise_steps) for seed in range(DRAWS)
         ]
@@ -158,6 +158,7 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
         "floor_psnr_db": report.furthest_floor_db,
         "worst_flip_rate": max(layer.flip_rate for layer in report.layers),
         "worst_flip_rate_off_ties": max(layer.flip_rate - layer.tie_flip_rate for layer in report.layers),
+        "furthest_from_tie_steps": max(layer.furthest_steps for layer in report.layers),
         "flip_rate_behind": {cause: flips / codes for cause, (flips, codes) in behind.items()},
         "agrees": report.within_floor,
     }

@@ -120,19 +120,15 @@ def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
 
 
 def _jittered(model: QuantizedModel, reference: TorchReference, layers: list[LayerParity]) -> list[Any]:
-    """Draws of the noise floor beyond float64, which flip as many codes as the runtime's layers do.
-
-    None where jitter would invent flips: in exact models, and where sums cannot round and nothing flipped.
-    """
+    """Draws of the noise floor beyond float64; none of an exact model, where nothing but equality will do."""
     from functools import partial
 
-    from odm_deploy.proof.layers import equivalent_noise_steps
+    from odm_deploy.proof.layers import legitimate_noise_steps
     from odm_deploy.quantization.exact_freeze import is_exact
-    from odm_deploy.quantization.exact_sums import sums_are_exact
 
-    noise_steps = equivalent_noise_steps(layers)
-    if is_exact(model) or (sums_are_exact(model) and not noise_steps):
+    if is_exact(model):
         return []
+    noise_steps = legitimate_noise_steps(layers)
     return [partial(reference.upscale_jittered, seed=seed, noise_steps=noise_steps) for seed in range(FLOOR_DRAWS)]
 
 

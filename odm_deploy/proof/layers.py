@@ -32,6 +32,9 @@ OUTPUT = "output"
 MAX_TIE_RATE = 1e-4
 """Share of codes off ties that may flip in a layer that computes the right thing. On EDSR-baseline x4, ONNX Runtime and
 OpenVINO stay below 3e-5 in every layer."""
+MAX_FLIP_STEPS = 0.01
+"""Distance from a tie, in steps, beyond which rounding explains not even a single flip: errors that move values so far
+would flip fifty times as many codes as `MAX_TIE_RATE` allows."""
 FEW_TIES = 3
 """Flips that prove nothing, however few codes were compared."""
 FLOOR_FACTOR = 10.0
@@ -75,11 +78,13 @@ class LayerParity:
 
     @property
     def is_clean(self) -> bool:
-        """Whether rounding explains the flips: to the neighbouring code, and on ties, or rare."""
+        """Whether rounding explains the flips: to the neighbouring code, near a tie, and on it or rare."""
         if self.exact:
             return self.flips == 0
+        if self.max_step > 1 or self.furthest_steps > MAX_FLIP_STEPS:
+            return False
         allowed = self.codes * max(MAX_TIE_RATE, FLOOR_FACTOR * self.floor_flip_rate)
-        return self.max_step <= 1 and self.flips - self.tie_flips <= max(allowed, FEW_TIES)
+        return self.flips - self.tie_flips <= max(allowed, FEW_TIES)
 
     def add(
         self,
@@ -159,19 +164,20 @@ def compare_layers(
     return list(result.values())
 
 
-def equivalent_noise_steps(layers: Iterable[LayerParity]) -> float:
-    """The noise in front of quantizers that would flip as large a share of the codes as flipped in `layers`.
+def legitimate_noise_steps(layers: Iterable[LayerParity]) -> float:
+    """How far rounding may move what a quantizer is given, judged by a runtime's layers: noise for the reference.
 
-    A value moved by u steps crosses a tie with probability |u|, and noise spread evenly over [-a, a] moves values by
-    a / 2 on average: so a is twice the share. Beyond `MAX_TIE_RATE` flips are no rounding any more.
+    `TIE_STEPS`, where either code is right, or what flips as large a share of the codes as flipped in `layers`: a value
+    moved by u steps crosses a tie with probability |u|, and noise spread evenly over [-a, a] moves values by a / 2 on
+    average, so a is twice the share. Beyond `MAX_TIE_RATE` flips are no rounding any more.
 
     Returns:
         The largest magnitude a, in steps of a layer's grid; 0 where nothing was compared.
     """
     quantizers = [layer for layer in layers if layer.name != OUTPUT]
     codes = sum(layer.codes for layer in quantizers)
-    flips = sum(layer.flips for layer in quantizers) + FEW_TIES
-    return 2.0 * min(flips / codes, MAX_TIE_RATE) if codes else 0.0
+    rate = min(sum(layer.flips for layer in quantizers) / codes, MAX_TIE_RATE) if codes else 0.0
+    return max(TIE_STEPS, 2.0 * rate) if codes else 0.0
 
 
 def _to_8_bit(images: NDArray[np.generic]) -> NDArray[np.uint8]:

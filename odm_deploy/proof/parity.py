@@ -7,9 +7,10 @@ runtime that is no further away than the floor computes the same model.
 How far the floor is takes luck: a handful of ties decides how much of an image differs. So several equally legitimate
 results of the reference are drawn (float64, and float32 with every quantizer's input moved by up to one unit in its
 last place), and the furthest counts. Where layers were compared one by one they decide: if rounding explains what flips
-in each of them, the runtime computes the model, and the outputs only have to be apart by what that rounding can do. A
-runtime rounds in more places than the reference, so the draws then flip as large a share of the codes as it does: at 2
-bits a deep network turns one code in a million into another image, and draws without any flip would be no measure.
+in each of them, the runtime computes the model, and the outputs only have to be apart by what that rounding can do.
+The draws then move values as far as a runtime's rounding may (`layers.legitimate_noise_steps`). It does so in more
+places than the reference's, and at 2 bits one code in a million turns a deep network's image into another: draws that
+happen to flip nothing are no measure of it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from odm_deploy.proof.metrics import psnr_y, ssim_y
 
 FLOOR_FACTOR_DB = 2.0
 """How much further than the noise floor a runtime may be, in dB of PSNR between the two outputs."""
-CLEAN_FACTOR_DB = 12.0
-"""The same where every layer was compared and none flips more than ties explain: luck with ties is all that is left."""
+CLEAN_FACTOR_DB = 6.0
+"""The same where every layer was compared and none flips more than ties explain: luck with ties is all that is left. Of
+30 runs of random networks on OpenVINO, whose outputs were 34 to 53 dB from the reference's, none was further than the
+furthest draw by more than 0.5 dB."""
 CLEAN_DB = 45.0
 """PSNR between the outputs that is near enough in that case, even if the floor happens to be free of flips."""
 

@@ -31,7 +31,8 @@ class OpenVinoCpu(Runtime):
     name: ClassVar[str] = "openvino"
     model_kind: ClassVar[ModelKind] = "onnx"
     rounding_note: ClassVar[str] = (
-        "OpenVINO quantizes to int8 around an offset of 128 in float32, so inputs within 1e-5 of a step from a tie "
+        "OpenVINO multiplies by the reciprocal of a quantizer's step where the reference divides by it, and quantizes "
+        "to int8 around an offset of 128 in float32, so inputs on a rounding tie, or within 1e-5 of a step from one, "
         "may get the neighbouring code; deep low-bit networks amplify the few that do"
     )
 

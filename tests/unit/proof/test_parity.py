@@ -266,6 +266,22 @@ def test_jittered_draws_are_legitimate_reproducible_and_counted():
     assert report.furthest_floor_db == min(draw.psnr_db for draw in (report.floor, *report.draws))
 
 
+def test_noise_in_steps_moves_values_that_far():
+    model = tiny_model(4)
+    reference = TorchReference(model)
+    image = random_images(64, 72)
+
+    def apart_at(noise_steps):
+        distances = Distance()
+        for seed in range(4):
+            drawn = reference.upscale_jittered(image, seed=seed, noise_steps=noise_steps)
+            distances.add(to_pixels(drawn), to_pixels(reference.upscale(image)))
+        return distances.differing
+
+    # Below the last place of a value it changes nothing; a thousandth of a step flips a thousandth of the codes.
+    assert apart_at(1e-12) == apart_at(0.0) < 0.1 * apart_at(1e-3)
+
+
 def test_honest_lowering_agrees_and_quality_is_measured_on_both():
     report = compared(tiny_model(8), "onnxruntime", truth=True)
     assert report.failures(Gates()) == []
