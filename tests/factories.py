@@ -23,7 +23,8 @@ from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
-from odm_deploy.quantization.policy import quantizable_layers
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
+from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.model_file import parse_onnx
@@ -164,6 +165,14 @@ def exact_model(bits: int = 4, grid: GridKind = "asymmetric") -> QuantizedModel:
         lambda _, name: (bits, grid, "per_channel") if name.startswith("body") else (8, "symmetric", "per_channel"),
         power_of_two=True,
     )
+
+
+@functools.cache
+def model_on_ties() -> QuantizedModel:
+    """EDSR calibrated to 3 bits on short scales: sums are exact, and many of them lie on rounding ties. Cached."""
+    images = [torch.from_numpy(random_images(20, 24, seed=seed)) for seed in range(2)]
+    model, _ = calibrate(tiny_network(), images, QuantizationPolicy(LayerBits(3, 3)))
+    return model
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.cli.verify import FLOOR_DRAWS
 from tests.command_line import run_cli
-from tests.factories import exact_model, tiny_model
+from tests.factories import exact_model, model_on_ties, tiny_model
 
 KEYS = {
     "identical_pixels", "max_lsb", "psnr_between_db", "reference", "runtime", "layers", "noise_floor", "passed",
@@ -70,6 +70,25 @@ def test_exact_models_are_identical_to_the_bit(runtime, images, tmp_path):
     assert {layer["flip_rate"] for layer in outcome.document["layers"]} == {0.0}
     # No sum rounds, so jittered roundings would be no legitimate result of this model.
     assert outcome.document["noise_floor"]["draws"] == []
+
+
+def test_ties_that_openvino_breaks_its_own_way_are_told_and_accepted(images, tmp_path):
+    save_model(model_on_ties(), tmp_path / "model.pt")
+    assert run_cli("export", tmp_path / "model.pt", "--no-engine").code == 0
+    verify = ("verify", tmp_path / "model", "--images", images, "--runtime", "openvino")
+    outcome = run_cli(*verify, "--json")
+    assert outcome.code == 0, outcome.stderr
+    # The draws break ties, too, though no sum of this model rounds.
+    assert len(outcome.document["noise_floor"]["draws"]) == FLOOR_DRAWS
+    layers = outcome.document["layers"]
+    assert max(layer["furthest_from_tie_steps"] for layer in layers) < 1e-4
+    flips = sum(layer["flip_rate"] * layer["codes"] for layer in layers)
+    assert sum(layer["tie_flip_rate"] * layer["codes"] for layer in layers) > 0.9 * flips
+    plant_wrong_codes(tmp_path / "model" / "model.onnx", "body.0.body.0")
+    refused = run_cli(*verify)
+    assert refused.code == 3
+    assert "worst body.0.body.2" in refused.stderr
+    assert "steps from a tie" in refused.stderr
 
 
 def test_people_get_tables_and_one_verdict(tiny_bundle, images, tmp_path):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from odm_deploy.errors import InputError
@@ -23,9 +21,7 @@ from odm_deploy.proof.layers import (
 )
 from odm_deploy.proof.ties import TIE_STEPS
 from odm_deploy.quantization.exact_sums import sums_are_exact
-from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
-from odm_deploy.quantization.post_training import calibrate
-from tests.factories import OPENERS, exact_model, lowered, random_images, tiny_model, tiny_network
+from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
 
 
 def replace_constant(proto: onnx.ModelProto, name: str, change) -> None:
@@ -166,17 +162,9 @@ def test_floor_counts_what_float32_rounds_differently_from_float64():
     assert 0 <= sum(layer.floor_flips for layer in ordinary) < 1e-4 * sum(layer.codes for layer in ordinary)
 
 
-@functools.cache
-def model_on_ties():
-    """3 bits on short scales: sums are exact, and many of them lie on ties. Cached: treat it as read-only."""
-    images = [torch.from_numpy(random_images(20, 24, seed=seed)) for seed in range(2)]
-    model, _ = calibrate(tiny_network(), images, QuantizationPolicy(LayerBits(3, 3)))
-    assert sums_are_exact(model)
-    return model
-
-
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other kernels break other ties")
 def test_openvino_flips_ties_by_the_dozen_and_still_computes_the_model():
+    assert sums_are_exact(model_on_ties())
     layers = compare_layers(model_on_ties(), lowered(model_on_ties()), OPENERS["openvino"], [random_images(24, 32)])
     worst = max(layers, key=lambda layer: layer.flip_rate)
     # Far more than rounding flips where values lie anywhere, and the floor knows nothing of it: exact sums stay exact.
