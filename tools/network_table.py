@@ -14,6 +14,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from odm_deploy.imaging.io import read_rgb
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_names
-from odm_deploy.proof.layers import compare_layers, legitimate_noise_steps
+from odm_deploy.proof.layers import compare_layers, rounding_of
 from odm_deploy.proof.parity import ParityReport, Sample, compare
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import quantizable_layers
@@ -136,10 +137,8 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
     try:
         images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops]
         layers = compare_layers(model, graph, kind.open_bytes, images)
-        noise_steps = legitimate_noise_steps(layers)
-        jittered = [
-            functools.partial(reference.upscale_jittered, seed=seed, noise_steps=noise_steps) for seed in range(DRAWS)
-        ]
+        how = asdict(rounding_of(layers, kind.rounding_steps))
+        jittered = [functools.partial(reference.upscale_jittered, seed=seed, **how) for seed in range(DRAWS)]
         with kind.open_bytes(graph.SerializeToString()) as runtime:
             report = ParityReport(runtime.describe(), layers=layers)
             compare(reference, TorchReference(model, "float64"), runtime, samples, report, SCALE, jittered)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from odm_deploy.proof.golden import GoldenReport
-    from odm_deploy.proof.layers import LayerParity
+    from odm_deploy.proof.layers import LayerParity, Rounding
     from odm_deploy.proof.parity import Gates, ParityReport
     from odm_deploy.proof.samples import SampleFile
     from odm_deploy.quantization.model import QuantizedModel
@@ -82,6 +82,7 @@ def command(model: Path, as_json: bool, markdown: Path | None, **options: Any) -
 def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
     """Open everything, compare layer by layer, then end to end."""
     from odm_deploy.errors import InputError
+    from odm_deploy.proof.layers import rounding_of
     from odm_deploy.proof.parity import ParityReport, compare
     from odm_deploy.proof.samples import find_samples
     from odm_deploy.quantization.exact_freeze import is_exact
@@ -110,7 +111,7 @@ def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
                 (file.load(model.scale) for file in files),
                 report,
                 shave=model.scale,
-                jittered=_jittered(model, reference, report.layers),
+                jittered=_jittered(model, reference, rounding_of(report.layers, runtime.rounding_steps)),
                 track=lambda items: track(items, len(files)),
             )
         except InputError as error:
@@ -119,19 +120,19 @@ def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
     return report
 
 
-def _jittered(model: QuantizedModel, reference: TorchReference, layers: list[LayerParity]) -> list[Any]:
+def _jittered(model: QuantizedModel, reference: TorchReference, rounding: Rounding) -> list[Any]:
     """Draws of the noise floor beyond float64; none where sums are exact and so are quotients: jitter invents flips."""
+    from dataclasses import asdict
     from functools import partial
 
-    from odm_deploy.proof.layers import legitimate_noise_steps
     from odm_deploy.quantization.exact_freeze import is_exact
     from odm_deploy.quantization.exact_sums import sums_are_exact
 
     dividing_is_exact = all(layer.grid.is_power_of_two for layer in model.layers.values())
     if is_exact(model) or (dividing_is_exact and sums_are_exact(model)):
         return []
-    noise_steps = legitimate_noise_steps(layers)
-    return [partial(reference.upscale_jittered, seed=seed, noise_steps=noise_steps) for seed in range(FLOOR_DRAWS)]
+    how = asdict(rounding)
+    return [partial(reference.upscale_jittered, seed=seed, **how) for seed in range(FLOOR_DRAWS)]
 
 
 def reference_of(path: Path, against: Path | None) -> QuantizedModel:

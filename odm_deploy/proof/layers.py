@@ -18,7 +18,7 @@ from torch import Tensor
 
 from odm_deploy.grid import Grid
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
-from odm_deploy.proof.ties import PIXELS, TIE_STEPS, steps_to_code
+from odm_deploy.proof.ties import PIXELS, TIE_STEPS, count_ties, steps_to_code
 from odm_deploy.quantization.exact_freeze import is_exact
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
@@ -56,6 +56,8 @@ class LayerParity:
     """Codes of the reference that differ between its float32 and its float64 computation."""
     tie_flips: int = 0
     """Flipped codes whose value lies on a rounding tie, within `TIE_STEPS`, between the two codes."""
+    ties: int = 0
+    """Values that lie exactly between two codes."""
     furthest_steps: float = 0.0
     """How far any flipped value lies from where the code it got begins, in steps of the layer's grid."""
     exact: bool = False
@@ -109,6 +111,7 @@ class LayerParity:
         self.codes += difference.size
         self.flips += int(flipped.sum())
         self.tie_flips += int((distances <= TIE_STEPS).sum())
+        self.ties += count_ties(values, grid)
         self.furthest_steps = max(self.furthest_steps, float(distances.max(initial=0.0)))
         self.max_step = max(self.max_step, int(difference.max(initial=0)))
         self.floor_flips += int((floor != expected).sum())
@@ -164,20 +167,37 @@ def compare_layers(
     return list(result.values())
 
 
-def legitimate_noise_steps(layers: Iterable[LayerParity]) -> float:
-    """How far rounding may move what a quantizer is given, judged by a runtime's layers: noise for the reference.
+@dataclass(frozen=True)
+class Rounding:
+    """How a runtime rounds, as noise for the reference; the defaults are one unit in the last place."""
 
-    `TIE_STEPS`, where either code is right, or what flips as large a share of the codes as flipped in `layers`: a value
-    moved by u steps crosses a tie with probability |u|, and noise spread evenly over [-a, a] moves values by a / 2 on
-    average, so a is twice the share. Beyond `MAX_TIE_RATE` flips are no rounding any more.
+    noise_steps: float = 0.0
+    """How far a value may move, in steps of its layer's grid, where that is more than one unit in its last place."""
+    tie_share: float = 1.0
+    """Share of the values exactly between two codes that move."""
 
-    Returns:
-        The largest magnitude a, in steps of a layer's grid; 0 where nothing was compared.
+
+def rounding_of(layers: Iterable[LayerParity], least_steps: float = 0.0) -> Rounding:
+    """How far rounding may move what a quantizer is given, judged by a runtime's layers.
+
+    By what flips as large a share of the codes as flipped: a value moved by u steps crosses a tie with probability |u|,
+    and noise spread evenly over [-a, a] moves values by a / 2 on average, so a is twice the share. Beyond
+    `MAX_TIE_RATE` flips are no rounding any more. Exactly on ties any noise flips every other value, and runtimes flip
+    fewer: as many move as flip what flipped there, and `FEW_TIES` more.
+
+    Args:
+        layers: what was counted; without any, nothing is known of the runtime.
+        least_steps: how far the runtime is known to round, `Runtime.rounding_steps`.
     """
     quantizers = [layer for layer in layers if layer.name != OUTPUT]
     codes = sum(layer.codes for layer in quantizers)
-    rate = min(sum(layer.flips for layer in quantizers) / codes, MAX_TIE_RATE) if codes else 0.0
-    return max(TIE_STEPS, 2.0 * rate) if codes else 0.0
+    if not codes:
+        return Rounding()
+    rate = min(sum(layer.flips for layer in quantizers) / codes, MAX_TIE_RATE)
+    ties = sum(layer.ties for layer in quantizers)
+    on_ties = sum(layer.tie_flips for layer in quantizers)
+    tie_share = min(1.0, 2.0 * (on_ties + FEW_TIES) / ties) if ties else 1.0
+    return Rounding(max(least_steps, 2.0 * rate), tie_share)
 
 
 def _to_8_bit(images: NDArray[np.generic]) -> NDArray[np.uint8]:

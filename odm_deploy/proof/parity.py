@@ -8,7 +8,7 @@ How far the floor is takes luck: a handful of ties decides how much of an image 
 results of the reference are drawn (float64, and float32 with every quantizer's input moved by up to one unit in its
 last place), and the furthest counts. Where layers were compared one by one they decide: if rounding explains what flips
 in each of them, the runtime computes the model, and the outputs only have to be apart by what that rounding can do.
-The draws then move values as far as a runtime's rounding may (`layers.legitimate_noise_steps`). It does so in more
+The draws then move values as far as a runtime's rounding may (`layers.rounding_of`). It does so in more
 places than the reference's, and at 2 bits one code in a million turns a deep network's image into another: draws that
 happen to flip nothing are no measure of it.
 """

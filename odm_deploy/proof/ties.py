@@ -36,3 +36,10 @@ def steps_to_code(values: FloatArray, codes: NDArray[np.integer], grid: Grid) ->
     below = np.where(codes > 0, codes - 0.5 - position, 0.0)
     above = np.where(codes < grid.code_max, position - codes - 0.5, 0.0)
     return np.maximum(np.maximum(below, above), 0.0)
+
+
+def count_ties(values: FloatArray, grid: Grid) -> int:
+    """How many values lie exactly between two codes of the grid; of any shape, computed in float64."""
+    position = (values.astype(np.float64) - (grid.center or 0.0)) / grid.scale + grid.zero_point
+    lower = np.floor(position)
+    return int(((position - lower == 0.5) & (lower >= 0) & (lower < grid.code_max)).sum())

@@ -131,6 +131,8 @@ class Runtime(Closable):
     """What it runs on, for humans, such as "AMD EPYC 9354, 2 threads"."""
     rounding_note: ClassVar[str] = ""
     """What about this runtime's arithmetic explains rare flips of codes; shown by `verify`."""
+    rounding_steps: ClassVar[float] = 0.0
+    """How far from a rounding tie its quantizers are known to choose the other code, in steps; 0: nothing is known."""
     on_gpu: ClassVar[bool] = False
     """Whether it computes on an NVIDIA GPU."""
     speed_note: ClassVar[str] = ""

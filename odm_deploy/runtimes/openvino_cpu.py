@@ -35,6 +35,7 @@ class OpenVinoCpu(Runtime):
         "to int8 around an offset of 128 in float32, so inputs on a rounding tie, or within 1e-5 of a step from one, "
         "may get the neighbouring code; deep low-bit networks amplify the few that do"
     )
+    rounding_steps: ClassVar[float] = 2.0**-16
 
     def __init__(
         self, compiled: Any, sizes: CompiledSizes | None, version: str, model: bytes, options: RuntimeOptions

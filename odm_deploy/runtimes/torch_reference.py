@@ -37,7 +37,7 @@ class TorchReference:
 
     @torch.no_grad()
     def upscale_jittered(
-        self, images: NDArray[np.float32], seed: int, noise_steps: float = 0.0
+        self, images: NDArray[np.float32], seed: int, noise_steps: float = 0.0, tie_share: float = 1.0
     ) -> NDArray[np.floating[Any]]:
         """The same with every quantizer's input moved, at random.
 
@@ -50,16 +50,21 @@ class TorchReference:
             seed: equal seeds give equal results.
             noise_steps: how far a value moves at most, in steps of its layer's grid, where that is more than one unit
                 in its last place.
+            tie_share: share, 0..1, of the values exactly between two codes that are moved at all.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         unit = torch.finfo(self._dtype).eps
 
         def jitter(name: str) -> Callable[[Tensor], Tensor]:
-            least = noise_steps * self._model.layers[name].grid.scale
+            grid = self._model.layers[name].grid
 
             def move(x: Tensor) -> Tensor:
                 noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
-                return x + noise * torch.clamp(x.abs() * unit, min=least)
+                if tie_share < 1.0:
+                    steps = (x.double() - (grid.center or 0.0)) / grid.scale
+                    chance = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                    noise[(steps - steps.floor() == 0.5) & (chance >= tie_share)] = 0.0
+                return x + noise * torch.clamp(x.abs() * unit, min=noise_steps * grid.scale)
 
             return move
 

@@ -12,12 +12,14 @@ from onnx import numpy_helper
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.proof.layers import (
+    FEW_TIES,
     MAX_FLIP_STEPS,
     MAX_TIE_RATE,
     OUTPUT,
     LayerParity,
+    Rounding,
     compare_layers,
-    legitimate_noise_steps,
+    rounding_of,
 )
 from odm_deploy.proof.ties import TIE_STEPS
 from odm_deploy.quantization.exact_sums import sums_are_exact
@@ -94,19 +96,28 @@ def test_ties_excuse_no_flip_of_an_exact_model():
 
 def test_noise_is_what_flips_as_many_codes():
     layers = [LayerParity("a", codes=10**6, flips=90, max_step=1), LayerParity("b", codes=3 * 10**6, flips=30)]
-    noise = legitimate_noise_steps([*layers, LayerParity(OUTPUT, codes=10**6, flips=10**5)])
-    assert noise == pytest.approx(6e-5)
+    rounding = rounding_of([*layers, LayerParity(OUTPUT, codes=10**6, flips=10**5)])
+    assert rounding.noise_steps == pytest.approx(6e-5)
+    assert rounding.tie_share == 1.0
     values = np.random.default_rng(0).uniform(0, 15, 10**7)
     moved = values + np.random.default_rng(1).uniform(-1e-4, 1e-4, values.size)
     flips = int(np.sum(np.rint(values) != np.rint(moved)))
-    assert legitimate_noise_steps([LayerParity("c", 10**7, flips)]) == pytest.approx(1e-4, rel=0.1)
+    assert rounding_of([LayerParity("c", 10**7, flips)]).noise_steps == pytest.approx(1e-4, rel=0.1)
 
 
-def test_noise_is_at_least_a_ties_width_and_at_most_what_clean_layers_flip():
-    assert legitimate_noise_steps([LayerParity("a", codes=10**6)]) == TIE_STEPS
-    assert legitimate_noise_steps([LayerParity("a", codes=100, flips=100)]) == 2 * MAX_TIE_RATE
-    # Nothing is known about a runtime's rounding where no layer was compared.
-    assert legitimate_noise_steps([]) == 0.0
+def test_noise_is_what_a_runtime_is_known_for_and_no_more_than_clean_layers_flip():
+    quiet = [LayerParity("a", codes=10**6)]
+    assert rounding_of(quiet) == Rounding(0.0, 1.0)
+    assert rounding_of(quiet, TIE_STEPS) == Rounding(TIE_STEPS, 1.0)
+    assert rounding_of([LayerParity("a", codes=100, flips=100)], TIE_STEPS).noise_steps == 2 * MAX_TIE_RATE
+    # Nothing is known about how a runtime rounds this model where no layer was compared.
+    assert rounding_of([], TIE_STEPS) == Rounding()
+
+
+def test_as_many_ties_move_as_flip_what_flipped_on_them():
+    layers = [LayerParity("a", 10**6, 90, 1, tie_flips=90, ties=1000), LayerParity("b", 10**6, 7, 1, tie_flips=7)]
+    assert rounding_of(layers).tie_share == pytest.approx(2 * (97 + FEW_TIES) / 1000)
+    assert rounding_of([LayerParity("a", 10**6, 90, 1, tie_flips=90, ties=100)]).tie_share == 1.0
 
 
 def test_every_layer_is_compared_on_every_code():

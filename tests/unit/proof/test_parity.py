@@ -23,7 +23,7 @@ from odm_deploy.proof.parity import (
     to_pixels,
 )
 from odm_deploy.runtimes.torch_reference import TorchReference
-from tests.factories import OPENERS, exact_model, lowered, random_images, tiny_model
+from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
 
 
 def pixels(*values, shape=(2, 2, 3)):
@@ -280,6 +280,22 @@ def test_noise_in_steps_moves_values_that_far():
 
     # Below the last place of a value it changes nothing; a thousandth of a step flips a thousandth of the codes.
     assert apart_at(1e-12) == apart_at(0.0) < 0.1 * apart_at(1e-3)
+
+
+def test_of_values_on_ties_as_many_move_as_asked_for():
+    """On short scales nearly all that a tiny noise can flip lies on ties."""
+    reference = TorchReference(model_on_ties())
+    image = random_images(64, 72)
+    expected = to_pixels(reference.upscale(image))
+
+    def apart_at(share):
+        found = Distance()
+        found.add(to_pixels(reference.upscale_jittered(image, seed=0, tie_share=share)), expected)
+        return found.differing
+
+    none, some, every = (apart_at(share) for share in (0.0, 0.1, 1.0))
+    assert none < 0.1 * some
+    assert some < 0.5 * every
 
 
 def test_honest_lowering_agrees_and_quality_is_measured_on_both():

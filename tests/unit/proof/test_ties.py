@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odm_deploy.grid import Grid
-from odm_deploy.proof.ties import PIXELS, TIE_STEPS, steps_to_code
+from odm_deploy.proof.ties import PIXELS, TIE_STEPS, count_ties, steps_to_code
 from tests.grid_strategies import grids
 
 
@@ -36,6 +36,12 @@ def test_distance_to_where_a_code_begins(value, code, steps):
 def test_pixels_are_a_grid_of_their_own():
     found = steps_to_code(np.array([12.5, 12.25, -3.0, 300.0]), np.array([13, 13, 0, 255]), PIXELS)
     assert found.tolist() == [0.0, 0.25, 0.0, 0.0]
+
+
+def test_ties_are_counted_between_codes_and_nowhere_else():
+    # Levels -0.75, 0, 0.75, 1.5: three ties, and the ends of the grid are none.
+    values = np.array([-1.125, -0.375, 0.375, 1.125, 1.875, 0.75, 0.3750001], np.float32)
+    assert count_ties(values, Grid(0.75, 1, 2)) == 3
 
 
 @settings(max_examples=100, deadline=None)
