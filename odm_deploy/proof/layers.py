@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
 from odm_deploy.proof.ties import PIXELS, TIE_STEPS, count_ties, steps_to_code
@@ -104,7 +105,15 @@ class LayerParity:
             floor: the reference's in float64.
             values: what the reference's quantizer was given, float32.
             grid: the grid of that quantizer.
+
+        Raises:
+            InputError: the runtime's codes have another shape than the reference's.
         """
+        if found.shape != expected.shape:
+            raise InputError(
+                f"the codes of {self.name} cannot be compared",
+                why=f"their shape is {found.shape}, the reference's {expected.shape}",
+            )
         difference = np.abs(found.astype(np.int16) - expected.astype(np.int16))
         flipped = difference > 0
         distances = steps_to_code(values[flipped], found[flipped].astype(np.int16), grid)
@@ -142,7 +151,7 @@ def compare_layers(
         images: float32 [1, 3, H, W] in 0..255; a few small ones say as much as many large ones.
 
     Raises:
-        InputError: a graph without taps, or one of another model.
+        InputError: a graph without taps, or one of another model, whose codes have other shapes.
     """
     forced = force_by_teacher(lowered)
     exact = is_exact(model)

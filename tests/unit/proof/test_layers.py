@@ -21,7 +21,7 @@ from odm_deploy.proof.layers import (
     compare_layers,
     rounding_of,
 )
-from odm_deploy.proof.ties import TIE_STEPS
+from odm_deploy.proof.ties import PIXELS, TIE_STEPS
 from odm_deploy.quantization.exact_sums import sums_are_exact
 from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
 
@@ -210,3 +210,9 @@ def test_graph_of_somebody_else_is_refused():
     del proto.metadata_props[:]
     with pytest.raises(InputError, match="does not say where its quantizers are"):
         compare_layers(tiny_model(), proto, OPENERS["onnxruntime"], [random_images(8, 8)])
+
+
+def test_codes_of_another_shape_are_refused():
+    codes = np.zeros((1, 2, 3, 3), np.uint8)
+    with pytest.raises(InputError, match=r"codes of conv cannot be compared.*\(1, 3, 3, 3\)"):
+        LayerParity("conv").add(np.zeros((1, 3, 3, 3), np.uint8), codes, codes, codes.astype(np.float32), PIXELS)

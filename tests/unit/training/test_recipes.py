@@ -30,7 +30,7 @@ METHODS = {
 def test_a_recipe_is_what_its_name_says(path):
     recipe = load_recipe(path, [])
     method = build_method(recipe.method)
-    if float_form := re.fullmatch(r"edsr_x(\d)_float", path.stem):
+    if float_form := re.fullmatch(r"edsr_x(\d)_float(?:_short)?", path.stem):
         assert not method.quantizes
         assert recipe.network.scale == int(float_form.group(1))
         return
