@@ -246,8 +246,10 @@ def _run_child(
             child.kill()
 
         timer = threading.Timer(timeout_s, expire)
-        timer.start()
+        # Ctrl-C may come at any of these lines, and no timer is worth waiting for at exit.
+        timer.daemon = True
         try:
+            timer.start()
             last = _follow(child, request, on_progress)
             code = child.wait()
         finally:
