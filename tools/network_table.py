@@ -26,6 +26,7 @@ from torch import nn
 from odm_deploy import quantize
 from odm_deploy.checkpoint import save_model
 from odm_deploy.cli import run
+from odm_deploy.cli.verify import FLOOR_DRAWS
 from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.imaging.io import read_rgb
@@ -45,8 +46,6 @@ from odm_deploy.runtimes.torch_reference import TorchReference
 
 SCALE = 4
 CROP_PX = 48
-DRAWS = 3
-"""Draws of the noise floor beyond float64."""
 IMAGES = Path(__file__).resolve().parents[1] / "tests/data/samples/LR_bicubic/X4"
 RUNTIMES = ("onnxruntime", "openvino")
 PROFILE = ShapeProfile((1, 3, 16, 16), (1, 3, 270, 480), (1, 3, 540, 960))
@@ -138,7 +137,7 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
         images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops]
         layers = compare_layers(model, graph, kind.open_bytes, images)
         how = asdict(rounding_of(layers, kind.rounding_steps))
-        jittered = [functools.partial(reference.upscale_jittered, seed=seed, **how) for seed in range(DRAWS)]
+        jittered = [functools.partial(reference.upscale_jittered, seed=seed, **how) for seed in range(FLOOR_DRAWS)]
         with kind.open_bytes(graph.SerializeToString()) as runtime:
             report = ParityReport(runtime.describe(), layers=layers)
             compare(reference, TorchReference(model, "float64"), runtime, samples, report, SCALE, jittered)
