@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from odm_deploy import __version__
 from odm_deploy.cli import run
 from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.errors import UsageError
+from odm_deploy.version import __version__
 
 
 def _key_values(option: str) -> Any:

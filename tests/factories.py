@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.grid import Grid
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.base import SuperResolutionNetwork
@@ -27,8 +28,7 @@ from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quanti
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
-from odm_deploy.runtimes.model_file import parse_onnx
-from odm_deploy.runtimes.onnx_io import graph_inputs, graph_outputs
+from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
 
 GridKind = Literal["asymmetric", "symmetric", "post_relu", "negative", "free"]
 WeightKind = Literal["per_channel", "per_layer", "mid_rise"]
@@ -253,13 +253,13 @@ class OnnxReference(Runtime):
 
 
 def _open_openvino(model: bytes) -> Runtime:
-    from odm_deploy.runtimes.openvino_cpu import OpenVinoCpu
+    from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 
     return OpenVinoCpu.open_bytes(model)
 
 
 def _open_onnxruntime(model: bytes, *, optimize: bool) -> Runtime:
-    from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
+    from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 
     return OnnxRuntime.open_bytes(model, RuntimeOptions(optimize=optimize))
 

@@ -16,8 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-RUNTIMES = Path(__file__).resolve().parents[1] / "odm_deploy" / "runtimes"
-FILES = ("builder_child.py", "tensorrt_engine.py", "tensorrt_binding.py", "kernel_cache.py")
+PACKAGE = Path(__file__).resolve().parents[1] / "odm_deploy"
+FILES = (
+    "building/child.py",
+    "runtimes/tensorrt/engine.py",
+    "runtimes/tensorrt/binding.py",
+    "runtimes/tensorrt/kernel_cache.py",
+)
 
 RTX_ONLY = {
     "ComputeCapability",
@@ -230,7 +235,7 @@ def _fits(count: int, starred: bool, words: set[str | None], parameters: list[st
 def check(name: str) -> ApiCheck:
     """Hold our code against an installed module."""
     result = ApiCheck(importlib.import_module(name))
-    trees = [ast.parse((RUNTIMES / file).read_text(encoding="utf-8")) for file in FILES]
+    trees = [ast.parse((PACKAGE / file).read_text(encoding="utf-8")) for file in FILES]
     for _ in range(3):
         # What a function's parameters hold is known only once its callers were read.
         result.problems.clear()

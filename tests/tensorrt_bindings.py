@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from odm_deploy.runtimes.compat import find_flavour
+from odm_deploy.machine.builders import find_flavour
 
 _SOURCE = Path(__file__).with_name("tensorrt_libraries.c")
 _LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")

@@ -26,10 +26,10 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from training.config import expand_places, to_tables
 from training.data import ImagePair
 from training.distributed import World
-from training.evaluate import Score, score
-from training.loop import train
+from training.loop.evaluate import Score, score
+from training.loop.preparation import load_float_network
+from training.loop.run import train
 from training.methods.registry import build_method
-from training.preparation import load_float_network
 from training.recipe import Recipe, load_recipe
 
 

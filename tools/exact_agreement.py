@@ -20,23 +20,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from odm_deploy.bundle import EngineOptions, write_bundle
 from odm_deploy.checkpoint import load_model
 from odm_deploy.cli import run
 from odm_deploy.cli.output import say
 from odm_deploy.engine import Engine
+from odm_deploy.export import EngineOptions, write_bundle
 from odm_deploy.imaging.io import list_images, read_rgb
 from odm_deploy.imaging.tiling import plan_tiles
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.manifest import read_manifest
-from odm_deploy.proof.integer_interpreter import interpret
-from odm_deploy.proof.rounding_census import RoundingCensus
 from odm_deploy.proof.stress_images import stress_images
-from odm_deploy.quantization.exact_trace import integer_program
+from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.quantization.exact.census import RoundingCensus
+from odm_deploy.quantization.exact.interpreter import interpret
+from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
-from odm_deploy.runtimes.torch_reference import TorchReference
 
 Pixels = NDArray[np.uint8]
 Upscale = Callable[[Pixels], Pixels]

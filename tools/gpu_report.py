@@ -21,10 +21,10 @@ import click
 from odm_deploy.cli import report_error
 from odm_deploy.errors import MissingError, OdmError
 from odm_deploy.files import atomic_path
+from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.lowering.float_twin import float_twin
+from odm_deploy.machine.builders import FLAVOURS
 from odm_deploy.manifest import ONNX_FILE, read_manifest
-from odm_deploy.runtimes.compat import FLAVOURS
-from odm_deploy.runtimes.model_file import parse_onnx
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -240,8 +240,8 @@ def _latency(
 
 
 def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: Path) -> dict[str, Any]:
-    from odm_deploy.runtimes.build import build_engine
-    from odm_deploy.runtimes.profiles import parse_profile
+    from odm_deploy.building.build import build_engine
+    from odm_deploy.graphs.input_shapes import parse_profile
 
     plan = onnx_path.with_suffix(".plan")
     try:

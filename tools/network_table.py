@@ -24,25 +24,25 @@ import torch
 from torch import nn
 
 from odm_deploy import quantize
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.coverage import coverage
 from odm_deploy.checkpoint import save_model
 from odm_deploy.cli import run
 from odm_deploy.cli.verify import FLOOR_DRAWS
 from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.imaging.io import read_rgb
 from odm_deploy.lowering.lower import lower
+from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_names
 from odm_deploy.proof.layers import compare_layers, rounding_of
 from odm_deploy.proof.parity import ParityReport, Sample, compare
+from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import quantizable_layers
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.coverage import coverage
-from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
-from odm_deploy.runtimes.torch_reference import TorchReference
 
 SCALE = 4
 CROP_PX = 48

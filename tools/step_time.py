@@ -26,9 +26,16 @@ from odm_deploy.cli import run
 from odm_deploy.cli.output import emit_json, say
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
+from training.loop.optimizer import build_optimizer
+from training.loop.preparation import (
+    Images,
+    build_gradient_step,
+    build_model,
+    calibrate,
+    load_float_network,
+    load_images,
+)
 from training.methods.registry import build_method
-from training.optimizer import build_optimizer
-from training.preparation import Images, build_gradient_step, build_model, calibrate, load_float_network, load_images
 from training.recipe import Recipe, load_recipe
 
 

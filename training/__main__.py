@@ -30,7 +30,7 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, t
     DIR/model.pt      the frozen result, for `odm-deploy export`
     """  # noqa: D301 - click wants the character itself
     from training.distributed import join_world
-    from training.loop import train
+    from training.loop.run import train
     from training.recipe import load_recipe
 
     settings = load_recipe(recipe, list(overrides))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.exact_freeze import freeze_exact
+from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
-from training.layers import Quantizable, Quantizers, TrainableLayer, trainable_layer
-from training.ranges import PixelGrid
+from training.quantizers.layers import Quantizable, Quantizers, TrainableLayer, trainable_layer
+from training.quantizers.ranges import PixelGrid
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from odm_deploy.bench.nvml import watch_gpu
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.bench.timing import Effort, Track, time_runs
 from odm_deploy.bench.twin import source_onnx, try_open_twin
+from odm_deploy.building.layer_table import recorded_layers
 from odm_deploy.errors import InputError, OdmError, UsageError
+from odm_deploy.graphs.files import parse_onnx, read_model
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
-from odm_deploy.runtimes.layer_table import recorded_layers
-from odm_deploy.runtimes.model_file import parse_onnx, read_model
-from odm_deploy.runtimes.plan_file import engine_facts
 from odm_deploy.runtimes.registry import open_runtime
-from odm_deploy.runtimes.tensorrt_engine import TensorRtEngine
+from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
+from odm_deploy.runtimes.tensorrt.plan_file import engine_facts
 
 _SEED = 0
 _PROFILED_RUNS = 10

@@ -8,11 +8,11 @@ from math import prod
 
 from onnx import ModelProto
 
+from odm_deploy.building.coverage import Coverage, coverage, infer_shapes
+from odm_deploy.building.layer_table import LayerRecord
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import find_layers
-from odm_deploy.runtimes.coverage import Coverage, coverage, infer_shapes
-from odm_deploy.runtimes.layer_table import LayerRecord
-from odm_deploy.runtimes.profiles import ShapeProfile
 
 CHANNEL_BLOCK = 32
 """Channels that int8 tensor cores and AVX512-VNNI or AMX kernels take at a time; fewer are padded with zeros."""

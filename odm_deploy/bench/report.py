@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from odm_deploy.bench.limits import LayerLimit
 from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.timing import Percentiles
+from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
-from odm_deploy.runtimes.layer_table import LayerRecord
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from odm_deploy.building.throwaway import build_plan
 from odm_deploy.errors import InputError, MissingError, OdmError
+from odm_deploy.graphs.files import parse_onnx, read_model
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.manifest import ONNX_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-from odm_deploy.runtimes.model_file import parse_onnx, read_model
-from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.runtimes.registry import runtime_class
-from odm_deploy.runtimes.throwaway import build_plan
 
 
 def open_twin(
@@ -66,7 +66,7 @@ def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> 
     import onnx
     import onnx_ir as ir
 
-    from odm_deploy.lowering.fp16 import convert_rest_to_half
+    from odm_deploy.lowering.half_precision import convert_rest_to_half
 
     # The pass goes by the types of tensors, which the twin does not carry.
     typed = onnx.shape_inference.infer_shapes(parse_onnx(twin))

@@ -10,9 +10,9 @@ import sys
 
 import click
 
-from odm_deploy import __version__
 from odm_deploy.cli.output import one_line
 from odm_deploy.errors import OdmError
+from odm_deploy.version import __version__
 
 # verb -> the line `--help` shows. The verb's own file holds everything else.
 VERBS = {

@@ -25,9 +25,9 @@ def command(bundle: Path, shapes: str | None, as_json: bool, **options: Any) -> 
     For bundles from elsewhere: a plan runs on the TensorRT that built it, and mostly on its kind of GPU only. Neither
     torch nor the model.pt is needed.
     """
+    from odm_deploy.building.bundle_engine import profile_of, rebuild_engine
+    from odm_deploy.graphs.input_shapes import PRESETS, parse_profile
     from odm_deploy.manifest import PLAN_FILE
-    from odm_deploy.runtimes.bundle_engine import profile_of, rebuild_engine
-    from odm_deploy.runtimes.profiles import PRESETS, parse_profile
 
     profile = parse_profile(shapes) if shapes else profile_of(bundle) or PRESETS["1080p"]
     with build_progress() as on_progress:

@@ -9,14 +9,14 @@ import click
 from odm_deploy.cli.output import emit_json, json_option
 
 if TYPE_CHECKING:
-    from odm_deploy.runtimes.environment import Environment
+    from odm_deploy.doctor import Environment
 
 
 @click.command("doctor")
 @json_option
 def command(as_json: bool) -> None:
     """Show what is installed here, what it allows, and how to get the rest."""
-    from odm_deploy.runtimes.environment import look_around
+    from odm_deploy.doctor import look_around
 
     environment = look_around()
     if as_json:

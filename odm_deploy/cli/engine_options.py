@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from odm_deploy.runtimes.build import BuildProgress
-    from odm_deploy.runtimes.bundle_engine import EngineOptions
-    from odm_deploy.runtimes.profiles import ShapeProfile
+    from odm_deploy.building.build import BuildProgress
+    from odm_deploy.building.bundle_engine import EngineOptions
+    from odm_deploy.graphs.input_shapes import ShapeProfile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -57,7 +57,7 @@ def engine_options(command: Command) -> Command:
 
 def to_engine_options(options: Mapping[str, Any], profile: ShapeProfile, *, wanted: bool = True) -> EngineOptions:
     """What the options of `engine_options` ask for."""
-    from odm_deploy.runtimes.bundle_engine import EngineOptions
+    from odm_deploy.building.bundle_engine import EngineOptions
 
     return EngineOptions(
         wanted=wanted,

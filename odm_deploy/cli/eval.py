@@ -77,7 +77,7 @@ def _open(
         return _float_network(model, network, scale), scale
     if model.suffix in (".pt", ".pth"):
         from odm_deploy.checkpoint import load_model
-        from odm_deploy.runtimes.torch_reference import TorchReference
+        from odm_deploy.proof.torch_reference import TorchReference
 
         quantized = load_model(model)
         upscale, own = TorchReference(quantized).upscale, quantized.scale

@@ -54,10 +54,10 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     if options["order"] == "bgr" and options["io"] != "uint8":
         raise UsageError("--order bgr with --io float32", why="float images are RGB", fix="add --io uint8")
     _require_torch()
-    from odm_deploy.bundle import write_bundle
     from odm_deploy.checkpoint import load_model
+    from odm_deploy.export import write_bundle
+    from odm_deploy.graphs.input_shapes import parse_profile
     from odm_deploy.lowering.lower import LoweringOptions
-    from odm_deploy.runtimes.profiles import parse_profile
 
     engine = to_engine_options(options, parse_profile(options["shapes"]), wanted=options["engine"])
     lowering = LoweringOptions(options["precision"], options["io"], options["layout"], options["order"])

@@ -12,10 +12,10 @@ from odm_deploy.cli.trust import trust_option
 
 if TYPE_CHECKING:
     from odm_deploy.accounting import Accounting, Convention
+    from odm_deploy.building.coverage import Coverage
+    from odm_deploy.building.layer_table import LayerRecord
+    from odm_deploy.graphs.input_shapes import ShapeProfile
     from odm_deploy.quantization.model import QuantizedModel
-    from odm_deploy.runtimes.coverage import Coverage
-    from odm_deploy.runtimes.layer_table import LayerRecord
-    from odm_deploy.runtimes.profiles import ShapeProfile
 
 
 @click.command("inspect")
@@ -39,9 +39,9 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
     graph quantizes and the engine runs as float ends with exit code 3. A model.pt is listed with its grids instead, and
     with what it costs: storage, and bit operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
     """
+    from odm_deploy.building.coverage import coverage
     from odm_deploy.errors import GateError
-    from odm_deploy.runtimes.coverage import coverage
-    from odm_deploy.runtimes.profiles import parse_profile
+    from odm_deploy.graphs.input_shapes import parse_profile
 
     if path.suffix in (".pt", ".pth"):
         _inspect_checkpoint(path, convention, as_json)
@@ -67,9 +67,9 @@ def layers_of(
     path: Path, profile: ShapeProfile, rebuild: bool, timeout_s: float
 ) -> tuple[Path, list[LayerRecord], str]:
     """The ONNX file, the engine's layers, and where they are known from."""
+    from odm_deploy.building.layer_table import recorded_layers
+    from odm_deploy.graphs.files import locate_model
     from odm_deploy.manifest import ONNX_FILE, manifest_beside
-    from odm_deploy.runtimes.layer_table import recorded_layers
-    from odm_deploy.runtimes.model_file import locate_model
 
     onnx_file = locate_model(path.with_name(ONNX_FILE) if path.suffix == ".plan" else path, "onnx")
     manifest = None if path.suffix == ".onnx" else manifest_beside(path)
@@ -84,9 +84,9 @@ def _build(onnx_file: Path, profile: ShapeProfile, timeout_s: float) -> tuple[li
     """Build a throw-away engine for its layer table."""
     import tempfile
 
-    from odm_deploy.runtimes.build import build_engine
-    from odm_deploy.runtimes.compat import choose_builder
-    from odm_deploy.runtimes.model_file import read_model
+    from odm_deploy.building.build import build_engine
+    from odm_deploy.graphs.files import read_model
+    from odm_deploy.machine.builders import choose_builder
 
     read_model(onnx_file, "onnx")
     flavour = choose_builder()

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from odm_deploy.bench.report import BenchReport
+    from odm_deploy.building.coverage import Coverage
     from odm_deploy.networks.base import SuperResolutionNetwork
     from odm_deploy.proof.samples import SampleFile
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.report.content import ReportContent
     from odm_deploy.report.crops import CropRow, Pixels, Upscale
-    from odm_deploy.runtimes.coverage import Coverage
 
 STATISTICS_IMAGES = 4
 """Images whose activations are counted: a few say as much about distributions as many."""
@@ -197,10 +197,10 @@ def _bench(path: Path, options: dict[str, Any]) -> tuple[BenchReport | None, str
 
 def _coverage(path: Path, *, build: bool) -> tuple[Coverage | None, str]:
     """What an engine runs as int8 and where that is known from, or why it is not known."""
+    from odm_deploy.building.coverage import coverage
     from odm_deploy.cli.inspect import layers_of
+    from odm_deploy.graphs.input_shapes import ShapeProfile
     from odm_deploy.manifest import manifest_beside
-    from odm_deploy.runtimes.coverage import coverage
-    from odm_deploy.runtimes.profiles import ShapeProfile
 
     manifest = manifest_beside(path)
     if not build and (manifest is None or manifest.engine is None):

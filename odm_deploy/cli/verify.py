@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from odm_deploy.proof.layers import LayerParity, Rounding
     from odm_deploy.proof.parity import Gates, ParityReport
     from odm_deploy.proof.samples import SampleFile
+    from odm_deploy.proof.torch_reference import TorchReference
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-    from odm_deploy.runtimes.torch_reference import TorchReference
 
 LAYER_CROP_PX = 96
 LAYER_IMAGES = 4
@@ -85,10 +85,10 @@ def verify_model(path: Path, options: dict[str, Any]) -> ParityReport:
     from odm_deploy.proof.layers import rounding_of
     from odm_deploy.proof.parity import ParityReport, compare
     from odm_deploy.proof.samples import find_samples
-    from odm_deploy.quantization.exact_freeze import is_exact
+    from odm_deploy.proof.torch_reference import TorchReference
+    from odm_deploy.quantization.exact.freeze import is_exact
     from odm_deploy.runtimes.base import RuntimeOptions
     from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
-    from odm_deploy.runtimes.torch_reference import TorchReference
 
     model = reference_of(path, options["against"])
     run_options = RuntimeOptions(threads=options["threads"], precision=options["precision"])
@@ -125,8 +125,8 @@ def _jittered(model: QuantizedModel, reference: TorchReference, rounding: Roundi
     from dataclasses import asdict
     from functools import partial
 
-    from odm_deploy.quantization.exact_freeze import is_exact
-    from odm_deploy.quantization.exact_sums import sums_are_exact
+    from odm_deploy.quantization.exact.freeze import is_exact
+    from odm_deploy.quantization.exact.sums import sums_are_exact
 
     dividing_is_exact = all(layer.grid.is_power_of_two for layer in model.layers.values())
     if is_exact(model) or (dividing_is_exact and sums_are_exact(model)):
@@ -171,7 +171,7 @@ def _compare_layers(
     if runtime.model_kind == "onnx":
         return compare_layers(model, lowered, lambda data: type(runtime).open_bytes(data, options), crops)
     from odm_deploy.proof.forced_engine import forced_engine_opener
-    from odm_deploy.runtimes.plan_file import engine_facts
+    from odm_deploy.runtimes.tensorrt.plan_file import engine_facts
 
     height, width = (min(crop.shape[axis] for crop in crops) for axis in (2, 3))
     tf32 = bool(engine_facts(path).get("tf32", True))
@@ -225,8 +225,8 @@ def _changed_layers(path: Path) -> list[str]:
 
 
 def _lowered_graph(path: Path) -> onnx.ModelProto | None:
+    from odm_deploy.graphs.files import parse_onnx
     from odm_deploy.manifest import ONNX_FILE
-    from odm_deploy.runtimes.model_file import parse_onnx
 
     file = path / ONNX_FILE if path.is_dir() else path.with_name(ONNX_FILE) if path.suffix == ".plan" else path
     return parse_onnx(file.read_bytes(), label=str(file)) if file.suffix == ".onnx" and file.is_file() else None

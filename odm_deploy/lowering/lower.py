@@ -8,15 +8,15 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from odm_deploy import __version__
 from odm_deploy.errors import UsageError
+from odm_deploy.lowering.dialect import lower_to_tensorrt
 from odm_deploy.lowering.exact_mark import mark_exact
-from odm_deploy.lowering.fp16 import convert_rest_to_half
-from odm_deploy.lowering.image_io import ChannelOrder, Layout, add_uint8_io
+from odm_deploy.lowering.half_precision import convert_rest_to_half
+from odm_deploy.lowering.image_edges import ChannelOrder, Layout, add_uint8_io
 from odm_deploy.lowering.markers import export_marked
-from odm_deploy.lowering.tensorrt import lower_to_tensorrt
-from odm_deploy.quantization.exact_freeze import is_exact
+from odm_deploy.quantization.exact.freeze import is_exact
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.version import __version__
 
 Precision = Literal["fp32", "fp16", "bf16"]
 ImageType = Literal["float32", "uint8"]

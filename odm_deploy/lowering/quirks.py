@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from odm_deploy.lowering.graph import constant_array, only_consumer
+from odm_deploy.graphs.editor import constant_array, only_consumer
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}

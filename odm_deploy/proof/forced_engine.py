@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import onnx
 
+from odm_deploy.building.throwaway import build_plan
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.files import parse_onnx
+from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.shapes import infer_shapes
 from odm_deploy.proof.teacher_forcing import GIVEN
 from odm_deploy.runtimes.base import Runtime
-from odm_deploy.runtimes.model_file import parse_onnx
-from odm_deploy.runtimes.profiles import ShapeProfile
-from odm_deploy.runtimes.shape_inference import infer_shapes
-from odm_deploy.runtimes.throwaway import build_plan
 
 
 def forced_engine_opener(

@@ -28,9 +28,9 @@ from odm_deploy.errors import InputError
 from odm_deploy.lowering.taps import read_taps
 from odm_deploy.manifest import GOLDEN_FILE
 from odm_deploy.proof.graph_hashes import hashes_by_layer
-from odm_deploy.proof.integer_interpreter import interpret
 from odm_deploy.proof.teacher_forcing import codes_from
-from odm_deploy.quantization.exact_program import Integers, Program, Quantize, Step
+from odm_deploy.quantization.exact.interpreter import interpret
+from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
 from odm_deploy.runtimes.base import Runtime
 
 VERSION = 2

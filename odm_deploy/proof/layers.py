@@ -20,7 +20,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
 from odm_deploy.proof.ties import PIXELS, TIE_STEPS, count_ties, steps_to_code
-from odm_deploy.quantization.exact_freeze import is_exact
+from odm_deploy.quantization.exact.freeze import is_exact
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.quantization.exact_freeze import freeze_exact
-from odm_deploy.quantization.exact_refine import Track, refine_grids
-from odm_deploy.quantization.exact_sums import with_exact_sums
+from odm_deploy.quantization.exact.freeze import freeze_exact
+from odm_deploy.quantization.exact.refine import Track, refine_grids
+from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
@@ -40,7 +40,7 @@ class CalibrationSettings:
     search_weights: bool = True
     """Weight scales by the smallest squared error rather than by the largest |w|."""
     exact_sums: bool = True
-    """Round scales to few significant bits where that makes sums exact (`odm_deploy.quantization.exact_sums`)."""
+    """Round scales to few significant bits where that makes sums exact (`odm_deploy.quantization.exact.sums`)."""
 
 
 @dataclass(frozen=True)

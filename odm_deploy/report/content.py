@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from odm_deploy.bench.report import BenchReport, plain_number
+from odm_deploy.building.coverage import Coverage
 from odm_deploy.proof.parity import Gates, ParityReport
 from odm_deploy.proof.parity_text import verdict
 from odm_deploy.report.crops import CropRow
 from odm_deploy.report.layer_statistics import LayerStatistics
-from odm_deploy.runtimes.coverage import Coverage
 
 
 @dataclass(frozen=True)

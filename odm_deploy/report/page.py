@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 
-from odm_deploy import __version__
 from odm_deploy.errors import MissingError
 from odm_deploy.proof.parity import Gates
 from odm_deploy.proof.parity_text import rows, to_markdown
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.svg import Bar, bar_chart, distribution_chart, share_text
+from odm_deploy.version import __version__
 
 
 def check_can_render() -> None:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.graphs.files import ModelKind, read_model
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, BorrowedTensor, SupportsDlpack
-from odm_deploy.runtimes.model_file import ModelKind, read_model
 
 Array = NDArray[Any]
 

@@ -8,21 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
+from odm_deploy.graphs.files import ModelKind, guess_kind, read_model
+from odm_deploy.machine.builders import FLAVOURS, find_flavour, find_gpus
 from odm_deploy.manifest import PLAN_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-from odm_deploy.runtimes.compat import FLAVOURS, find_flavour, find_gpus
-from odm_deploy.runtimes.model_file import ModelKind, guess_kind, read_model
-from odm_deploy.runtimes.plan_file import read_plan_header
+from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
 _HOMES = {
-    "tensorrt": ("odm_deploy.runtimes.tensorrt_engine", "TensorRtEngine"),
-    "tensorrt_rtx": ("odm_deploy.runtimes.tensorrt_engine", "TensorRtRtxEngine"),
-    "openvino": ("odm_deploy.runtimes.openvino_cpu", "OpenVinoCpu"),
-    "onnxruntime": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntime"),
-    "onnxruntime_cuda": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeCuda"),
-    "onnxruntime_tensorrt": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeTensorRt"),
-    "onnxruntime_rtx": ("odm_deploy.runtimes.onnx_runtime", "OnnxRuntimeRtx"),
+    "tensorrt": ("odm_deploy.runtimes.tensorrt.engine", "TensorRtEngine"),
+    "tensorrt_rtx": ("odm_deploy.runtimes.tensorrt.engine", "TensorRtRtxEngine"),
+    "openvino": ("odm_deploy.runtimes.onnx.openvino_cpu", "OpenVinoCpu"),
+    "onnxruntime": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntime"),
+    "onnxruntime_cuda": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntimeCuda"),
+    "onnxruntime_tensorrt": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntimeTensorRt"),
+    "onnxruntime_rtx": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntimeRtx"),
 }
 _NEEDS_GPU = ("onnxruntime_cuda", "onnxruntime_tensorrt", "onnxruntime_rtx")
 _PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", **dict.fromkeys(_NEEDS_GPU, "onnxruntime")}

@@ -18,12 +18,12 @@ from typing import Any
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_directory
+from odm_deploy.graphs.files import parse_onnx, read_model
+from odm_deploy.graphs.input_shapes import Shape, ShapeProfile, parse_profile
+from odm_deploy.machine.builders import TENSORRT
 from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, read_manifest
 from odm_deploy.runtimes.base import TensorInfo
-from odm_deploy.runtimes.compat import TENSORRT
-from odm_deploy.runtimes.model_file import parse_onnx, read_model
-from odm_deploy.runtimes.onnx_io import graph_inputs, graph_outputs
-from odm_deploy.runtimes.profiles import Shape, ShapeProfile, parse_profile
+from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
 from odm_deploy.serving.pbtxt import Enum, to_pbtxt
 
 _VERSION_FOLDER = "1"

@@ -10,7 +10,7 @@ import pytest
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
-from odm_deploy.runtimes.compat import find_gpus
+from odm_deploy.machine.builders import find_gpus
 from tests.command_line import run_cli
 from tests.cpp_programs import compile_program
 from tests.factories import random_images, tiny_model

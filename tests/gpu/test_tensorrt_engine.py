@@ -13,20 +13,20 @@ import pytest
 
 from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
+from odm_deploy.building.build import build_engine
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, MissingError
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.imaging.io import write_image
+from odm_deploy.machine.builders import FLAVOURS, TENSORRT_RTX, find_flavour, find_gpus
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import FLAVOURS, TENSORRT_RTX, find_flavour, find_gpus
-from odm_deploy.runtimes.cuda import Cuda, Stream
-from odm_deploy.runtimes.device_array import DeviceArray
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
-from odm_deploy.runtimes.kernel_cache import FOLDER_VARIABLE
-from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
-from odm_deploy.runtimes.profiles import ShapeProfile
+from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.runtimes.tensorrt.cuda import Cuda, Stream
+from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
+from odm_deploy.runtimes.tensorrt.kernel_cache import FOLDER_VARIABLE
 from tests.command_line import run_cli
 from tests.factories import lowered, tiny_model
 from tests.factories import random_images as random_pictures

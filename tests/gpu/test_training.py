@@ -13,10 +13,10 @@ from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from odm_deploy.quantization.policy import LayerBits
 from tests.sr_graphs import random_images
 from training.acceleration import use_tf32
-from training.cuda_graphs import GraphedStep
 from training.distributed import World
-from training.gradient_step import GradientStep
-from training.loop import train
+from training.loop.cuda_graphs import GraphedStep
+from training.loop.run import train
+from training.loop.step import GradientStep
 from training.methods.registry import build_method, method_names
 from training.model import TrainableModel
 from training.recipe import load_recipe

@@ -110,7 +110,7 @@ from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
 from odm_deploy.engine import Engine
 from odm_deploy.runtimes.base import RuntimeOptions
-from odm_deploy.runtimes.environment import look_around
+from odm_deploy.doctor import look_around
 options = RuntimeOptions(threads=1)
 with Engine.open(sys.argv[1], options=options) as engine:
     assert engine.upscale(np.zeros((8, 9, 3), np.uint8)).shape == (16, 18, 3)

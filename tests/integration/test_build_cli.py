@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.checkpoint import save_model
+from odm_deploy.machine.builders import can_build, find_flavour, find_gpus
 from odm_deploy.manifest import read_manifest
-from odm_deploy.runtimes.compat import can_build, find_flavour, find_gpus
-from odm_deploy.runtimes.plan_file import read_plan_header
+from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 from tests.command_line import run_cli
 from tests.exact_models import calibrated_exact
 

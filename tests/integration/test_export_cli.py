@@ -12,12 +12,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.coverage import coverage
 from odm_deploy.checkpoint import file_sha256, save_model
+from odm_deploy.graphs.input_shapes import parse_profile
+from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.manifest import read_manifest
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.coverage import coverage
-from odm_deploy.runtimes.profiles import parse_profile
 from tests.command_line import run_cli
 from tests.factories import lowered, model_of_all_kinds, tiny_model
 

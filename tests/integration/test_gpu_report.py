@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.runtimes.compat import find_flavour, find_gpus
+from odm_deploy.machine.builders import find_flavour, find_gpus
 from tests.command_line import run_cli
 from tests.conftest import REPOSITORY
 from tests.exact_models import calibrated_exact

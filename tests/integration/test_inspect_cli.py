@@ -7,7 +7,7 @@ import json
 import pytest
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_flavour
 from tests.command_line import run_cli
 
 RTX = find_flavour("tensorrt_rtx")

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from odm_deploy.runtimes.compat import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_flavour
 from tests.command_line import run_cli
 
 RTX = find_flavour("tensorrt_rtx")

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from odm_deploy import quantize
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.coverage import coverage
+from odm_deploy.graphs.input_shapes import parse_profile
 from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.coverage import coverage
-from odm_deploy.runtimes.profiles import parse_profile
 from tests.factories import quantized, random_images
 
 RTX = find_flavour("tensorrt_rtx")

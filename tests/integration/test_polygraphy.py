@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.plan_file import read_plan_header
+from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 
 RTX = find_flavour("tensorrt_rtx")
 PROGRAM = shutil.which("polygraphy", path=str(Path(sys.executable).parent))

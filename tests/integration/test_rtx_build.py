@@ -14,15 +14,15 @@ import onnx
 import pytest
 import torch
 
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.coverage import coverage
 from odm_deploy.errors import BuildError, InputError, UsageError
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import lower
+from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.quantization.layers import ChannelOffsets
 from odm_deploy.quantization.model import FrozenLayer, freeze
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.coverage import coverage
-from odm_deploy.runtimes.profiles import ShapeProfile
 from tests.factories import body_only, quantized, tiny_network
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
@@ -136,8 +136,8 @@ def test_interrupt_kills_the_builder(tmp_path):
     program = f"""
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.profiles import ShapeProfile
+from odm_deploy.building.build import build_engine
+from odm_deploy.graphs.input_shapes import ShapeProfile
 build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r}, flavour="tensorrt_rtx",
     profiles=ShapeProfile.static(1, 64, 64, 16), on_progress=lambda progress: print(progress, time.sleep(60)))
 """

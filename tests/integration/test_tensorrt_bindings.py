@@ -14,9 +14,9 @@ from typing import Any
 import onnx
 import pytest
 
-from odm_deploy.runtimes.builder_child import BuildRequest
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.layer_table import parse_log
+from odm_deploy.building.child import BuildRequest
+from odm_deploy.building.layer_table import parse_log
+from odm_deploy.machine.builders import can_build, find_flavour
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS
 from tests.tensorrt_bindings import Bindings, find_wheels, skip_reason, unpack
 
@@ -58,7 +58,7 @@ def request_of(tmp_path: Path) -> Any:
 
 
 def build(bindings: Bindings, request: BuildRequest) -> tuple[list[dict[str, Any]], str]:
-    done = bindings.run("-m", "odm_deploy.runtimes.builder_child", text=request.to_json())
+    done = bindings.run("-m", "odm_deploy.building.child", text=request.to_json())
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 

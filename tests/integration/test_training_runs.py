@@ -20,7 +20,7 @@ from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from training.distributed import World
-from training.loop import train
+from training.loop.run import train
 from training.methods.registry import method_names
 from training.recipe import load_recipe
 

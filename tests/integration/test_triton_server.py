@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.engine import Engine
-from odm_deploy.runtimes.profiles import ShapeProfile
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.serving.triton import write_triton_models
 from tests.command_line import run_cli
 from tests.factories import random_images

@@ -15,7 +15,7 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.imaging.io import Image, read_image, write_image
 from odm_deploy.manifest import read_manifest
 from odm_deploy.proof.parity import to_pixels
-from odm_deploy.runtimes.torch_reference import TorchReference
+from odm_deploy.proof.torch_reference import TorchReference
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
 from tests.video_clips import frame_times_s, write_clip

@@ -15,9 +15,9 @@ from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.lowering.image_io import add_uint8_io
+from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.runtimes.base import Array, RuntimeOptions
-from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from tests.sr_graphs import sr_model
 
 ONE_THREAD = RuntimeOptions(threads=1)

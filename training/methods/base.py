@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
-from training.cooperative import combine_naively
 from training.distributed import World
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.losses.cooperative import combine_naively
 from training.model import TrainableModel
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 
 OptionsT = TypeVar("OptionsT")
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from training.asymmetric_weights import PercentileWeight
-from training.flag import Flag
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers import range_quantize
-from training.ranges import LearnableRange
+from training.quantizers.asymmetric_weights import PercentileWeight
+from training.quantizers.flag import Flag
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.ranges import LearnableRange
+from training.quantizers.straight_through import range_quantize
 
 GATE_BITS = 2
 GATE_FEATURES = 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from odm_deploy.errors import UsageError
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.weights import WeightCodes
-from training.flag import Flag
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
-from training.quantizers import RoundDerivative, step_codes, step_quantize
+from training.quantizers.flag import Flag
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.straight_through import RoundDerivative, step_codes, step_quantize
 
 _SMALLEST_STEP = 1e-8
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from odm_deploy.quantization.weights import WeightCodes
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.methods.base import Method
-from training.quantizers import symmetric_codes, symmetric_quantize
-from training.ranges import LearnableRange, RangeInit
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.ranges import LearnableRange, RangeInit
+from training.quantizers.straight_through import symmetric_codes, symmetric_quantize
 
 _SMALLEST_BOUND = 1e-8
 

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import ChannelOffsets
-from training.asymmetric_weights import PercentileWeight
-from training.cooperative import combine_cooperatively, combine_naively
-from training.flag import Flag
-from training.knowledge import KnowledgeTransfer
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
-from training.losses import variance_loss
+from training.losses.cooperative import combine_cooperatively, combine_naively
+from training.losses.features import variance_loss
+from training.losses.knowledge import KnowledgeTransfer
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers import symmetric_quantize
-from training.ranges import LearnableRange, RangeInit
+from training.quantizers.asymmetric_weights import PercentileWeight
+from training.quantizers.flag import Flag
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.ranges import LearnableRange, RangeInit
+from training.quantizers.straight_through import symmetric_quantize
 
 OFFSET_BITS = 4
 

@@ -23,16 +23,16 @@ from odm_deploy.errors import UsageError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.weights import WeightCodes
-from training.annealing import Exponents, anneal
-from training.cooperative import combine_cooperatively, combine_naively
-from training.knowledge import TeacherSupervision
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
-from training.losses import mismatch_loss
+from training.losses.cooperative import combine_cooperatively, combine_naively
+from training.losses.features import mismatch_loss
+from training.losses.knowledge import TeacherSupervision
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers import symmetric_codes, symmetric_quantize
-from training.ranges import LearnableRange, RangeInit
-from training.statistics import row_percentile
+from training.quantizers.annealing import Exponents, anneal
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.ranges import LearnableRange, RangeInit
+from training.quantizers.statistics import row_percentile
+from training.quantizers.straight_through import symmetric_codes, symmetric_quantize
 
 _SMALLEST_BOUND = 1e-8
 _SMALLEST_GAMMA = 1e-3

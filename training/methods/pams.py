@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
-from training.knowledge import KnowledgeTransfer
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.losses.knowledge import KnowledgeTransfer
 from training.methods.base import Method, Step
 from training.methods.minmax import LargestWeight
 from training.model import TrainableModel
-from training.quantizers import step_quantize
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.straight_through import step_quantize
 
 _SMALLEST_SCALE = 1e-4
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.quantization.layers import ChannelOffsets
-from training.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 from training.methods.base import Method
 from training.methods.lsq import LearnedStep, LearnedWeightStep
+from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from odm_deploy.bench.limits import find_limits
-from odm_deploy.runtimes.layer_table import LayerRecord
+from odm_deploy.building.layer_table import LayerRecord
 from tests.sr_graphs import SCALE, WIDTH, sr_model
 
 SHAPE = (1, 3, 10, 20)

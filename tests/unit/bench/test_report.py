@@ -10,8 +10,8 @@ from rich.console import Console
 
 from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
+from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
-from odm_deploy.runtimes.layer_table import LayerRecord
 
 
 def cpu(*latencies_ms: float, model: str = "m") -> Measurement:

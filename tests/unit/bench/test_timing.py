@@ -11,9 +11,9 @@ import pytest
 
 from odm_deploy.bench.timing import Effort, Percentiles, time_runs
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.graphs.files import ModelKind
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
-from odm_deploy.runtimes.model_file import ModelKind
-from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from tests.sr_graphs import random_images, sr_model
 
 FEEDS = {"x": np.zeros(1, np.float32)}

@@ -12,12 +12,12 @@ import pytest
 from odm_deploy.bench.twin import _build_half, open_twin, try_open_twin
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.lowering.fp16 import convert_rest_to_half
+from odm_deploy.lowering.half_precision import convert_rest_to_half
+from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.onnx_runtime import OnnxRuntime
-from odm_deploy.runtimes.openvino_cpu import OpenVinoCpu
-from odm_deploy.runtimes.plan_file import read_plan_header
+from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 from tests.sr_graphs import random_images, sr_model
 
 RTX = find_flavour("tensorrt_rtx")

@@ -13,8 +13,8 @@ from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.lowering.fp16 import convert_rest_to_half
-from odm_deploy.lowering.image_io import add_uint8_io
+from odm_deploy.lowering.half_precision import convert_rest_to_half
+from odm_deploy.lowering.image_edges import add_uint8_io
 from tests.sr_graphs import FORMS, Form, random_images, sr_model
 
 

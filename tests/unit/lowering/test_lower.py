@@ -16,8 +16,8 @@ from odm_deploy.grid import Grid
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.layers import OUTPUT, compare_layers
+from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.quantization.layers import QuantizedLinear
-from odm_deploy.runtimes.torch_reference import TorchReference
 from tests.factories import (
     OPENERS,
     WEIGHT_KINDS,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.lowering.graph import constant_array
+from odm_deploy.graphs.editor import constant_array
 from odm_deploy.lowering.markers import DEQUANTIZE_WEIGHT, DOMAIN, FAKE_QUANTIZE, export_marked, grid_of, layer_of
 from odm_deploy.networks.base import NetworkConfig, SuperResolutionNetwork
 from odm_deploy.quantization.model import QuantizedModel

@@ -7,16 +7,16 @@ import functools
 import onnx
 import pytest
 
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.coverage import coverage
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.proof.forced_engine import fix_shapes
 from odm_deploy.proof.layers import compare_layers
 from odm_deploy.proof.teacher_forcing import force_by_teacher
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
-from odm_deploy.runtimes.build import build_engine
-from odm_deploy.runtimes.compat import can_build, find_flavour
-from odm_deploy.runtimes.coverage import coverage
-from odm_deploy.runtimes.profiles import ShapeProfile
 from tests.factories import OPENERS, exact_model, lowered, quantized, random_images, tiny_model, tiny_network
 
 RTX = find_flavour("tensorrt_rtx")

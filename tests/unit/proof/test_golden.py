@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from odm_deploy.errors import InputError
 from odm_deploy.manifest import GOLDEN_FILE
 from odm_deploy.proof.golden import Golden, check_golden, golden_images, golden_of, read_golden
-from odm_deploy.quantization.exact_trace import integer_program
+from odm_deploy.quantization.exact.trace import integer_program
 from tests.exact_models import calibrated_exact
 from tests.factories import OPENERS, lowered
 

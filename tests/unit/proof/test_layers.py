@@ -22,7 +22,7 @@ from odm_deploy.proof.layers import (
     rounding_of,
 )
 from odm_deploy.proof.ties import PIXELS, TIE_STEPS
-from odm_deploy.quantization.exact_sums import sums_are_exact
+from odm_deploy.quantization.exact.sums import sums_are_exact
 from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
 
 

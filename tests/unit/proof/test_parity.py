@@ -22,7 +22,7 @@ from odm_deploy.proof.parity import (
     compare,
     to_pixels,
 )
-from odm_deploy.runtimes.torch_reference import TorchReference
+from odm_deploy.proof.torch_reference import TorchReference
 from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
 
 

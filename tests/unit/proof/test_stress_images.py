@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odm_deploy.proof.integer_interpreter import interpret
-from odm_deploy.proof.rounding_census import RoundingCensus
 from odm_deploy.proof.stress_images import stress_images
-from odm_deploy.quantization.exact_trace import integer_program
+from odm_deploy.quantization.exact.census import RoundingCensus
+from odm_deploy.quantization.exact.interpreter import interpret
+from odm_deploy.quantization.exact.trace import integer_program
 from tests.exact_models import SIZES, calibrated_exact
 
 

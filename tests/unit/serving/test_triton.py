@@ -14,8 +14,8 @@ import pytest
 from google.protobuf import text_format
 
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.manifest import Manifest
-from odm_deploy.runtimes.profiles import ShapeProfile
 from odm_deploy.serving.triton import write_triton_models
 from tests.factories import lowered, tiny_model
 

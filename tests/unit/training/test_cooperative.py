@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from training.cooperative import combine_cooperatively, combine_naively, similarity
+from training.losses.cooperative import combine_cooperatively, combine_naively, similarity
 
 
 def test_similarity_of_known_angles():

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from odm_deploy.errors import UsageError
-from training.cuda_graphs import GraphedStep
 from training.distributed import World
-from training.gradient_step import GradientStep
-from training.optimizer import build_optimizer
-from training.preparation import build_gradient_step
+from training.loop.cuda_graphs import GraphedStep
+from training.loop.optimizer import build_optimizer
+from training.loop.preparation import build_gradient_step
+from training.loop.step import GradientStep
 from training.recipe import OptimizerSection, Recipe, RunSection
 
 ITERATIONS = 6

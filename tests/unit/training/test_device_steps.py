@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from training.distributed import World
-from training.gradient_step import GradientStep
+from training.loop.optimizer import MovingAverage, build_optimizer
+from training.loop.step import GradientStep
 from training.methods.registry import method_names
-from training.optimizer import MovingAverage, build_optimizer
 from training.recipe import OptimizerSection
 
 OPTIONS = {

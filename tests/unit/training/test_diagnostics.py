@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from training.diagnostics import conflicts, logged, ranges
 from training.distributed import World
+from training.loop.diagnostics import conflicts, logged, ranges
 from training.methods.base import Gradients, Step, gradients
 
 

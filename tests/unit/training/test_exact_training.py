@@ -8,12 +8,12 @@ import torch
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.swinir import SwinIR, SwinirConfig
-from odm_deploy.quantization.exact_freeze import METADATA_KEY
+from odm_deploy.quantization.exact.freeze import METADATA_KEY
 from odm_deploy.quantization.policy import LayerBits, quantizable_layers
 from odm_deploy.quantization.power_of_two import is_power_of_two
+from training.loop.preparation import build_model
 from training.methods.registry import build_method
 from training.model import TrainableModel
-from training.preparation import build_model
 from training.recipe import load_recipe
 
 OPTIONS = {

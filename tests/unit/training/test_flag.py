@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.flag import Flag
+from training.quantizers.flag import Flag
 
 
 def test_a_flag_is_saved_and_loaded():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from odm_deploy.grid import Grid
-from training.ranges import LearnableRange
+from training.quantizers.ranges import LearnableRange
 
 
 def observed(x, bits=4, **options):

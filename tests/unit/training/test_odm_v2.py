@@ -7,7 +7,7 @@ import torch
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import UsageError
 from training.distributed import World
-from training.losses import mismatch_loss
+from training.losses.features import mismatch_loss
 from training.methods.base import Step, gradients
 from training.methods.odm_v2 import ClippedWeight, OdmV2Options
 from training.methods.registry import build_method

@@ -16,7 +16,7 @@ from training.methods.lsq import LearnedStep
 from training.methods.odm_v1 import quantized_offset
 from training.methods.pams import MaxScale
 from training.methods.registry import method_names
-from training.quantizers import rounding_derivative, step_quantize
+from training.quantizers.straight_through import rounding_derivative, step_quantize
 
 EXPORTABLE = [
     ("odm_v1", {}),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from odm_deploy.grid import Grid
-from training.quantizers import (
+from training.quantizers.straight_through import (
     range_quantize,
     scale_near_power_of_two,
     snapped_grid,

@@ -6,7 +6,7 @@ from PIL import Image
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.resize import downscale
 from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
-from training.prefetch import prefetch
+from training.loop.prefetch import prefetch
 
 
 @pytest.fixture

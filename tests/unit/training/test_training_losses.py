@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from training.distributed import World
-from training.losses import mismatch_loss, structured_knowledge_transfer, variance_loss
-from training.statistics import percentile, row_percentile, thin
+from training.losses.features import mismatch_loss, structured_knowledge_transfer, variance_loss
+from training.quantizers.statistics import percentile, row_percentile, thin
 
 
 def test_variance_is_the_population_deviation_over_everything():

@@ -1,0 +1,158 @@
+"""How much of a quantized graph an engine really runs as int8, by layers and by multiply-accumulates.
+
+What the graph asks for comes from the ONNX file, what runs from the engine's layer table, and why the two differ from
+`lint`: TensorRT itself says nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from onnx import ModelProto, NodeProto
+
+from odm_deploy.building.layer_table import LayerRecord, find_compute_layer
+from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.shapes import Shapes, infer_shapes
+from odm_deploy.lowering.lint import Finding, lint
+from odm_deploy.lowering.lint.graph import QdqGraph, read_model
+from odm_deploy.lowering.lint.operands import Layer, find_layers
+
+_MISSING = "missing"
+_AMBIGUOUS = "unknown"
+
+
+@dataclass(frozen=True)
+class LayerCoverage:
+    """One convolution or matrix product of the graph, and what became of it."""
+
+    name: str
+    """Name of the ONNX node."""
+    op: str
+    quantized: bool
+    """Whether one of its operands is dequantized just before: somebody wanted it in int8."""
+    precision: str
+    """What it runs as: `int8`, `fp16`, `fp32`, ...; `missing` where no engine layer names it, `unknown` where several
+    ONNX layers share the name."""
+    reason: str
+    """Why it does not run as int8; empty when it does."""
+    macs: int | None
+    """Multiply-accumulates at the given input shape; None where shapes cannot be inferred."""
+    engine_layer: str
+    """The engine layer that computes it; empty when unknown."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """All layers of a graph with what they run as."""
+
+    layers: tuple[LayerCoverage, ...]
+
+    @property
+    def quantized_layers(self) -> int:
+        """Layers the graph asks to run as int8."""
+        return sum(layer.quantized for layer in self.layers)
+
+    @property
+    def int8_layers(self) -> int:
+        """Layers that run as int8."""
+        return sum(layer.precision == "int8" for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all layers whose shapes are known."""
+        return sum(layer.macs or 0 for layer in self.layers)
+
+    @property
+    def quantized_macs(self) -> int:
+        """The part of `macs` the graph asks to run as int8."""
+        return sum(layer.macs or 0 for layer in self.layers if layer.quantized)
+
+    @property
+    def int8_macs(self) -> int:
+        """The part of `macs` that runs as int8."""
+        return sum(layer.macs or 0 for layer in self.layers if layer.precision == "int8")
+
+    @property
+    def fallbacks(self) -> tuple[LayerCoverage, ...]:
+        """Layers that should run as int8 and do not."""
+        return tuple(layer for layer in self.layers if layer.quantized and layer.precision != "int8")
+
+
+def coverage(
+    model: ModelProto | Path | str, layers: Sequence[LayerRecord], profile: ShapeProfile | None = None
+) -> Coverage:
+    """Compare what a graph asks for with what an engine built from it does.
+
+    Args:
+        model: the ONNX graph the engine was built from, or its path.
+        layers: the engine's layers (`BuildReport.layers`).
+        profile: input shapes; multiply-accumulates are counted at its `opt` shape. None: at the graph's own shape, if
+            it has one.
+
+    Raises:
+        InputError: the ONNX file cannot be read.
+    """
+    loaded = model if isinstance(model, ModelProto) else read_model(model)
+    graph = QdqGraph(loaded)
+    findings = lint(loaded)
+    shapes = infer_shapes(graph.model, profile)
+    asked = find_layers(graph)
+    names = Counter(layer.name for layer in asked)
+    return Coverage(
+        tuple(_cover(graph, layer, layers, findings, shapes, unique=names[layer.name] == 1) for layer in asked)
+    )
+
+
+def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
+    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul; None where a shape is missing.
+
+    A convolution does (input channels / groups) * kernel area of them for every output value; its transpose does
+    (output channels / groups) * kernel area for every input value.
+    """
+    first, second, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
+    if first is None or second is None or output is None:
+        return None
+    if node.op_type == "Conv":
+        return prod(output) * prod(second[1:])
+    if node.op_type == "ConvTranspose":
+        return prod(first) * prod(second[1:])
+    transposed = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
+    return prod(output) * (first[-2] if transposed else first[-1])
+
+
+def _cover(
+    graph: QdqGraph,
+    layer: Layer,
+    records: Sequence[LayerRecord],
+    findings: Sequence[Finding],
+    shapes: Shapes,
+    *,
+    unique: bool,
+) -> LayerCoverage:
+    record = find_compute_layer(records, layer.name) if unique else None
+    precision = record.precision if record else _MISSING if unique else _AMBIGUOUS
+    return LayerCoverage(
+        name=layer.name,
+        op=layer.node.op_type,
+        quantized=layer.quantized,
+        precision=precision,
+        reason="" if precision == "int8" else _reason(layer, record, findings),
+        macs=count_macs(graph, layer.node, shapes),
+        engine_layer=record.name if record else "",
+    )
+
+
+def _reason(layer: Layer, record: LayerRecord | None, findings: Sequence[Finding]) -> str:
+    """Why a layer is not int8: what lint found about it, or that nobody asked."""
+    if not layer.quantized:
+        return "unquantized in the graph"
+    about = [finding for finding in findings if layer.name in finding.layers]
+    if about:
+        return "; ".join(f"{finding.message} [{finding.rule}]" for finding in about)
+    if record is None:
+        return "no layer of the engine names it"
+    return f"no known trap: the builder chose {record.kind or 'another kernel'}"

@@ -1,0 +1,184 @@
+"""What this machine has and what that allows, found out without importing anything heavy. `doctor` shows it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from odm_deploy.errors import MissingError
+from odm_deploy.machine.builders import choose_builder, find_flavours, find_gpus
+from odm_deploy.machine.cpu import cpu_features, cpu_name, physical_cpus
+from odm_deploy.runtimes.registry import why_unusable
+
+# Distributions that put an `onnxruntime` module in the same place; the last one installed wins, half broken.
+_ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "openvino", "polygraphy", "cuda-python", "numpy", "Pillow")
+_DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something `odm-deploy` can do where its needs are met."""
+
+    name: str
+    """The verb, and on what."""
+    works: bool
+    with_what: str = ""
+    """What it would use here."""
+    problem: str = ""
+    """What is missing."""
+    fix: str = ""
+    """The command that brings it."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One machine's report."""
+
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    """Distribution -> version; None where it is not installed."""
+    cpu: dict[str, Any]
+    """name, physical cores this process may use, instruction sets that matter."""
+    gpus: list[dict[str, Any]]
+    """name, compute capability (such as SM86) and memory of every NVIDIA GPU the driver can use."""
+    driver: str | None
+    """Version of the NVIDIA driver; None where there is none, or the system does not tell."""
+    abilities: list[Ability]
+    warnings: list[str]
+    """What will go wrong, or slower than need be."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document `doctor --json` prints."""
+        return asdict(self)
+
+
+def look_around() -> Environment:
+    """Examine this machine. Never raises for what is missing: that is its result."""
+    gpus = find_gpus()
+    return Environment(
+        python=platform.python_version(),
+        system=platform.platform(),
+        packages=_packages(),
+        cpu={"name": cpu_name(), "physical_cores": physical_cpus(), "features": list(cpu_features())},
+        gpus=[{"name": gpu.name, "compute_capability": gpu.sm, "memory_mib": gpu.memory_mib} for gpu in gpus],
+        driver=_driver_version(),
+        abilities=[_calibrate(), _export(), _build(), _run_cpu(), _run_gpu(), _verify()],
+        warnings=_warnings(),
+    )
+
+
+def conflicting_onnxruntimes(installed: Sequence[str]) -> str:
+    """One warning when several ONNX Runtime distributions overwrite each other; empty otherwise."""
+    clashing = [name for name in _ONNXRUNTIMES if name in installed]
+    if len(clashing) < 2:
+        return ""
+    return (
+        f"{' and '.join(clashing)} are installed side by side and overwrite each other's files: "
+        f"pip uninstall -y {' '.join(clashing)}, then install one of them"
+    )
+
+
+def _packages() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {name: _version(name) for name in _PACKAGES}
+    versions["onnxruntime"] = _version("onnxruntime")
+    for name in _ONNXRUNTIMES[1:]:
+        if _version(name):
+            versions[name] = _version(name)
+    for flavour in find_flavours():
+        versions[flavour.name] = flavour.version or None
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver_version() -> str | None:
+    try:
+        found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", _DRIVER_VERSION.read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        return None
+    return found.group(1) if found else None
+
+
+def _needs(name: str, modules: Sequence[str], fix: str) -> Ability:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        return Ability(name, works=False, problem=f"{', '.join(missing)} not installed", fix=fix)
+    return Ability(name, works=True, with_what=", ".join(modules))
+
+
+def _calibrate() -> Ability:
+    return _needs("calibrate and train (from a clone)", ["torch", "PIL"], "pip install -e '.[train]'")
+
+
+def _export() -> Ability:
+    return _needs("export to ONNX", ["torch", "onnxscript", "onnx_ir"], "pip install 'odm-deploy[export]'")
+
+
+def _build() -> Ability:
+    name = "build engines"
+    try:
+        flavour = choose_builder()
+    except MissingError as error:
+        return Ability(name, works=False, problem=error.why, fix=error.fix)
+    return Ability(name, works=True, with_what=f"{flavour.name} {flavour.version}")
+
+
+def _run_cpu() -> Ability:
+    name = "run and bench on the CPU"
+    usable = [runtime for runtime in ("openvino", "onnxruntime") if not why_unusable(runtime)]
+    if not usable:
+        problem = "neither openvino nor onnxruntime is installed"
+        return Ability(name, works=False, problem=problem, fix="pip install 'odm-deploy[cpu]'")
+    return Ability(name, works=True, with_what=", ".join(usable))
+
+
+def _run_gpu() -> Ability:
+    name = "run and bench on the GPU"
+    if not find_gpus():
+        return Ability(name, works=False, problem="no NVIDIA GPU that the driver can use")
+    usable = [flavour for flavour in find_flavours() if flavour.usable]
+    if not usable:
+        flavour = find_flavours()[0]
+        return Ability(name, works=False, problem=flavour.problem, fix=flavour.install)
+    if _version("cuda-python") is None and _version("cuda-bindings") is None:
+        return Ability(name, works=False, problem="cuda-python not installed", fix="pip install 'cuda-python>=12.6'")
+    return Ability(name, works=True, with_what=", ".join(f"{flavour.name} {flavour.version}" for flavour in usable))
+
+
+def _verify() -> Ability:
+    name = "verify against the reference"
+    reference, runtime = _export(), _run_cpu()
+    broken = next((need for need in (reference, runtime) if not need.works), None)
+    if broken is not None:
+        return Ability(name, works=False, problem=broken.problem, fix=broken.fix)
+    return Ability(name, works=True, with_what=f"torch; {runtime.with_what}")
+
+
+def _warnings() -> list[str]:
+    installed = [name for name in _ONNXRUNTIMES if _version(name)]
+    found = [conflicting_onnxruntimes(installed), *(f"{f.problem}: {f.install}" for f in find_flavours() if _stub(f))]
+    features = cpu_features()
+    if "AVX2" in features and not {"AVX512-VNNI", "AVX-VNNI"} & set(features):
+        found.append(
+            "this CPU has no VNNI: ONNX Runtime's 8-bit kernels saturate when both activations and weights use all "
+            "8 bits; use 7 bits or fewer on one side, or OpenVINO"
+        )
+    return [warning for warning in found if warning]
+
+
+def _stub(flavour: Any) -> bool:
+    """Installed, and yet not usable: the surprise worth a warning."""
+    return bool(flavour.version) and not flavour.usable

@@ -1,0 +1,133 @@
+"""Bundles: a directory with `model.onnx`, `manifest.json` and, where a builder is installed, `engine.plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from odm_deploy.building.build import BuildProgress, BuildReport
+from odm_deploy.building.bundle_engine import EngineOptions, Say, build_bundle_engine, describe_engine
+from odm_deploy.checkpoint import file_sha256
+from odm_deploy.errors import InputError
+from odm_deploy.files import atomic_directory
+from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.lowering.receptive_field import receptive_radius_px
+from odm_deploy.machine.builders import choose_builder
+from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
+from odm_deploy.proof.golden import golden_images, golden_of
+from odm_deploy.proof.parity import to_pixels
+from odm_deploy.quantization.exact.bounds import prove
+from odm_deploy.quantization.exact.freeze import METADATA_KEY, is_exact
+from odm_deploy.quantization.exact.trace import integer_program
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.version import __version__
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Paths of a written bundle."""
+
+    folder: Path
+    onnx: Path
+    manifest: Path
+    plan: Path | None
+    """None when no engine was asked for, or none could be built on this machine."""
+
+
+def write_bundle(
+    model: QuantizedModel,
+    checkpoint: Path,
+    folder: Path,
+    lowering: LoweringOptions,
+    engine: EngineOptions,
+    say: Say,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+) -> Bundle:
+    """Lower a model and write its bundle, atomically: `folder` appears whole or not at all.
+
+    Args:
+        model: what to deploy.
+        checkpoint: the `model.pt` it was read from; recorded in the manifest.
+        folder: the bundle to write; an older bundle there is replaced.
+        lowering: how to write the ONNX file.
+        engine: whether and how to build an engine.
+        say: takes a line of progress.
+        on_progress: takes the builder's progress.
+
+    Raises:
+        InputError: the model cannot be lowered, or `folder` is something else than a bundle.
+        BuildError: the builder refused, crashed or ran out of time.
+        MissingError: the builder that was asked for by name is not installed.
+    """
+    if engine.wanted and engine.flavour is not None:
+        # A builder that is not here is better known before the lowering than after it.
+        choose_builder(engine.flavour)
+    with atomic_directory(folder) as temporary:
+        say("lowering to ONNX")
+        proto = lower(model, lowering)
+        onnx_path = temporary / ONNX_FILE
+        onnx_path.write_bytes(proto.SerializeToString(deterministic=True))
+        if is_exact(model):
+            say("golden outputs, in integers")
+            _write_golden(model, proto, temporary)
+            # TF32 keeps 11 significant bits of what an engine would fall back to float for.
+            engine = dataclasses.replace(engine, tf32=False)
+        built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
+        _describe(model, checkpoint, proto, onnx_path, lowering, engine, built).write(temporary)
+    return Bundle(folder, folder / ONNX_FILE, folder / MANIFEST_FILE, folder / PLAN_FILE if built else None)
+
+
+def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -> None:
+    """Prove the model once more (a model.pt can be edited) and write down what it computes.
+
+    Raises:
+        InputError: its sums can round, or torch computes something else than integers do.
+    """
+    program = integer_program(model)
+    prove(program)
+    golden, outputs = golden_of(program, proto)
+    for name, image in golden_images().items():
+        found = to_pixels(model(torch.from_numpy(image).float()).numpy())
+        if not np.array_equal(found, outputs[name][0].transpose(1, 2, 0)):
+            raise InputError(f"{model.network.name} is not exact", why=f"torch and integers differ on {name!r}")
+    golden.write(folder)
+
+
+def _describe(
+    model: QuantizedModel,
+    checkpoint: Path,
+    proto: onnx.ModelProto,
+    onnx_path: Path,
+    lowering: LoweringOptions,
+    engine: EngineOptions,
+    built: BuildReport | None,
+) -> Manifest:
+    return Manifest(
+        created_by=f"odm-deploy {__version__}",
+        network={
+            "name": model.network.name,
+            "scale": model.scale,
+            "config": dataclasses.asdict(model.network.config),
+        },
+        checkpoint={"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
+        onnx={
+            "sha256": hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+            "opset": proto.opset_import[0].version,
+            "dialect": "tensorrt",
+            **dataclasses.asdict(lowering),
+        },
+        receptive_radius_px=receptive_radius_px(proto),
+        layers={
+            name: {"grid": layer.grid.to_dict(), "weight_bits": layer.weight_bits}
+            for name, layer in model.layers.items()
+        },
+        exact={**model.metadata[METADATA_KEY], "tf32": False} if is_exact(model) else None,
+        engine=None if built is None else describe_engine(built, engine),
+    )

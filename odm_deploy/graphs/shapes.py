@@ -1,0 +1,104 @@
+"""Shapes of all tensors of a graph for one input shape, also where the graph computes shapes from shapes.
+
+ONNX's own inference follows sizes through a few operators only. Networks of windows divide, round up and enumerate
+them; with the input shape fixed, all of that is arithmetic on constants, done here once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from odm_deploy.graphs.input_shapes import ShapeProfile
+
+Shapes = dict[str, tuple[int, ...]]
+
+_MAX_ROUNDS = 8
+_MAX_SIZE = 4096
+"""Values of larger constants are no sizes, and are not computed."""
+
+
+def infer_shapes(model: ModelProto, profile: ShapeProfile | None) -> Shapes:
+    """Shapes of all tensors of a graph for one input shape.
+
+    Args:
+        model: the graph; it is not changed.
+        profile: its `opt` shape replaces the dynamic dimensions of every input of rank 4.
+
+    Returns:
+        Fully known shapes by tensor name; tensors whose shape cannot be inferred are absent.
+    """
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if profile is not None and len(dims) == 4:
+            declared = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
+            for dim, size in zip(dims, profile.for_input(declared, value.name)[1], strict=True):
+                dim.dim_value = size
+    # Declared intermediate and output shapes are symbolic and would win over what follows from the input.
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    shapes = _inferred(fixed)
+    for _ in range(_MAX_ROUNDS):
+        if not _fold_sizes(fixed, shapes):
+            break
+        shapes = _inferred(fixed)
+    return shapes
+
+
+def _inferred(model: ModelProto) -> Shapes:
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor_type = value.type.tensor_type
+        if tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor_type.shape.dim):
+            shapes[value.name] = tuple(dim.dim_value for dim in tensor_type.shape.dim)
+    return shapes
+
+
+def _fold_sizes(model: ModelProto, shapes: Shapes) -> bool:
+    """Replace nodes whose result is now a known array of integers by constants, in place; whether there were any."""
+    graph = model.graph
+    known: dict[str, NDArray[Any]] = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if np.prod(tensor.dims) <= _MAX_SIZE
+    }
+    kept: list[NodeProto] = []
+    for node in graph.node:
+        values = _evaluate(node, known, shapes)
+        if values is None:
+            kept.append(node)
+            continue
+        known.update(values)
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in values.items())
+    folded = len(kept) < len(graph.node)
+    del graph.node[:]
+    graph.node.extend(kept)
+    return folded
+
+
+def _evaluate(node: NodeProto, known: dict[str, NDArray[Any]], shapes: Shapes) -> dict[str, NDArray[Any]] | None:
+    """The outputs of a node that only needs known integers; None for all others."""
+    if node.op_type == "Shape" and node.input[0] in shapes:
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
+        sizes = shapes[node.input[0]][ends.get("start", 0) : ends.get("end")]
+        return {node.output[0]: np.array(sizes, np.int64)}
+    inputs = [name for name in node.input if name]
+    if not inputs or any(name not in known or known[name].dtype.kind not in "iub" for name in inputs):
+        return None
+    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        return None
+    try:
+        results: Any = ReferenceEvaluator(node).run(None, {name: known[name] for name in inputs})
+    except Exception:  # an operator the reference lacks costs a shape, nothing more
+        return None
+    arrays = [np.asarray(result) for result in results]
+    if any(array.dtype.kind not in "iub" or array.size > _MAX_SIZE for array in arrays):
+        return None
+    return dict(zip(node.output, arrays, strict=False))

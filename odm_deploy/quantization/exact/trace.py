@@ -1,0 +1,220 @@
+"""From a frozen torch model to its integer program, and why not where there is none.
+
+The network's own forward is traced symbolically (`torch.fx`), so a network needs no second description. What integers
+cannot compute (a float convolution, a division, a grid whose scale is no power of two) is refused by name.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.exact.program import (
+    Add,
+    AddConstant,
+    Concat,
+    Convolve,
+    PixelShuffle,
+    PRelu,
+    Program,
+    Quantize,
+    Relu,
+    Step,
+)
+from odm_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.power_of_two import as_integer, common_exponent
+
+LARGEST_DIGITS = 31
+"""Binary digits a constant may have; what is left of float32's 24 is the proof's to judge."""
+
+_LEAVES = (QuantizedLayer, nn.ReLU, nn.PReLU, nn.PixelShuffle, nn.Identity, nn.Conv2d, nn.Linear)
+
+
+class _Tracer(fx.Tracer):
+    """Sees networks as calls of the modules that a program has steps for."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _LEAVES)
+
+
+def integer_program(model: QuantizedModel) -> Program:
+    """The integer program of a frozen model.
+
+    Raises:
+        InputError: the model is not integer arithmetic throughout; the line names the layer or operation.
+    """
+    network = model.network
+    try:
+        graph = _Tracer().trace(network)
+    except (TraceError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{network.name} is not integer arithmetic throughout", why=reason) from None
+    return _Translator(network).translate(graph)
+
+
+class _Translator:
+    """Turns a traced graph into steps, evaluating what depends on no image."""
+
+    def __init__(self, network: SuperResolutionNetwork) -> None:
+        self._network = network
+        self._modules = dict(network.named_modules())
+        self._steps: list[Step] = []
+        # What each node of the trace is: the name of a step's result, or a constant.
+        self._results: dict[fx.Node, str | Tensor] = {}
+        self._exponents: dict[str, int] = {}
+
+    def translate(self, graph: fx.Graph) -> Program:
+        image, output = "", ""
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                image = node.name
+                self._results[node], self._exponents[image] = image, 0
+            elif node.op == "output":
+                output = self._name_of(node.args[0], node)
+            else:
+                self._results[node] = self._result(node)
+        return Program(tuple(self._steps), image, output)
+
+    def _result(self, node: fx.Node) -> str | Tensor:
+        if node.op == "get_attr":
+            return _attribute(self._network, str(node.target))
+        if node.op == "call_module":
+            return self._module(node, self._modules[str(node.target)])
+        arguments = [self._results[value] if isinstance(value, fx.Node) else value for value in node.args]
+        if not any(isinstance(value, str) for value in arguments) and node.target is not torch.cat:
+            if node.op == "call_method":
+                return getattr(arguments[0], str(node.target))(*arguments[1:])
+            function: Callable[..., Any] = node.target  # pyright: ignore[reportAssignmentType] - call_function's target
+            return function(*arguments)
+        if node.target in (operator.add, torch.add):
+            return self._sum(node, arguments)
+        if node.target is torch.cat:
+            return self._concat(node)
+        raise self._refusal(node, f"there is no integer step for {getattr(node.target, '__name__', node.target)}")
+
+    def _module(self, node: fx.Node, module: nn.Module) -> str:
+        source = self._name_of(node.args[0], node)
+        exponent = self._exponents[source]
+        match module:
+            case QuantizedLayer():
+                return self._quantized(node, module, source)
+            case nn.Identity():
+                return source
+            case nn.ReLU():
+                return self._add(Relu(node.name, (source,)), exponent)
+            case nn.PReLU():
+                slopes = module.weight.detach().double().numpy()
+                fraction_bits = max(-common_exponent(slopes), 0)
+                slope = np.ldexp(slopes, fraction_bits).astype(np.int64)
+                return self._add(PRelu(node.name, (source,), slope, fraction_bits), exponent - fraction_bits)
+            case nn.PixelShuffle():
+                return self._add(PixelShuffle(node.name, (source,), module.upscale_factor), exponent)
+            case _:
+                raise self._refusal(node, f"{node.target} is a float {type(module).__name__}")
+
+    def _quantized(self, node: fx.Node, layer: QuantizedLayer, source: str) -> str:
+        grid, weight = layer.grid, layer.weight_codes
+        if grid.is_free or not grid.is_power_of_two:
+            kind = "a free grid" if grid.is_free else f"the scale {grid.scale:.6g}, which is no power of two"
+            raise self._refusal(node, f"the input of {layer.name} has {kind}")
+        if layer.offsets is not None:
+            raise self._refusal(node, f"the input of {layer.name} is shifted or scaled per channel first")
+        if not isinstance(layer, QuantizedConv2d):
+            raise self._refusal(node, f"{layer.name} is a {type(layer).__name__}")
+        grid_exponent = as_integer(grid.scale)[1]
+        codes = f"{layer.name}.codes"
+        self._add(Quantize(codes, (source,), layer.name, grid_exponent, grid.zero_point, grid.bits), grid_exponent)
+        outputs = weight.codes.shape[0]
+        scales = np.broadcast_to(weight.scale.double().numpy(), (outputs,))
+        mantissa, exponents = np.array([as_integer(float(scale)) for scale in scales], np.int64).T
+        units = exponents + grid_exponent
+        bias = np.zeros(outputs) if layer.bias is None else layer.bias.double().numpy()
+        exponent = int(min(units.min(), common_exponent(bias) if bias.any() else units.min()))
+        step = Convolve(
+            name=layer.name,
+            sources=(codes,),
+            layer=layer.name,
+            codes=weight.codes.numpy(),
+            mantissa=mantissa,
+            shift=units - exponent,
+            bias=_in_units(bias, exponent, layer.name),
+            exponent=exponent,
+            stride=_pair(layer.stride),
+            padding=_pair(layer.padding),
+            dilation=_pair(layer.dilation),
+            groups=layer.groups,
+        )
+        return self._add(step, exponent)
+
+    def _sum(self, node: fx.Node, arguments: list[Any]) -> str:
+        results = [value for value in arguments if isinstance(value, str)]
+        if len(results) == 2:
+            return self._add(Add(node.name, tuple(results)), min(self._exponents[name] for name in results))
+        constant = next(value for value in arguments if not isinstance(value, str))
+        values = torch.as_tensor(constant).detach().double().flatten().numpy()
+        exponent = min(self._exponents[results[0]], common_exponent(values))
+        return self._add(
+            AddConstant(node.name, (results[0],), _in_units(values, exponent, node.name), exponent), exponent
+        )
+
+    def _concat(self, node: fx.Node) -> str:
+        parts: Any = node.args[0]
+        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if axis != 1:
+            raise self._refusal(node, f"it joins tensors along axis {axis}, not along channels")
+        names = tuple(self._name_of(part, node) for part in parts)
+        return self._add(Concat(node.name, names), min(self._exponents[name] for name in names))
+
+    def _add(self, step: Step, exponent: int) -> str:
+        self._steps.append(step)
+        self._exponents[step.name] = exponent
+        return step.name
+
+    def _name_of(self, value: Any, reader: fx.Node) -> str:
+        result = self._results.get(value)
+        if not isinstance(result, str):
+            raise self._refusal(reader, "it reads something that is not computed from the image")
+        return result
+
+    def _refusal(self, node: fx.Node, why: str) -> InputError:
+        return InputError(
+            f"{self._network.name} is not integer arithmetic throughout",
+            why=f"{why} (at {node.name})",
+            fix="quantize every layer on power-of-two grids: python -m calibration ... --profile exact",
+        )
+
+
+def _attribute(network: nn.Module, target: str) -> Tensor:
+    owner, _, name = target.rpartition(".")
+    return getattr(network.get_submodule(owner), name)
+
+
+def _in_units(values: NDArray[np.float64], exponent: int, name: str) -> NDArray[np.int64]:
+    """Values that are multiples of 2^exponent, as integers.
+
+    Raises:
+        InputError: so many digits that no exact model could have them.
+    """
+    units = np.ldexp(values, -exponent)
+    if np.abs(units).max(initial=0) >= 2**LARGEST_DIGITS:
+        raise InputError(
+            f"{name} is not exact in float32",
+            why=f"its constants need units of 2^{exponent} and reach {np.abs(values).max():.3g}",
+            fix="round them to multiples of input scale * weight scale (`exact_freeze.freeze_exact` does)",
+        )
+    return units.astype(np.int64)
+
+
+def _pair(sizes: Any) -> tuple[int, int]:
+    rows, columns = sizes
+    return int(rows), int(columns)

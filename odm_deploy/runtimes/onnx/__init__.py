@@ -1,0 +1,1 @@
+"""Runtimes that load `model.onnx`: ONNX Runtime and OpenVINO."""

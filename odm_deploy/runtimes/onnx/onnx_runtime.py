@@ -1,0 +1,183 @@
+"""ONNX Runtime: the most widely installed way to run a bundle, and the reference among the integer runtimes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import onnx
+
+from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.graphs.files import ModelKind, parse_onnx
+from odm_deploy.machine.cpu import describe_cpu, physical_cpus
+from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
+from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs, number_types
+
+# 0 verbose .. 4 fatal. Warnings (2) about unused initializers and shape merges only frighten users.
+_LOG_ERRORS_ONLY = 3
+# What TensorRT has to be allowed -> the number type that a graph then may hold.
+_TENSORRT_SWITCHES = {
+    "trt_int8_enable": onnx.TensorProto.INT8,
+    "trt_fp16_enable": onnx.TensorProto.FLOAT16,
+    "trt_bf16_enable": onnx.TensorProto.BFLOAT16,
+}
+
+
+class OnnxRuntime(Runtime):
+    """An ONNX Runtime session on the CPU.
+
+    Its fusions turn QDQ convolutions into integer ones only under narrow conditions (a quantizer right behind each
+    convolution); elsewhere it computes the same values in float. `optimize=False` switches every fusion off.
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+    model_kind: ClassVar[ModelKind] = "onnx"
+    provider: ClassVar[str] = "CPUExecutionProvider"
+    speed_note: ClassVar[str] = (
+        "ONNX Runtime runs a quantized convolution as int8 only where a quantizer follows it at once, and the others "
+        "in float: it is for checking; OpenVINO is fast on a CPU, TensorRT on a GPU"
+    )
+
+    def __init__(self, session: Any, model: bytes, options: RuntimeOptions) -> None:
+        super().__init__()
+        graph = parse_onnx(model)
+        self.inputs = graph_inputs(graph)
+        self.outputs = graph_outputs(graph)
+        self._session: Any = session
+        self._options = options
+        self._threads = options.threads or physical_cpus()
+        self._output_names = [info.name for info in self.outputs]
+        self.device = self._device()
+
+    @classmethod
+    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
+        """Start a session on a serialized ONNX model.
+
+        Raises:
+            InputError: these bytes are no ONNX model, or ONNX Runtime refuses the graph.
+            MissingError: onnxruntime is not installed, or lacks this class's execution provider.
+            UsageError: bf16 was asked for.
+        """
+        chosen = options or RuntimeOptions()
+        if chosen.precision != "f32":
+            raise UsageError(
+                f"--precision {chosen.precision} with --runtime {cls.name}",
+                why="ONNX Runtime takes its precision from the graph",
+                fix="leave --precision out, or use --runtime openvino",
+            )
+        settings = cls._provider_options(parse_onnx(model, label=label))
+        return cls(cls._session_of(model, chosen, settings, label), model, chosen)
+
+    @classmethod
+    def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:
+        """What the execution provider has to be told about a graph."""
+        return {}
+
+    @classmethod
+    def _session_of(cls, model: bytes, options: RuntimeOptions, provider_options: Mapping[str, str], label: str) -> Any:
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise MissingError("onnxruntime is not installed", fix="pip install 'odm-deploy[cpu]'")
+        import onnxruntime as ort
+
+        if cls.on_gpu and hasattr(ort, "preload_dlls"):
+            # CUDA and cuDNN from pip packages lie where the loader does not look.
+            ort.preload_dlls()
+        if cls.provider not in ort.get_available_providers():
+            raise MissingError(
+                f"this onnxruntime has no {cls.provider}",
+                why=f"it offers {', '.join(ort.get_available_providers())}",
+                fix="pip uninstall onnxruntime && pip install 'odm-deploy[gpu]'",
+            )
+        settings = ort.SessionOptions()
+        settings.log_severity_level = _LOG_ERRORS_ONLY
+        settings.intra_op_num_threads = options.threads or physical_cpus()
+        if options.optimize:
+            # ALL, not EXTENDED: only ALL changes the layout to NCHWc, without which float convs take 1.5 times as long.
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        else:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        try:
+            session = ort.InferenceSession(model, settings, providers=[(cls.provider, dict(provider_options))])
+        except Exception as error:  # its exception types share no base but Exception
+            raise InputError(f"ONNX Runtime cannot load {label}", why=first_line(error)) from error
+        if cls.provider not in session.get_providers():
+            # It falls back to the CPU with a mere log line when CUDA's libraries do not load.
+            raise MissingError(
+                f"ONNX Runtime could not start its {cls.provider}", fix="check the CUDA and cuDNN libraries it needs"
+            )
+        return session
+
+    def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            results = self._session.run(self._output_names, dict(feeds))
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run the model on {_shapes(feeds)}", why=first_line(error)) from error
+        return dict(zip(self._output_names, results, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """Runtime, version, device, execution provider, threads and whether fusions are on."""
+        import onnxruntime as ort
+
+        return {
+            "runtime": self.name,
+            "version": ort.__version__,
+            "device": self.device,
+            "provider": self.provider,
+            "threads": self._threads,
+            "optimized": self._options.optimize,
+        }
+
+    def _device(self) -> str:
+        return describe_cpu(self._threads)
+
+    def _release(self) -> None:
+        self._session = None
+
+
+class OnnxRuntimeCuda(OnnxRuntime):
+    """An ONNX Runtime session on an NVIDIA GPU. It computes QDQ graphs in float: for checking, not for int8 speed."""
+
+    name: ClassVar[str] = "onnxruntime_cuda"
+    on_gpu: ClassVar[bool] = True
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+
+    def _device(self) -> str:
+        return "CUDA device 0"
+
+
+class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
+    """ONNX Runtime handing the graph to TensorRT, which builds an engine when the model is first run at a shape."""
+
+    name: ClassVar[str] = "onnxruntime_tensorrt"
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+    speed_note: ClassVar[str] = ""
+
+    @classmethod
+    def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:
+        """It builds weakly typed networks, which refuse a graph of types that were not allowed (NVIDIA/TensorRT#3277).
+
+        The scales of the graph make a calibration table needless. Float32 layers of a graph with float16 in it may be
+        computed in float16, too.
+        """
+        found = number_types(graph)
+        return {switch: "1" for switch, kind in _TENSORRT_SWITCHES.items() if kind in found}
+
+
+class OnnxRuntimeRtx(OnnxRuntimeCuda):
+    """ONNX Runtime handing the graph to TensorRT for RTX, whose networks take their precision from the graph."""
+
+    name: ClassVar[str] = "onnxruntime_rtx"
+    provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
+    speed_note: ClassVar[str] = ""
+
+
+def first_line(error: BaseException) -> str:
+    """The informative first line of a runtime's exception, without its boilerplate prefix."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].removeprefix("[ONNXRuntimeError] : ") if lines else type(error).__name__
+
+
+def _shapes(feeds: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())

@@ -1,0 +1,1 @@
+"""Running a built `engine.plan` with TensorRT or TensorRT for RTX."""

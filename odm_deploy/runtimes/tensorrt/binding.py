@@ -1,0 +1,165 @@
+"""One input shape of an engine, ready to run: an execution context, the buffers it reads and writes, a CUDA graph.
+
+NVIDIA's guide asks for a context of its own behind every captured graph: a graph replays the addresses and the shapes
+its context had at capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from odm_deploy.errors import InputError, OdmError
+from odm_deploy.runtimes.base import Array, TensorInfo
+from odm_deploy.runtimes.dlpack import BorrowedTensor
+from odm_deploy.runtimes.tensorrt.cuda import Buffer, Cuda, Graph, Stream
+
+
+class ShapeBinding:
+    """An engine bound to one set of input shapes."""
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        stream: Stream,
+        context: Any,
+        profile: int,
+        feeds: Mapping[str, Array | BorrowedTensor],
+        outputs: Sequence[TensorInfo],
+        *,
+        capture: bool,
+    ) -> None:
+        """Bind `context` to the shapes of `feeds`, allocate, warm up, and capture a graph if asked to.
+
+        Raises:
+            OdmError: the GPU has too little memory, or TensorRT fails.
+            InputError: an output's shape depends on the data.
+        """
+        if context is None:
+            raise OdmError("TensorRT could not create an execution context", why="probably too little GPU memory")
+        self._stream = stream
+        self._context: Any = context
+        self._inputs: dict[str, tuple[Buffer, Array]] = {}
+        self._outputs: dict[str, tuple[Buffer, Array]] = {}
+        self._graph: Graph | None = None
+        self._done = cuda.event()
+        try:
+            context.set_optimization_profile_async(profile, int(stream.handle))
+            for name, array in feeds.items():
+                self._inputs[name] = self._allocate(cuda, TensorInfo(name, array.dtype, array.shape))
+                context.set_input_shape(name, array.shape)
+            for info in outputs:
+                shape = tuple(int(size) for size in context.get_tensor_shape(info.name))
+                if min(shape, default=0) < 0:
+                    raise InputError(
+                        f"cannot run this engine: the shape of its output {info.name!r} depends on the data"
+                    )
+                self._outputs[info.name] = self._allocate(cuda, TensorInfo(info.name, info.dtype, shape))
+            for name, (buffer, _) in (self._inputs | self._outputs).items():
+                context.set_tensor_address(name, buffer.device)
+            # The first run after a change of shape does work on the host that a graph must not contain.
+            self._enqueue(stream)
+            stream.synchronize()
+            if capture:
+                # An engine with work that cannot be captured still runs, kernel by kernel.
+                with suppress(OdmError):
+                    self._graph = cuda.capture(lambda: self._enqueue(stream), stream)
+        except BaseException:
+            self.close()
+            raise
+
+    def fill(self, feeds: Mapping[str, Array]) -> None:
+        """Copy feeds into page-locked memory."""
+        for name, (_, host) in self._inputs.items():
+            host[...] = feeds[name]
+
+    def upload(self) -> None:
+        """Queue all inputs, host to device."""
+        # `run_on` may still be using the buffers on another stream.
+        self._stream.wait_for(self._done)
+        for buffer, _ in self._inputs.values():
+            buffer.upload(self._stream)
+
+    def compute(self) -> None:
+        """Queue one run of the network."""
+        self._compute_on(self._stream)
+
+    def run_on(self, stream: Stream, feeds: Mapping[str, int], results: Mapping[str, int]) -> None:
+        """Queue a whole run on any stream, from and to device memory given by its addresses.
+
+        The network keeps computing in buffers of its own, because a captured graph replays the addresses of its
+        capture; copies within device memory cost a fraction of a percent of a super-resolution network.
+        """
+        # A run before this one, on another stream, may still be using the buffers.
+        stream.wait_for(self._done)
+        for name, address in feeds.items():
+            self._inputs[name][0].copy_from(address, stream)
+        self._compute_on(stream)
+        for name, address in results.items():
+            self._outputs[name][0].copy_to(address, stream)
+        stream.record(self._done.handle)
+
+    def time_layers(self, timer: Any, runs: int) -> None:
+        """Run some times with TensorRT reporting the time of each layer to `timer`, a `trt.IProfiler`."""
+        self._context.profiler = timer
+        for _ in range(runs):
+            self._enqueue(self._stream)
+        self._stream.synchronize()
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every output for the bound input shapes."""
+        return {name: host.shape for name, (_, host) in self._outputs.items()}
+
+    def download(self) -> None:
+        """Queue all outputs, device to host."""
+        for buffer, _ in self._outputs.values():
+            buffer.download(self._stream)
+
+    def results(self) -> dict[str, Array]:
+        """Copies of the downloaded outputs. Valid after the stream was synchronized."""
+        return {name: host.copy() for name, (_, host) in self._outputs.items()}
+
+    def close(self) -> None:
+        """Free the graph, the buffers and the context, once nothing uses them any more."""
+        self._done.synchronize()
+        if self._graph is not None:
+            self._graph.close()
+        for buffer, _ in (self._inputs | self._outputs).values():
+            buffer.close()
+        self._graph, self._context = None, None
+        self._inputs, self._outputs = {}, {}
+
+    def _compute_on(self, stream: Stream) -> None:
+        if self._graph is not None:
+            self._graph.launch(stream)
+        else:
+            self._enqueue(stream)
+
+    def _enqueue(self, stream: Stream) -> None:
+        if not self._context.execute_async_v3(int(stream.handle)):
+            raise OdmError("TensorRT could not run the engine", fix="check the GPU with nvidia-smi")
+
+    @staticmethod
+    def _allocate(cuda: Cuda, tensor: TensorInfo) -> tuple[Buffer, Array]:
+        shape = tuple(size or 0 for size in tensor.shape)
+        count = 1
+        for size in shape:
+            count *= size
+        buffer = cuda.buffer(count * tensor.dtype.itemsize)
+        return buffer, buffer.bytes.view(tensor.dtype).reshape(shape)
+
+
+def make_layer_timer(trt: Any) -> Any:
+    """A TensorRT profiler that adds up the milliseconds of each layer, in the order of the engine."""
+
+    class LayerTimer(trt.IProfiler):
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.total_ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
+
+    return LayerTimer()

@@ -1,0 +1,117 @@
+"""What becomes of a network as integer steps, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.exact.program import (
+    Add,
+    AddConstant,
+    Concat,
+    Convolve,
+    PixelShuffle,
+    PRelu,
+    Quantize,
+    Relu,
+)
+from odm_deploy.quantization.exact.trace import integer_program
+from odm_deploy.quantization.model import QuantizedModel
+from tests.exact_models import SIZES, calibrated_exact
+from tests.factories import tiny_model, tiny_network
+
+
+def edited(edit) -> QuantizedModel:
+    """A copy of the exact EDSR after `edit(network)`."""
+    model = calibrated_exact("edsr")
+    network = copy.deepcopy(model.network)
+    edit(network)
+    return QuantizedModel(network)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_layer_is_a_quantizer_and_a_convolution(name):
+    model = calibrated_exact(name)
+    program = integer_program(model)
+    convolutions = [step for step in program.steps if isinstance(step, Convolve)]
+    quantizers = {step.name: step for step in program.steps if isinstance(step, Quantize)}
+    # In the order in which they run, which an RDN's module order is not.
+    assert {step.layer for step in convolutions} == set(model.layers)
+    assert len(convolutions) == len(quantizers) == len(model.layers)
+    for step in convolutions:
+        layer, quantizer = model.layers[step.layer], quantizers[step.sources[0]]
+        assert (2.0**quantizer.exponent, quantizer.zero_point, quantizer.bits) == (
+            layer.grid.scale,
+            layer.grid.zero_point,
+            layer.grid.bits,
+        )
+        units = torch.from_numpy(step.mantissa * 2.0**step.shift) * 2.0**step.exponent
+        assert torch.equal(units, layer.scale.double() * layer.grid.scale)
+        bias = torch.zeros(len(step.bias)) if layer.bias is None else layer.bias
+        assert torch.equal(torch.from_numpy(step.bias * 2.0**step.exponent).float(), bias)
+
+
+def test_what_lies_between_convolutions_is_there_once():
+    kinds = {name: [type(step) for step in integer_program(calibrated_exact(name)).steps] for name in SIZES}
+    edsr = kinds["edsr"]
+    # Two mean shifts; two blocks and the global skip; a ReLU a block; one upsampling stage at x2.
+    assert [edsr.count(kind) for kind in (AddConstant, Add, Relu, PixelShuffle)] == [2, 3, 2, 1]
+    srresnet = kinds["srresnet"]
+    assert [srresnet.count(kind) for kind in (AddConstant, Add, PRelu, PixelShuffle)] == [0, 3, 4, 1]
+    rdn = kinds["rdn"]
+    assert [rdn.count(kind) for kind in (Concat, Add, Relu, PixelShuffle)] == [5, 3, 4, 1]
+
+
+def test_a_float_layer_is_refused_by_name():
+    with pytest.raises(InputError, match=r"head\.0 is a float Conv2d \(at head_0\); quantize every layer"):
+        integer_program(tiny_model(4))
+
+
+def test_ordinary_and_free_grids_are_refused_by_name():
+    def rescale(network):
+        network.get_submodule("body.0.body.2").grid = Grid(0.3, 4, 4)
+
+    def free(network):
+        network.get_submodule("body.0.body.2").grid = Grid.free(-1.0, 2.0, 4)
+
+    with pytest.raises(InputError, match=r"body\.0\.body\.2 has the scale 0\.3, which is no power of two"):
+        integer_program(edited(rescale))
+    with pytest.raises(InputError, match=r"body\.0\.body\.2 has a free grid"):
+        integer_program(edited(free))
+
+
+@pytest.mark.parametrize("key", ["shift", "gain"])
+def test_offsets_in_front_of_a_quantizer_are_refused_by_name(key):
+    def offset(network):
+        setattr(network.get_submodule("body.0.body.2"), key, torch.full((8, 1, 1), 0.5))
+
+    with pytest.raises(InputError, match=r"body\.0\.body\.2 is shifted or scaled per channel first"):
+        integer_program(edited(offset))
+
+
+def test_a_bias_with_too_many_digits_is_refused_by_name():
+    def fine_bias(network):
+        network.get_submodule("tail.1").bias[0] = 1e-9
+
+    with pytest.raises(InputError, match=r"tail\.1 is not exact in float32: its constants need units of 2\^-\d+"):
+        integer_program(edited(fine_bias))
+
+
+def test_operations_without_integers_are_refused_by_name():
+    def sigmoid(network):
+        network.add_mean = nn.Sigmoid()
+
+    def factor(network):
+        network.body[0].residual_scale = 0.1
+
+    with pytest.raises(InputError, match="no integer step for"):
+        integer_program(edited(sigmoid))
+    with pytest.raises(InputError, match="no integer step for mul"):
+        integer_program(edited(factor))
+    with pytest.raises(InputError, match="swinir is not integer arithmetic throughout"):
+        integer_program(QuantizedModel(tiny_network("swinir")))

@@ -1,0 +1,175 @@
+"""From a recipe to everything a loop needs: images, the float network, the trainable model, the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odm_deploy.errors import UsageError
+from odm_deploy.files import atomic_path
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.registry import build_network, network_from_state_dict
+from odm_deploy.networks.state_dict import read_state_dict
+from training.config import expand_places, to_tables
+from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
+from training.distributed import World
+from training.loop.cuda_graphs import GraphedStep
+from training.loop.rescaling import rescaled
+from training.loop.step import GradientStep
+from training.methods.base import Gradients, Method
+from training.model import TrainableModel
+from training.recipe import Recipe
+
+# Settings a resumed run may change, because they do not change what is computed.
+_FREE_SETTINGS = {
+    ("run", "checkpoint_every"),
+    ("run", "log_every"),
+    ("run", "device"),
+    ("run", "cuda_graphs"),
+    ("method", "remove_gates"),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """What is trained and validated on."""
+
+    pool: ImagePool
+    """Images to cut patches from."""
+    validation: tuple[ImagePair, ...]
+    """Images held back from training."""
+    skipped: int
+    """Images left out because they are smaller than a patch."""
+
+
+def load_images(recipe: Recipe) -> Images:
+    """Read the training folders.
+
+    Raises:
+        InputError: folders without images, images that cannot be read or are too small.
+    """
+    data, scale = recipe.data, recipe.network.scale
+    train = find_images(expand_places(folder) for folder in data.folders)
+    if data.validation_folders:
+        held_back = find_images(expand_places(folder) for folder in data.validation_folders)
+    else:
+        train, held_back = split_validation(train, data.validation_images)
+    skip = data.small_images == "skip"
+    pairs, skipped = load_pairs(train, scale, data.patch, skip_small=skip)
+    # Whole images are validated: no patch has to fit.
+    validation, _ = load_pairs(held_back, scale, 1) if held_back else ((), 0)
+    return Images(ImagePool(pairs, scale, data.patch, recipe.run.seed), validation, skipped)
+
+
+def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
+    """The float network the run starts from.
+
+    Raises:
+        InputError: weights that cannot be read or do not fit, hyper-parameters the network does not have.
+    """
+    section = recipe.network
+    if not section.weights:
+        torch.manual_seed(recipe.run.seed)
+        return build_network(section.name, {**section.config, "scale": section.scale}).eval()
+    state = read_state_dict(expand_places(section.weights))
+    network = network_from_state_dict(section.name, state, section.weights_scale or section.scale, section.config)
+    return rescaled(network, section.scale, recipe.run.seed) if section.weights_scale else network
+
+
+def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNetwork) -> TrainableModel:
+    """The network with the method's quantizers, not yet calibrated; fresh parameters come from the seed.
+
+    Raises:
+        UsageError: the exact profile with a method whose scales are no powers of two.
+        InputError: a network or layer that cannot be quantized like that.
+    """
+    torch.manual_seed(recipe.run.seed)
+    widths = recipe.quantization.policy().select(network) if method.quantizes else {}
+    exact = method.quantizes and recipe.quantization.profile == "exact"
+    if exact and not method.power_of_two:
+        raise UsageError(
+            'quantization.profile = "exact" does not go with these scales',
+            why=f"those of {method.name} are no powers of two here",
+            fix='choose [method] name = "odm_v2" with power_of_two = true',
+        )
+    model = TrainableModel.attach(network, widths, method, exact=exact)
+    model.network.to(recipe.run.device)
+    return model
+
+
+def build_gradient_step(
+    recipe: Recipe, model: TrainableModel, method: Method[Any], world: World
+) -> Callable[[Tensor, Tensor, int], Gradients]:
+    """What computes the gradients of an iteration, see `GradientStep`.
+
+    Raises:
+        UsageError: CUDA graphs for what cannot be recorded.
+    """
+    step = GradientStep(model, method, world, recipe.run.autocast)
+    if not recipe.run.cuda_graphs:
+        return step
+    reasons = {
+        f'run.device is "{recipe.run.device}"': recipe.run.device != "cuda",
+        'biases of quantization.profile = "exact" are rounded on the processor': model.exact,
+        "several processes exchange gradients within a step": world.size > 1,
+    }
+    if any(reasons.values()):
+        why = next(reason for reason, holds in reasons.items() if holds)
+        raise UsageError("cannot use run.cuda_graphs = true", why=why, fix="leave it out")
+    return GraphedStep(step)
+
+
+def calibrate(model: TrainableModel, method: Method[Any], images: Images, recipe: Recipe) -> None:
+    """Initialise all quantizers from the float network's activations."""
+    if not model.layers:
+        return
+    batches = (
+        images.pool.batch(index, recipe.run.batch, CALIBRATION_STREAM)[0].to(recipe.run.device)
+        for index in range(recipe.data.calibration_batches)
+    )
+    model.calibrate(batches)
+    method.initialize(model)
+    model.project()
+
+
+def claim_folder(folder: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe into the run's folder, or check that it is the one already there.
+
+    Raises:
+        UsageError: the folder belongs to a run with other settings; the line names them.
+        InputError: the folder cannot be written to.
+    """
+    tables, path = to_tables(recipe), folder / "config.json"
+    if (folder / "last.pt").exists() and path.exists():
+        changed = _differences(json.loads(path.read_text(encoding="utf-8")), tables)
+        if changed:
+            raise UsageError(
+                f"{folder} belongs to another run", why="; ".join(changed[:4]), fix="choose another --out, or remove it"
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two resolved recipes disagree on. Settings that the older one does not know had their default value."""
+    defaults = to_tables(Recipe())
+    before = {
+        section: {**(defaults.get(section, {}) if section != "method" else {}), **before.get(section, {})}
+        for section in defaults
+    }
+    free = set(_FREE_SETTINGS)
+    if now["optimizer"]["schedule"] != "cosine":
+        # Only a cosine depends on where the run ends.
+        free.add(("run", "iterations"))
+    return [
+        f"{section}.{key} was {before.get(section, {}).get(key)!r}, now {now.get(section, {}).get(key)!r}"
+        for section in sorted(before.keys() | now.keys())
+        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
+        if (section, key) not in free and before.get(section, {}).get(key) != now.get(section, {}).get(key)
+    ]

@@ -1,0 +1,1 @@
+"""Losses of the methods, and the rules by which gradients of several losses are combined."""

@@ -1,0 +1,220 @@
+"""Trainable quantized layers: what every method plugs its quantizers into.
+
+Each quantized layer has its own activation quantizer directly before it, unlike the official code of PAMS and
+DDTB, where the first convolution of each block reads an unquantized tensor.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.layers import ChannelOffsets
+from odm_deploy.quantization.model import FrozenLayer
+from odm_deploy.quantization.weights import WeightCodes
+from training.quantizers.straight_through import round_straight_through
+
+Quantizable = nn.Conv2d | nn.Linear
+"""The kinds of float layers that have a trainable counterpart."""
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """Puts a layer's input on a grid. Life: `observe` float inputs, `initialize` once, then train."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    pads_before_quantizing: bool = False
+    """Whether zero is not a level, so that the border has to be padded before quantizing."""
+
+    @abstractmethod
+    def observe(self, x: Tensor) -> None:
+        """Take statistics of one calibration batch (float32, any shape) of the float network."""
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Set the parameters from what was observed."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels of `x`: float32, same shape."""
+
+    def transform(self, x: Tensor) -> Tensor:
+        """What happens to `x` before it is quantized; losses on features see the result. Nothing by default."""
+        return x
+
+    def offsets(self) -> ChannelOffsets | None:
+        """What `transform` does, as constants; None: nothing."""
+        return None
+
+    def project(self) -> None:
+        """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The static grid this quantizer now is.
+
+        Raises:
+            InputError: it is not one; the line says why.
+        """
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """Puts a layer's weights on levels that are integers times a scale."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Levels of `weight`: float32 [O, ...], differentiable."""
+
+    def project(self) -> None:
+        """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    @abstractmethod
+    def codes(self, weight: Tensor) -> WeightCodes:
+        """The integer codes and scale whose product `forward` returns.
+
+        Raises:
+            InputError: there are none; the line says why.
+        """
+
+
+class Quantizers(Protocol):
+    """Who gives layers their quantizers: the methods."""
+
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
+        """A fresh quantizer for the input of `layer`."""
+        ...
+
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
+        """A fresh quantizer for the weights of `layer`."""
+        ...
+
+
+class TrainableLayer(nn.Module, ABC):
+    """A layer with fake-quantized input and weights.
+
+    State-dict keys of weight and bias are those of the layer it replaces.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, name: str, layer: Quantizable, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.weight, self.bias = layer.weight, layer.bias
+        self.activation = activation
+        self.weight_quantizer = weight_quantizer
+        self.calibrating = False
+        # Exact models have biases that are multiples of what a product of codes stands for.
+        self.rounds_bias = False
+        # (input of the quantizer, its output) of the latest forward; kept only while `recording`.
+        self.recording = False
+        self.recorded: tuple[Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
+        """The layer's product of input and weights plus bias; `padded`: the border is part of `x` already."""
+
+    def used_bias(self) -> Tensor | None:
+        """The bias, rounded as in `exact_freeze` where the model is to be exact."""
+        if self.bias is None or not self.rounds_bias:
+            return self.bias
+        scale = self.weight_quantizer.codes(self.weight.detach()).scale.to(self.bias.device)
+        return round_straight_through(self.bias, scale.double() * self.activation.grid().scale)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with the layer's border of zeros around it."""
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize input and weights and multiply; as a plain float layer while calibrating."""
+        if self.calibrating:
+            self.activation.observe(x)
+            return self.combine(x, self.weight, self.bias, padded=False)
+        x = self.activation.transform(x)
+        padded = self.activation.pads_before_quantizing
+        if padded:
+            x = self.pad(x)
+        levels = self.activation(x)
+        if self.recording:
+            self.recorded = (x, levels)
+        # Back to float32 under autocast: residual sums in bfloat16 would lose a bit a block.
+        return self.combine(levels, self.weight_quantizer(self.weight), self.used_bias(), padded=padded).float()
+
+    def freeze(self) -> FrozenLayer:
+        """This layer as integers.
+
+        Raises:
+            InputError: it cannot be one; the line says why.
+        """
+        try:
+            weight, grid = self.weight_quantizer.codes(self.weight.detach()), self.activation.grid()
+        except InputError as error:
+            raise InputError(f"cannot freeze {self.name}", why=str(error)) from None
+        bias = self.used_bias()
+        return FrozenLayer(weight, grid, None if bias is None else bias.detach().clone(), self.activation.offsets())
+
+
+class TrainableConv2d(TrainableLayer):
+    """A convolution: float [N, I, H, W] -> float32 [N, O, H', W']."""
+
+    def __init__(
+        self, name: str, layer: nn.Conv2d, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+    ) -> None:
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            raise InputError(f"cannot quantize {name}", why=f"padding {layer.padding!r}, mode {layer.padding_mode!r}")
+        super().__init__(name, layer, activation, weight_quantizer)
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
+        self.padding: tuple[int, ...] = tuple(layer.padding)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with the convolution's border of zeros around it."""
+        vertical, horizontal = self.padding
+        return F.pad(x, (horizontal, horizontal, vertical, vertical))
+
+    def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
+        """Convolve."""
+        return F.conv2d(x, weight, bias, self.stride, 0 if padded else self.padding, self.dilation, self.groups)
+
+
+class TrainableLinear(TrainableLayer):
+    """A linear layer: float [..., I] -> float32 [..., O]."""
+
+    def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
+        """Multiply."""
+        return F.linear(x, weight, bias)
+
+
+def trainable_layer(
+    name: str, layer: nn.Module, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+) -> TrainableLayer:
+    """The trainable counterpart of a float Conv2d or Linear."""
+    if isinstance(layer, nn.Conv2d):
+        return TrainableConv2d(name, layer, activation, weight_quantizer)
+    if isinstance(layer, nn.Linear):
+        return TrainableLinear(name, layer, activation, weight_quantizer)
+    raise InputError(f"cannot train {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
+
+
+def needs_channel_axis(layer: Quantizable, what: str) -> nn.Conv2d:
+    """`layer`, for quantizers with parameters per channel of an [N, C, H, W] input.
+
+    Raises:
+        InputError: it is a linear layer, whose channels come last.
+    """
+    if isinstance(layer, nn.Linear):
+        raise InputError(f"{what} needs convolutions", why="a quantized layer is linear", fix="choose another method")
+    return layer
