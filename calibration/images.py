@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.resize import downscale
 
 
@@ -43,7 +44,7 @@ class CalibrationImages:
                     image, _ = downscale(image, self.downscale)
                 except InputError as error:
                     raise InputError(f"cannot calibrate on {path}", why=str(error)) from None
-            yield torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
+            yield torch.from_numpy(to_batch(image))
 
 
 def choose_images(source: Path | str, count: int) -> list[Path]:

@@ -17,12 +17,12 @@ from odm_deploy.building.bundle_engine import EngineOptions, Say, build_bundle_e
 from odm_deploy.checkpoint import file_sha256
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_directory
+from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.proof.golden import golden_images, golden_of
-from odm_deploy.proof.parity import to_pixels
 from odm_deploy.quantization.exact.bounds import prove
 from odm_deploy.quantization.exact.freeze import METADATA_KEY, is_exact
 from odm_deploy.quantization.exact.trace import integer_program

@@ -26,6 +26,7 @@ from odm_deploy.cli.output import say
 from odm_deploy.engine import Engine
 from odm_deploy.export import EngineOptions, write_bundle
 from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.imaging.tiling import plan_tiles
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.manifest import read_manifest
@@ -71,11 +72,7 @@ def command(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile
     """Compare everything that can run MODEL with integers alone."""
     quantized = load_model(model)
     program = integer_program(quantized)
-    photos = [
-        np.ascontiguousarray(read_rgb(path).transpose(2, 0, 1)[None])
-        for folder in folders
-        for path in list_images(folder)
-    ]
+    photos = [to_batch(read_rgb(path)).astype(np.uint8) for folder in folders for path in list_images(folder)]
     batches = [*photos, *np.array_split(stress_images(stress, side), max(stress // 50, 1))]
     census = RoundingCensus(program)
     expected: list[Pixels] = []
@@ -109,12 +106,16 @@ def _contestants(
         torch.set_num_threads(threads)
         yield (
             name,
-            lambda batch, reference=reference: _pixels(reference.upscale(batch.astype(np.float32))),
+            lambda batch, reference=reference: round_to_uint8(reference.upscale(batch.astype(np.float32))),
             everything,
         )
     for name, (runtime, options) in RUNTIMES.items():
         with open_runtime(bundle, runtime, options) as opened:
-            yield name, lambda batch, opened=opened: _pixels(opened.upscale(batch.astype(np.float32))), everything
+            yield (
+                name,
+                lambda batch, opened=opened: round_to_uint8(opened.upscale(batch.astype(np.float32))),
+                everything,
+            )
     for runtime in ("onnxruntime", "openvino") if tile else ():
         with _tiled(bundle, runtime, tile) as upscale:
             yield f"{runtime}, tiles of {tile}", upscale, photos
@@ -128,10 +129,6 @@ def _tiled(bundle: Path, runtime: str, tile: int) -> Generator[Upscale]:
             return engine.upscale(np.ascontiguousarray(batch[0].transpose(1, 2, 0)), tile=tile).transpose(2, 0, 1)[None]
 
         yield upscale
-
-
-def _pixels(values: NDArray[np.floating]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.imaging.io import read_rgb
+from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.lowering.lower import lower
 from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.networks.base import SuperResolutionNetwork
@@ -90,7 +91,7 @@ def random_network(name: str, crops: list[np.ndarray]) -> SuperResolutionNetwork
     for parameter in network.parameters():
         if parameter.dim() >= 2:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    image = torch.from_numpy(crops[0].transpose(2, 0, 1)[None]).float()
+    image = torch.from_numpy(to_batch(crops[0]))
     last = network.get_submodule(quantizable_layers(network)[-1])
     assert isinstance(last, nn.Conv2d)
     last.weight.mul_(50.0 / float(network(image).std()))
@@ -134,7 +135,7 @@ def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarr
     reference = TorchReference(model)
     samples = [Sample(str(index), crop) for index, crop in enumerate(crops)]
     try:
-        images = [np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32) for crop in crops]
+        images = [to_batch(crop) for crop in crops]
         layers = compare_layers(model, graph, kind.open_bytes, images)
         how = asdict(rounding_of(layers, kind.rounding_steps))
         jittered = [functools.partial(reference.upscale_jittered, seed=seed, **how) for seed in range(FLOOR_DRAWS)]

@@ -32,6 +32,7 @@ from odm_deploy.cli import run
 from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.io import list_images, read_rgb, write_image
+from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.upscaling.batch import plan_jobs, run_jobs
 from odm_deploy.upscaling.upscaler import Upscaler
 
@@ -106,7 +107,7 @@ def measure(
 ) -> dict[str, list[Cost]]:
     """What each way costs in each round."""
     source, _ = upscaler.engine.runtime.single_image_edges()
-    feeds = [{source.name: source.from_rgb(read_rgb(path).transpose(2, 0, 1)[None])} for path in inputs]
+    feeds = [{source.name: source.from_rgb(to_batch(read_rgb(path)))} for path in inputs]
 
     def network() -> None:
         for feed in feeds:

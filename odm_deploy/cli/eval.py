@@ -44,8 +44,8 @@ def command(
     import numpy as np
 
     from odm_deploy.imaging.datasets import BenchmarkSet
+    from odm_deploy.imaging.pixels import to_batch, to_pixels
     from odm_deploy.proof.metrics import psnr_y, ssim_y
-    from odm_deploy.proof.parity import to_pixels
 
     upscale, factor = _open(model, scale, network, runtime, threads)
     pairs = BenchmarkSet.from_folder(dataset, factor)
@@ -53,7 +53,7 @@ def command(
     with progress("images") as track:
         for pair in track(pairs, len(pairs)):
             low, high = pair.load()
-            output = to_pixels(upscale(np.ascontiguousarray(low.transpose(2, 0, 1)[None], np.float32)))
+            output = to_pixels(upscale(to_batch(low)))
             rows.append(
                 {"name": pair.name, "psnr_y_db": psnr_y(output, high, factor), "ssim_y": ssim_y(output, high, factor)}
             )

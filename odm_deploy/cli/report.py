@@ -112,10 +112,10 @@ def _content(path: Path, options: dict[str, Any]) -> ReportContent:
 
 def _inputs(files: Sequence[SampleFile], scale: int) -> Iterator[NDArray[np.float32]]:
     """The samples as networks take them: float32 [1, 3, H, W]."""
-    import numpy as np
+    from odm_deploy.imaging.pixels import to_batch
 
     for file in files:
-        yield np.ascontiguousarray(file.load(scale).low.transpose(2, 0, 1)[None], np.float32)
+        yield to_batch(file.load(scale).low)
 
 
 def _float_network(reference: QuantizedModel, weights: Path) -> SuperResolutionNetwork:
@@ -136,7 +136,7 @@ def _crops(
     files: Sequence[SampleFile],
     real: SuperResolutionNetwork | None,
 ) -> list[CropRow]:
-    from odm_deploy.proof.parity import to_pixels
+    from odm_deploy.imaging.pixels import to_batch, to_pixels
     from odm_deploy.report.crops import crop_row
     from odm_deploy.runtimes.base import RuntimeOptions
     from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
@@ -146,7 +146,7 @@ def _crops(
         open_runtime(path, options["runtime"], run_options, order=FAITHFUL_FIRST) as runtime,
         progress("crops") as track,
     ):
-        quantized: Upscale = lambda low: to_pixels(runtime.upscale(_batch(low)))  # noqa: E731
+        quantized: Upscale = lambda low: to_pixels(runtime.upscale(to_batch(low)))  # noqa: E731
         return [
             crop_row(file.load(scale), scale, quantized, None if real is None else _float_upscale(real))
             for file in track(files, len(files))
@@ -156,19 +156,13 @@ def _crops(
 def _float_upscale(network: SuperResolutionNetwork) -> Upscale:
     import torch
 
-    from odm_deploy.proof.parity import to_pixels
+    from odm_deploy.imaging.pixels import to_batch, to_pixels
 
     @torch.no_grad()
     def upscale(low: Pixels) -> Pixels:
-        return to_pixels(network(torch.from_numpy(_batch(low))).numpy())
+        return to_pixels(network(torch.from_numpy(to_batch(low))).numpy())
 
     return upscale
-
-
-def _batch(low: Pixels) -> NDArray[np.float32]:
-    import numpy as np
-
-    return np.ascontiguousarray(low.transpose(2, 0, 1)[None], np.float32)
 
 
 def _bench(path: Path, options: dict[str, Any]) -> tuple[BenchReport | None, str]:

@@ -186,13 +186,13 @@ def _compare_layers(
 
 def _crops(files: list[SampleFile], scale: int) -> list[NDArray[np.float32]]:
     """The centers of images, float32 [1, 3, H, W] in 0..255."""
-    import numpy as np
+    from odm_deploy.imaging.pixels import to_batch
 
     crops: list[NDArray[np.float32]] = []
     for sample in (file.load(scale) for file in files):
         top, left = (max(0, (size - LAYER_CROP_PX) // 2) for size in sample.low.shape[:2])
         crop = sample.low[top : top + LAYER_CROP_PX, left : left + LAYER_CROP_PX]
-        crops.append(np.ascontiguousarray(crop.transpose(2, 0, 1)[None], np.float32))
+        crops.append(to_batch(crop))
     return crops
 
 

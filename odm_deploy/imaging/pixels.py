@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from odm_deploy.errors import InputError
+
 Bits = Literal[8, 16]
 """Of a sample: unsigned integers, 0 is black, 255 or 65535 is white."""
 Pixels = NDArray[np.uint8 | np.uint16]
@@ -24,6 +26,27 @@ _STEPS = 257
 def bits_of(pixels: NDArray[Any]) -> Bits:
     """Of the samples of an array of uint8 or uint16."""
     return 8 if pixels.dtype == np.uint8 else 16
+
+
+def to_batch(rgb: NDArray[Any]) -> NDArray[np.float32]:
+    """An image [H, W, 3] as networks take it: float32 [1, 3, H, W], contiguous, the same values."""
+    return np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32)
+
+
+def round_to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Floats about 0..255, of any shape, rounded half to even and clamped."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def to_pixels(batch: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image in a batch of one: [1, 3, H, W] in 0..255 -> uint8 [H, W, 3], rounded half to even and clamped.
+
+    Raises:
+        InputError: values that are not finite.
+    """
+    if not np.isfinite(batch).all():
+        raise InputError("the output holds NaN or infinity", fix="check the model's weights and ranges")
+    return round_to_uint8(batch[0]).transpose(1, 2, 0)
 
 
 def to_network(pixels: Pixels) -> NDArray[np.uint8 | np.float32]:

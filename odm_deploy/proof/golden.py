@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.taps import read_taps
 from odm_deploy.manifest import GOLDEN_FILE
 from odm_deploy.proof.graph_hashes import hashes_by_layer
@@ -163,7 +164,7 @@ def check_golden(
     images = golden_images()
     wrong: list[str] = []
     for record in golden.images:
-        output = np.rint(runtime.upscale(images[record.name].astype(np.float32))).clip(0, 255).astype(np.uint8)
+        output = round_to_uint8(runtime.upscale(images[record.name].astype(np.float32)))
         report.images += 1
         if _hash(output) != record.output:
             wrong.append(record.name)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
 from odm_deploy.proof.ties import PIXELS, TIE_STEPS, count_ties, steps_to_code
 from odm_deploy.quantization.exact.freeze import is_exact
@@ -171,8 +172,8 @@ def compare_layers(
                 name, found = tap.layer, codes_from(tap, outputs[tap.codes])
                 grid = model.layers[name].grid
                 result[name].add(found, trace.codes[name], floor.codes[name], sources[name], grid)
-            picture = _to_8_bit(image_output.to_rgb(outputs[image_output.name]))
-            result[OUTPUT].add(picture, _to_8_bit(trace.image), _to_8_bit(floor.image), trace.image, PIXELS)
+            picture = round_to_uint8(image_output.to_rgb(outputs[image_output.name]))
+            result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)
     return list(result.values())
 
 
@@ -207,10 +208,6 @@ def rounding_of(layers: Iterable[LayerParity], least_steps: float = 0.0) -> Roun
     on_ties = sum(layer.tie_flips for layer in quantizers)
     tie_share = min(1.0, 2.0 * (on_ties + FEW_TIES) / ties) if ties else 1.0
     return Rounding(max(least_steps, 2.0 * rate), tie_share)
-
-
-def _to_8_bit(images: NDArray[np.generic]) -> NDArray[np.uint8]:
-    return np.clip(np.rint(images.astype(np.float64)), 0, 255).astype(np.uint8)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pixels import to_batch, to_pixels
 from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.layers import LayerParity
 from odm_deploy.proof.metrics import psnr_y, ssim_y
@@ -273,7 +274,7 @@ def compare(
     """
     report.draws = [Distance() for _ in jittered]
     for sample in track(samples):
-        image = np.ascontiguousarray(sample.low.transpose(2, 0, 1)[None], np.float32)
+        image = to_batch(sample.low)
         expected = to_pixels(reference.upscale(image))
         found = to_pixels(runtime.upscale(image))
         report.images += 1
@@ -284,14 +285,3 @@ def compare(
         if sample.truth is not None:
             report.reference_quality.add(expected, sample.truth, shave)
             report.runtime_quality.add(found, sample.truth, shave)
-
-
-def to_pixels(images: FloatArray) -> Pixels:
-    """[1, 3, H, W] in 0..255 -> uint8 [H, W, 3]: rounded half to even, clamped.
-
-    Raises:
-        InputError: values that are not finite.
-    """
-    if not np.isfinite(images).all():
-        raise InputError("the output holds NaN or infinity", fix="check the model's weights and ranges")
-    return np.clip(np.rint(images[0]), 0, 255).astype(np.uint8).transpose(1, 2, 0)

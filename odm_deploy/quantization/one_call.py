@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.quantization.model import QuantizedModel
@@ -89,7 +90,7 @@ def _tensors(images: Iterable[Image]) -> Generator[Tensor]:
             array = np.asarray(image)
             if array.ndim != 3 or array.dtype != np.uint8:
                 raise InputError("not an image", why=f"{array.dtype} {array.shape}", fix="give uint8 [H, W, 3]")
-            tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)[None])).float()
+            tensor = torch.from_numpy(to_batch(array))
         if tensor.dim() != 4 or tensor.shape[1] != 3:
             raise InputError("not a batch of RGB images", why=f"its shape is {list(tensor.shape)}, not [N, 3, H, W]")
         yield tensor

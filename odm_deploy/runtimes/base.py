@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.files import ModelKind, read_model
+from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, BorrowedTensor, SupportsDlpack
 
 Array = NDArray[Any]
@@ -53,7 +54,7 @@ class TensorInfo:
         ordered = images[:, ::-1] if self.is_bgr else images
         ordered = ordered.transpose(0, 2, 3, 1) if self.is_channels_last else ordered
         if self.dtype == np.uint8 and images.dtype != np.uint8:
-            ordered = np.rint(ordered).clip(0, 255)
+            ordered = round_to_uint8(ordered)
         return np.ascontiguousarray(ordered, dtype=self.dtype)
 
     def to_rgb(self, images: Array) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ from PIL import Image as PillowImage
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.imaging.io import Image, read_image, write_image
+from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.manifest import read_manifest
-from odm_deploy.proof.parity import to_pixels
 from odm_deploy.proof.torch_reference import TorchReference
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images

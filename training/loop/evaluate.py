@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.proof.metrics import psnr_y, ssim_y
 from training.acceleration import exact_evaluation
 from training.data import ImagePair, Rgb, as_batch
@@ -31,8 +32,7 @@ class Score:
 @torch.no_grad()
 def upscale(network: Callable[[Tensor], Tensor], low: Rgb, device: str = "cpu") -> Rgb:
     """uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3], rounded and clamped."""
-    output = network(as_batch(low[None]).to(device))[0].cpu()
-    return output.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return to_pixels(network(as_batch(low[None]).to(device)).cpu().numpy())
 
 
 def score(network: Callable[[Tensor], Tensor], pairs: Iterable[ImagePair], scale: int, device: str = "cpu") -> Score:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.layers import LayerParity
 from odm_deploy.proof.parity import (
@@ -20,7 +21,6 @@ from odm_deploy.proof.parity import (
     Quality,
     Sample,
     compare,
-    to_pixels,
 )
 from odm_deploy.proof.torch_reference import TorchReference
 from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
