@@ -14,9 +14,8 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli import run
-from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.errors import UsageError
+from odm_deploy.terminal import emit_json, json_option, progress, run, say
 from odm_deploy.version import __version__
 
 

@@ -8,7 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from odm_deploy.cli import odm_deploy, report_error
+from odm_deploy.cli import odm_deploy
+from odm_deploy.terminal import report_error
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Outcome:
 
 
 def run_cli(*arguments: object) -> Outcome:
-    """Run `odm-deploy ARGUMENTS` as `odm_deploy.cli.run` does. An undocumented exception is not caught: it is a bug."""
+    """Run `odm-deploy ARGUMENTS` as `terminal.run` does. An undocumented exception is not caught: it is a bug."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:

@@ -19,8 +19,7 @@ from odm_deploy.accounting import (
     accounted_network,
     body_policy,
 )
-from odm_deploy.cli import run
-from odm_deploy.cli.output import emit_json, json_option
+from odm_deploy.terminal import emit_json, json_option, run
 
 _TABLE_4 = ("edsr", "rdn", "srresnet")
 

@@ -17,12 +17,11 @@ from typing import Any
 import click
 
 from odm_deploy.accounting import account
-from odm_deploy.cli import run
-from odm_deploy.cli.output import say
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.imaging.datasets import BenchmarkSet
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.terminal import run, say
 from training.config import expand_places, to_tables
 from training.data import ImagePair
 from training.distributed import World

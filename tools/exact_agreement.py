@@ -21,8 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.cli import run
-from odm_deploy.cli.output import say
 from odm_deploy.engine import Engine
 from odm_deploy.export import EngineOptions, write_bundle
 from odm_deploy.imaging.io import list_images, read_rgb
@@ -38,6 +36,7 @@ from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
+from odm_deploy.terminal import run, say
 
 Pixels = NDArray[np.uint8]
 Upscale = Callable[[Pixels], Pixels]

@@ -18,7 +18,6 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli import report_error
 from odm_deploy.errors import MissingError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.files import parse_onnx
@@ -26,6 +25,7 @@ from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import FLAVOURS
 from odm_deploy.manifest import ONNX_FILE, read_manifest
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
+from odm_deploy.terminal import report_error
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt"

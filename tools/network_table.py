@@ -27,7 +27,6 @@ from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
 from odm_deploy.checkpoint import save_model
-from odm_deploy.cli import run
 from odm_deploy.cli.verify import FLOOR_DRAWS
 from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
@@ -44,6 +43,7 @@ from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import quantizable_layers
 from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.terminal import run
 
 SCALE = 4
 CROP_PX = 48

@@ -24,14 +24,13 @@ import onnx
 
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.checkpoint import load_model
-from odm_deploy.cli import run
-from odm_deploy.cli.output import progress, say
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import lower
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.terminal import progress, run, say
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from network_table import PROFILE, load_crops, random_network
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
-from odm_deploy.cli import run
 from odm_deploy.files import atomic_path
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.networks.registry import network_names
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.terminal import run
 
 MIB = 2**20
 REGIONS = ("body", "all")

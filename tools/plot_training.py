@@ -16,10 +16,9 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli import run
-from odm_deploy.cli.output import say
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
+from odm_deploy.terminal import run, say
 
 _WINDOW = 25  # logged values behind each point of a smoothed curve
 _COLUMNS = 3

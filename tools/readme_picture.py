@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy import Engine
-from odm_deploy.cli import run
-from odm_deploy.cli.output import say
 from odm_deploy.imaging.io import read_rgb, write_image
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.proof.metrics import psnr_y
+from odm_deploy.terminal import run, say
 
 SAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "samples"
 GAP_PX = 8

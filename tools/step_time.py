@@ -22,8 +22,7 @@ from typing import Any
 import click
 import torch
 
-from odm_deploy.cli import run
-from odm_deploy.cli.output import emit_json, say
+from odm_deploy.terminal import emit_json, run, say
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
 from training.loop.optimizer import build_optimizer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from odm_deploy.cli import run
+from odm_deploy.terminal import run
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

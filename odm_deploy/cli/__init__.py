@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 
-from odm_deploy.cli.output import one_line
-from odm_deploy.errors import OdmError
+from odm_deploy.terminal import run
 from odm_deploy.version import __version__
 
 # verb -> the line `--help` shows. The verb's own file holds everything else.
@@ -55,32 +53,6 @@ def odm_deploy() -> None:
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
     """
-
-
-def report_error(error: BaseException) -> int:
-    """Print one line for `error` on stderr and return its exit code. Unknown exceptions are not swallowed."""
-    if isinstance(error, OdmError):
-        click.echo(one_line(f"error: {error}"), err=True)
-        return error.exit_code
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        click.echo("interrupted", err=True)
-        return 130
-    if isinstance(error, MemoryError):
-        click.echo("error: out of memory; try a smaller --tile or smaller images", err=True)
-        return 1
-    raise error
-
-
-def run(command: click.Command, prog_name: str) -> None:
-    """Run a click command as a process: one line per error, the documented exit code, no traceback."""
-    try:
-        result = command.main(prog_name=prog_name, standalone_mode=False)
-    except BaseException as error:
-        sys.exit(report_error(error))
-    sys.exit(result if isinstance(result, int) else 0)
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.errors import GateError, UsageError
+from odm_deploy.terminal import emit_json, json_option, progress, say
 
 _PIPED_WIDTH = 140
 _WORTH_EXPLAINING = 1.5

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from odm_deploy.cli.engine_options import build_progress, engine_options, to_engine_options, write_triton
-from odm_deploy.cli.output import emit_json, json_option, say
+from odm_deploy.terminal import emit_json, json_option, say
 
 
 @click.command("build")

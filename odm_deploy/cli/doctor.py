@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.output import emit_json, json_option
+from odm_deploy.terminal import emit_json, json_option
 
 if TYPE_CHECKING:
     from odm_deploy.doctor import Environment

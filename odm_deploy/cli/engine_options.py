@@ -78,8 +78,8 @@ def write_triton(bundle: Path, repository: Path | None, profile: ShapeProfile) -
     """Write a bundle into a Triton model repository, where one was named; the folders of its models."""
     if repository is None:
         return []
-    from odm_deploy.cli.output import say
     from odm_deploy.serving.triton import write_triton_models
+    from odm_deploy.terminal import say
 
     folders = write_triton_models(bundle, repository, profile, say=say)
     for folder in folders:

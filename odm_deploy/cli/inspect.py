@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.output import emit_json, json_option, say
 from odm_deploy.cli.trust import trust_option
+from odm_deploy.terminal import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from odm_deploy.accounting import Accounting, Convention

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.output import emit_json, json_option, say
 from odm_deploy.errors import GateError, InputError, UsageError
+from odm_deploy.terminal import emit_json, json_option, say
 
 if TYPE_CHECKING:
     from odm_deploy.lowering.lint import Finding

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.output import emit_json, json_option, progress, say
 from odm_deploy.cli.trust import trust_option
+from odm_deploy.terminal import emit_json, json_option, progress, say
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.output import say
+from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
     import socket

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.output import json_option, say
 from odm_deploy.cli.upscale_frames import parse_size
 from odm_deploy.errors import UsageError
+from odm_deploy.terminal import json_option, say
 
 if TYPE_CHECKING:
     from odm_deploy.upscaling.upscaler import Upscaler

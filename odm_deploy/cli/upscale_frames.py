@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.output import emit_json, progress, say
 from odm_deploy.errors import UsageError
+from odm_deploy.terminal import emit_json, progress, say
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odm_deploy.cli.output import emit_json, one_line, progress, say
 from odm_deploy.errors import OdmError
+from odm_deploy.terminal import emit_json, one_line, progress, say
 
 if TYPE_CHECKING:
     from odm_deploy.imaging.io import Image

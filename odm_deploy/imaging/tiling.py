@@ -20,7 +20,7 @@ from odm_deploy.errors import InputError, UsageError
 
 _Array = NDArray[Any]
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps an iterable of a known length to show progress, such as `odm_deploy.cli.output.progress` yields."""
+"""Wraps an iterable of a known length to show progress, such as `odm_deploy.terminal.progress` yields."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from onnx import numpy_helper
 
 from calibration.__main__ import command
-from odm_deploy.cli import run
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.io import read_rgb
 from odm_deploy.manifest import read_manifest
 from odm_deploy.networks.registry import build_network
+from odm_deploy.terminal import run
 from tests.command_line import run_cli
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from odm_deploy.checkpoint import save_model
-from odm_deploy.cli.output import one_line
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.io import list_images, read_image
 from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.terminal import one_line
 from tests.command_line import run_cli
 from tests.factories import exact_model
 from tests.hostile_images import REFUSED, UPSCALED, write_hostile_images

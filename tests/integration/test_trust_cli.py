@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calibration.__main__ import command
-from odm_deploy.cli import run
+from odm_deploy.terminal import run
 from tests.command_line import run_cli
 from tests.foreign_networks import BUILT, seeded
 

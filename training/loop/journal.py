@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odm_deploy.cli.output import say
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
+from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

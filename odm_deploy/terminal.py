@@ -1,14 +1,20 @@
-"""What all verbs share: where results go (stdout) and where talk goes (stderr)."""
+"""The terminal face of every program here: results on stdout, talk on stderr, one line for an error.
+
+Shared by the verbs of `odm-deploy`, by `python -m training` and `calibration`, and by the scripts in `tools/`.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+
+from odm_deploy.errors import OdmError
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
@@ -83,3 +89,29 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
             yield from bar.track(items, total=total, description=stage)
 
         yield track
+
+
+def report_error(error: BaseException) -> int:
+    """Print one line for `error` on stderr and return its exit code. Unknown exceptions are not swallowed."""
+    if isinstance(error, OdmError):
+        click.echo(one_line(f"error: {error}"), err=True)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        click.echo("interrupted", err=True)
+        return 130
+    if isinstance(error, MemoryError):
+        click.echo("error: out of memory; try a smaller --tile or smaller images", err=True)
+        return 1
+    raise error
+
+
+def run(command: click.Command, prog_name: str) -> None:
+    """Run a click command as a process: one line per error, the documented exit code, no traceback."""
+    try:
+        result = command.main(prog_name=prog_name, standalone_mode=False)
+    except BaseException as error:
+        sys.exit(report_error(error))
+    sys.exit(result if isinstance(result, int) else 0)
