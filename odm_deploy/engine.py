@@ -24,7 +24,7 @@ from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.blending import blended_bands
 from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, from_network, to_network
-from odm_deploy.imaging.tiling import Track, run_tiled, tiled_bands
+from odm_deploy.imaging.tiling import Track, join_bands, tiled_bands
 from odm_deploy.manifest import Manifest, manifest_beside
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack
@@ -101,14 +101,8 @@ class Engine(Closable):
                 does not tell what it needs.
         """
         images = _as_batch(rgb)
-        run = self._runner(bits)
-        if tile == 0:
-            return _as_image(run(images))
-        radius, scale = self._tiling(tile)
-        if radius is None:
-            blended = blended_bands(run, images, tile=tile, scale=scale, track=track)
-            return _as_image(np.concatenate(list(blended), axis=2))
-        return _as_image(run_tiled(run, images, tile=tile, overlap=radius, scale=scale, track=track))
+        bands = self.upscale_bands(rgb, tile=tile, bits=bits, track=track)
+        return next(bands) if tile == 0 else join_bands(bands, images.shape[2] * self._tiling(tile)[1])
 
     def upscale_bands(
         self, rgb: Pixels | SupportsDlpack, *, tile: int = 0, bits: Bits = 8, track: Track | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +14,6 @@ from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, progress, say
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from odm_deploy.upscaling.upscaler import Upscaler
 
 PIPE = "-"
@@ -61,18 +57,13 @@ def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_
 
 def upscale_pipe(upscaler: Upscaler, size: tuple[int, int], pixel_format: str) -> None:
     """Raw frames from stdin, upscaled, to stdout; the three steps overlap."""
-    from odm_deploy.upscaling.pipeline import ahead
+    from odm_deploy.pipeline import ahead, map_ahead
     from odm_deploy.upscaling.raw_video import read_frames, write_frame
 
     source, sink = sys.stdin.buffer, sys.stdout.buffer
 
-    def upscaled() -> Generator[NDArray[np.uint8]]:
-        with closing(ahead(read_frames(source, *size, pixel_format))) as frames:
-            for frame in frames:
-                yield upscaler.pixels(frame)
-
     start, count = time.perf_counter(), 0
-    with closing(ahead(upscaled())) as frames:
+    with closing(map_ahead(upscaler.pixels, ahead(read_frames(source, *size, pixel_format)))) as frames:
         for count, frame in enumerate(frames, 1):  # noqa: B007 - told below
             write_frame(sink, frame, pixel_format)
     sink.flush()

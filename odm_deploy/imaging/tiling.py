@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -71,47 +70,6 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     return [Tile(row, column) for row in _spans(height, tile, overlap) for column in columns]
 
 
-def run_tiled(
-    run: Callable[[_Array], _Array],
-    image: _Array,
-    *,
-    tile: int,
-    overlap: int,
-    scale: int,
-    batch: int = 1,
-    track: Track | None = None,
-) -> _Array:
-    """Run a network over an image tile by tile and stitch the cores: the whole of what `tiled_bands` yields.
-
-    Args:
-        run: see `tiled_bands`.
-        image: see `tiled_bands`.
-        tile: see `plan_tiles`.
-        overlap: see `plan_tiles`.
-        scale: see `tiled_bands`.
-        batch: see `tiled_bands`.
-        track: see `tiled_bands`.
-
-    Returns:
-        [N, C', H * scale, W * scale], of the dtype `run` returns, channels last in memory.
-
-    Raises:
-        UsageError: as `tiled_bands`.
-        InputError: as `tiled_bands`.
-    """
-    output: _Array | None = None
-    filled = 0
-    for band in tiled_bands(run, image, tile=tile, overlap=overlap, scale=scale, batch=batch, track=track):
-        if output is None:
-            whole = band.shape[2] == image.shape[2] * scale
-            output = band if whole else _channels_last(band, band.shape[0], image.shape[2] * scale, band.shape[3])
-        if output is not band:
-            output[:, :, filled : filled + band.shape[2]] = band
-        filled += band.shape[2]
-    assert output is not None
-    return output
-
-
 def tiled_bands(
     run: Callable[[_Array], _Array],
     image: _Array,
@@ -119,7 +77,6 @@ def tiled_bands(
     tile: int,
     overlap: int,
     scale: int,
-    batch: int = 1,
     track: Track | None = None,
 ) -> Generator[_Array]:
     """Run a network over an image tile by tile; yield the result from top to bottom, a row of tiles at a time.
@@ -129,49 +86,58 @@ def tiled_bands(
     with a `run` that rounds to uint8, only uint8 is ever held of a band.
 
     Args:
-        run: [n, C, h, w] -> [n, C', h * scale, w * scale], called with n up to `batch` times the images' N.
+        run: [N, C, h, w] -> [N, C', h * scale, w * scale].
         image: [N, C, H, W], any dtype.
         tile: see `plan_tiles`.
         overlap: see `plan_tiles`.
         scale: of the network.
-        batch: tiles of a row handed to one call of `run`; the last call of a row may have fewer.
-        track: shows progress, one step a call.
+        track: shows progress, one step a tile.
 
     Yields:
-        [N, C', h * scale, W * scale], of the dtype `run` returns, channels last in memory: image files store them so.
+        [N, C', h * scale, W * scale], of the dtype `run` returns; joined tiles have their channels last in memory,
+        because image files store them so.
 
     Raises:
-        UsageError: see `plan_tiles`; or `batch` is less than 1.
+        UsageError: see `plan_tiles`.
         InputError: `run` returned another shape than the scale says.
     """
-    if batch < 1:
-        raise UsageError("cannot run tiles", why=f"batch {batch}", fix="give at least 1")
-    tiles = plan_tiles(image.shape[2], image.shape[3], tile, overlap)
-    groups = [
-        row[first : first + batch]
-        for row in (list(row) for _, row in groupby(tiles, key=lambda piece: piece.rows))
-        for first in range(0, len(row), batch)
-    ]
+    width = image.shape[3]
     band: _Array | None = None
-    for group in groups if track is None else track(groups, len(groups)):
-        results = _run_group(run, image, group, scale)
-        rows = group[0].rows
+    tiles = plan_tiles(image.shape[2], width, tile, overlap)
+    for piece in tiles if track is None else track(tiles, len(tiles)):
+        rows, columns = piece.rows, piece.columns
+        result = run_checked(run, image[..., rows.start : rows.stop, columns.start : columns.stop], scale)
+        core = result[..., _kept(rows, scale), _kept(columns, scale)]
+        if core.shape[3] == width * scale:
+            yield core
+            continue
         if band is None:
-            height = (rows.core_stop - rows.core_start) * scale
-            band = _channels_last(results, image.shape[0], height, image.shape[3] * scale)
-        for result, piece in zip(np.split(results, len(group)), group, strict=True):
-            kept = result[..., _kept(piece.rows, scale), _kept(piece.columns, scale)]
-            band[..., _placed(piece.columns, scale)] = kept
-        if group[-1].columns.core_stop == image.shape[3]:
+            count, channels, height, _ = core.shape
+            band = np.empty((count, height, width * scale, channels), core.dtype).transpose(0, 3, 1, 2)
+        band[..., columns.core_start * scale : columns.core_stop * scale] = core
+        if columns.core_stop == width:
             yield band
             band = None
 
 
-def _run_group(run: Callable[[_Array], _Array], image: _Array, group: list[Tile], scale: int) -> _Array:
-    """What the network makes of several tiles, one behind the other: [len(group) * N, C', h * scale, w * scale]."""
-    return run_checked(
-        run, np.concatenate([image[..., _read(tile.rows), _read(tile.columns)] for tile in group]), scale
-    )
+def join_bands(bands: Iterable[_Array], height: int) -> _Array:
+    """Bands [h, W, C], from top to bottom, as one array [height, W, C]; never held twice. One band alone stays itself.
+
+    Args:
+        bands: their heights add up to `height`.
+        height: of the whole, in pixels.
+    """
+    whole: _Array | None = None
+    filled = 0
+    for band in bands:
+        if len(band) == height:
+            return band
+        if whole is None:
+            whole = np.empty((height, *band.shape[1:]), band.dtype)
+        whole[filled : filled + len(band)] = band
+        filled += len(band)
+    assert whole is not None and filled == height
+    return whole
 
 
 def run_checked(run: Callable[[_Array], _Array], images: _Array, scale: int) -> _Array:
@@ -191,11 +157,6 @@ def run_checked(run: Callable[[_Array], _Array], images: _Array, scale: int) -> 
     return results
 
 
-def _channels_last(like: _Array, count: int, height: int, width: int) -> _Array:
-    """A new array [count, C, height, width] of the type of `like`; the samples of a pixel lie side by side."""
-    return np.empty((count, height, width, like.shape[1]), like.dtype).transpose(0, 3, 1, 2)
-
-
 def _spans(length: int, tile: int, overlap: int) -> list[Span]:
     if length <= tile:
         return [Span(0, length, 0, length)]
@@ -210,16 +171,6 @@ def _spans(length: int, tile: int, overlap: int) -> list[Span]:
     return spans
 
 
-def _read(span: Span) -> slice:
-    """What the tile reads of the input."""
-    return slice(span.start, span.stop)
-
-
 def _kept(span: Span, scale: int) -> slice:
     """The core within the tile's own output."""
     return slice((span.core_start - span.start) * scale, (span.core_stop - span.start) * scale)
-
-
-def _placed(span: Span, scale: int) -> slice:
-    """The core within the whole output."""
-    return slice(span.core_start * scale, span.core_stop * scale)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.imaging.io import Image, check_writable, list_images, read_image, write_image
-from odm_deploy.upscaling.pipeline import ahead
+from odm_deploy.pipeline import map_ahead
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,15 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator
         jobs: what to do.
         upscale: turns an image of 8 or 16 bits a sample into a larger one; called from one thread.
     """
-    with closing(ahead(_upscaled(ahead(_read(jobs)), upscale))) as outcomes:
+
+    def read(job: Job) -> Outcome:
+        return _attempt(job, lambda: read_image(job.source, max_bits=16))
+
+    def upscaled(outcome: Outcome) -> Outcome:
+        image = outcome.image
+        return outcome if image is None else _attempt(outcome.job, lambda: upscale(image))
+
+    with closing(map_ahead(upscaled, map_ahead(read, jobs))) as outcomes:
         for outcome in outcomes:
             if outcome.image is None:
                 yield outcome
@@ -103,20 +111,6 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator
                 yield Outcome(outcome.job, error=error)
             else:
                 yield outcome
-
-
-def _read(jobs: Iterable[Job]) -> Generator[Outcome]:
-    for job in jobs:
-        yield _attempt(job, lambda job=job: read_image(job.source, max_bits=16))
-
-
-def _upscaled(outcomes: Generator[Outcome], upscale: Callable[[Image], Image]) -> Generator[Outcome]:
-    try:
-        for outcome in outcomes:
-            image = outcome.image
-            yield outcome if image is None else _attempt(outcome.job, lambda image=image: upscale(image))
-    finally:
-        outcomes.close()
 
 
 def _attempt(job: Job, work: Callable[[], Image]) -> Outcome:

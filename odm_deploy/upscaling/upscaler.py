@@ -22,8 +22,8 @@ from odm_deploy.imaging.pixels import Bits, Pixels
 from odm_deploy.imaging.png import write_png
 from odm_deploy.imaging.tiling import Track
 from odm_deploy.manifest import ONNX_FILE, Manifest, read_manifest
+from odm_deploy.pipeline import ahead
 from odm_deploy.runtimes.base import RuntimeOptions
-from odm_deploy.upscaling.pipeline import ahead
 
 MEMORY_SHARE = 0.25
 """Part of this machine's memory that the activations of one run may take."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
 from odm_deploy.imaging.io import MAX_PIXELS
-from odm_deploy.upscaling.pipeline import ahead
+from odm_deploy.pipeline import ahead, map_ahead
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,12 @@ def _transcode(
     copies = {stream.index: _add_copy(path, writer, chosen, stream) for stream in reader.streams.audio}
     _start(writer, chosen, size)
 
-    def larger(items: Generator[Any]) -> Generator[Any]:
-        try:
-            for item in items:
-                yield _Picture(upscale(item.rgb), item.pts) if isinstance(item, _Picture) else item
-        finally:
-            items.close()
+    def larger(item: Any) -> Any:
+        return _Picture(upscale(item.rgb), item.pts) if isinstance(item, _Picture) else item
 
     def written() -> Generator[int]:
         count = 0
-        upscaled = ahead(larger(ahead(_read(path, reader, matrix))))
-        try:
+        with closing(map_ahead(larger, ahead(_read(path, reader, matrix)))) as upscaled:
             for item in upscaled:
                 if not isinstance(item, _Picture):
                     item.stream = copies[item.stream.index]
@@ -182,8 +178,6 @@ def _transcode(
                 writer.mux(encoder.encode(coded))
                 count += 1
                 yield count
-        finally:
-            upscaled.close()
         writer.mux(encoder.encode(None))
 
     frames = 0

@@ -6,7 +6,7 @@ import copy
 import signal
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ from odm_deploy.checkpoint import file_sha256, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.pipeline import map_ahead
 from odm_deploy.version import __version__
 from training.acceleration import compile_quantizers, use_tf32
 from training.config import expand_places, to_tables
@@ -27,7 +28,6 @@ from training.loop.divergence import check_finite, first_broken_layer
 from training.loop.evaluate import validate
 from training.loop.journal import Journal, open_board
 from training.loop.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
-from training.loop.prefetch import prefetch
 from training.loop.preparation import (
     Images,
     build_gradient_step,
@@ -145,7 +145,7 @@ class _Run:
         with (
             interruptible() as interrupted,
             self.journal.bar(),
-            prefetch(batch, self.progress.iteration, settings.iterations) as batches,
+            closing(map_ahead(batch, range(self.progress.iteration, settings.iterations), depth=3)) as batches,
         ):
             for low, high in batches:
                 values = self.step(low.to(settings.device), high.to(settings.device))

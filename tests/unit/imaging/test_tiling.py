@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.imaging.tiling import plan_tiles, run_tiled
+from odm_deploy.imaging.tiling import plan_tiles, tiled_bands
 
 SCALE = 2
 RADIUS = 1 + 2 + 1 + 1
@@ -38,19 +38,22 @@ def _network(seed: int):
     return run
 
 
+def run_tiled(run, image: np.ndarray, **options) -> np.ndarray:
+    return np.concatenate(list(tiled_bands(run, image, **options)), axis=2)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     height=st.integers(1, 45),
     width=st.integers(1, 45),
     tile=st.integers(2 * RADIUS + 5, 40),
-    batch=st.integers(1, 4),
     count=st.integers(1, 2),
     seed=st.integers(0, 1000),
 )
-def test_tiled_equals_whole_bit_for_bit(height, width, tile, batch, count, seed):
+def test_tiled_equals_whole_bit_for_bit(height, width, tile, count, seed):
     image = np.random.default_rng(seed).integers(0, 256, (count, 3, height, width)).astype(np.float64)
     run = _network(seed)
-    tiled = run_tiled(run, image, tile=tile, overlap=RADIUS, scale=SCALE, batch=batch)
+    tiled = run_tiled(run, image, tile=tile, overlap=RADIUS, scale=SCALE)
     assert np.array_equal(tiled, run(image))
 
 
@@ -98,21 +101,20 @@ def test_output_has_the_type_that_run_returns():
     assert set(np.unique(sr)) == {4}
 
 
-def test_progress_is_told_once_a_call():
+def test_progress_is_told_once_a_tile():
     calls, seen = [], []
 
-    def track(groups, total):
+    def track(pieces, total):
         seen.append(total)
-        yield from groups
+        yield from pieces
 
     def run(x):
         calls.append(x.shape)
         return x
 
-    run_tiled(run, np.zeros((1, 3, 40, 40), np.float32), tile=16, overlap=4, scale=1, batch=3, track=track)
+    run_tiled(run, np.zeros((1, 3, 40, 40), np.float32), tile=16, overlap=4, scale=1, track=track)
     assert seen == [len(calls)]
     assert {shape[2:] for shape in calls} == {(16, 16)}
-    assert max(shape[0] for shape in calls) == 3
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(20, 10), (1, 1), (73, 37)])
@@ -125,8 +127,6 @@ def test_tile_without_core_is_a_usage_error_with_both_values(tile, overlap):
 def test_negative_values_are_refused():
     with pytest.raises(UsageError, match="tile -1"):
         plan_tiles(10, 10, -1, 0)
-    with pytest.raises(UsageError, match="batch 0"):
-        run_tiled(lambda x: x, np.zeros((1, 3, 4, 4)), tile=0, overlap=0, scale=1, batch=0)
 
 
 def test_wrong_scale_is_named():
@@ -137,5 +137,5 @@ def test_wrong_scale_is_named():
 def test_smallest_tile_keeps_one_pixel():
     image = np.random.default_rng(1).integers(0, 256, (1, 3, 13, 14)).astype(np.float64)
     run = _network(1)
-    tiled = run_tiled(run, image, tile=2 * RADIUS + 1, overlap=RADIUS, scale=SCALE, batch=8)
+    tiled = run_tiled(run, image, tile=2 * RADIUS + 1, overlap=RADIUS, scale=SCALE)
     assert np.array_equal(tiled, run(image))

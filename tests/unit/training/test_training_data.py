@@ -6,7 +6,6 @@ from PIL import Image
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.resize import downscale
 from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
-from training.loop.prefetch import prefetch
 
 
 @pytest.fixture
@@ -82,23 +81,3 @@ def test_small_images_are_refused_or_skipped(tmp_path):
         load_pairs(paths, 2, 9)
     pairs, skipped = load_pairs(paths, 2, 9, skip_small=True)
     assert ([pair.name for pair in pairs], skipped) == (["a.png"], 1)
-
-
-def test_prefetch_keeps_order_and_hands_on_errors():
-    with prefetch(lambda index: index * index, 3, 50) as squares:
-        assert list(squares) == [index * index for index in range(3, 50)]
-
-    def fail(index):
-        if index == 2:
-            raise InputError("item 2 is broken")
-        return index
-
-    seen = []
-    with prefetch(fail, 0, 5) as items, pytest.raises(InputError, match="item 2 is broken"):
-        seen.extend(items)
-    assert seen == [0, 1]
-
-
-def test_prefetch_can_be_left_early():
-    with prefetch(lambda index: index, 0, 10**9) as items:
-        assert next(items) == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from odm_deploy.upscaling.pipeline import ahead
+from odm_deploy.pipeline import ahead, map_ahead
 
 
 def pipeline_threads() -> list[threading.Thread]:
@@ -16,8 +16,10 @@ def pipeline_threads() -> list[threading.Thread]:
 
 
 def test_items_come_in_order_through_several_stages():
-    doubled = ahead(2 * item for item in ahead(range(50)))
+    doubled = map_ahead(lambda item: 2 * item, ahead(range(50)))
     assert list(doubled) == list(range(0, 100, 2))
+    squares = map_ahead(lambda item: item * item, range(3, 50), depth=3)
+    assert list(squares) == [item * item for item in range(3, 50)]
     assert not pipeline_threads()
 
 
@@ -51,7 +53,7 @@ def test_no_more_than_depth_items_wait():
     assert not pipeline_threads()
 
 
-def test_an_error_arrives_behind_the_items_before_it():
+def test_an_error_arrives_after_the_items_before_it():
     def items() -> Iterator[int]:
         yield 1
         raise ValueError("broken")
@@ -59,6 +61,26 @@ def test_an_error_arrives_behind_the_items_before_it():
     seen: list[int] = []
     with pytest.raises(ValueError, match="broken"):
         seen.extend(ahead(ahead(items())))
+    assert not pipeline_threads()
+
+
+def test_an_error_of_the_work_arrives_after_the_results_before_it():
+    def fail(item: int) -> int:
+        if item == 2:
+            raise ValueError("item 2 is broken")
+        return item
+
+    seen: list[int] = []
+    with pytest.raises(ValueError, match="item 2 is broken"):
+        seen.extend(map_ahead(fail, range(5)))
+    assert seen == [0, 1]
+    assert not pipeline_threads()
+
+
+def test_work_without_end_can_be_left_early():
+    results = map_ahead(lambda item: item, range(10**9))
+    assert next(results) == 0
+    results.close()
     assert not pipeline_threads()
 
 

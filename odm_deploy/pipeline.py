@@ -1,7 +1,6 @@
 """Work that overlaps: each stage of a pipeline in a thread of its own, a bounded number of items between them.
 
->>> pictures = ahead(read(path) for path in paths)             # doctest: +SKIP
->>> for result in ahead(upscale(picture) for picture in pictures):
+>>> for result in map_ahead(upscale, map_ahead(read, paths)):             # doctest: +SKIP
 ...     write(result)
 
 While one item is written, the next is upscaled and the one after it is read. Decoders, encoders and runtimes leave
@@ -11,11 +10,12 @@ Python's lock while they work, so that threads suffice.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _POLL_S = 0.1
 
@@ -27,22 +27,28 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T]:
-    """Yield `items` as they come, while a thread of its own already computes the next ones.
+def ahead(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item]:
+    """`map_ahead` for `items` that are computed as they are iterated, such as those of a generator."""
+    return map_ahead(lambda item: item, items, depth=depth)
+
+
+def map_ahead(work: Callable[[_Item], _Result], items: Iterable[_Item], *, depth: int = 2) -> Generator[_Result]:
+    """Yield `work(item)` for each of `items` in order, while a thread of its own already computes the next ones.
 
     Closing the generator, or an exception in the loop around it, ends the thread and closes `items` before it returns.
 
     Args:
+        work: called in the thread.
         items: iterated in the thread, from the first `next` on. A generator is also closed there.
-        depth: items that may be ready and waiting; with the ones both sides are at, `depth + 2` are held at a time.
+        depth: results that may be ready and waiting; with the ones both sides are at, `depth + 2` are held at a time.
 
     Raises:
-        Whatever `items` raises, behind the items that came before.
+        Whatever `items` or `work` raise, after the results that came before.
     """
-    ready: Queue[_T | _End] = Queue(maxsize=depth)
+    ready: Queue[_Result | _End] = Queue(maxsize=depth)
     stopped = threading.Event()
 
-    def hand_over(item: _T | _End) -> None:
+    def hand_over(item: _Result | _End) -> None:
         while not stopped.is_set():
             try:
                 ready.put(item, timeout=_POLL_S)
@@ -50,10 +56,10 @@ def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T]:
             except Full:
                 continue
 
-    def work() -> None:
+    def run() -> None:
         try:
             for item in items:
-                hand_over(item)
+                hand_over(work(item))
                 if stopped.is_set():
                     break
             end = _End()
@@ -64,7 +70,7 @@ def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T]:
                 items.close()
         hand_over(end)
 
-    thread = threading.Thread(target=work, daemon=True, name="odm-deploy pipeline")
+    thread = threading.Thread(target=run, daemon=True, name="odm-deploy pipeline")
     thread.start()
     try:
         while True:
@@ -79,7 +85,7 @@ def ahead(items: Iterable[_T], depth: int = 2) -> Generator[_T]:
         thread.join()
 
 
-def _next(ready: Queue[_T | _End]) -> _T | _End:
+def _next(ready: Queue[_Result | _End]) -> _Result | _End:
     """The next item. Waits in steps: a wait without end would be deaf to Ctrl-C on some systems."""
     while True:
         try:
