@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from odm_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from odm_deploy.bundle import Bundle
     from odm_deploy.engine import Engine
     from odm_deploy.errors import BuildError, GateError, InputError, MissingError, OdmError, UsageError
     from odm_deploy.grid import Grid
     from odm_deploy.quantization.one_call import quantize
 
 _HOMES = {
+    "Bundle": "odm_deploy.bundle",
     "Engine": "odm_deploy.engine",
     "Grid": "odm_deploy.grid",
     "quantize": "odm_deploy.quantization.one_call",
@@ -30,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "BuildError",
+    "Bundle",
     "Engine",
     "GateError",
     "Grid",

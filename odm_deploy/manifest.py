@@ -1,107 +1,25 @@
-"""`manifest.json`: everything a bundle knows about itself. A plan carries no metadata, so this file carries it all.
+"""The old place of `odm_deploy.bundle.manifest`; goes when nobody imports it from here."""
 
-    format         "odm-deploy bundle"
-    version        1
-    created_by     "odm-deploy 0.1.0"
-    network        {"name", "scale", "config": {...}}
-    checkpoint     {"path", "sha256"} of the model.pt it was made from
-    onnx           {"sha256", "opset", "precision", "io", "layout", "dialect"}
-    receptive_radius_px   input pixels on each side that an output pixel depends on; null when unbounded
-    layers         {layer: {"grid": {...}, "weight_bits": int}}
-    exact          null, or the proof that the model's arithmetic never rounds: {"float32_bits": 24, "bits": {layer:
-                   bits its sums need}, "tf32": false, ...}; such a bundle has a golden.json
-    engine         null, or what built engine.plan: {"flavour", "version", "profile", "gpu", "compute_capability",
-                   "targets": GPUs asked for, "build_s", "trtexec", "layers": [...]}
+from odm_deploy.bundle.manifest import (
+    FORMAT,
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+    VERSION,
+    Manifest,
+    manifest_beside,
+    read_manifest,
+)
 
-Everything but `engine` describes the model, `engine` describes the one machine-dependent file.
-"""
-
-from __future__ import annotations
-
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_path
-
-FORMAT = "odm-deploy bundle"
-VERSION = 1
-
-MANIFEST_FILE = "manifest.json"
-ONNX_FILE = "model.onnx"
-PLAN_FILE = "engine.plan"
-GOLDEN_FILE = "golden.json"
-"""Of exact models: what they compute on fixed images (`proof.golden`)."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """A bundle's side-car; the module's docstring explains every key."""
-
-    network: Mapping[str, Any]
-    checkpoint: Mapping[str, Any]
-    onnx: Mapping[str, Any]
-    receptive_radius_px: int | None
-    layers: Mapping[str, Any]
-    exact: Mapping[str, Any] | None = None
-    engine: Mapping[str, Any] | None = None
-    created_by: str = ""
-    format: str = FORMAT
-    version: int = VERSION
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Keys that this version does not know; kept, so that rewriting loses nothing."""
-
-    @property
-    def scale(self) -> int:
-        """Output pixels per input pixel along each axis."""
-        return int(self.network["scale"])
-
-    def write(self, folder: Path) -> Path:
-        """Write `manifest.json` into `folder`, whole or not at all; returns its path."""
-        document = asdict(self)
-        document.update(document.pop("extra"))
-        order = ["format", "version", "created_by"]
-        ordered = {key: document[key] for key in (*order, *(key for key in document if key not in order))}
-        path = folder / MANIFEST_FILE
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-        return path
-
-
-def read_manifest(bundle: Path | str) -> Manifest:
-    """The manifest of a bundle directory.
-
-    Raises:
-        InputError: no bundle, a damaged manifest, or one of a newer version.
-    """
-    path = Path(bundle) / MANIFEST_FILE
-    if not path.is_file():
-        raise InputError(
-            f"{bundle} is not a bundle",
-            why=f"it has no {MANIFEST_FILE}" if Path(bundle).is_dir() else "there is no such directory",
-            fix="make one with: odm-deploy export model.pt -o DIR",
-        )
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT:
-            raise KeyError("format")
-        if document["version"] != VERSION:
-            raise InputError(
-                f"cannot read {path}", why=f"its version is {document['version']!r}, this program reads {VERSION}"
-            )
-        known = {name: document.pop(name) for name in Manifest.__dataclass_fields__ if name in document}
-        manifest = Manifest(**known, extra=document)
-        int(manifest.network["scale"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
-    return manifest
-
-
-def manifest_beside(model: Path | str) -> Manifest | None:
-    """The manifest of the bundle that `model` is, or lies in; None when there is none."""
-    path = Path(model)
-    folder = path if path.is_dir() else path.parent
-    return read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
+__all__ = [
+    "FORMAT",
+    "GOLDEN_FILE",
+    "MANIFEST_FILE",
+    "ONNX_FILE",
+    "PLAN_FILE",
+    "VERSION",
+    "Manifest",
+    "manifest_beside",
+    "read_manifest",
+]

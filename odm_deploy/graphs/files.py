@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE
 from odm_deploy.errors import InputError
-from odm_deploy.manifest import ONNX_FILE, PLAN_FILE
 
 if TYPE_CHECKING:
     import onnx
@@ -46,25 +48,57 @@ def guess_kind(model: Path | str) -> ModelKind | None:
 
 
 def read_model(model: Path | str, kind: ModelKind) -> bytes:
-    """The bytes of a model file, read whole.
+    """The old way to a model's bytes; goes when everybody opens a `Bundle`."""
+    path = locate_model(model, kind)
+    return read_bytes(path) if kind == "plan" else read_onnx(path)[1]
 
-    Runtimes get bytes, never a path: OpenVINO maps the files it opens, and overwriting a mapped file changes the
-    weights of a loaded model under its feet. ONNX files are checked to be ONNX, and their external data is embedded.
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Say in one line what keeps `path` from being read.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, or not an ONNX model although it has to be one.
+        InputError: in place of any OSError.
     """
-    path = locate_model(model, kind)
     try:
-        data = path.read_bytes()
+        yield
     except OSError as error:
-        raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from error
+        raise InputError(f"cannot read {path}", why=error.strerror or str(error)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """A model file, whole.
+
+    Raises:
+        InputError: it is missing, unreadable or empty.
+    """
+    with reading(path):
+        data = path.read_bytes()
     if not data:
         raise InputError(f"cannot load {path}", why="the file is empty")
-    if kind == "plan":
-        return data
-    proto = parse_onnx(data, label=str(path))
-    return _with_data_embedded(proto, path) or data
+    return data
+
+
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """An ONNX file as a graph and serialized, both with its external data inside.
+
+    Whoever gets the bytes does not know where the file lies, and would look for external data in the current folder.
+
+    Raises:
+        InputError: it is missing, unreadable, no ONNX model, or its external data is.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model
+
+    data = read_bytes(path)
+    graph = parse_onnx(data, label=str(path))
+    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph)):
+        return graph, data
+    try:
+        load_external_data_for_model(graph, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(f"cannot load {path}", why=f"its external data cannot be read: {error}") from error
+    return graph, graph.SerializeToString()
 
 
 def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
@@ -88,15 +122,17 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
     return proto
 
 
-def _with_data_embedded(proto: onnx.ModelProto, path: Path) -> bytes | None:
-    """`proto` serialized with its external data inside, or None when it has none."""
+def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor: initializers and attributes, in the main graph, in bodies of If and Loop, in functions."""
     import onnx
-    from onnx.external_data_helper import load_external_data_for_model
 
-    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
-        return None
-    try:
-        load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"cannot load {path}", why=f"its external data cannot be read: {error}") from error
-    return proto.SerializeToString()
+    if isinstance(message, onnx.ModelProto):
+        for part in (message.graph, *message.functions):
+            yield from _tensors(part)
+        return
+    if isinstance(message, onnx.GraphProto):
+        yield from message.initializer
+    for attribute in (attribute for node in message.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for body in (attribute.g, *attribute.graphs):
+            yield from _tensors(body)

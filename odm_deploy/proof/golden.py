@@ -1,22 +1,13 @@
-"""Golden outputs: what an exact model computes on fixed images, as hashes, in the bundle's `golden.json`.
+"""Golden outputs: what an exact model computes on fixed images, recorded at export and compared by whoever runs it.
 
-Integers decide (`integer_interpreter`), not a float engine. Whoever runs the bundle, on whatever machine, must get
-these bytes; `verify` demands it, and where they differ it names the first layer that computes something else. Not every
-wrong number shows on every image, so each layer's part of the graph is hashed, too.
-
-    version     2
-    graph       {layer: SHA-256 of its nodes and initializers in model.onnx}, "" for what belongs to no layer
-    images      [{"name", "shape": [1, 3, H, W], "input", "output": SHA-256 of the uint8 RGB bytes,
-                  "codes": {layer: SHA-256 of its input's codes, uint8}}]
+Integers decide (`interpret`), not a float engine. Whoever runs the bundle, on whatever machine, must get these bytes;
+`verify` demands it, and where they differ it names the first layer that computes something else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,43 +15,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from odm_deploy.errors import InputError
+from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
+from odm_deploy.bundle.golden import read_golden as read_golden
 from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.taps import read_taps
-from odm_deploy.manifest import GOLDEN_FILE
 from odm_deploy.proof.graph_hashes import hashes_by_layer
 from odm_deploy.proof.teacher_forcing import codes_from
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
 from odm_deploy.runtimes.base import Runtime
-
-VERSION = 2
-HEIGHT_PX, WIDTH_PX = 24, 32
-"""Of the golden images: within every engine's default shapes, and enough to fill the grids of every layer."""
-
-
-@dataclass(frozen=True)
-class GoldenImage:
-    """Hashes of one image's way through the network; the module's docstring explains them."""
-
-    name: str
-    shape: list[int]
-    input: str
-    output: str
-    codes: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Golden:
-    """The contents of `golden.json`."""
-
-    graph: dict[str, str]
-    images: list[GoldenImage]
-    version: int = VERSION
-
-    def write(self, folder: Path) -> None:
-        """Write `golden.json` into a bundle."""
-        (folder / GOLDEN_FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass
@@ -76,21 +39,6 @@ class GoldenReport:
     def to_dict(self) -> dict[str, Any]:
         """The key `golden` of `verify --json`."""
         return {"images": self.images, "identical": not self.failures, "first_layer": self.first_layer}
-
-
-def golden_images() -> dict[str, NDArray[np.uint8]]:
-    """The images, uint8 [1, 3, H, W] by name; made by integer arithmetic alone, the same everywhere and forever."""
-    y, x = np.mgrid[:HEIGHT_PX, :WIDTH_PX]
-    colour = np.arange(3).reshape(3, 1, 1)
-    position = (colour * HEIGHT_PX + y) * WIDTH_PX + x
-    # Knuth's multiplicative hash: its upper bits have no pattern.
-    noise = (position * 2654435761 % 2**32) >> 16
-    pictures = {
-        "noise": noise % 256,
-        "black and white": noise // 256 % 2 * 255,
-        "ramps": (y * (5 + colour) + x * (7 - 2 * colour)) % 256,
-    }
-    return {name: picture.astype(np.uint8)[None] for name, picture in pictures.items()}
 
 
 def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[str, NDArray[np.uint8]]]:
@@ -110,37 +58,11 @@ def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[
 
         def watch(step: Step, integers: Integers, _: int, codes: dict[str, str] = codes) -> None:
             if isinstance(step, Quantize):
-                codes[step.layer] = _hash((integers + step.zero_point).astype(np.uint8))
+                codes[step.layer] = hash_of((integers + step.zero_point).astype(np.uint8))
 
         outputs[name] = interpret(program, image, watch)
-        images.append(GoldenImage(name, list(image.shape), _hash(image), _hash(outputs[name]), codes))
+        images.append(GoldenImage(name, list(image.shape), hash_of(image), hash_of(outputs[name]), codes))
     return Golden(hashes_by_layer(lowered, [tap.layer for tap in read_taps(lowered)]), images), outputs
-
-
-def read_golden(bundle: Path) -> Golden | None:
-    """The record in a bundle directory; None where there is none.
-
-    Raises:
-        InputError: a damaged record, one of a newer version, or of other images than this program makes.
-    """
-    path = bundle / GOLDEN_FILE
-    if not path.is_file():
-        return None
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if document["version"] != VERSION:
-            raise InputError(
-                f"cannot read {path}",
-                why=f"its version is {document['version']!r}, this program reads {VERSION}",
-                fix="export again",
-            )
-        golden = Golden(document["graph"], [GoldenImage(**plain) for plain in document["images"]])
-        hashes = {image.name: image.input for image in golden.images}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
-    if hashes != {name: _hash(image) for name, image in golden_images().items()}:
-        raise InputError(f"{path} is damaged", why="its images are not those this program makes", fix="export again")
-    return golden
 
 
 def check_golden(
@@ -166,7 +88,7 @@ def check_golden(
     for record in golden.images:
         output = round_to_uint8(runtime.upscale(images[record.name].astype(np.float32)))
         report.images += 1
-        if _hash(output) != record.output:
+        if hash_of(output) != record.output:
             wrong.append(record.name)
     if wrong:
         report.failures.append(f"{len(wrong)} of {report.images} golden images come out differently")
@@ -208,7 +130,7 @@ def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Call
     for tap in taps:
         for record in golden.images:
             codes = codes_from(tap, found[record.name][tap.codes]).astype(np.uint8)
-            if _hash(codes) != record.codes[tap.layer]:
+            if hash_of(codes) != record.codes[tap.layer]:
                 return _layer_before(lowered, tap.codes) or tap.layer
     return None
 
@@ -227,7 +149,3 @@ def _layer_before(lowered: onnx.ModelProto, tensor: str) -> str | None:
         else:
             waiting += lowered.graph.node[index].input
     return lowered.graph.node[max(convolutions)].name if convolutions else None
-
-
-def _hash(array: NDArray[Any]) -> str:
-    return hashlib.sha256(f"{array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()

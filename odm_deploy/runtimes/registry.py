@@ -7,12 +7,12 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
-from odm_deploy.graphs.files import ModelKind, guess_kind, read_model
+from odm_deploy.graphs.files import ModelKind, guess_kind, locate_model
 from odm_deploy.machine.builders import FLAVOURS, find_flavour, find_gpus
 from odm_deploy.manifest import PLAN_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
-from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
 _HOMES = {
@@ -142,7 +142,7 @@ def _flavour_of_plan(model: Path | str, kind: ModelKind | None, failures: list[O
     if kind == "onnx" or (kind is None and not (Path(model) / PLAN_FILE).is_file()):
         return None
     try:
-        return read_plan_header(read_model(model, "plan"), label=str(model)).flavour
+        return PlanHeader.of_file(locate_model(model, "plan")).flavour
     except InputError as error:
         if kind == "plan":
             raise

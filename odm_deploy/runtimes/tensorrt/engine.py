@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.graphs.files import ModelKind, locate_model, read_model
 from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX, find_flavour, find_gpus
@@ -25,7 +26,7 @@ from odm_deploy.runtimes.tensorrt.binding import ShapeBinding, make_layer_timer
 from odm_deploy.runtimes.tensorrt.cuda import Cuda, Event
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
 from odm_deploy.runtimes.tensorrt.kernel_cache import KernelCache, file_in_folder
-from odm_deploy.runtimes.tensorrt.plan_file import REBUILD, built_for, engine_facts, read_plan_header, require_gpu
+from odm_deploy.runtimes.tensorrt.plan_file import built_for, engine_facts, require_gpu
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
@@ -103,7 +104,7 @@ class TensorRtEngine(Runtime):
             raise UsageError(
                 f"{cls.name} cannot change how an engine computes", fix="build another engine, or leave the option out"
             )
-        header = read_plan_header(model, label=label)
+        header = PlanHeader.of_bytes(model, label=label)
         header.require_flavour(cls.flavour, label=label)
         trt = cls._import()
         if not version_compatible:

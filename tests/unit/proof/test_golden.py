@@ -10,9 +10,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from odm_deploy.bundle.golden import Golden, golden_images, read_golden
+from odm_deploy.bundle.manifest import GOLDEN_FILE
 from odm_deploy.errors import InputError
-from odm_deploy.manifest import GOLDEN_FILE
-from odm_deploy.proof.golden import Golden, check_golden, golden_images, golden_of, read_golden
+from odm_deploy.proof.golden import check_golden, golden_of
 from odm_deploy.quantization.exact.trace import integer_program
 from tests.exact_models import calibrated_exact
 from tests.factories import OPENERS, lowered

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from odm_deploy.bundle.manifest import FORMAT, MANIFEST_FILE, VERSION, Manifest, manifest_beside, read_manifest
 from odm_deploy.errors import InputError
-from odm_deploy.manifest import FORMAT, MANIFEST_FILE, VERSION, Manifest, manifest_beside, read_manifest
 
 MANIFEST = Manifest(
     network={"name": "edsr", "scale": 4, "config": {"features": 8}},

@@ -1,0 +1,191 @@
+"""`Bundle`: from a path that somebody named to graph, plan, manifest and golden outputs, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, read_manifest
+from odm_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from odm_deploy.bundle.golden import Golden
+    from odm_deploy.bundle.image_format import ImageFormat
+    from odm_deploy.bundle.plan_header import PlanHeader
+
+ModelKind = Literal["onnx", "plan"]
+"""The two files of a bundle that runtimes load: `model.onnx` and `engine.plan`."""
+
+_HOW_TO_MAKE: dict[str, str] = {
+    ONNX_FILE: "make a bundle with: odm-deploy export model.pt -o DIR",
+    PLAN_FILE: "install a builder (pip install 'odm-deploy[rtx]') and run: odm-deploy build BUNDLE",
+}
+
+
+class Bundle:
+    """A bundle, or one of its files alone. Nothing is read before it is asked for, and nothing twice.
+
+    What was read stays in memory as long as this object does, and is shared by all who ask: copy `graph` before
+    changing it.
+
+    >>> Bundle.open("model/").require_manifest().scale      # doctest: +SKIP
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Callers want `Bundle.open`, which looks whether there is anything."""
+        self.path = path
+        """What was opened: a folder, a model.onnx or an engine.plan."""
+        self.kind: ModelKind | None = None if path.is_dir() else "onnx" if path.suffix.lower() == ".onnx" else "plan"
+        """Which of its files was named; None where the whole bundle was."""
+        self._around = path if path.is_dir() else path.parent
+
+    @classmethod
+    def open(cls, path: Bundle | Path | str) -> Bundle:
+        """Open a bundle folder, a model.onnx or an engine.plan; an open bundle is handed back as it is.
+
+        Raises:
+            InputError: there is no such file or folder.
+        """
+        if isinstance(path, Bundle):
+            return path
+        if not Path(path).exists():
+            raise InputError(f"cannot load {path}", why="there is no such file or folder")
+        return cls(Path(path))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def folder(self) -> Path | None:
+        """The bundle's folder; None for a file that lies in none."""
+        return self._around if self.kind is None or (self._around / MANIFEST_FILE).is_file() else None
+
+    @property
+    def onnx_path(self) -> Path | None:
+        """The graph: the file that was named, or the one in the bundle or beside the plan; None where there is none."""
+        return self.path if self.kind == "onnx" else _if_file(self._around / ONNX_FILE)
+
+    @property
+    def plan_path(self) -> Path | None:
+        """The engine; None where there is none, and for somebody who named a graph."""
+        if self.kind == "onnx":
+            return None
+        return self.path if self.kind == "plan" else _if_file(self._around / PLAN_FILE)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """What the bundle says about itself; None where nothing does.
+
+        Raises:
+            InputError: a damaged manifest, or one of a newer version.
+        """
+        return read_manifest(self._around) if (self._around / MANIFEST_FILE).is_file() else None
+
+    def require_manifest(self) -> Manifest:
+        """The manifest.
+
+        Raises:
+            InputError: this is no bundle, or its manifest is damaged or of a newer version.
+        """
+        return self.manifest or read_manifest(self.path)
+
+    @cached_property
+    def engine_facts(self) -> Mapping[str, Any]:
+        """The manifest's entry about the plan; empty where there is none, or no readable manifest.
+
+        A damaged manifest is no reason not to run a good plan.
+        """
+        try:
+            return (self.manifest and self.manifest.engine) or {}
+        except InputError:
+            return {}
+
+    @cached_property
+    def image_format(self) -> ImageFormat | None:
+        """How both edges of the model take images, as the manifest says.
+
+        None where no readable manifest tells: then every runtime goes by its own tensors (`ImageFormat.told_from`).
+        """
+        from odm_deploy.bundle.image_format import ImageFormat
+
+        if self.kind is not None and self.path.name not in (ONNX_FILE, PLAN_FILE):
+            # Another file that somebody put into the bundle's folder: the manifest does not speak of it.
+            return None
+        try:
+            return None if self.manifest is None else ImageFormat.stated_in(self.manifest)
+        except InputError:
+            return None
+
+    @property
+    def graph(self) -> onnx.ModelProto:
+        """The ONNX graph with all its weights, whether or not they lie in files of their own.
+
+        Raises:
+            InputError: there is none, or it is unreadable or no ONNX model.
+        """
+        return self._onnx[0]
+
+    @property
+    def onnx_bytes(self) -> bytes:
+        """The same, serialized: what runtimes load.
+
+        Runtimes get bytes, never a path: OpenVINO maps the files it opens, and overwriting a mapped file changes the
+        weights of a loaded model under its feet.
+
+        Raises:
+            InputError: as `graph`.
+        """
+        return self._onnx[1]
+
+    @cached_property
+    def _onnx(self) -> tuple[onnx.ModelProto, bytes]:
+        from odm_deploy.graphs.files import read_onnx
+
+        return read_onnx(self._require(self.onnx_path, ONNX_FILE))
+
+    @cached_property
+    def plan_bytes(self) -> bytes:
+        """The serialized engine.
+
+        Raises:
+            InputError: there is none, or it is unreadable or empty.
+        """
+        from odm_deploy.graphs.files import read_bytes
+
+        return read_bytes(self._require(self.plan_path, PLAN_FILE))
+
+    @cached_property
+    def plan_header(self) -> PlanHeader:
+        """Who built the engine; of the file, which may be large, only its first bytes are read.
+
+        Raises:
+            InputError: there is none, or it is unreadable, no TensorRT engine or only the beginning of one.
+        """
+        from odm_deploy.bundle.plan_header import PlanHeader
+
+        return PlanHeader.of_file(self._require(self.plan_path, PLAN_FILE))
+
+    @cached_property
+    def golden(self) -> Golden | None:
+        """What the bundle's exact model computes on fixed images; None for other models.
+
+        Raises:
+            InputError: a damaged record, one of a newer version, or of other images than this program makes.
+        """
+        from odm_deploy.bundle.golden import read_golden
+
+        return read_golden(self._around)
+
+    def _require(self, file: Path | None, name: str) -> Path:
+        if file is not None:
+            return file
+        why = f"it holds no {name}" if self.kind is None else f"there is no {name} beside it"
+        raise InputError(f"cannot load {self.path}", why=why, fix=_HOW_TO_MAKE[name])
+
+
+def _if_file(path: Path) -> Path | None:
+    return path if path.is_file() else None

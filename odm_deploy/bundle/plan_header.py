@@ -1,0 +1,81 @@
+"""What the first bytes of an engine.plan say about it, before any TensorRT is loaded.
+
+A plan runs only on the flavour and version of TensorRT that built it, and fails elsewhere with words that help nobody
+("Magic tag does not match"). Its first 28 bytes tell both: a tag of four letters ending in "trt", and at byte 24 the
+builder's version (NVIDIA/TensorRT#3073). The tag of TensorRT for RTX is "vtrt", and byte 16 holds the plan's size.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from odm_deploy.errors import InputError
+from odm_deploy.graphs.files import reading
+from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX
+
+_HEADER = struct.Struct("<4sIQQ4B")
+_RTX_TAG = b"vtrt"
+REBUILD = "build it for this machine with: odm-deploy build BUNDLE"
+"""What to do about a plan that cannot run here."""
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """Who wrote a plan."""
+
+    flavour: str
+    """`tensorrt` or `tensorrt_rtx`."""
+    version: tuple[int, int, int, int]
+    """The builder's version, for example (1, 7, 1, 116)."""
+
+    def __str__(self) -> str:
+        return f"{self.flavour} {'.'.join(map(str, self.version))}"
+
+    def require_flavour(self, flavour: str, *, label: str) -> None:
+        """Raise InputError unless `flavour` is the one that built this plan."""
+        if self.flavour != flavour:
+            raise InputError(
+                f"{flavour} cannot run {label}",
+                why=f"it was built by {self}",
+                fix=f"run it with --runtime {self.flavour}, or {REBUILD}",
+            )
+
+    def require_version(self, version: str, *, label: str) -> None:
+        """Raise InputError unless the installed `version`, such as "10.13.0.35", can load this plan.
+
+        Between patch releases plans may load; TensorRT itself decides about those.
+        """
+        if version.split(".")[:2] != [str(number) for number in self.version[:2]]:
+            raise InputError(f"{self.flavour} {version} cannot run {label}", why=f"it was built by {self}", fix=REBUILD)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """Of a plan in a file, of which only the beginning is read. Raises as `of_bytes`, and for unreadable files."""
+        with reading(path), path.open("rb") as stream:
+            return cls._read(stream.read(_HEADER.size), path.stat().st_size, str(path))
+
+    @classmethod
+    def of_bytes(cls, plan: bytes, *, label: str = "the plan") -> Self:
+        """Of a serialized engine. `label` names it in error messages.
+
+        Raises:
+            InputError: these bytes are not a TensorRT engine, or only the beginning of one.
+        """
+        return cls._read(plan[: _HEADER.size], len(plan), label)
+
+    @classmethod
+    def _read(cls, start: bytes, length: int, label: str) -> Self:
+        if len(start) < _HEADER.size or start[1:4] != b"trt":
+            raise InputError(
+                f"{label} is not a TensorRT engine",
+                why=f"its {length} bytes begin with {start[:4]!r}",
+                fix="build one with: odm-deploy export model.pt -o DIR",
+            )
+        tag, _, _, size, *version = _HEADER.unpack_from(start)
+        if tag == _RTX_TAG and size > length:
+            raise InputError(f"{label} is cut short", why=f"it has {length} of {size} bytes", fix="copy it again")
+        major, minor, patch, build = version
+        return cls(TENSORRT_RTX if tag == _RTX_TAG else TENSORRT, (major, minor, patch, build))
