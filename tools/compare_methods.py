@@ -1,35 +1,51 @@
 """Train several methods under one protocol and write one table: same weights, images, seed, batch and iterations.
 
-    python tools/compare_methods.py training/recipes/edsr_x4_*_w4a4.toml --iterations 2000 --out runs/w4a4
+    python tools/compare_methods.py training/recipes/edsr_x4_odm_w4a4.toml --variant=method={lsq,minmax} \
+        --iterations 2000 --out runs/w4a4
 
-Each recipe trains in a folder of its own under --out. Killed at any time, the same command goes on where it stopped;
-methods already measured are not trained again. Writes results.json, results.md and, where matplotlib is installed,
-results.png, of everything measured under --out; without recipes it does only that.
+Each recipe, and each variant of it, trains in a folder of its own under --out. Killed at any time, the same command
+goes on where it stopped; methods already measured are not trained again. Writes results.json, results.md and, where
+matplotlib is installed, results.png, of everything measured under --out; without recipes it does only that.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from toolbox import (
+    COMMAND,
+    import_pyplot,
+    load_recipes,
+    markdown_table,
+    read_json,
+    save_figure,
+    set_option,
+    variant_option,
+    write_json,
+    write_text,
+)
+from torch import Tensor
 
 from odm_deploy.accounting import account
-from odm_deploy.errors import InputError, UsageError
-from odm_deploy.files import atomic_path
+from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.imaging.datasets import BenchmarkSet
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.terminal import run, say
-from training.config import expand_places, to_tables
+from training.config import to_tables
 from training.data import ImagePair
 from training.distributed import World
 from training.loop.evaluate import Score, score
 from training.loop.preparation import load_float_network
 from training.loop.run import train
 from training.methods.registry import build_method
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe
+from training.recipe_files import expand_places
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Result:
     """One row of the table."""
 
     recipe: str
-    """File name of the recipe without suffix; `float` for the network all start from."""
+    """File name of the recipe without suffix, and the variant's settings; `start` for the network all start from."""
     method: str
     """Name of the method."""
     width: str
@@ -58,13 +74,14 @@ class Result:
     """`yes`, or why not."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=COMMAND)
 @click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the comparison.")
 @click.option(
     "--iterations", type=click.IntRange(min=1), help="Optimizer steps for every recipe; default: the recipes'."
 )
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
+@variant_option
+@set_option
 @click.option(
     "--benchmark",
     "benchmarks",
@@ -77,14 +94,13 @@ def command(
     recipes: tuple[Path, ...],
     out: Path,
     iterations: int | None,
+    variants: tuple[str, ...],
     overrides: tuple[str, ...],
     benchmarks: tuple[str, ...],
 ) -> None:
     """Train every one of RECIPES for as many iterations and compare what comes out."""
     budget = [f"run.iterations={iterations}"] if iterations else []
-    loaded = {path.stem: load_recipe(path, [*overrides, *budget]) for path in recipes}
-    if len(loaded) < len(recipes):
-        raise UsageError("recipes of the same name", why=", ".join(path.name for path in recipes))
+    loaded = load_recipes(recipes, [*overrides, *budget], variants)
     check_same_protocol(loaded)
     for number, (name, recipe) in enumerate(loaded.items(), start=1):
         if number == 1:
@@ -116,54 +132,61 @@ def check_same_protocol(recipes: dict[str, Recipe]) -> None:
             )
 
 
-def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> Result:
+def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> None:
     """Train (or finish, or just look up) one recipe and measure it."""
     path, key = folder / "result.json", {"recipe": to_tables(recipe), "benchmarks": list(benchmarks)}
-    if path.exists():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["key"] == key:
-            return Result(**stored["result"])
+    if path.exists() and read_json(path)["key"] == key:
+        return
     model = train(recipe, folder, World())
     model.network.eval()
-    scores = {place.name: benchmark_score(model, place, recipe) for place in map(expand_places, benchmarks)}
     method = build_method(recipe.method)
-    policy = recipe.quantization.policy() if method.quantizes else None
-    cost = account(model.float_network(), policy)
     result = Result(
         recipe=name,
         method=method.name,
         width=recipe.quantization.body if method.quantizes else "float",
         iterations=recipe.run.iterations,
-        psnr_y_db={place: value.psnr_y_db for place, value in scores.items()},
-        ssim_y={place: value.ssim_y for place, value in scores.items()},
-        storage_mb=cost.storage_bytes / 1e6,
-        bit_operations_t=cost.bit_operations / 1e12,
+        **benchmark_scores(model, recipe, benchmarks, recipe.run.device),
+        **costs(model.float_network(), recipe.quantization.policy() if method.quantizes else None),
         seconds_per_step=seconds_per_step(folder / "log.jsonl"),
         exportable=method.why_not_exportable() or "yes",
     )
-    _store(path, key, result)
-    return result
+    write_json(path, {"key": key, "result": asdict(result)})
 
 
-def measure_start(recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> Result:
+def measure_start(recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> None:
     """The float network that all recipes start from, untouched."""
     network = load_float_network(recipe)
-    scores = {place.name: benchmark_score(network, place, recipe) for place in map(expand_places, benchmarks)}
-    cost = account(network)
     result = Result(
         recipe="start",
         method="float",
         width="float",
         iterations=0,
-        psnr_y_db={place: value.psnr_y_db for place, value in scores.items()},
-        ssim_y={place: value.ssim_y for place, value in scores.items()},
-        storage_mb=cost.storage_bytes / 1e6,
-        bit_operations_t=cost.bit_operations / 1e12,
+        **benchmark_scores(network, recipe, benchmarks),
+        **costs(network, None),
         seconds_per_step=0.0,
         exportable="yes",
     )
-    _store(folder / "result.json", {}, result)
-    return result
+    write_json(folder / "result.json", {"key": {}, "result": asdict(result)})
+
+
+def benchmark_scores(
+    network: Callable[[Tensor], Tensor], recipe: Recipe, benchmarks: tuple[str, ...], device: str = "cpu"
+) -> dict[str, Any]:
+    """PSNR and SSIM by test set, as fields of a `Result`."""
+    scores: dict[str, Score] = {}
+    for place in map(expand_places, benchmarks):
+        pairs = (ImagePair(pair.name, *pair.load()) for pair in BenchmarkSet.from_folder(place, recipe.network.scale))
+        scores[place.name] = score(network, pairs, recipe.network.scale, device)
+    return {
+        "psnr_y_db": {place: value.psnr_y_db for place, value in scores.items()},
+        "ssim_y": {place: value.ssim_y for place, value in scores.items()},
+    }
+
+
+def costs(network: SuperResolutionNetwork, policy: QuantizationPolicy | None) -> dict[str, Any]:
+    """Storage and bit operations, as fields of a `Result`."""
+    cost = account(network, policy)
+    return {"storage_mb": cost.storage_bytes / 1e6, "bit_operations_t": cost.bit_operations / 1e12}
 
 
 def stored_results(out: Path) -> list[Result]:
@@ -172,24 +195,11 @@ def stored_results(out: Path) -> list[Result]:
     Raises:
         InputError: nothing has been measured there.
     """
-    stored = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/result.json"))]
-    results = sorted((Result(**document["result"]) for document in stored), key=lambda result: result.iterations > 0)
+    stored = [Result(**read_json(path)["result"]) for path in sorted(out.glob("*/result.json"))]
+    results = sorted(stored, key=lambda result: result.iterations > 0)
     if not results or results[0].iterations:
         raise InputError(f"nothing to compare in {out}", fix="name recipes to train")
     return results
-
-
-def _store(path: Path, key: dict[str, Any], result: Result) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"key": key, "result": asdict(result)}, indent=2) + "\n", encoding="utf-8")
-
-
-def benchmark_score(network: Any, place: Path, recipe: Recipe) -> Score:
-    """Mean PSNR and SSIM of a network on a test set."""
-    pairs = (ImagePair(pair.name, *pair.load()) for pair in BenchmarkSet.from_folder(place, recipe.network.scale))
-    if isinstance(network, SuperResolutionNetwork):
-        return score(network, pairs, recipe.network.scale)
-    return score(network, pairs, recipe.network.scale, recipe.run.device)
 
 
 def seconds_per_step(log: Path) -> float:
@@ -202,18 +212,13 @@ def seconds_per_step(log: Path) -> float:
 
 
 def write_tables(results: list[Result], out: Path) -> None:
-    """results.json, results.md and results.png."""
-    with atomic_path(out / "results.json") as temporary:
-        temporary.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n", encoding="utf-8")
-    with atomic_path(out / "results.md") as temporary:
-        temporary.write_text(markdown(results), encoding="utf-8")
+    """results.json, results.md and, where it can be drawn, results.png."""
+    write_json(out / "results.json", [asdict(result) for result in results])
+    write_text(out / "results.md", markdown(results))
     try:
-        import matplotlib
-    except ImportError:
+        pyplot = import_pyplot()
+    except MissingError:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(results) + 1.5), layout="constrained")
     place = next(iter(results[0].psnr_y_db))
     names = [result.recipe for result in results]
@@ -222,9 +227,7 @@ def write_tables(results: list[Result], out: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(min(values) - 0.3, max(values) + 0.1)
     axes.set_xlabel(f"PSNR-Y on {place} (dB)")
-    with atomic_path(out / "results.png") as temporary:
-        figure.savefig(temporary, dpi=150)
-    pyplot.close(figure)
+    save_figure(figure, out / "results.png")
 
 
 def markdown(results: list[Result]) -> str:
@@ -234,7 +237,7 @@ def markdown(results: list[Result]) -> str:
     head = ["recipe", "method", "bits", "iterations"]
     head += [f"{place} PSNR / SSIM (drop)" for place in places]
     head += ["storage MB", "BitOPs T", "s / step", "exportable"]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    rows: list[list[str]] = []
     for result in sorted(results, key=lambda r: (r.width != "float", r.width[::-1], -r.psnr_y_db[places[0]])):
         cells = [result.recipe, result.method, result.width, str(result.iterations)]
         cells += [
@@ -243,8 +246,8 @@ def markdown(results: list[Result]) -> str:
         ]
         cells += [f"{result.storage_mb:.2f}", f"{result.bit_operations_t:.1f}"]
         cells += [f"{result.seconds_per_step:.2f}" if result.iterations else "", result.exportable]
-        lines.append(" | ".join(cells))
-    return "".join(f"| {line} |\n" for line in lines)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Time one training step of several recipes side by side: interleaved in one process, medians, ratios to the first.
 
-    python tools/step_time.py training/recipes/ablation/edsr_x4_odm_w2a2_correction.toml \
-        training/recipes/compare/edsr_x4_odm_w2a2.toml training/recipes/deploy/edsr_x4_odm_w2a2_every2.toml
+    python tools/step_time.py training/recipes/compare/edsr_x4_odm_w2a2.toml \
+        --variant method.mismatch_weight=0.0 --variant method.mismatch_every=2
 
 A step is forward, losses, gradients and Adam, on the same patches for all. Methods that do something on every k-th step
-only are timed over whole periods, because a round is `--round` consecutive steps of each. `--variant` times all recipes
-once more with other settings; on a GPU, say:
+only are timed over whole periods, because a round is `--round` consecutive steps of each. On a GPU, say:
 
-    python tools/step_time.py RECIPES --set 'run.device="cuda"' --variant run.compile=true \
+    python tools/step_time.py RECIPES --set run.device=cuda --variant run.compile=true \
         --variant run.compile=true,run.cuda_graphs=true
 """
 
@@ -21,8 +20,9 @@ from typing import Any
 
 import click
 import torch
+from toolbox import COMMAND, load_recipes, set_option, variant_option
 
-from odm_deploy.terminal import emit_json, run, say
+from odm_deploy.terminal import emit_json, json_option, run, say
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
 from training.loop.optimizer import build_optimizer
@@ -35,23 +35,17 @@ from training.loop.preparation import (
     load_images,
 )
 from training.methods.registry import build_method
-from training.recipe import Recipe, load_recipe
+from training.recipe import Recipe
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=COMMAND)
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Turns of every recipe.")
 @click.option("--round", "steps", default=2, show_default=True, type=click.IntRange(min=1), help="Steps a turn.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="CPU threads.")
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE,...",
-    help="Time every recipe once more with these settings; repeatable.",
-)
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override in every recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Machine output alone on stdout.")
+@variant_option
+@set_option
+@json_option
 def command(
     recipes: tuple[Path, ...],
     rounds: int,
@@ -63,10 +57,7 @@ def command(
 ) -> None:
     """Time a training step of RECIPES; ratios are to the first."""
     torch.set_num_threads(threads)
-    loaded = {path.stem: load_recipe(path, list(overrides)) for path in recipes}
-    for variant in variants:
-        settings = [*overrides, *variant.split(",")]
-        loaded |= {f"{path.stem}, {variant}": load_recipe(path, settings) for path in recipes}
+    loaded = load_recipes(recipes, overrides, variants)
     images = load_images(next(iter(loaded.values())))
     steppers = {name: stepper(recipe, images) for name, recipe in loaded.items()}
     for step in steppers.values():

@@ -12,9 +12,7 @@ from odm_deploy.terminal import run
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made if need be.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a value of the recipe; repeatable."
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of RECIPE; repeatable.")
 @click.option("--finish", is_flag=True, help="Freeze what DIR holds now into model.pt instead of training on.")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too, into DIR/tensorboard.")
 def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
@@ -28,10 +26,18 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, t
     DIR/log.jsonl     losses, conflicts of gradients, validations, ranges (tools/plot_training.py draws them)
     DIR/last.pt       state to resume from
     DIR/model.pt      the frozen result, for `odm-deploy export`
+
+    \b
+    --set bits=w2a2             width of the body: w2a2 to w8a8 (quantization.body)
+    --set method=lsq            another method (method.name): odm_v2, odm_v1, pams, ddtb, daq, quantsr, lsq, minmax,
+                                float
+    --set network=rdn           another network (network.name); bring its weights with network.weights
+    --set run.iterations=200    any other value by section and key: network, quantization, method, data, optimizer,
+                                run; training/recipe.py says what each is, training/methods what a method takes
     """  # noqa: D301 - click wants the character itself
     from training.distributed import join_world
     from training.loop.run import train
-    from training.recipe import load_recipe
+    from training.recipe_files import load_recipe
 
     settings = load_recipe(recipe, list(overrides))
     with join_world(settings.run.device) as world:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from operator import attrgetter
 from typing import Any, Literal
 
 from odm_deploy.errors import UsageError
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
-from training.config import apply_overrides, from_tables, read_recipe
+
+_ABOVE_ZERO = (
+    *("data.patch", "data.calibration_batches"),
+    *("optimizer.learning_rate", "optimizer.range_learning_rate", "optimizer.halve_every"),
+    *("run.iterations", "run.batch", "run.checkpoint_every", "run.validate_every", "run.log_every"),
+)
+_AT_LEAST_ZERO = ("network.weights_scale", "data.validation_images", "optimizer.warmup", "run.seed")
 
 
 @dataclass(frozen=True)
@@ -154,30 +160,12 @@ class Recipe:
     """Length and bookkeeping."""
 
     def __post_init__(self) -> None:
-        positive = {
-            "data.patch": self.data.patch,
-            "data.calibration_batches": self.data.calibration_batches,
-            "optimizer.learning_rate": self.optimizer.learning_rate,
-            "optimizer.range_learning_rate": self.optimizer.range_learning_rate,
-            "optimizer.halve_every": self.optimizer.halve_every,
-            "run.iterations": self.run.iterations,
-            "run.batch": self.run.batch,
-            "run.checkpoint_every": self.run.checkpoint_every,
-            "run.validate_every": self.run.validate_every,
-            "run.log_every": self.run.log_every,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"cannot use {name} = {value}", fix="write a number above zero")
-        at_least_zero = {
-            "network.weights_scale": self.network.weights_scale,
-            "data.validation_images": self.data.validation_images,
-            "optimizer.warmup": self.optimizer.warmup,
-            "run.seed": self.run.seed,
-        }
-        for name, value in at_least_zero.items():
-            if value < 0:
-                raise UsageError(f"cannot use {name} = {value}", fix="write zero or more")
+        for name in _ABOVE_ZERO:
+            if not attrgetter(name)(self) > 0:
+                raise UsageError(f"cannot use {name} = {attrgetter(name)(self)}", fix="write a number above zero")
+        for name in _AT_LEAST_ZERO:
+            if attrgetter(name)(self) < 0:
+                raise UsageError(f"cannot use {name} = {attrgetter(name)(self)}", fix="write zero or more")
         if self.network.weights_scale and not self.network.weights:
             raise UsageError(
                 f"cannot use network.weights_scale = {self.network.weights_scale}",
@@ -186,13 +174,3 @@ class Recipe:
             )
         if not 0.0 <= self.optimizer.ema_decay < 1.0:
             raise UsageError(f"cannot use optimizer.ema_decay = {self.optimizer.ema_decay}", fix="write 0 up to 1")
-
-
-def load_recipe(path: Path | str, overrides: list[str]) -> Recipe:
-    """A recipe from its file, with `--set` overrides applied.
-
-    Raises:
-        InputError: an unreadable recipe, unknown keys, values of another type.
-        UsageError: overrides that cannot be read, values out of range.
-    """
-    return from_tables(Recipe, apply_overrides(read_recipe(path), overrides))

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
+from odm_deploy.networks.base import NetworkConfig, StateDict, SuperResolutionNetwork
 from odm_deploy.networks.builders import build_module, is_builder_path, trusting
-from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.state_dict import load_state
 
 # name -> module, network class, config class
@@ -41,7 +40,7 @@ def build_network(name: str, config: Mapping[str, Any]) -> SuperResolutionNetwor
         InputError: hyper-parameters that do not fit it.
     """
     network, config_class = _classes(name)
-    return network(config_class.from_dict(config))
+    return network(config_class.from_dict(config))  # type: ignore[call-arg]
 
 
 def network_from_state_dict(
@@ -74,7 +73,7 @@ def network_from_state_dict(
         raise InputError(f"not a state dict of {name}", why=f"misshapen weights ({error})") from None
     if overrides:
         config = config_class.from_dict({**vars(config), **overrides})
-    network = network_class(config)
+    network = network_class(config)  # type: ignore[call-arg]
     load_state(network, network.own_state(state))
     return network.eval()
 

@@ -19,7 +19,7 @@ from training.loop.run import train
 from training.loop.step import GradientStep
 from training.methods.registry import build_method, method_names
 from training.model import TrainableModel
-from training.recipe import load_recipe
+from training.recipe_files import load_recipe
 
 pytestmark = [
     pytest.mark.gpu,

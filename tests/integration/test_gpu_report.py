@@ -25,9 +25,7 @@ QUICK = ("--size", "24x20", "--seconds", "0.2", "--no-tests")
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    # Programs in tools/ import each other as if run from there.
-    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+def program() -> ModuleType:
     return load_tool("gpu_report")
 
 

@@ -41,7 +41,7 @@ def test_ratios_are_to_the_first_recipe(tool, recipes, capsys):
     )
     rows = json.loads(capsys.readouterr().out)["steps"]
     variant = "run.batch=4,run.autocast=true"
-    assert [row["recipe"] for row in rows] == ["plain", "odm", f"plain, {variant}", f"odm, {variant}"]
+    assert [row["recipe"] for row in rows] == ["plain", "odm", f"plain,{variant}", f"odm,{variant}"]
     assert rows[0]["ratio"] == 1.0
     for row in rows:
         assert row["seconds_per_step"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
+from training.__main__ import command as training_command
 from training.distributed import World
 from training.loop.run import train
 from training.methods.registry import method_names
-from training.recipe import load_recipe
+from training.recipe_files import SHORTHANDS, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -210,6 +213,11 @@ def test_what_cannot_work_is_refused_in_one_line(recipe, tmp_path, overrides, te
         train(load_recipe(recipe, overrides), tmp_path / "out", World())
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
+
+
+def test_the_help_names_every_method_and_short_form():
+    shown = CliRunner().invoke(training_command, ["--help"]).output
+    assert [name for name in (*method_names(), *SHORTHANDS) if not re.search(rf"\b{name}\b", shown)] == []
 
 
 def test_the_command_line_ends_with_one_line_and_the_exit_code(recipe, tmp_path):

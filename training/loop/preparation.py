@@ -16,7 +16,7 @@ from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.state_dict import read_state_dict
-from training.config import expand_places, to_tables
+from training.config import to_tables
 from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
@@ -25,6 +25,7 @@ from training.loop.step import GradientStep
 from training.methods.base import Gradients, Method
 from training.model import TrainableModel
 from training.recipe import Recipe
+from training.recipe_files import expand_places
 
 # Settings a resumed run may change, because they do not change what is computed.
 _FREE_SETTINGS = {

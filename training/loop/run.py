@@ -21,7 +21,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.pipeline import map_ahead
 from odm_deploy.version import __version__
 from training.acceleration import compile_quantizers, use_tf32
-from training.config import expand_places, to_tables
+from training.config import to_tables
 from training.distributed import World
 from training.loop.diagnostics import logged, ranges
 from training.loop.divergence import check_finite, first_broken_layer
@@ -42,6 +42,7 @@ from training.methods.base import Method
 from training.methods.registry import build_method
 from training.model import TrainableModel
 from training.recipe import Recipe
+from training.recipe_files import expand_places
 
 
 def train(

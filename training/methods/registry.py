@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from odm_deploy.errors import UsageError
@@ -38,7 +39,12 @@ def build_method(tables: Mapping[str, Any]) -> Method[Any]:
     """
     name = tables.get("name")
     if name not in _METHODS:
-        raise UsageError(f"no method {name!r}", why=f"known are {', '.join(method_names())}")
+        near = get_close_matches(str(name), _METHODS, 1)
+        raise UsageError(
+            f"no method {name!r}",
+            why=f"known are {', '.join(method_names())}",
+            fix=f"did you mean {near[0]}?" if near else "",
+        )
     module, class_name = _METHODS[name]
     kind: type[Method[Any]] = getattr(importlib.import_module(f"training.methods.{module}"), class_name)
     return kind(from_tables(kind.Options, {key: value for key, value in tables.items() if key != "name"}, "method"))

@@ -14,7 +14,7 @@ from odm_deploy.quantization.power_of_two import is_power_of_two
 from training.loop.preparation import build_model
 from training.methods.registry import build_method
 from training.model import TrainableModel
-from training.recipe import load_recipe
+from training.recipe_files import load_recipe
 
 OPTIONS = {
     "name": "odm_v2",

@@ -1,49 +1,9 @@
-from dataclasses import dataclass, field
+"""Recipe files: extending, overriding with `--set`, and the places that paths name."""
 
 import pytest
 
 from odm_deploy.errors import InputError, UsageError
-from training.config import apply_overrides, expand_places, from_tables, read_recipe
-from training.recipe import Recipe, load_recipe
-
-
-@dataclass(frozen=True)
-class Inner:
-    count: int = 1
-    rate: float = 0.5
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outer:
-    title: str
-    inner: Inner = field(default_factory=Inner)
-
-
-def test_nested_tables_become_dataclasses():
-    made = from_tables(Outer, {"title": "a", "inner": {"count": 3, "names": ["x", "y"]}})
-    assert made == Outer("a", Inner(3, 0.5, ("x", "y")))
-
-
-def test_whole_numbers_are_floats_where_a_float_is_asked_for():
-    assert from_tables(Inner, {"rate": 2}).rate == 2.0
-
-
-@pytest.mark.parametrize(
-    ("tables", "telling"),
-    [
-        ({"title": "a", "inner": {"cuont": 3}}, "unknown key inner.cuont.*did you mean count"),
-        ({"title": "a", "inner": {"count": 3.5}}, "inner.count = 3.5.*whole number"),
-        ({"title": "a", "inner": {"count": True}}, "inner.count = True.*whole number"),
-        ({"title": "a", "inner": {"names": "x"}}, "inner.names = 'x'.*list"),
-        ({"title": "a", "inner": {"names": [1]}}, r"inner.names\[0\] = 1.*text"),
-        ({"title": "a", "inner": 3}, "inner is a section"),
-        ({}, "lacks title"),
-    ],
-)
-def test_what_does_not_fit_is_named(tables, telling):
-    with pytest.raises(InputError, match=telling):
-        from_tables(Outer, tables)
+from training.recipe_files import apply_overrides, expand_places, read_recipe
 
 
 def test_extends_keeps_what_is_not_overridden(tmp_path):
@@ -93,14 +53,44 @@ def test_places_come_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "override", ["run.batch=0", "run.iterations=-1", "optimizer.ema_decay=1.0", "run.seed=-1", "data.patch=0"]
+    ("override", "table"),
+    [
+        ("bits=w2a2", {"quantization": {"body": "w2a2"}}),
+        ("bits=4", {"quantization": {"body": "4"}}),
+        ("method='lsq'", {"method": {"name": "lsq"}}),
+        ("network = rdn", {"network": {"name": "rdn"}}),
+    ],
 )
-def test_values_out_of_range_are_refused(override, tmp_path):
-    (tmp_path / "a.toml").write_text("")
-    with pytest.raises(UsageError, match=override.split("=")[0]):
-        load_recipe(tmp_path / "a.toml", [override])
+def test_what_is_said_most_has_a_short_form(override, table):
+    assert apply_overrides({}, [override]) == table
 
 
-def test_a_float_body_is_a_usage_error():
-    with pytest.raises(UsageError, match="body is float"):
-        from_tables(Recipe, {"quantization": {"body": "float"}}).quantization.policy()
+@pytest.mark.parametrize(
+    "overrides", [["method=ddtb", "method.gate_start=5"], ["method.gate_start=5", "method.name=ddtb"]]
+)
+def test_another_method_drops_the_options_of_the_recipe_and_keeps_those_set_with_it(overrides):
+    tables = {"method": {"name": "odm_v2", "free": True}}
+    assert apply_overrides(tables, overrides) == {"method": {"name": "ddtb", "gate_start": 5}}
+    assert tables == {"method": {"name": "odm_v2", "free": True}}
+
+
+def test_the_same_method_keeps_its_options():
+    tables = {"method": {"name": "odm_v2", "free": True}}
+    assert apply_overrides(tables, ["method=odm_v2"]) == tables
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("batch=3", "did you mean run.batch=3?"),
+        ("iteration=3", "did you mean run.iterations=3?"),
+        ("bit=w2a2", "did you mean bits=w2a2?"),
+        ("metod=lsq", "did you mean method=lsq?"),
+        ("zzz=3", "write --set section.key=value"),
+    ],
+)
+def test_a_setting_without_its_section_is_told_the_nearest_one(text, fix):
+    with pytest.raises(UsageError) as error:
+        apply_overrides({}, [text])
+    assert fix in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,133 @@
+"""What the scripts of this folder share: places, tables, pictures, kept results, and recipes with variants."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.errors import MissingError, UsageError
+from odm_deploy.files import atomic_path
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = ROOT / "tests" / "data" / "samples"
+"""The images that `make_samples.py` draws, laid out as a benchmark set."""
+COMMAND = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+"""Settings of every command."""
+
+set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override in every recipe.")
+variant_option = click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="Take every recipe once more with these settings; repeatable.",
+)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in markdown, one line a row, ending with a line break."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as JSON, whole or not at all."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result stored at `path`, measured first if it is not there yet; `{"failed": ...}` is not stored."""
+    if path.exists():
+        return read_json(path)
+    click.echo(f"measuring {path.stem}", err=True)
+    result = measure()
+    if "failed" not in result:
+        write_json(path, result)
+    return result
+
+
+def input_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH in pixels.
+
+    Raises:
+        UsageError: anything else.
+    """
+    height, separator, width = text.partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise UsageError(f"--size {text}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example 180x320")
+    return int(height), int(width)
+
+
+def import_pyplot() -> Any:
+    """`matplotlib.pyplot`, drawing into files.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingError("cannot draw", why=str(error), fix='pip install -e ".[train]"') from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure in the format its name says (png, svg, pdf) and close it."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix.lstrip(".") or "png")
+    import_pyplot().close(figure)
+
+
+def load_recipes(paths: Sequence[Path], overrides: Sequence[str], variants: Sequence[str]) -> dict[str, Recipe]:
+    """Recipes by name: every file, and every file with each variant's settings as `NAME,KEY=VALUE,...`.
+
+    Raises:
+        InputError: a recipe that cannot be read.
+        UsageError: settings that cannot be read, or two recipes of the same name.
+    """
+    from training.recipe_files import load_recipe
+
+    recipes: dict[str, Recipe] = {}
+    for variant in ("", *variants):
+        for path in paths:
+            # Results are kept in folders of these names.
+            name = f"{path.stem},{variant}".replace("/", "_") if variant else path.stem
+            if name in recipes:
+                raise UsageError("recipes of the same name", why=f"{name} comes twice")
+            recipes[name] = load_recipe(path, [*overrides, *(variant.split(",") if variant else ())])
+    return recipes
+
+
+def run_python(module: str, *arguments: object, timeout_s: float | None = None) -> tuple[int, str, str]:
+    """Run `python -m MODULE` from the repository's root; returns exit code, stdout and stderr.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `timeout_s`.
+    """
+    import subprocess
+
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return done.returncode, done.stdout, done.stderr
