@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import list_images, read_rgb
 from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from odm_deploy.checkpoint import load_model
 from odm_deploy.engine import Engine
 from odm_deploy.export import EngineOptions, write_bundle
-from odm_deploy.imaging.io import list_images, read_rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.tiling import plan_tiles
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.manifest import read_manifest

@@ -18,8 +18,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from odm_deploy.imaging.io import write_image
 from odm_deploy.imaging.resize import downscale
+from odm_deploy.imaging.writing import write_image
 
 HEIGHT_PX, WIDTH_PX, SCALE = 288, 384, 4
 SUPERSAMPLING = 3

@@ -31,8 +31,8 @@ from odm_deploy.cli.verify import FLOOR_DRAWS
 from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.input_shapes import ShapeProfile
-from odm_deploy.imaging.io import read_rgb
 from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.lowering.lower import lower
 from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.networks.base import SuperResolutionNetwork

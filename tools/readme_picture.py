@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy import Engine
-from odm_deploy.imaging.io import read_rgb, write_image
+from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.imaging.resize import imresize
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.metrics import psnr_y
 from odm_deploy.terminal import run, say
 

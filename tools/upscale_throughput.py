@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from odm_deploy.errors import UsageError
-from odm_deploy.imaging.io import list_images, read_rgb, write_image
 from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.imaging.reading import list_images, read_rgb
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.terminal import emit_json, json_option, progress, run, say
 from odm_deploy.upscaling.batch import plan_jobs, run_jobs
 from odm_deploy.upscaling.upscaler import Upscaler

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
 
 Rgb = npt.NDArray[np.uint8]

@@ -51,24 +51,18 @@ def command(
     import uvicorn
 
     from odm_deploy.serving.http import LOOPBACK, Limits, http_app
-    from odm_deploy.serving.service import UpscaleService
     from odm_deploy.upscaling.upscaler import Upscaler
 
     with (
         Upscaler.open(bundle, runtime, tile=tile, threads=threads) as upscaler,
         _listening(host, port) as listener,
     ):
-        described = upscaler.describe()
         for reason in upscaler.engine.runtime.passed_over:
             say(f"passed over: {reason}")
-        app = http_app(
-            UpscaleService(upscaler, max_pixels),
-            described,
-            Limits(body_bytes=max_megabytes << 20, waiting=queue),
-            local=host in LOOPBACK,
-        )
+        limits = Limits(body_bytes=max_megabytes << 20, pixels=max_pixels, waiting=queue)
+        app = http_app(upscaler, limits, local=host in LOOPBACK)
         name = f"[{host}]" if ":" in host else host
-        say(f"serving {bundle} on http://{name}:{listener.getsockname()[1]} with {described['runtime']}")
+        say(f"serving {bundle} on http://{name}:{listener.getsockname()[1]} with {upscaler.describe()['runtime']}")
         if host not in LOOPBACK:
             say("anybody who reaches this address can use it")
         config = uvicorn.Config(app, log_level="warning", http="h11", ws="none", lifespan="off")

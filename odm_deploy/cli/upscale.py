@@ -78,7 +78,7 @@ def command(
 
     from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
     from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
-    from odm_deploy.imaging.io import check_writable, most_bits
+    from odm_deploy.imaging.writing import check_writable, most_bits
     from odm_deploy.upscaling.batch import is_many
     from odm_deploy.upscaling.upscaler import Upscaler
     from odm_deploy.upscaling.video import check_video, is_video

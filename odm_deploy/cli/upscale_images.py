@@ -10,14 +10,14 @@ from odm_deploy.errors import OdmError
 from odm_deploy.terminal import emit_json, one_line, progress, say
 
 if TYPE_CHECKING:
-    from odm_deploy.imaging.io import Image
+    from odm_deploy.imaging.image import Image
     from odm_deploy.upscaling.batch import Job, Outcome
     from odm_deploy.upscaling.upscaler import Upscaler
 
 
 def upscale_file(source: Path, destination: Path, upscaler: Upscaler, as_json: bool, *, any_depth: bool) -> None:
     """One image file into another; with `any_depth`, says so where 16 bits a sample become 8."""
-    from odm_deploy.imaging.io import read_image
+    from odm_deploy.imaging.reading import read_image
 
     image = read_image(source, max_bits=16)
     width, height = image.width * upscaler.scale, image.height * upscaler.scale

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageOps
+from PIL import ImageFile, ImageOps
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.deep_png import deep_samples, is_deep
@@ -18,12 +20,31 @@ _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
-def decode(path: Path, opened: PillowImage.Image, max_bits: Bits) -> Image:
-    """Decode an opened file: `imaging.io.read_image` without its checks, and with Pillow's own errors.
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file, on disk or in memory. In error messages it stands for itself: `f"cannot read {encoded}"`."""
+
+    source: Path | bytes
+
+    def open(self, formats: tuple[str, ...]) -> ImageFile.ImageFile:
+        """Open it with Pillow, which reads nothing but its header yet. Raises whatever Pillow raises."""
+        file = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
+        return PillowImage.open(file, formats=formats)
+
+    def is_empty(self) -> bool:
+        """Whether there is not even one byte."""
+        return not (self.source if isinstance(self.source, bytes) else self.source.stat().st_size)
+
+    def __str__(self) -> str:
+        return "the image" if isinstance(self.source, bytes) else f"image {self.source}"
+
+
+def decode(encoded: EncodedImage, opened: PillowImage.Image, max_bits: Bits) -> Image:
+    """Decode an opened file: `imaging.reading.read_image` without its checks, and with Pillow's own errors.
 
     Args:
-        path: of the file.
-        opened: the file, opened, nothing of it decoded yet.
+        encoded: the file.
+        opened: the same, opened, nothing of it decoded yet.
         max_bits: see `read_image`.
 
     Raises:
@@ -36,12 +57,12 @@ def decode(path: Path, opened: PillowImage.Image, max_bits: Bits) -> Image:
     gray = opened.mode in _GRAY_MODES
     if opened.format == "PNG":
         # Decoding passes over the checksums of the pixels, and with them over most damage.
-        with PillowImage.open(path, formats=("PNG",)) as unread:
+        with encoded.open(("PNG",)) as unread:
             unread.verify()
     if is_deep(opened):
-        samples: Pixels = deep_samples(path, opened)
+        samples: Pixels = deep_samples(opened, lambda: encoded.open(("PNG",)))
     else:
-        samples = _samples(path, ImageOps.exif_transpose(opened))
+        samples = _samples(encoded, ImageOps.exif_transpose(opened))
     if samples.dtype == np.uint16:
         gray = samples.shape[2] < 3
         samples = _with_transparent_colour(samples, opened.info.get("transparency"))
@@ -54,20 +75,20 @@ def decode(path: Path, opened: PillowImage.Image, max_bits: Bits) -> Image:
     return Image(rgb=rgb, alpha=alpha, gray=gray, icc_profile=profile if keeps_profile else None)
 
 
-def _samples(path: Path, upright: PillowImage.Image) -> Pixels:
+def _samples(encoded: EncodedImage, upright: PillowImage.Image) -> Pixels:
     """[H, W, C]: uint8 RGB or RGB with alpha, or uint16 gray."""
     if upright.mode.startswith("I"):
         gray = np.asarray(upright).astype(np.int64)
         if gray.min() < 0 or gray.max() > 65535:
             raise InputError(
-                f"cannot read image {path}",
+                f"cannot read {encoded}",
                 why=f"its samples lie in {gray.min()}..{gray.max()}, not in 0..65535",
                 fix="convert it to 8-bit RGB",
             )
         return gray.astype(np.uint16)[..., None]
     if upright.mode == "F":
         raise InputError(
-            f"cannot read image {path}", why="its samples are floating-point numbers", fix="convert it to 8-bit RGB"
+            f"cannot read {encoded}", why="its samples are floating-point numbers", fix="convert it to 8-bit RGB"
         )
     has_alpha = upright.mode in _ALPHA_MODES or "transparency" in upright.info
     # np.array, not asarray: Pillow's buffers are read-only, which array libraries that share memory warn about.

@@ -6,13 +6,13 @@ what the file is, the upper bytes are left; read once more as if its bytes were 
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageOps
+from PIL import ImageFile, ImageOps
 
 _LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 """Raw mode of a file -> the one by which the lower bytes of its samples are kept instead of the upper ones."""
@@ -25,12 +25,12 @@ def is_deep(opened: PillowImage.Image) -> bool:
     return opened.format == "PNG" and _raw_mode(opened) in (*_LOWER_BYTES, _GRAY_ALPHA)
 
 
-def deep_samples(path: Path, opened: PillowImage.Image) -> NDArray[np.uint16]:
+def deep_samples(opened: PillowImage.Image, reopen: Callable[[], ImageFile.ImageFile]) -> NDArray[np.uint16]:
     """Decode a PNG of 16 bits a sample.
 
     Args:
-        path: of the file.
-        opened: the same file, opened; it is not read from.
+        opened: the file, opened; it is not read from.
+        reopen: opens it anew.
 
     Returns:
         uint16 [H, W, C], upright, with C = 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha).
@@ -40,9 +40,9 @@ def deep_samples(path: Path, opened: PillowImage.Image) -> NDArray[np.uint16]:
     """
     raw_mode = _raw_mode(opened)
     if raw_mode == _GRAY_ALPHA:
-        pairs = _decoded(path, _FOUR_BYTES)
+        pairs = _decoded(reopen, _FOUR_BYTES)
         return _joined(pairs[..., 0::2], pairs[..., 1::2])
-    return _joined(_decoded(path, raw_mode), _decoded(path, _LOWER_BYTES[raw_mode]))
+    return _joined(_decoded(reopen, raw_mode), _decoded(reopen, _LOWER_BYTES[raw_mode]))
 
 
 def _raw_mode(opened: PillowImage.Image) -> str:
@@ -50,8 +50,8 @@ def _raw_mode(opened: PillowImage.Image) -> str:
     return str(tiles[0].args) if tiles else ""
 
 
-def _decoded(path: Path, raw_mode: str) -> NDArray[np.uint8]:
-    with PillowImage.open(path, formats=("PNG",)) as opened:
+def _decoded(reopen: Callable[[], ImageFile.ImageFile], raw_mode: str) -> NDArray[np.uint8]:
+    with reopen() as opened:
         opened.tile = [tile._replace(args=raw_mode) for tile in opened.tile]
         return np.asarray(ImageOps.exif_transpose(opened))
 

@@ -31,42 +31,40 @@ _BLOCK_BYTES = 1 << 17
 
 
 def write_png(
-    path: Path | str,
+    destination: Path | str | BinaryIO,
     bands: Iterable[Pixels],
     height: int,
     *,
     icc_profile: bytes | None = None,
-) -> int:
-    """Write an image as its rows come: whole or not at all.
+) -> None:
+    """Write an image as its rows come: to a file whole or not at all, to a stream at once.
 
     Args:
-        path: destination; folders are made.
+        destination: a path, whose folders are made, or a stream.
         bands: [n, W, C], from top to bottom, all uint8 or all uint16, with C as `PngWriter` takes it.
         height: of the image, in pixels: the sum of the bands' n.
         icc_profile: the colour profile to store.
-
-    Returns:
-        The width in pixels.
 
     Raises:
         InputError: PNG cannot hold an image this large, rows are missing or too many, or the disk refuses.
         Whatever `bands` raises.
     """
+    if isinstance(destination, (Path, str)):
+        try:
+            with atomic_path(destination) as temporary, temporary.open("wb") as stream:
+                write_png(stream, bands, height, icc_profile=icc_profile)
+        except OSError as error:
+            raise InputError(f"cannot write image {destination}", why=str(error), fix="choose another place") from error
+        return
     writer: PngWriter | None = None
-    width = 0
-    try:
-        with atomic_path(path) as temporary, temporary.open("wb") as stream:
-            for band in bands:
-                width = band.shape[1]
-                bits = bits_of(band)
-                writer = writer or PngWriter(stream, height, width, band.shape[2], bits=bits, icc_profile=icc_profile)
-                writer.write(band)
-            if writer is None:
-                raise InputError(f"cannot write image {path}", why="it has no pixels")
-            writer.close()
-    except OSError as error:
-        raise InputError(f"cannot write image {path}", why=str(error), fix="choose another place") from error
-    return width
+    for band in bands:
+        if writer is None:
+            _, width, channels = band.shape
+            writer = PngWriter(destination, height, width, channels, bits=bits_of(band), icc_profile=icc_profile)
+        writer.write(band)
+    if writer is None:
+        raise InputError("cannot write a PNG", why="it has no pixels")
+    writer.close()
 
 
 class PngWriter:

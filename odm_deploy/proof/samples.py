@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.proof.parity import Sample
 
 

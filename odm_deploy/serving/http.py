@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +28,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from odm_deploy.errors import OdmError
-from odm_deploy.serving.service import Answer, TooLargeError, UpscaleService
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.reading import TooLargeError
+from odm_deploy.serving.answer import answer, interpolate
+from odm_deploy.upscaling.upscaler import Upscaler
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Names under which nobody but this machine reaches a server."""
@@ -51,28 +55,30 @@ class Limits:
 
     body_bytes: int = 32 << 20
     """Largest request."""
+    pixels: int = 4_000_000
+    """Largest image, width times height."""
     waiting: int = 8
     """Requests that may wait while one is computed; more are sent away with 503."""
     upload_s: float = 30.0
     """Seconds an upload may take: whoever sends slower would keep a place from others."""
 
 
-def http_app(service: UpscaleService, described: dict[str, Any], limits: Limits, *, local: bool = True) -> Starlette:
+def http_app(engine: Upscaler, limits: Limits, *, local: bool = True) -> Starlette:
     """The ASGI application.
 
     Args:
-        service: does the work.
-        described: what runs it, for /health.
+        engine: an open bundle.
         limits: see there.
         local: answer only requests made to a loopback name. A page of another site whose name was made to point at this
             machine (DNS rebinding) then gets nothing.
     """
-    return _Server(service, described, limits, local=local).app
+    return _Server(engine, limits, local=local).app
 
 
 class _Server:
-    def __init__(self, service: UpscaleService, described: dict[str, Any], limits: Limits, *, local: bool) -> None:
-        self._service, self._described, self._limits, self._local = service, described, limits, local
+    def __init__(self, engine: Upscaler, limits: Limits, *, local: bool) -> None:
+        self._engine, self._limits, self._local = engine, limits, local
+        self._described = engine.describe()
         self._places_taken = 0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="upscale")
         self.app = Starlette(
@@ -94,30 +100,30 @@ class _Server:
     async def _health(self, request: Request) -> Response:
         self._check_origin(request)
         waiting = max(0, self._places_taken - 1)
-        return JSONResponse(
-            {"scale": self._service.scale, "runtime": self._described, "waiting": waiting}, headers=_HEADERS
-        )
+        facts: dict[str, Any] = {"scale": self._engine.scale, "runtime": self._described, "waiting": waiting}
+        return JSONResponse(facts, headers=_HEADERS)
 
     async def _upscale(self, request: Request) -> Response:
-        return await self._answer(request, self._service.upscale)
+        return await self._answer(request, self._engine.upscale)
 
     async def _bicubic(self, request: Request) -> Response:
-        return await self._answer(request, self._service.bicubic)
+        return await self._answer(request, partial(interpolate, scale=self._engine.scale))
 
-    async def _answer(self, request: Request, work: Callable[[bytes], Answer]) -> Response:
+    async def _answer(self, request: Request, enlarge: Callable[[Image], Image]) -> Response:
         self._check_origin(request)
         async with self._place():
             data = await self._body(request)
             try:
-                answer = await asyncio.get_running_loop().run_in_executor(self._worker, work, data)
+                work = partial(answer, data, enlarge, self._limits.pixels)
+                answered = await asyncio.get_running_loop().run_in_executor(self._worker, work)
             except TooLargeError as error:
-                raise HTTPException(413, str(error)) from error
+                raise HTTPException(413, f"the image is too large: {error.why}; send a smaller one") from error
             except OdmError as error:
                 raise HTTPException(400, str(error)) from error
             except MemoryError as error:
                 raise HTTPException(503, "out of memory; send a smaller image") from error
-        timing = ", ".join(f"{part};dur={spent:.1f}" for part, spent in answer.timings_ms.items())
-        return Response(answer.png, media_type="image/png", headers={**_HEADERS, "server-timing": timing})
+        timing = ", ".join(f"{part};dur={spent:.1f}" for part, spent in answered.timings_ms.items())
+        return Response(answered.png, media_type="image/png", headers={**_HEADERS, "server-timing": timing})
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what pages of other sites ask browsers on this machine to send."""

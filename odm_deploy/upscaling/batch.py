@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odm_deploy.errors import OdmError, UsageError
-from odm_deploy.imaging.io import Image, check_writable, list_images, read_image, write_image
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.reading import list_images, read_image
+from odm_deploy.imaging.writing import check_writable, write_image
 from odm_deploy.pipeline import map_ahead
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, OdmError
-from odm_deploy.imaging.io import MAX_PIXELS
+from odm_deploy.imaging.reading import MAX_PIXELS
 
 PIXEL_FORMATS = ("rgb24", "bgr24")
 """Channel orders, by ffmpeg's names; both are 8 bits a sample, three samples a pixel."""

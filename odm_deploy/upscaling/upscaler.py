@@ -17,10 +17,11 @@ from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.input_shapes import parse_profile
 from odm_deploy.imaging.blending import SMALLEST_BLENDED_TILE_PX
-from odm_deploy.imaging.io import Image, write_image
+from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import Bits, Pixels
 from odm_deploy.imaging.png import write_png
 from odm_deploy.imaging.tiling import Track
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.manifest import ONNX_FILE, Manifest, read_manifest
 from odm_deploy.pipeline import ahead
 from odm_deploy.runtimes.base import RuntimeOptions

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
-from odm_deploy.imaging.io import MAX_PIXELS
+from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.pipeline import ahead, map_ahead
 
 

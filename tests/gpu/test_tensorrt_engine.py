@@ -18,7 +18,7 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.graphs.input_shapes import ShapeProfile
-from odm_deploy.imaging.io import write_image
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.builders import FLAVOURS, TENSORRT_RTX, find_flavour, find_gpus
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.checkpoint import save_model
-from odm_deploy.imaging.io import write_image
+from odm_deploy.imaging.writing import write_image
 from tests.command_line import run_cli
 from tests.factories import random_images, tiny_model
 

@@ -12,7 +12,7 @@ import torch
 
 from calibration.__main__ import command
 from odm_deploy.checkpoint import load_model
-from odm_deploy.imaging.io import read_rgb
+from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.terminal import run
 

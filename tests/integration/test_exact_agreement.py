@@ -10,7 +10,7 @@ import torch
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import UsageError
-from odm_deploy.imaging.io import write_image
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.quantization.exact.interpreter import interpret
 from tests.exact_models import calibrated_exact
 from tests.factories import random_images

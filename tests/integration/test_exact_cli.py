@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from calibration.__main__ import command
 from odm_deploy.engine import Engine
-from odm_deploy.imaging.io import read_rgb
+from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.manifest import read_manifest
 from odm_deploy.networks.registry import build_network
 from odm_deploy.terminal import run

@@ -6,7 +6,7 @@ import numpy as np
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
-from odm_deploy.imaging.io import read_rgb
+from odm_deploy.imaging.reading import read_rgb
 from tests.command_line import run_cli
 from tests.factories import tiny_model
 from tests.tool_modules import load_tool

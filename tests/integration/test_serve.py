@@ -25,14 +25,13 @@ from PIL import Image as PillowImage
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.serving.http import Limits, http_app
-from odm_deploy.serving.service import UpscaleService
 from odm_deploy.upscaling.upscaler import Upscaler
 from tests.command_line import run_cli
 from tests.factories import random_images
 from tests.png_files import ffmpeg_png, ffmpeg_samples
 
 MAX_PIXELS = 40 * 50
-LIMITS = Limits(body_bytes=20_000, waiting=1, upload_s=1.0)
+LIMITS = Limits(body_bytes=20_000, pixels=MAX_PIXELS, waiting=1, upload_s=1.0)
 
 
 @contextmanager
@@ -53,10 +52,8 @@ def serving(app):
 
 @pytest.fixture(scope="module")
 def port(tiny_bundle):
-    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
-        app = http_app(UpscaleService(upscaler, MAX_PIXELS), upscaler.describe(), LIMITS)
-        with serving(app) as port:
-            yield port
+    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler, serving(http_app(upscaler, LIMITS)) as port:
+        yield port
 
 
 def pixels(height=20, width=30, channels=3):
@@ -220,9 +217,9 @@ def test_simultaneous_requests_get_their_own_answers(port):
 
 def test_what_nobody_foresaw_is_an_error_without_details(tiny_bundle):
     with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
-        service = UpscaleService(upscaler, MAX_PIXELS)
+        app = http_app(upscaler, LIMITS)
     # The engine is closed by now: whatever it raises has to end as an answer, and the server has to live on.
-    with serving(http_app(service, {}, LIMITS)) as port:
+    with serving(app) as port:
         for _ in range(2):
             reply, data = ask(port, "POST", "/upscale", encoded(pixels()))
             assert reply.status in (400, 500)
@@ -272,18 +269,16 @@ def test_without_starlette_the_line_says_what_to_install(tiny_bundle, monkeypatc
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")
 def test_the_page_upscales_in_a_browser(tiny_bundle, tmp_path):
     """The page's own sample goes through the very code that a dropped image does."""
-    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
-        service = UpscaleService(upscaler, 1_000_000)
-        with serving(http_app(service, upscaler.describe(), Limits())) as port:
-            dom = subprocess.run(
-                [
-                    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                    f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
-                    f"http://127.0.0.1:{port}/#sample",
-                ],
-                capture_output=True, text=True, timeout=60, check=True,
-            ).stdout  # fmt: skip
+    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler, serving(http_app(upscaler, Limits())) as port:
+        dom = subprocess.run(
+            [
+                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
+                f"http://127.0.0.1:{port}/#sample",
+            ],
+            capture_output=True, text=True, timeout=60, check=True,
+        ).stdout  # fmt: skip
     assert re.search(r"240×160 pixels in [\d.]+ s \(ms: decode \d+, upscale \d+, encode \d+\)", dom), dom[-1500:]
     assert re.search(r'id="upscaled"[^>]* src="blob:', dom)
     assert 'download="sample_upscaled.png"' in dom

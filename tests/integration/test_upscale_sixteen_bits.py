@@ -11,7 +11,8 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.image import Image
-from odm_deploy.imaging.io import read_image, read_rgb, write_image
+from odm_deploy.imaging.reading import read_image, read_rgb
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.upscaling.upscaler import Upscaler

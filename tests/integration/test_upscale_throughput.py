@@ -11,7 +11,8 @@ import pytest
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import UsageError
-from odm_deploy.imaging.io import read_rgb, write_image
+from odm_deploy.imaging.reading import read_rgb
+from odm_deploy.imaging.writing import write_image
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
 from tests.tool_modules import load_tool

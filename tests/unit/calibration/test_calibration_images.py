@@ -4,8 +4,8 @@ import torch
 
 from calibration.images import CalibrationImages, choose_images
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import write_image
 from odm_deploy.imaging.resize import downscale
+from odm_deploy.imaging.writing import write_image
 
 
 @pytest.fixture

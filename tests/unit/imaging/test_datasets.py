@@ -9,8 +9,8 @@ import pytest
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.datasets import BenchmarkSet
-from odm_deploy.imaging.io import write_image
 from odm_deploy.imaging.resize import downscale
+from odm_deploy.imaging.writing import write_image
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from PIL import Image as PillowImage
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.image import Image
-from odm_deploy.imaging.io import read_image, write_image
 from odm_deploy.imaging.png import write_png
+from odm_deploy.imaging.reading import read_image
+from odm_deploy.imaging.writing import write_image
 from tests.png_files import chunk, ffmpeg_png, ffmpeg_samples, plain_png
 
 NOISE = np.random.default_rng(3).integers(0, 65536, (9, 13, 4), dtype=np.uint16)

@@ -76,7 +76,7 @@ def test_files_larger_than_a_chunk(tmp_path):
     noise = np.random.default_rng(1).integers(0, 256, (700, 500, 3), dtype=np.uint8)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     path = tmp_path / "deep" / "x.png"
-    assert write_png(path, (noise[row : row + 30] for row in range(0, 700, 30)), 700, icc_profile=profile) == 500
+    write_png(path, (noise[row : row + 30] for row in range(0, 700, 30)), 700, icc_profile=profile)
     assert path.read_bytes().count(b"IDAT") > 2
     with PillowImage.open(path) as opened:
         np.testing.assert_array_equal(np.array(opened), noise)

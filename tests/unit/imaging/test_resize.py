@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale, imresize
 
 

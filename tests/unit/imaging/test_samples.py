@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.imaging.datasets import BenchmarkSet
-from odm_deploy.imaging.io import read_rgb
+from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.imaging.resize import downscale
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import list_images, read_rgb
+from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.proof.metrics import identical_share, largest_step, psnr_between, psnr_rgb, psnr_y, ssim_y
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import write_image
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.samples import SampleFile, find_samples
 
 

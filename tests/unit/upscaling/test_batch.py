@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError, OdmError, UsageError
-from odm_deploy.imaging.io import Image, read_rgb, write_image
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.reading import read_rgb
+from odm_deploy.imaging.writing import write_image
 from odm_deploy.upscaling.batch import Job, is_done, is_many, plan_jobs, run_jobs
 
 

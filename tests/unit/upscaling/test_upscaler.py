@@ -12,7 +12,8 @@ import pytest
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.io import Image, read_image
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.reading import read_image
 from odm_deploy.lowering.activation_memory import activation_bytes_per_px
 from odm_deploy.upscaling import upscaler as module
 from odm_deploy.upscaling.upscaler import Upscaler

@@ -15,7 +15,9 @@ from PIL import Image as PillowImage
 from PIL import ImageCms
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.imaging.io import Image, check_writable, list_images, read_image, read_rgb, write_image
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.reading import TooLargeError, list_images, read_image, read_rgb
+from odm_deploy.imaging.writing import check_writable, encode_png, write_image
 
 RGB = np.random.default_rng(7).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 
@@ -37,6 +39,25 @@ def test_lossless_round_trip(tmp_path, suffix):
     assert image.rgb.flags.c_contiguous
     assert image.alpha is None
     assert not image.gray
+
+
+@pytest.mark.parametrize("alpha", [None, RGB[..., 0]])
+def test_bytes_are_read_as_the_file_that_holds_them(tmp_path, alpha):
+    image = Image(RGB, alpha)
+    write_image(tmp_path / "x.png", image)
+    data = encode_png(image)
+    assert data == (tmp_path / "x.png").read_bytes()
+    read = read_image(data)
+    assert np.array_equal(read.rgb, RGB)
+    assert (read.alpha is None) == (alpha is None)
+    deep = (RGB * np.uint16(256)).astype(np.uint16)
+    assert np.array_equal(read_image(encode_png(Image(deep)), max_bits=16).rgb, deep)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", encode_png(Image(RGB))[:90]])
+def test_bytes_that_are_no_image_are_an_input_error(content):
+    with pytest.raises(InputError, match="cannot read the image"):
+        read_image(content)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
@@ -183,7 +204,7 @@ def test_truncated(tmp_path, suffix):
 
 def test_pixel_limit_names_both_numbers(tmp_path):
     write_image(tmp_path / "x.png", RGB)
-    with pytest.raises(InputError, match="13x9 is 117 pixels, more than the limit of 116"):
+    with pytest.raises(TooLargeError, match="13x9 is 117 pixels, more than the limit of 116"):
         read_image(tmp_path / "x.png", max_pixels=116)
     assert read_image(tmp_path / "x.png", max_pixels=117).width == 13
 
@@ -195,7 +216,7 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path, side):
     content[16:24] = struct.pack(">II", side, side)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(InputError, match="pixels"):
+    with pytest.raises(TooLargeError, match="pixels"):
         read_image(tmp_path / "x.png")
 
 

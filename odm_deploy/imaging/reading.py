@@ -1,0 +1,172 @@
+"""Image files in: every format as RGB of 8 or 16 bits a sample, every broken file as one clear error.
+
+Pixels stay in the colour space they were stored in: a colour profile travels along and is written back, because
+converting to sRGB would throw away colours that the network never needed to know about.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import stat
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from odm_deploy.errors import InputError
+from odm_deploy.imaging.decoding import EncodedImage, decode
+from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.pixels import Bits, to_eight_bits
+
+READ_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What `list_images` takes for an image in a folder."""
+
+MAX_PIXELS = 2**26
+"""Largest image read unless the caller allows more: 67 megapixels, 192 MiB as uint8 RGB, 3 GiB once upscaled x4."""
+
+READERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Only raster formats: Pillow would also hand PostScript and the like to other programs."""
+
+# Filtering warnings changes process-wide state: two threads doing it at once would leave it changed for good.
+_pillow_lock = threading.Lock()
+
+
+class TooLargeError(InputError):
+    """An image of more pixels than its reader allows."""
+
+
+def read_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, max_bits: Bits = 8) -> Image:
+    """Decode one still image.
+
+    Palettes, CMYK and other colour models become RGB.
+
+    Args:
+        source: path of a file, or what such a file holds; its content decides the format, not its suffix.
+        max_pixels: refuse larger images before decoding them.
+        max_bits: 16 keeps the samples of 16-bit PNG files, and of gray ones of other formats, as they are; with 8 they
+            are rounded.
+
+    Raises:
+        TooLargeError: larger than `max_pixels`.
+        InputError: no such file, not an image, truncated, or an animation.
+    """
+    encoded = EncodedImage(source if isinstance(source, bytes) else Path(source))
+    if isinstance(encoded.source, Path):
+        _check_regular(encoded.source)
+    with _pillow_lock, warnings.catch_warnings():
+        # Pillow warns about metadata that does not touch the pixels, and about sizes, which max_pixels answers.
+        warnings.simplefilter("ignore")
+        try:
+            with encoded.open(READERS) as opened:
+                _check_still_and_small(encoded, opened, max_pixels)
+                return decode(encoded, opened, max_bits)
+        except (InputError, MemoryError):
+            raise
+        except PillowImage.DecompressionBombError as error:
+            # Pillow's own limit is higher, but it looks first.
+            pixels = "".join(re.findall(r"\((\d+) pixels", str(error))) or "too many"
+            raise _too_large(encoded, f"{pixels} pixels", max_pixels) from error
+        except Exception as error:
+            # Decoders raise whatever their parsers stumble over: OSError, SyntaxError, struct.error, IndexError, ...
+            raise InputError(
+                f"cannot read {encoded}", why=_reason(encoded, error), fix="replace it with a readable image"
+            ) from error
+
+
+def read_rgb(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The pixels of `read_image` alone: uint8 [H, W, 3]; any alpha channel is ignored.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    return to_eight_bits(read_image(path, max_pixels=max_pixels).rgb)
+
+
+def list_images(source: Path | str) -> list[Path]:
+    """The image files that `source` names, sorted by path.
+
+    Whatever has an image's suffix counts, even what turns out to be a folder or a broken link: passed over in silence,
+    nobody would miss it. `read_image` says what is wrong with it.
+
+    Args:
+        source: a folder (its images, not those of folders inside it), a file, or a glob pattern such as
+            `frames/*.png` (`**` descends into folders).
+
+    Raises:
+        InputError: nothing there, nothing that has an image's suffix, or a folder that may not be read.
+    """
+    path = Path(source)
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            entries = sorted(path.iterdir())
+        else:
+            entries = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - may be absolute
+    except OSError as error:
+        why, fix = error.strerror or str(error), "give a folder you may read"
+        raise InputError(f"cannot list the images of {source}", why=why, fix=fix) from error
+    if not entries:
+        why = "the folder is empty" if path.is_dir() else "no such file or folder"
+        raise InputError(f"no images at {source}", why=why, fix="check the path")
+    images = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and not entry.name.startswith(".")]
+    if not images:
+        raise InputError(
+            f"no images in {source}",
+            why=f"none of its {len(entries)} entries ends in {', '.join(READ_SUFFIXES)}",
+            fix="give a folder, file or pattern that holds images",
+        )
+    return images
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse what is no file: opening a named pipe, for one, would wait for ever."""
+    why = ""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            why = "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file"
+    except FileNotFoundError:
+        why = "it is a link to nowhere" if path.is_symlink() else "no such file"
+    except (OSError, ValueError) as error:
+        # ValueError: no file can have such a name.
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        raise InputError(f"cannot read image {path}", why=why, fix="give the path of an image file")
+
+
+def _check_still_and_small(encoded: EncodedImage, opened: PillowImage.Image, max_pixels: int) -> None:
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise _too_large(encoded, f"{width}x{height} is {width * height} pixels", max_pixels)
+    # Phones store a depth map or a second view behind an ordinary photograph (MPO): its first frame is the picture.
+    frames = int(getattr(opened, "n_frames", 1))
+    if frames > 1 and opened.format != "MPO":
+        raise InputError(
+            f"cannot read {encoded}",
+            why=f"it holds {frames} frames, and taking the first would lose the others",
+            fix="split it into single images first",
+        )
+
+
+def _too_large(encoded: EncodedImage, size: str, limit: int) -> TooLargeError:
+    why = f"{size}, more than the limit of {limit}"
+    return TooLargeError(f"cannot read {encoded}", why=why, fix="cut it into smaller images")
+
+
+def _reason(encoded: EncodedImage, error: Exception) -> str:
+    """Why decoding failed, on one line."""
+    if encoded.is_empty():
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(READERS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "decoder object" in str(error):
+        return "its data are damaged or end too early"
+    return " ".join(str(error).split()) or type(error).__name__
