@@ -33,14 +33,14 @@ from torch import Tensor
 
 from odm_deploy.accounting import account
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.imaging.datasets import BenchmarkSet
+from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.proof.evaluation import Score, evaluate
+from odm_deploy.proof.upscalers import upscaler_of
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.terminal import run, say
 from training.config import to_tables
-from training.data import ImagePair
 from training.distributed import World
-from training.loop.evaluate import Score, score
 from training.loop.preparation import load_float_network
 from training.loop.run import train
 from training.methods.registry import build_method
@@ -175,8 +175,8 @@ def benchmark_scores(
     """PSNR and SSIM by test set, as fields of a `Result`."""
     scores: dict[str, Score] = {}
     for place in map(expand_places, benchmarks):
-        pairs = (ImagePair(pair.name, *pair.load()) for pair in BenchmarkSet.from_folder(place, recipe.network.scale))
-        scores[place.name] = score(network, pairs, recipe.network.scale, device)
+        pairs = (file.load() for file in find_pairs(place, recipe.network.scale))
+        scores[place.name] = evaluate(upscaler_of(network, device), pairs, recipe.network.scale).mean
     return {
         "psnr_y_db": {place: value.psnr_y_db for place, value in scores.items()},
         "ssim_y": {place: value.ssim_y for place, value in scores.items()},

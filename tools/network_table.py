@@ -9,12 +9,10 @@ layer and the output fills an image's range: where a layer lands and how runtime
 
 from __future__ import annotations
 
-import functools
 import json
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +25,18 @@ from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
 from odm_deploy.checkpoint import save_model
-from odm_deploy.cli.verify import FLOOR_DRAWS
 from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.lowering.lower import lower
 from odm_deploy.machine.builders import can_build, find_flavour
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_names
-from odm_deploy.proof.layers import compare_layers, rounding_of
-from odm_deploy.proof.parity import ParityReport, Sample, compare
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.parity import compare
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import quantizable_layers
 from odm_deploy.runtimes.registry import runtime_class
@@ -132,16 +129,12 @@ def measure(network: SuperResolutionNetwork, bits: int, crops: list[np.ndarray])
 def agreement(model: QuantizedModel, graph: Any, name: str, crops: list[np.ndarray]) -> dict[str, Any]:
     """What `verify` finds on a runtime, and the flip rate behind each kind of float operator."""
     kind = runtime_class(name)
-    reference = TorchReference(model)
     samples = [Sample(str(index), crop) for index, crop in enumerate(crops)]
     try:
         images = [to_batch(crop) for crop in crops]
         layers = compare_layers(model, graph, kind.open_bytes, images)
-        how = asdict(rounding_of(layers, kind.rounding_steps))
-        jittered = [functools.partial(reference.upscale_jittered, seed=seed, **how) for seed in range(FLOOR_DRAWS)]
         with kind.open_bytes(graph.SerializeToString()) as runtime:
-            report = ParityReport(runtime.describe(), layers=layers)
-            compare(reference, TorchReference(model, "float64"), runtime, samples, report, SCALE, jittered)
+            report = compare(model, runtime, samples, layers)
     except OdmError as error:
         return {"refused": str(error)}
     behind: dict[str, list[int]] = defaultdict(lambda: [0, 0])

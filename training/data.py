@@ -17,24 +17,11 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pairs import ImagePair, Rgb
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
 
-Rgb = npt.NDArray[np.uint8]
-
 TRAINING_STREAM, CALIBRATION_STREAM = 0, 1
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """A high-resolution image and its low-resolution version."""
-
-    name: str
-    """File name."""
-    low: Rgb
-    """uint8 [H, W, 3] RGB, MATLAB-bicubic from `high`."""
-    high: Rgb
-    """uint8 [scale*H, scale*W, 3] RGB."""
 
 
 @dataclass(frozen=True)

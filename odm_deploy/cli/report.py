@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from odm_deploy.bench.report import BenchReport
     from odm_deploy.building.coverage import Coverage
+    from odm_deploy.imaging.pairs import SampleFile
     from odm_deploy.networks.base import SuperResolutionNetwork
-    from odm_deploy.proof.samples import SampleFile
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.report.content import ReportContent
     from odm_deploy.report.crops import CropRow, Pixels, Upscale
@@ -81,8 +81,9 @@ def command(model: Path, output: Path, markdown: Path | None, as_json: bool, **o
 
 def _content(path: Path, options: dict[str, Any]) -> ReportContent:
     """Find out everything the report says."""
-    from odm_deploy.cli.verify import reference_of, verify_model
-    from odm_deploy.proof.samples import find_samples
+    from odm_deploy.imaging.pairs import find_samples
+    from odm_deploy.proof.reference import reference_of
+    from odm_deploy.proof.verify import VerifyOptions, verify
     from odm_deploy.report.content import ReportContent
     from odm_deploy.report.layer_statistics import measure_layers, weight_errors
 
@@ -90,10 +91,12 @@ def _content(path: Path, options: dict[str, Any]) -> ReportContent:
     # Before what takes minutes: whatever may turn out to be unusable.
     real = None if options["weights"] is None else _float_network(reference, options["weights"])
     found, coverage_note = _coverage(path, build=options["build"])
-    parity = verify_model(path, {**options, "layers": True, "precision": "f32"})
+    how = {name: options[name] for name in ("against", "truth", "runtime", "max_images", "threads")}
+    with progress("images") as track:
+        parity = verify(path, options["images"], VerifyOptions(**how), say=say, track=track)
     files = find_samples(options["images"], options["truth"], reference.scale, options["max_images"])
     say("measuring the layers")
-    layers = measure_layers(reference, _inputs(files[:STATISTICS_IMAGES], reference.scale))
+    layers = measure_layers(reference, _inputs(files[:STATISTICS_IMAGES]))
     crops = _crops(path, options, reference.scale, files[: options["crops"]], real)
     bench, bench_note = _bench(path, options)
     return ReportContent(
@@ -110,12 +113,12 @@ def _content(path: Path, options: dict[str, Any]) -> ReportContent:
     )
 
 
-def _inputs(files: Sequence[SampleFile], scale: int) -> Iterator[NDArray[np.float32]]:
+def _inputs(files: Sequence[SampleFile]) -> Iterator[NDArray[np.float32]]:
     """The samples as networks take them: float32 [1, 3, H, W]."""
     from odm_deploy.imaging.pixels import to_batch
 
     for file in files:
-        yield to_batch(file.load(scale).low)
+        yield to_batch(file.load().low)
 
 
 def _float_network(reference: QuantizedModel, weights: Path) -> SuperResolutionNetwork:
@@ -148,7 +151,7 @@ def _crops(
     ):
         quantized: Upscale = lambda low: to_pixels(runtime.upscale(to_batch(low)))  # noqa: E731
         return [
-            crop_row(file.load(scale), scale, quantized, None if real is None else _float_upscale(real))
+            crop_row(file.load(), scale, quantized, None if real is None else _float_upscale(real))
             for file in track(files, len(files))
         ]
 

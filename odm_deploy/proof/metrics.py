@@ -1,7 +1,7 @@
-"""PSNR and SSIM as the super-resolution literature reports them, and exact comparisons of two images.
+"""PSNR and SSIM as the super-resolution literature reports them.
 
-All take uint8 [H, W, 3] RGB. The two literature metrics look at luma alone and ignore a border of `shave` pixels, by
-convention the scale, since a network cannot know what lies beyond the image.
+Both take uint8 [H, W, 3] RGB, look at luma alone and ignore a border of `shave` pixels, by convention the scale, since
+a network cannot know what lies beyond the image.
 """
 
 from __future__ import annotations
@@ -45,25 +45,6 @@ def psnr_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
     return _psnr((sr.astype(np.int16) - hr) @ _LUMA)
 
 
-def psnr_rgb(sr: _Rgb, hr: _Rgb, shave: int) -> float:
-    """Peak signal-to-noise ratio over all three channels, in dB: DIV2K validation's, with shave = scale + 6.
-
-    Raises:
-        InputError: the shapes differ, or nothing is left inside the border.
-    """
-    sr, hr = _inner(sr, hr, shave)
-    return _psnr((sr.astype(np.int16) - hr).astype(np.float64))
-
-
-def psnr_between(a: _Rgb, b: _Rgb) -> float:
-    """PSNR of one image against another of which neither is the truth: every pixel, every channel, in dB.
-
-    Raises:
-        InputError: the shapes differ.
-    """
-    return psnr_rgb(a, b, 0)
-
-
 def ssim_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
     """Structural similarity of luma, at most 1, averaged over every 11x11 window that lies inside the border.
 
@@ -88,26 +69,6 @@ def ssim_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
     luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
     structure = (2 * covariance + _SSIM_C2) / (variance_x + variance_y + _SSIM_C2)
     return float((luminance * structure).mean())
-
-
-def identical_share(a: _Rgb, b: _Rgb) -> float:
-    """Share of pixels, in 0..1, whose three channels are all equal.
-
-    Raises:
-        InputError: the shapes differ.
-    """
-    a, b = _inner(a, b, 0)
-    return float((a == b).all(axis=2).mean())
-
-
-def largest_step(a: _Rgb, b: _Rgb) -> int:
-    """Largest difference of any channel of any pixel, in 8-bit steps, 0..255.
-
-    Raises:
-        InputError: the shapes differ.
-    """
-    a, b = _inner(a, b, 0)
-    return int(np.abs(a.astype(np.int16) - b).max())
 
 
 def _psnr(difference: NDArray[np.float64]) -> float:

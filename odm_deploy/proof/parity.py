@@ -1,287 +1,56 @@
-"""End to end: the same image bytes through the reference and a runtime, beside the reference's own noise floor.
-
-With ordinary scales one model does not even agree with itself: computed in float32 and in float64, a rounding tie falls
-the other way somewhere, and the difference spreads through the layers behind it. That distance is the *noise floor*. A
-runtime that is no further away than the floor computes the same model.
-
-How far the floor is takes luck: a handful of ties decides how much of an image differs. So several equally legitimate
-results of the reference are drawn (float64, and float32 with every quantizer's input moved by up to one unit in its
-last place), and the furthest counts. Where layers were compared one by one they decide: if rounding explains what flips
-in each of them, the runtime computes the model, and the outputs only have to be apart by what that rounding can do.
-The draws then move values as far as a runtime's rounding may (`layers.rounding_of`). It does so in more
-places than the reference's, and at 2 bits one code in a million turns a deep network's image into another: draws that
-happen to flip nothing are no measure of it.
-"""
+"""End to end: the same image bytes through the reference and a runtime, beside the reference's own noise floor."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from odm_deploy.errors import InputError
+from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.pixels import to_batch, to_pixels
-from odm_deploy.proof.golden import GoldenReport
-from odm_deploy.proof.layers import LayerParity
-from odm_deploy.proof.metrics import psnr_y, ssim_y
-
-FLOOR_FACTOR_DB = 2.0
-"""How much further than the noise floor a runtime may be, in dB of PSNR between the two outputs."""
-CLEAN_FACTOR_DB = 6.0
-"""The same where every layer was compared and none flips more than ties explain: luck with ties is all that is left. Of
-30 runs of random networks on OpenVINO, whose outputs were 34 to 53 dB from the reference's, none was further than the
-furthest draw by more than 0.5 dB."""
-CLEAN_DB = 45.0
-"""PSNR between the outputs that is near enough in that case, even if the floor happens to be free of flips."""
-
-FloatArray = NDArray[np.floating[Any]]
-Pixels = NDArray[np.uint8]
-
-
-class Upscaler(Protocol):
-    """A reference or runtime."""
-
-    def upscale(self, images: NDArray[np.float32]) -> FloatArray:
-        """Upscale float [N, 3, H, W] in 0..255."""
-        ...
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image to compare on."""
-
-    name: str
-    low: Pixels
-    """uint8 [H, W, 3], the network's input."""
-    truth: Pixels | None = None
-    """uint8 [scale*H, scale*W, 3], or None."""
-
-
-@dataclass
-class Distance:
-    """How far two upscalers' 8-bit outputs are apart, over all images so far."""
-
-    values: int = 0
-    """Colour values compared."""
-    differing: int = 0
-    max_lsb: int = 0
-    """Largest difference, in 8-bit steps."""
-    squared: float = 0.0
-
-    def add(self, a: Pixels, b: Pixels) -> None:
-        """Count one pair of images.
-
-        Raises:
-            InputError: images of different size.
-        """
-        if a.shape != b.shape:
-            raise InputError("the outputs cannot be compared", why=f"shapes {a.shape} and {b.shape}")
-        difference = np.abs(a.astype(np.int16) - b)
-        self.values += difference.size
-        self.differing += int((difference > 0).sum())
-        self.max_lsb = max(self.max_lsb, int(difference.max(initial=0)))
-        self.squared += float(np.square(difference.astype(np.int64)).sum())
-
-    @property
-    def identical(self) -> float:
-        """Share of identical colour values."""
-        return 1.0 - self.differing / self.values if self.values else 1.0
-
-    @property
-    def psnr_db(self) -> float:
-        """PSNR between the two, dB; infinite when identical."""
-        return 10.0 * math.log10(255.0**2 * self.values / self.squared) if self.squared else math.inf
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys of `verify --json`."""
-        return {"identical_pixels": self.identical, "max_lsb": self.max_lsb, "psnr_between_db": self.psnr_db}
-
-
-@dataclass
-class Quality:
-    """PSNR and SSIM against ground truth, means over images."""
-
-    psnr_y_db: list[float] = field(default_factory=list[float])
-    ssim_y: list[float] = field(default_factory=list[float])
-
-    def add(self, output: Pixels, truth: Pixels, shave: int) -> None:
-        """Measure one image."""
-        self.psnr_y_db.append(psnr_y(output, truth, shave))
-        self.ssim_y.append(ssim_y(output, truth, shave))
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Means; None where there was no ground truth."""
-        if not self.psnr_y_db:
-            return {"psnr_y_db": None, "ssim_y": None}
-        return {"psnr_y_db": float(np.mean(self.psnr_y_db)), "ssim_y": float(np.mean(self.ssim_y))}
-
-
-@dataclass(frozen=True)
-class Gates:
-    """What decides the verdict. With none set, agreement with the noise floor does."""
-
-    max_lsb: int | None = None
-    """Largest difference allowed, in 8-bit steps."""
-    min_identical: float | None = None
-    """Smallest share of identical colour values allowed."""
-    max_psnr_drop_db: float | None = None
-    """Largest loss against ground truth allowed, reference minus runtime, dB."""
-
-
-@dataclass
-class ParityReport:
-    """What `verify` found."""
-
-    runtime: dict[str, Any]
-    """The runtime's description of itself."""
-    images: int = 0
-    distance: Distance = field(default_factory=Distance)
-    """Runtime against reference."""
-    floor: Distance = field(default_factory=Distance)
-    """The reference in float64 against itself in float32."""
-    reference_quality: Quality = field(default_factory=Quality)
-    runtime_quality: Quality = field(default_factory=Quality)
-    layers: list[LayerParity] = field(default_factory=list[LayerParity])
-    """Teacher-forced flip rates; empty when the layers were not checked."""
-    draws: list[Distance] = field(default_factory=list[Distance])
-    """Further draws of the noise floor: the reference with jittered roundings against itself."""
-    exact: bool = False
-    """Whether the model is proven exact, so that nothing but equality will do."""
-    golden: GoldenReport | None = None
-    """How the runtime fared on an exact bundle's golden images; None for other bundles."""
-
-    @property
-    def psnr_drop_db(self) -> float | None:
-        """Reference minus runtime against ground truth; None without ground truth."""
-        reference, runtime = (
-            quality.to_dict()["psnr_y_db"] for quality in (self.reference_quality, self.runtime_quality)
-        )
-        return None if reference is None or runtime is None else reference - runtime
-
-    @property
-    def furthest_floor_db(self) -> float:
-        """PSNR between the reference and the furthest of its own legitimate results, dB."""
-        return min(draw.psnr_db for draw in (self.floor, *self.draws))
-
-    @property
-    def deviating_layers(self) -> list[LayerParity]:
-        """Layers that flip more codes than rounding ties explain."""
-        return [layer for layer in self.layers if not layer.is_clean]
-
-    @property
-    def within_floor(self) -> bool:
-        """Whether the runtime is no further from the reference than rounding moves the reference itself."""
-        if self.deviating_layers or (self.exact and self.distance.differing):
-            return False
-        needed = self.furthest_floor_db - FLOOR_FACTOR_DB
-        if self.layers:
-            needed = min(self.furthest_floor_db - CLEAN_FACTOR_DB, CLEAN_DB)
-        return self.distance.psnr_db >= needed
-
-    def failures(self, gates: Gates) -> list[str]:
-        """Why the verdict is no; empty when it is yes.
-
-        Raises:
-            InputError: a gate on quality, but no ground truth to measure it.
-        """
-        found: list[str] = []
-        distance = self.distance
-        if gates == Gates() and self.golden is not None:
-            found += self.golden.failures
-        if gates == Gates() and not self.within_floor:
-            worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate - layer.tie_flip_rate, default=None)
-            if worst is not None:
-                found.append(
-                    f"{len(self.deviating_layers)} layers flip more codes than ties explain, worst {worst.name}: "
-                    f"{worst.flip_rate:.2%} of its codes by up to {worst.max_step}, "
-                    f"up to {worst.furthest_steps:.2g} steps from a tie"
-                )
-            if self.exact:
-                found.append(f"{distance.differing} of {distance.values} values differ, and an exact model allows none")
-            else:
-                floor = f"noise floor {self.furthest_floor_db:.1f} dB"
-                found.append(f"PSNR between outputs {distance.psnr_db:.1f} dB, {floor}")
-        if gates.max_lsb is not None and distance.max_lsb > gates.max_lsb:
-            found.append(f"largest difference {distance.max_lsb} steps (allowed: {gates.max_lsb})")
-        if gates.min_identical is not None and distance.identical < gates.min_identical:
-            found.append(f"identical values {distance.identical:.4%} (required: {gates.min_identical:.4%})")
-        if gates.max_psnr_drop_db is not None:
-            drop = self.psnr_drop_db
-            if drop is None:
-                raise InputError("cannot check --max-psnr-drop", why="there is no ground truth", fix="add --truth DIR")
-            if drop > gates.max_psnr_drop_db:
-                found.append(f"PSNR drop {drop:.3f} dB (allowed: {gates.max_psnr_drop_db:g} dB)")
-        return found
-
-    def to_dict(self, gates: Gates) -> dict[str, Any]:
-        """The document of `verify --json`."""
-        return {
-            "runtime_info": self.runtime,
-            "images": self.images,
-            **self.distance.to_dict(),
-            "reference": self.reference_quality.to_dict(),
-            "runtime": self.runtime_quality.to_dict(),
-            "noise_floor": {
-                **self.floor.to_dict(),
-                "furthest_psnr_between_db": self.furthest_floor_db,
-                "draws": [draw.to_dict() for draw in self.draws],
-            },
-            "layers": [
-                {
-                    "name": layer.name,
-                    "flip_rate": layer.flip_rate,
-                    "tie_flip_rate": layer.tie_flip_rate,
-                    "furthest_from_tie_steps": layer.furthest_steps,
-                    "floor_flip_rate": layer.floor_flip_rate,
-                    "max_step": layer.max_step,
-                    "codes": layer.codes,
-                }
-                for layer in self.layers
-            ],
-            "exact": self.exact,
-            "golden": None if self.golden is None else self.golden.to_dict(),
-            "within_noise_floor": self.within_floor,
-            "failures": self.failures(gates),
-            "passed": not self.failures(gates),
-        }
+from odm_deploy.proof.distance import Distance
+from odm_deploy.proof.layer_parity import LayerParity
+from odm_deploy.proof.noise_floor import floor_draws, rounding_of
+from odm_deploy.proof.parity_report import ParityReport
+from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.quantization.exact.freeze import is_exact
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.runtimes.base import Runtime
 
 
 def compare(
-    reference: Upscaler,
-    reference64: Upscaler,
-    runtime: Upscaler,
+    model: QuantizedModel,
+    runtime: Runtime,
     samples: Iterable[Sample],
-    report: ParityReport,
-    shave: int,
-    jittered: Sequence[Callable[[NDArray[np.float32]], FloatArray]] = (),
-    track: Callable[[Iterable[Sample]], Iterator[Sample]] = iter,
-) -> None:
-    """Run every sample through all three and add what is found to `report`.
+    layers: Sequence[LayerParity] = (),
+) -> ParityReport:
+    """Run every sample through the reference, its noise floor and a runtime.
 
     Args:
-        reference: the fake-quantized model in float32.
-        reference64: the same in float64.
+        model: the reference.
         runtime: what is being proven.
-        samples: images, consumed one by one.
-        report: filled in place.
-        shave: border pixels left out of PSNR and SSIM, usually the scale.
-        jittered: the reference with its roundings jittered, for further draws of the noise floor.
-        track: shows progress.
+        samples: images, consumed one by one; the scale's width of border is left out of PSNR and SSIM.
+        layers: how each layer fared on that runtime (`compare_layers`), which tells how far its rounding goes.
+
+    Raises:
+        InputError: outputs that are not finite, or of another size than the reference's.
     """
-    report.draws = [Distance() for _ in jittered]
-    for sample in track(samples):
+    reference, double = TorchReference(model), TorchReference(model, "float64")
+    draws = floor_draws(model, reference, rounding_of(layers, runtime.rounding_steps))
+    report = ParityReport(
+        {**runtime.describe(), "rounding_note": runtime.rounding_note},
+        layers=list(layers),
+        draws=[Distance() for _ in draws],
+        exact=is_exact(model),
+    )
+    for sample in samples:
         image = to_batch(sample.low)
         expected = to_pixels(reference.upscale(image))
         found = to_pixels(runtime.upscale(image))
         report.images += 1
         report.distance.add(found, expected)
-        report.floor.add(to_pixels(reference64.upscale(image)), expected)
-        for draw, upscale in zip(report.draws, jittered, strict=True):
+        report.floor.add(to_pixels(double.upscale(image)), expected)
+        for draw, upscale in zip(report.draws, draws, strict=True):
             draw.add(to_pixels(upscale(image)), expected)
         if sample.truth is not None:
-            report.reference_quality.add(expected, sample.truth, shave)
-            report.runtime_quality.add(found, sample.truth, shave)
+            report.reference_quality.add(expected, sample.truth, model.scale)
+            report.runtime_quality.add(found, sample.truth, model.scale)
+    return report

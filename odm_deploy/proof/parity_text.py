@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from odm_deploy.proof.layers import LayerParity
-from odm_deploy.proof.parity import Distance, Gates, ParityReport
+from odm_deploy.proof.distance import Distance
+from odm_deploy.proof.layer_parity import LayerParity
+from odm_deploy.proof.parity_report import Gates, ParityReport
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.proof.metrics import psnr_y
-from odm_deploy.proof.parity import Sample
 
 CROP_PX = 48
 """Side of a crop in input pixels."""

@@ -6,7 +6,7 @@ import importlib.util
 import math
 
 from odm_deploy.errors import MissingError
-from odm_deploy.proof.parity import Gates
+from odm_deploy.proof.parity_report import Gates
 from odm_deploy.proof.parity_text import rows, to_markdown
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.svg import Bar, bar_chart, distribution_chart, share_text

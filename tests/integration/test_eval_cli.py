@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.imaging.datasets import BenchmarkSet
+from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.proof.metrics import psnr_y, ssim_y
 from odm_deploy.proof.torch_reference import TorchReference
@@ -22,10 +22,10 @@ def test_figures_are_those_of_the_protocol(tiny_checkpoint, tiny_set):
     assert (document["dataset"], document["scale"]) == (tiny_set.name, 2)
     reference = TorchReference(load_model(tiny_checkpoint))
     expected = []
-    for pair in BenchmarkSet.from_folder(tiny_set, 2):
-        low, high = pair.load()
-        output = to_pixels(reference.upscale(low.transpose(2, 0, 1)[None].astype(np.float32)))
-        expected.append({"name": pair.name, "psnr_y_db": psnr_y(output, high, 2), "ssim_y": ssim_y(output, high, 2)})
+    for pair in (file.load() for file in find_pairs(tiny_set, 2)):
+        output = to_pixels(reference.upscale(pair.low.transpose(2, 0, 1)[None].astype(np.float32)))
+        figures = {"psnr_y_db": psnr_y(output, pair.high, 2), "ssim_y": ssim_y(output, pair.high, 2)}
+        expected.append({"name": pair.name, **figures})
     assert document["images"] == expected
     for key in ("psnr_y_db", "ssim_y"):
         assert document[key] == pytest.approx(np.mean([row[key] for row in expected]))

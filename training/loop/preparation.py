@@ -13,11 +13,12 @@ from torch import Tensor
 
 from odm_deploy.errors import UsageError
 from odm_deploy.files import atomic_path
+from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.state_dict import read_state_dict
 from training.config import to_tables
-from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
+from training.data import CALIBRATION_STREAM, ImagePool, find_images, load_pairs, split_validation
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
 from training.loop.rescaling import rescaled

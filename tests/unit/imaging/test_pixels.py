@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from odm_deploy.imaging.pixels import bits_of, from_network, to_eight_bits, to_network
+from odm_deploy.errors import InputError
+from odm_deploy.imaging.pixels import bits_of, from_network, to_eight_bits, to_network, to_pixels
 
 EVERY_8 = np.arange(256, dtype=np.uint8)
 EVERY_16 = np.arange(65536, dtype=np.uint16)
@@ -43,3 +46,14 @@ def test_eight_bits_are_the_nearest():
     exact = EVERY_16.astype(np.float64) / 257
     np.testing.assert_array_equal(to_eight_bits(EVERY_16), np.rint(exact))
     assert to_eight_bits(EVERY_8) is EVERY_8
+
+
+def test_pixels_of_a_batch_are_rounded_half_to_even_and_clamped():
+    image = np.array([0.5, 1.5, 2.5, -7.0, 254.5, 300.0], np.float32).reshape(1, 3, 1, 2)
+    assert to_pixels(image).transpose(2, 0, 1).ravel().tolist() == [0, 2, 2, 0, 254, 255]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_output_that_is_not_finite_is_no_image(bad):
+    with pytest.raises(InputError, match="NaN or infinity"):
+        to_pixels(np.array([bad, 0, 0], np.float32).reshape(1, 3, 1, 1))

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from odm_deploy.imaging.datasets import BenchmarkSet
+from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.imaging.resize import downscale
 
@@ -27,12 +27,11 @@ def drawn(script, tmp_path_factory):
 
 
 def test_samples_are_a_benchmark_set(samples):
-    pairs = BenchmarkSet.from_folder(samples, 4)
-    assert [pair.name for pair in pairs] == ["foliage", "gratings", "lettering", "street"]
-    for pair in pairs:
-        low, high = pair.load()
-        assert high.shape == (288, 384, 3)
-        assert np.array_equal(low, downscale(high, 4)[0])
+    files = find_pairs(samples, 4)
+    assert [file.name for file in files] == ["foliage", "gratings", "lettering", "street"]
+    for pair in (file.load() for file in files):
+        assert pair.high.shape == (288, 384, 3)
+        assert np.array_equal(pair.low, downscale(pair.high, 4)[0])
 
 
 def test_samples_are_small(samples):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from rich.console import Console
 
-from odm_deploy.proof.layers import LayerParity
-from odm_deploy.proof.parity import Distance, Gates, ParityReport, Quality
+from odm_deploy.proof.distance import Distance
+from odm_deploy.proof.evaluation import Quality
+from odm_deploy.proof.layer_parity import LayerParity
+from odm_deploy.proof.parity_report import Gates, ParityReport
 from odm_deploy.proof.parity_text import WORST_LAYERS, rows, summary_table, to_markdown, verdict, worst_layers_table
 
 
@@ -33,7 +35,7 @@ def rendered(table):
     return captured.get()
 
 
-def test_verdicts():
+def test_the_verdict_says_how_far_apart_the_outputs_are_or_what_failed():
     assert verdict(report(0), Gates()) == "onnxruntime computes the reference, bit for bit, on 3 images"
     agrees = verdict(report(1), Gates())
     assert agrees.startswith("onnxruntime computes the reference: 99.67% of the values identical, at most 1 steps")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.resize import imresize
-from odm_deploy.proof.parity import Sample
 from odm_deploy.report.crops import AMPLIFIED, CROP_PX, crop_row
 
 SCALE = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from odm_deploy.grid import Grid
-from odm_deploy.proof.parity import ParityReport
+from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.layer_statistics import LayerStatistics
 from odm_deploy.report.page import to_html, to_report_markdown

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odm_deploy.grid import Grid
-from odm_deploy.proof.layers import OUTPUT, compare_layers
+from odm_deploy.proof.layer_parity import OUTPUT
+from odm_deploy.proof.layers import compare_layers
 from odm_deploy.quantization.exact.sums import (
     LARGEST_SHRINKAGE,
     SIGNIFICAND_BITS,

@@ -1,0 +1,110 @@
+"""One layer's flips, and whether rounding explains them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import FloatArray, Grid
+from odm_deploy.proof.ties import TIE_STEPS, count_ties, steps_to_code
+
+OUTPUT = "output"
+"""Name under which the 8-bit image itself is compared, as the last "layer"."""
+
+MAX_TIE_RATE = 1e-4
+"""Share of codes off ties that may flip in a layer that computes the right thing. On EDSR-baseline x4, ONNX Runtime and
+OpenVINO stay below 3e-5 in every layer."""
+MAX_FLIP_STEPS = 0.01
+"""Distance from a tie, in steps, beyond which rounding explains not even a single flip: errors that move values so far
+would flip fifty times as many codes as `MAX_TIE_RATE` allows."""
+FEW_TIES = 3
+"""Flips that prove nothing, however few codes were compared."""
+FLOOR_FACTOR = 10.0
+"""How many times the reference's own flips are allowed, for layers behind much float arithmetic."""
+
+
+@dataclass
+class LayerParity:
+    """Flips of one layer's codes, teacher-forced, summed over images."""
+
+    name: str
+    codes: int = 0
+    """Codes compared."""
+    flips: int = 0
+    """Codes that differ from the reference's."""
+    max_step: int = 0
+    """Largest difference between two codes."""
+    floor_flips: int = 0
+    """Codes of the reference that differ between its float32 and its float64 computation."""
+    tie_flips: int = 0
+    """Flipped codes whose value lies on a rounding tie, within `TIE_STEPS`, between the two codes."""
+    ties: int = 0
+    """Values that lie exactly between two codes."""
+    furthest_steps: float = 0.0
+    """How far any flipped value lies from where the code it got begins, in steps of the layer's grid."""
+    exact: bool = False
+    """Whether the model's arithmetic never rounds, so that no tie excuses a flip."""
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of differing codes."""
+        return self.flips / self.codes if self.codes else 0.0
+
+    @property
+    def tie_flip_rate(self) -> float:
+        """Share of codes that differ on a rounding tie."""
+        return self.tie_flips / self.codes if self.codes else 0.0
+
+    @property
+    def floor_flip_rate(self) -> float:
+        """Share of codes that rounding alone flips."""
+        return self.floor_flips / self.codes if self.codes else 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether rounding explains the flips: to the neighbouring code, near a tie, and on it or rare."""
+        if self.exact:
+            return self.flips == 0
+        if self.max_step > 1 or self.furthest_steps > MAX_FLIP_STEPS:
+            return False
+        allowed = self.codes * max(MAX_TIE_RATE, FLOOR_FACTOR * self.floor_flip_rate)
+        return self.flips - self.tie_flips <= max(allowed, FEW_TIES)
+
+    def add(
+        self,
+        found: NDArray[np.integer],
+        expected: NDArray[np.integer],
+        floor: NDArray[np.integer],
+        values: FloatArray,
+        grid: Grid,
+    ) -> None:
+        """Count one image's codes, all of one shape.
+
+        Args:
+            found: the runtime's.
+            expected: the reference's.
+            floor: the reference's in float64.
+            values: what the reference's quantizer was given, float32.
+            grid: the grid of that quantizer.
+
+        Raises:
+            InputError: the runtime's codes have another shape than the reference's.
+        """
+        if found.shape != expected.shape:
+            raise InputError(
+                f"the codes of {self.name} cannot be compared",
+                why=f"their shape is {found.shape}, the reference's {expected.shape}",
+            )
+        difference = np.abs(found.astype(np.int16) - expected.astype(np.int16))
+        flipped = difference > 0
+        distances = steps_to_code(values[flipped], found[flipped].astype(np.int16), grid)
+        self.codes += difference.size
+        self.flips += int(flipped.sum())
+        self.tie_flips += int((distances <= TIE_STEPS).sum())
+        self.ties += count_ties(values, grid)
+        self.furthest_steps = max(self.furthest_steps, float(distances.max(initial=0.0)))
+        self.max_step = max(self.max_step, int(difference.max(initial=0)))
+        self.floor_flips += int((floor != expected).sum())

@@ -1,0 +1,143 @@
+"""What `verify` found, and what decides whether that is a yes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from odm_deploy.errors import InputError
+from odm_deploy.proof.distance import Distance
+from odm_deploy.proof.evaluation import Quality
+from odm_deploy.proof.golden import GoldenReport
+from odm_deploy.proof.layer_parity import LayerParity
+from odm_deploy.proof.noise_floor import CLEAN_DB, CLEAN_FACTOR_DB, FLOOR_FACTOR_DB
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What decides the verdict. With none set, agreement with the noise floor does."""
+
+    max_lsb: int | None = None
+    """Largest difference allowed, in 8-bit steps."""
+    min_identical: float | None = None
+    """Smallest share of identical colour values allowed."""
+    max_psnr_drop_db: float | None = None
+    """Largest loss against ground truth allowed, reference minus runtime, dB."""
+
+
+@dataclass
+class ParityReport:
+    """What `verify` found."""
+
+    runtime: dict[str, Any]
+    """The runtime's description of itself."""
+    images: int = 0
+    distance: Distance = field(default_factory=Distance)
+    """Runtime against reference."""
+    floor: Distance = field(default_factory=Distance)
+    """The reference in float64 against itself in float32."""
+    reference_quality: Quality = field(default_factory=Quality)
+    runtime_quality: Quality = field(default_factory=Quality)
+    layers: list[LayerParity] = field(default_factory=list[LayerParity])
+    """Teacher-forced flip rates; empty when the layers were not checked."""
+    draws: list[Distance] = field(default_factory=list[Distance])
+    """Further draws of the noise floor: the reference with jittered roundings against itself."""
+    exact: bool = False
+    """Whether the model is proven exact, so that nothing but equality will do."""
+    golden: GoldenReport | None = None
+    """How the runtime fared on an exact bundle's golden images; None for other bundles."""
+
+    @property
+    def psnr_drop_db(self) -> float | None:
+        """Reference minus runtime against ground truth; None without ground truth."""
+        reference, runtime = (
+            quality.to_dict()["psnr_y_db"] for quality in (self.reference_quality, self.runtime_quality)
+        )
+        return None if reference is None or runtime is None else reference - runtime
+
+    @property
+    def furthest_floor_db(self) -> float:
+        """PSNR between the reference and the furthest of its own legitimate results, dB."""
+        return min(draw.psnr_db for draw in (self.floor, *self.draws))
+
+    @property
+    def deviating_layers(self) -> list[LayerParity]:
+        """Layers that flip more codes than rounding ties explain."""
+        return [layer for layer in self.layers if not layer.is_clean]
+
+    @property
+    def within_floor(self) -> bool:
+        """Whether the runtime is no further from the reference than rounding moves the reference itself."""
+        if self.deviating_layers or (self.exact and self.distance.differing):
+            return False
+        needed = self.furthest_floor_db - FLOOR_FACTOR_DB
+        if self.layers:
+            needed = min(self.furthest_floor_db - CLEAN_FACTOR_DB, CLEAN_DB)
+        return self.distance.psnr_db >= needed
+
+    def failures(self, gates: Gates) -> list[str]:
+        """Why the verdict is no; empty when it is yes.
+
+        Raises:
+            InputError: a gate on quality, but no ground truth to measure it.
+        """
+        found: list[str] = []
+        distance = self.distance
+        if gates == Gates() and self.golden is not None:
+            found += self.golden.failures
+        if gates == Gates() and not self.within_floor:
+            worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate - layer.tie_flip_rate, default=None)
+            if worst is not None:
+                found.append(
+                    f"{len(self.deviating_layers)} layers flip more codes than ties explain, worst {worst.name}: "
+                    f"{worst.flip_rate:.2%} of its codes by up to {worst.max_step}, "
+                    f"up to {worst.furthest_steps:.2g} steps from a tie"
+                )
+            if self.exact:
+                found.append(f"{distance.differing} of {distance.values} values differ, and an exact model allows none")
+            else:
+                floor = f"noise floor {self.furthest_floor_db:.1f} dB"
+                found.append(f"PSNR between outputs {distance.psnr_db:.1f} dB, {floor}")
+        if gates.max_lsb is not None and distance.max_lsb > gates.max_lsb:
+            found.append(f"largest difference {distance.max_lsb} steps (allowed: {gates.max_lsb})")
+        if gates.min_identical is not None and distance.identical < gates.min_identical:
+            found.append(f"identical values {distance.identical:.4%} (required: {gates.min_identical:.4%})")
+        if gates.max_psnr_drop_db is not None:
+            drop = self.psnr_drop_db
+            if drop is None:
+                raise InputError("cannot check --max-psnr-drop", why="there is no ground truth", fix="add --truth DIR")
+            if drop > gates.max_psnr_drop_db:
+                found.append(f"PSNR drop {drop:.3f} dB (allowed: {gates.max_psnr_drop_db:g} dB)")
+        return found
+
+    def to_dict(self, gates: Gates) -> dict[str, Any]:
+        """The document of `verify --json`."""
+        return {
+            "runtime_info": self.runtime,
+            "images": self.images,
+            **self.distance.to_dict(),
+            "reference": self.reference_quality.to_dict(),
+            "runtime": self.runtime_quality.to_dict(),
+            "noise_floor": {
+                **self.floor.to_dict(),
+                "furthest_psnr_between_db": self.furthest_floor_db,
+                "draws": [draw.to_dict() for draw in self.draws],
+            },
+            "layers": [
+                {
+                    "name": layer.name,
+                    "flip_rate": layer.flip_rate,
+                    "tie_flip_rate": layer.tie_flip_rate,
+                    "furthest_from_tie_steps": layer.furthest_steps,
+                    "floor_flip_rate": layer.floor_flip_rate,
+                    "max_step": layer.max_step,
+                    "codes": layer.codes,
+                }
+                for layer in self.layers
+            ],
+            "exact": self.exact,
+            "golden": None if self.golden is None else self.golden.to_dict(),
+            "within_noise_floor": self.within_floor,
+            "failures": self.failures(gates),
+            "passed": not self.failures(gates),
+        }

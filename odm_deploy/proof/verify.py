@@ -1,0 +1,170 @@
+"""`verify`: proof that a runtime computes from a bundle what the reference model computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from odm_deploy.errors import BuildError, GateError, InputError, MissingError
+from odm_deploy.graphs.files import parse_onnx
+from odm_deploy.imaging.pairs import SampleFile, find_samples
+from odm_deploy.manifest import ONNX_FILE
+from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.proof.forced_engine import forced_engine_opener
+from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden, read_golden
+from odm_deploy.proof.layer_parity import LayerParity
+from odm_deploy.proof.layers import LAYER_IMAGES, center_crops, compare_layers
+from odm_deploy.proof.parity import compare
+from odm_deploy.proof.parity_report import ParityReport
+from odm_deploy.proof.reference import reference_of
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
+from odm_deploy.runtimes.tensorrt.plan_file import engine_facts
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What is compared with what, and how thoroughly."""
+
+    against: Path | None = None
+    """The model.pt; None takes the one the bundle names."""
+    truth: Path | None = None
+    """Folder of ground truth; None finds HR beside LR_bicubic/X4, and goes without where there is none."""
+    runtime: str | None = None
+    """The runtime to prove; None takes TensorRT where the plan and its GPU are, else ONNX Runtime."""
+    max_images: int | None = None
+    """Take only the first so many images; None takes all."""
+    layers: bool = True
+    """Whether to compare the codes of every layer too, teacher-forced."""
+    threads: int | None = None
+    """CPU threads of the runtime; None takes one a physical core."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Arithmetic of the layers that are not int8 (bf16: OpenVINO only)."""
+
+    @property
+    def runtime_options(self) -> RuntimeOptions:
+        """How the model is to be run."""
+        return RuntimeOptions(threads=self.threads, precision=self.precision)
+
+
+def verify(
+    bundle: Path | str,
+    images: Path | str,
+    options: VerifyOptions = VerifyOptions(),
+    *,
+    say: Say = silent,
+    track: Track = untracked,
+) -> ParityReport:
+    """Compare a runtime with the reference on real images: layer by layer, end to end, and on golden outputs.
+
+    The same image bytes go through the fake-quantized torch model and the runtime. Whether what differs is more than
+    rounding explains is for `ParityReport.failures` to say:
+
+    >>> report = verify("model/", "Set5/LR_bicubic/X4")      # doctest: +SKIP
+    >>> report.failures(Gates()), report.distance.identical  # doctest: +SKIP
+    ([], 1.0)
+
+    Args:
+        bundle: a bundle, a model.onnx or an engine.plan.
+        images: the network's input images: a folder, a file or a glob pattern.
+        options: what to compare with, where, and how thoroughly.
+        say: takes lines about what was passed over or left out.
+        track: shows progress over the images.
+
+    Raises:
+        InputError: the bundle, its model.pt or an image is unusable, or its outputs cannot be compared.
+        UsageError: there is nothing to compare with, or no such runtime or option of it.
+        MissingError: no runtime for it is installed here.
+        GateError: the graph of an exact bundle was changed, and no runtime takes what it is now.
+    """
+    path = Path(bundle)
+    try:
+        model = reference_of(path, options.against)
+        files = find_samples(Path(images), options.truth, model.scale, options.max_images)
+        with open_runtime(path, options.runtime, options.runtime_options, order=FAITHFUL_FIRST) as runtime:
+            return prove(path, model, runtime, files, options, say=say, track=track)
+    except InputError as error:
+        # A wrong number may also be one that no runtime takes; then the verdict is no, and its layer is known.
+        if changed := _changed_layers(path):
+            named = ", ".join(name or "its inputs and outputs" for name in changed)
+            raise GateError(f"{path} is not what was written: {named}", why=str(error)) from error
+        raise
+
+
+def prove(
+    path: Path,
+    model: QuantizedModel,
+    runtime: Runtime,
+    files: list[SampleFile],
+    options: VerifyOptions,
+    *,
+    say: Say,
+    track: Track,
+) -> ParityReport:
+    """`verify` of what is open already: the reference, and the bundle at `path` on its runtime. Raises as it does."""
+    for reason in runtime.passed_over:
+        say(f"passed over: {reason}")
+    layers = _compare_layers(path, model, runtime, files[:LAYER_IMAGES], options, say) if options.layers else []
+    samples = track((file.load() for file in files), len(files))
+    try:
+        report = compare(model, runtime, samples, layers)
+    except InputError as error:
+        raise InputError(f"cannot compare {path} with its reference", why=str(error)) from error
+    report.golden = _check_golden(path, runtime, options, say)
+    return report
+
+
+def _compare_layers(
+    path: Path, model: QuantizedModel, runtime: Runtime, files: list[SampleFile], options: VerifyOptions, say: Say
+) -> list[LayerParity]:
+    """Teacher-forced flip rates on the centers of a few images; empty where the layers cannot be told apart."""
+    lowered = _lowered_graph(path)
+    if lowered is None:
+        say("layers not compared: there is no model.onnx to see them in")
+        return []
+    crops = center_crops(file.load().low for file in files)
+    if runtime.model_kind == "onnx":
+        open_bytes = lambda data: type(runtime).open_bytes(data, options.runtime_options)  # noqa: E731
+        return compare_layers(model, lowered, open_bytes, crops)
+    height, width = (min(crop.shape[axis] for crop in crops) for axis in (2, 3))
+    tf32 = bool(engine_facts(path).get("tf32", True))
+    say(f"building an engine for {height}x{width} whose layers can be told apart")
+    try:
+        opener = forced_engine_opener(runtime, lowered, (height, width), tf32=tf32)
+        return compare_layers(model, lowered, opener, [crop[:, :, :height, :width] for crop in crops])
+    except (BuildError, MissingError) as error:
+        say(f"layers not compared: {error}")
+        return []
+
+
+def _check_golden(path: Path, runtime: Runtime, options: VerifyOptions, say: Say) -> GoldenReport | None:
+    """The golden images of an exact bundle on the runtime; None where the bundle has none, or an engine takes none."""
+    golden = read_golden(path if path.is_dir() else path.parent)
+    if golden is None:
+        return None
+    is_engine = runtime.model_kind == "plan"
+    sees_layers = options.layers and not is_engine
+    reopen = (lambda data: type(runtime).open_bytes(data, options.runtime_options)) if sees_layers else None
+    try:
+        return check_golden(golden, runtime, _lowered_graph(path), reopen)
+    except InputError as error:
+        if not is_engine:
+            raise
+        say(f"golden outputs not compared: {error}")
+        return None
+
+
+def _changed_layers(path: Path) -> list[str]:
+    """Layers of an exact bundle whose part of `model.onnx` is not what was written; empty for other bundles."""
+    golden = read_golden(path if path.is_dir() else path.parent)
+    lowered = _lowered_graph(path)
+    return [] if golden is None or lowered is None else changed_layers(golden, lowered)
+
+
+def _lowered_graph(path: Path) -> onnx.ModelProto | None:
+    file = path / ONNX_FILE if path.is_dir() else path.with_name(ONNX_FILE) if path.suffix == ".plan" else path
+    return parse_onnx(file.read_bytes(), label=str(file)) if file.suffix == ".onnx" and file.is_file() else None

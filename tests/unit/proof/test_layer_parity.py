@@ -1,0 +1,74 @@
+"""One layer's flips: those that rounding explains, and those that it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.proof.layer_parity import MAX_FLIP_STEPS, LayerParity
+from odm_deploy.proof.ties import PIXELS
+
+
+def test_rates_of_a_layer_without_codes_are_zero():
+    assert LayerParity("a").flip_rate == LayerParity("a").floor_flip_rate == 0.0
+    assert LayerParity("a", codes=8, flips=2, floor_flips=1).flip_rate == 0.25
+    assert LayerParity("a", codes=8, flips=2, floor_flips=1).floor_flip_rate == 0.125
+
+
+@pytest.mark.parametrize(
+    ("codes", "flips", "max_step", "floor_flips", "clean"),
+    [
+        (10**6, 0, 0, 0, True),
+        # 1e-4 of the codes are ties ..
+        (10**6, 100, 1, 0, True),
+        (10**6, 101, 1, 0, False),
+        # .. or ten times what rounding flips in the reference itself, where values sit on ties.
+        (10**6, 500, 1, 50, True),
+        (10**6, 501, 1, 50, False),
+        # A few flips prove nothing among a few codes,
+        (300, 3, 1, 0, True),
+        (300, 4, 1, 0, False),
+        # but no tie moves a code by two.
+        (10**6, 1, 2, 0, False),
+        (0, 0, 0, 0, True),
+    ],
+)
+def test_a_layer_is_clean_when_ties_explain_its_flips(codes, flips, max_step, floor_flips, clean):
+    assert LayerParity("a", codes, flips, max_step, floor_flips).is_clean is clean
+
+
+def test_flips_on_ties_are_told_from_flips_off_them():
+    grid, size = Grid(0.75, 1, 2), 100_000
+    values = np.full(size, 0.375, np.float32)
+    expected = np.ones(size, np.uint8)
+    found = expected.copy()
+    found[:5000] = 2
+    layer = LayerParity("on a tie")
+    layer.add(found, expected, expected, values, grid)
+    assert (layer.flips, layer.tie_flips, layer.max_step, layer.furthest_steps) == (5000, 5000, 1, 0.0)
+    assert layer.is_clean
+    # The same codes for values that are nowhere near a tie, and the code on the wrong side of one.
+    for wrong_values, wrong_code, steps in ((np.full(size, 0.3, np.float32), 2, 0.1), (values, 0, 1.0)):
+        found[:5000] = wrong_code
+        layer = LayerParity("off a tie")
+        layer.add(found, expected, expected, wrong_values, grid)
+        assert (layer.flips, layer.tie_flips) == (5000, 0)
+        assert layer.furthest_steps == pytest.approx(steps, abs=1e-6)
+        assert not layer.is_clean
+
+
+def test_a_flip_far_from_any_tie_is_no_rounding_however_rare():
+    assert LayerParity("a", codes=10**6, flips=1, max_step=1, furthest_steps=MAX_FLIP_STEPS).is_clean
+    assert not LayerParity("a", codes=10**6, flips=1, max_step=1, furthest_steps=1.01 * MAX_FLIP_STEPS).is_clean
+
+
+def test_ties_excuse_no_flip_of_an_exact_model():
+    assert not LayerParity("a", codes=10**6, flips=1, max_step=1, tie_flips=1, exact=True).is_clean
+
+
+def test_codes_of_another_shape_are_refused():
+    codes = np.zeros((1, 2, 3, 3), np.uint8)
+    with pytest.raises(InputError, match=r"codes of conv cannot be compared.*\(1, 3, 3, 3\)"):
+        LayerParity("conv").add(np.zeros((1, 3, 3, 3), np.uint8), codes, codes, codes.astype(np.float32), PIXELS)
