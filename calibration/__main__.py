@@ -54,13 +54,14 @@ def _key_values(option: str) -> Any:
 )
 @click.option("--percentile", type=click.FloatRange(50, 100, min_open=True), help="For --method percentile.")
 @click.option(
-    "--weights",
+    "--weight-scales",
     "weight_method",
     type=click.Choice(["mse", "max"]),
     default="mse",
     show_default=True,
     help="Weight scales by the smallest squared error, or by the largest weight.",
 )
+@click.option("--weights", "old_weight_method", type=click.Choice(["mse", "max"]), hidden=True)
 @click.option("--per-layer-weights", is_flag=True, help="One weight scale per layer instead of per output channel.")
 @click.option("--head", metavar="WIDTH", help="Width of the first convolution.  [default: float; exact: 8]")
 @click.option("--body-end", metavar="WIDTH", help="Width of what follows the last block.  [default: float; exact: 8]")
@@ -119,6 +120,7 @@ def command(
     method: str | None,
     percentile: float | None,
     weight_method: str,
+    old_weight_method: str | None,
     per_layer_weights: bool,
     head: str | None,
     body_end: str | None,
@@ -135,10 +137,10 @@ def command(
 ) -> None:
     """Quantize float WEIGHTS after training: watch the network on images, choose ranges, write model.pt."""
     from calibration.images import CalibrationImages, choose_images
-    from calibration.profiles import WidthOptions, policy_of
     from odm_deploy.checkpoint import file_sha256, save_model
     from odm_deploy.networks.registry import network_from_state_dict
     from odm_deploy.networks.state_dict import read_state_dict
+    from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
     from odm_deploy.quantization.ranges import RangeMethod
 
@@ -149,8 +151,19 @@ def command(
     if percentile is not None and method not in (None, "percentile"):
         raise UsageError(f"--percentile says nothing about --method {method}", fix="drop one of the two")
     method = method or ("mse" if percentile is None else "percentile")
-    widths = WidthOptions(bits, head, body_end, tail, layers, not per_layer_weights, free)
-    policy = policy_of(profile, widths)
+    if old_weight_method is not None:
+        say(f"--weights {old_weight_method} is spelled --weight-scales {old_weight_method} now")
+        weight_method = old_weight_method
+    policy = QuantizationPolicy.parse(
+        profile,
+        bits,
+        head=head,
+        body_end=body_end,
+        tail=tail,
+        overrides=layers,
+        per_channel=not per_layer_weights,
+        free=free,
+    )
     state = read_state_dict(weights)
     plain_overrides = {key: _plain(value) for key, value in overrides.items()}
     network = network_from_state_dict(network_name, state, scale, plain_overrides)

@@ -3,7 +3,7 @@
 A torch file holding tensors and plain values only, always read with `weights_only=True`:
 
     format    "odm-deploy model"
-    version   1, or 2 where a layer has offsets
+    version   1; 2 where a layer has offsets; 3 where the model is exact
     network   {"name": "edsr", "config": {"scale": 4, "features": 64, ...}}     name and hyper-parameters
     tensors   {key: float32 tensor}          everything that is not quantized, by public state-dict key
     layers    {layer: {                      every quantized layer, by dotted name
@@ -12,14 +12,21 @@ A torch file holding tensors and plain values only, always read with `weights_on
                              "scale": float32 [O] or [1]},
                   "bias":   float32 [O] | None
                   [, "offsets": {"shift": float32 [C] | None, "gain": float32 [C] | None}]}}
+    exact     None | {"float32_bits": 24, "bits": {layer: float}, "coarsened_channels": int}
+                                             the claim that no sum rounds, with what its proof found
     metadata  {...}                          provenance, plain values; nothing needs it to run the model
 
 A weight is `scale * (first + step * k)` with k the packed b-bit number (`bitpacking`): b bits are stored per weight.
-The round trip is exact to the bit. Files of a newer version are refused.
+The round trip is exact to the bit. Files of a newer version are refused, and the version is the lowest whose readers
+overlook nothing: programs that know nothing of `exact` would let engines use TF32.
+
+`exact` is a claim: reading the file proves it again, and refuses the file where that fails. Files without the key, as
+older programs wrote them, have the claim in `metadata["exact"]`; there it counts only if the proof holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -37,13 +44,14 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.builders import BuilderError, UntrustedBuilderError, trusting
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.exact.freeze import proven
 from odm_deploy.quantization.layers import ChannelOffsets, QuantizedLayer
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes
 from odm_deploy.torch_files import read_torch_file
 
 FORMAT = "odm-deploy model"
-VERSION = 2
+VERSION = 3
 
 
 def save_model(model: QuantizedModel, path: Path | str) -> None:
@@ -60,14 +68,14 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
         for key, value in model.network.state_dict().items()
         if key.rpartition(".")[0] not in quantized
     }
-    has_offsets = any(layer.offsets for layer in quantized.values())
+    offsets = any(layer.offsets for layer in quantized.values())
     document = {
         "format": FORMAT,
-        # Older programs would overlook offsets, and know all the rest.
-        "version": VERSION if has_offsets else 1,
+        "version": 3 if model.exact else 2 if offsets else 1,
         "network": {"name": model.network.name, "config": dataclasses.asdict(model.network.config)},
         "tensors": tensors,
         "layers": {name: _layer_to_dict(layer) for name, layer in quantized.items()},
+        "exact": None if model.exact is None else dataclasses.asdict(model.exact),
         "metadata": model.metadata,
     }
     # Given a path, torch would store its name in the file: equal models should be equal files.
@@ -120,7 +128,23 @@ def _from_document(document: dict[str, Any]) -> QuantizedModel:
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"its tensor {key} is unusable", why="it is not finite")
     network.load_state_dict(tensors, strict=False)
-    return freeze(network, layers, document["metadata"])
+    model = freeze(network, layers, document["metadata"])
+    if "exact" not in document:
+        return _with_old_claim(model)
+    claim = document["exact"]
+    return model if claim is None else proven(model, coarsened_channels=int(claim["coarsened_channels"]))
+
+
+def _with_old_claim(model: QuantizedModel) -> QuantizedModel:
+    """A model whose metadata says whether it is exact: proven where that is true, without the claim in any case."""
+    metadata = dict(model.metadata)
+    claim = metadata.pop("exact", None)
+    model = dataclasses.replace(model, metadata=metadata)
+    if not isinstance(claim, dict):
+        return model
+    with contextlib.suppress(InputError):
+        return proven(model, coarsened_channels=int(cast("dict[str, Any]", claim).get("coarsened_channels", 0)))
+    return model
 
 
 def _check_fit(tensors: dict[str, Tensor], layers: set[str], network: SuperResolutionNetwork) -> None:

@@ -24,7 +24,6 @@ from odm_deploy.machine.builders import choose_builder
 from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.proof.golden import golden_images, golden_of
 from odm_deploy.quantization.exact.bounds import prove
-from odm_deploy.quantization.exact.freeze import METADATA_KEY, is_exact
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
@@ -74,7 +73,7 @@ def write_bundle(
         proto = lower(model, lowering)
         onnx_path = temporary / ONNX_FILE
         onnx_path.write_bytes(proto.SerializeToString(deterministic=True))
-        if is_exact(model):
+        if model.exact is not None:
             say("golden outputs, in integers")
             _write_golden(model, proto, temporary)
             # TF32 keeps 11 significant bits of what an engine would fall back to float for.
@@ -128,6 +127,6 @@ def _describe(
             name: {"grid": layer.grid.to_dict(), "weight_bits": layer.weight_bits}
             for name, layer in model.layers.items()
         },
-        exact={**model.metadata[METADATA_KEY], "tf32": False} if is_exact(model) else None,
+        exact=None if model.exact is None else {**dataclasses.asdict(model.exact), "tf32": False},
         engine=None if built is None else describe_engine(built, engine),
     )

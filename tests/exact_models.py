@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from calibration.profiles import WidthOptions, policy_of
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from tests.factories import random_images
 
@@ -36,5 +36,5 @@ def small_network(name: str) -> SuperResolutionNetwork:
 def calibrated_exact(name: str, bits: int = 4) -> QuantizedModel:
     """A small network in the exact profile. Cached: treat it as read-only."""
     images = [torch.from_numpy(random_images(20, 24, seed=seed)) for seed in range(2)]
-    model, _ = calibrate(small_network(name), images, policy_of("exact", WidthOptions(str(bits))))
+    model, _ = calibrate(small_network(name), images, QuantizationPolicy.parse("exact", str(bits)))
     return model

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from odm_deploy.errors import UsageError
-from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.policy import QuantizationPolicy
 
 _ABOVE_ZERO = (
     *("data.patch", "data.calibration_batches"),
@@ -54,24 +54,22 @@ class QuantizationSection:
     overrides: Mapping[str, str] = field(default_factory=dict[str, str])
     """Widths by layer name or pattern; later ones win."""
 
+    def __post_init__(self) -> None:
+        # What a model cannot be frozen as is refused here, not after all iterations.
+        if self.body != "float":
+            self.policy()
+
     def policy(self) -> QuantizationPolicy:
         """The policy these texts stand for.
 
         Raises:
-            UsageError: a width that does not exist, or a float body.
+            UsageError: a width that does not exist, a float body, or a layer left float in the exact profile.
         """
-        body = LayerBits.parse(self.body)
-        if body is None:
+        if self.body == "float":
             raise UsageError("quantization.body is float", fix='for a float run choose [method] name = "float"')
-        exact = self.profile == "exact"
-        unless_said = LayerBits(8, 8) if exact else None
-        return QuantizationPolicy(
-            body,
-            body_end=LayerBits.parse(self.body_end) or unless_said,
-            tail=LayerBits.parse(self.tail) or unless_said,
-            head=LayerBits.parse(self.head) or unless_said,
-            overrides={pattern: LayerBits.parse(text) for pattern, text in self.overrides.items()},
-            power_of_two=exact,
+        said = [None if width == "float" else width for width in (self.body_end, self.tail, self.head)]
+        return QuantizationPolicy.parse(
+            self.profile, self.body, body_end=said[0], tail=said[1], head=said[2], overrides=self.overrides
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,7 @@ def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> No
             {
                 "network": model.network.name,
                 "scale": model.scale,
+                "exact": None if model.exact is None else dataclasses.asdict(model.exact),
                 "metadata": model.metadata,
                 "convention": convention,
                 "output_px": {"height": height, "width": width},

@@ -14,7 +14,6 @@ from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import ChannelOrder, Layout, add_uint8_io
 from odm_deploy.lowering.markers import export_marked
-from odm_deploy.quantization.exact.freeze import is_exact
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
 
@@ -47,7 +46,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
         UsageError: an exact model in half precision.
     """
     options = options or LoweringOptions()
-    if is_exact(model) and options.precision != "fp32":
+    if model.exact and options.precision != "fp32":
         raise UsageError(
             f"--precision {options.precision} of an exact model",
             why="its sums need float32's 24 bits, half precision has 11",
@@ -59,7 +58,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
         convert_rest_to_half(graph, _HALF_TYPES[options.precision])
     if options.io == "uint8":
         add_uint8_io(graph, options.layout, options.order)
-    if is_exact(model):
+    if model.exact:
         mark_exact(graph.metadata_props)
     graph.graph.name = model.network.name
     graph.producer_name, graph.producer_version = "odm-deploy", __version__

@@ -33,6 +33,18 @@ class FrozenLayer:
 
 
 @dataclass(frozen=True)
+class ExactProof:
+    """What was found when it was proven that no float32 engine rounds in a model (`quantization.exact`)."""
+
+    float32_bits: int
+    """Significant bits of a float32: what every sum has to fit."""
+    bits: Mapping[str, float]
+    """Bits that the largest sum of each layer needs, by dotted name."""
+    coarsened_channels: int
+    """Output channels whose weight scales were made coarser to fit."""
+
+
+@dataclass(frozen=True)
 class QuantizedModel:
     """A network with frozen quantized layers, and what is known about how it came about."""
 
@@ -40,6 +52,9 @@ class QuantizedModel:
     """In eval mode; its quantized layers are `QuantizedLayer`s, the rest is float."""
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     """Provenance, plain values only. Nothing reads it to run the model."""
+    exact: ExactProof | None = None
+    """Set where it is proven that the model's arithmetic never rounds (`exact.freeze.freeze_exact`), else None. Its
+    engines then compute without TF32 and half precision, and bundles hold golden outputs."""
 
     @property
     def scale(self) -> int:
@@ -53,7 +68,7 @@ class QuantizedModel:
 
     def double(self) -> QuantizedModel:
         """The same model computed in float64, to measure how far rounding alone moves the output."""
-        return QuantizedModel(copy.deepcopy(self.network).double(), self.metadata)
+        return QuantizedModel(copy.deepcopy(self.network).double(), self.metadata, self.exact)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -2,12 +2,17 @@
 
 The default is the papers' region: the body's convolutions (and linears), all at the same width; head, body end and tail
 stay float. Each of those can be added at a width of its own, and any layer overridden by name.
+
+A *profile* is a starting point with a name, for command lines and recipes:
+
+- `paper`: the papers' region, ordinary scales;
+- `exact`: everything, 8 bits where nothing else is said, dyadic scales; the same bits on every runtime.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -51,9 +56,17 @@ class LayerBits:
         raise UsageError(f"no such width {text!r}", fix="write 8, w4a8 or float")
 
 
+EIGHT_BITS = LayerBits(8, 8)
+"""What the exact profile gives to layers of which nothing else is said."""
+
+
 @dataclass(frozen=True)
 class QuantizationPolicy:
-    """What to quantize and how; see the fields."""
+    """What to quantize and how; see the fields.
+
+    Raises:
+        UsageError: power-of-two scales with a layer that is left float, or with free grids.
+    """
 
     body: LayerBits
     """Widths of the body's layers, the region the papers quantize."""
@@ -71,7 +84,82 @@ class QuantizationPolicy:
     """Activation grids whose levels need not hold zero (`Grid.free`)."""
     power_of_two: bool = False
     """Activation scales are powers of two, weight scales have short mantissas, and every sum is proven exact
-    (`exact_freeze`): every layer of the network has to be quantized."""
+    (`exact.freeze`): every layer of the network has to be quantized."""
+
+    def __post_init__(self) -> None:
+        if not self.power_of_two:
+            return
+        if self.free:
+            raise UsageError("free grids in profile exact", why="a free grid's levels are no multiples of its scale")
+        widths = {"head": self.head, "body end": self.body_end, "tail": self.tail, **self.overrides}
+        if left := [place for place, bits in widths.items() if bits is None]:
+            raise UsageError(
+                "a float layer in profile exact",
+                why=f"{', '.join(left)} left float, and float sums round",
+                fix="give it a width of up to 8",
+            )
+
+    @classmethod
+    def exact(
+        cls,
+        body: LayerBits,
+        *,
+        body_end: LayerBits | None = EIGHT_BITS,
+        tail: LayerBits | None = EIGHT_BITS,
+        head: LayerBits | None = EIGHT_BITS,
+        overrides: Mapping[str, LayerBits | None] | None = None,
+        per_channel: bool = True,
+        free: bool = False,
+    ) -> QuantizationPolicy:
+        """What a model needs to be exact: every layer quantized, on power-of-two scales.
+
+        Raises:
+            UsageError: a layer left float, or free grids.
+        """
+        return cls(body, body_end, tail, head, overrides or {}, per_channel, free, power_of_two=True)
+
+    @classmethod
+    def parse(
+        cls,
+        profile: str,
+        body: str,
+        *,
+        body_end: str | None = None,
+        tail: str | None = None,
+        head: str | None = None,
+        overrides: Mapping[str, str] | None = None,
+        per_channel: bool = True,
+        free: bool = False,
+    ) -> QuantizationPolicy:
+        """The policy that a profile makes of widths as `LayerBits.parse` reads them.
+
+        Args:
+            profile: `paper` or `exact`.
+            body: width of the body.
+            body_end: of the convolutions between body and upsampler; None: the profile's own.
+            tail: of the upsampler and the last convolution; None: the profile's own.
+            head: of the first convolution; None: the profile's own.
+            overrides: by layer name or pattern.
+            per_channel: one weight scale per output channel.
+            free: activation grids need not hold zero.
+
+        Raises:
+            UsageError: no such profile or width, a float body, or what the profile does not allow.
+        """
+        profiles: dict[str, Callable[..., QuantizationPolicy]] = {"paper": cls, "exact": cls.exact}
+        if profile not in profiles:
+            raise UsageError(f"no profile {profile!r}", fix=f"known are {', '.join(profiles)}")
+        bits = LayerBits.parse(body)
+        if bits is None:
+            raise UsageError("a float body quantizes nothing", fix="give a width such as 4, or w4a8")
+        regions = {"body_end": body_end, "tail": tail, "head": head}
+        return profiles[profile](
+            bits,
+            **{region: LayerBits.parse(width) for region, width in regions.items() if width is not None},
+            overrides={pattern: LayerBits.parse(width) for pattern, width in (overrides or {}).items()},
+            per_channel=per_channel,
+            free=free,
+        )
 
     def select(self, network: SuperResolutionNetwork) -> dict[str, LayerBits]:
         """Widths of every layer of `network` to quantize, by dotted name, in network order.

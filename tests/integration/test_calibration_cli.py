@@ -92,7 +92,7 @@ def test_every_option_has_its_effect(call, tmp_path, weights, samples):
     done = call(
         *(weights, samples / "LR_bicubic" / "X4", output),
         *("--lr", "--crop", "24", "--max-images", "2"),
-        *("--method", "percentile", "--percentile", "99", "--weights", "max", "--per-layer-weights", "--free"),
+        *("--method", "percentile", "--percentile", "99", "--weight-scales", "max", "--per-layer-weights", "--free"),
         *("--head", "8", "--body-end", "w6a7", "--tail", "5", "--layer", "tail.1=float", "--layer", "body.0.*=3"),
         *("--set", "residual_scale=0.5"),
     )
@@ -113,6 +113,19 @@ def test_every_option_has_its_effect(call, tmp_path, weights, samples):
     }
     assert all(layer.grid.is_free and layer.scale.shape == (1,) for layer in model.layers.values())
     assert model.network.config.residual_scale == 0.5
+
+
+def test_the_old_spelling_of_weight_scales_works_and_says_so(call, weights, images, tmp_path):
+    done = {
+        name: call(weights, images, tmp_path / f"{name}.pt", f"--{name}", "max")
+        for name in ("weights", "weight-scales")
+    }
+    assert [each.returncode for each in done.values()] == [0, 0]
+    assert "--weights max is spelled --weight-scales max now" in done["weights"].stderr.splitlines()
+    assert "is spelled" not in done["weight-scales"].stderr
+    first, second = (load_model(tmp_path / f"{name}.pt") for name in done)
+    for name, layer in first.layers.items():
+        assert torch.equal(layer.scale, second.layers[name].scale)
 
 
 def broken_files(folder: Path) -> dict[str, Path]:

@@ -165,9 +165,9 @@ def test_float32_images_inside_the_graph_or_not_make_no_difference(checkpoint, b
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--free"], "--free with --profile exact"),
-        (["--tail", "float"], "a float layer in --profile exact"),
-        (["--layer", "body.0.*=float"], "a float layer in --profile exact"),
+        (["--free"], "free grids in profile exact"),
+        (["--tail", "float"], "a float layer in profile exact"),
+        (["--layer", "body.0.*=float"], "a float layer in profile exact"),
     ],
 )
 def test_what_cannot_be_exact_is_refused_before_calibrating(weights, samples, tmp_path, capsys, more, reason):

@@ -10,6 +10,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
+from tests.exact_models import calibrated_exact
 
 LAYER = "body.0.body.0"
 DELETED = object()
@@ -167,8 +168,8 @@ def test_a_missing_section_is_refused(tmp_path, document, section):
 
 
 def test_a_newer_version_is_refused(tmp_path, document):
-    with pytest.raises(InputError, match="its format version is 3, this program reads 1 to 2"):
-        load_document({**document, "version": 3}, tmp_path)
+    with pytest.raises(InputError, match="its format version is 4, this program reads 1 to 3"):
+        load_document({**document, "version": 4}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -195,3 +196,63 @@ def test_the_hash_recognises_a_file(tmp_path):
 def test_the_config_is_kept_in_full(document):
     network = build_network("edsr", {"scale": 2, "features": 5, "blocks": 1})
     assert document["network"]["config"] == dataclasses.asdict(network.config)
+
+
+@pytest.fixture(scope="module")
+def exact_document(tmp_path_factory):
+    """The content of an exact model's file."""
+    path = tmp_path_factory.mktemp("exact") / "model.pt"
+    save_model(calibrated_exact("edsr"), path)
+    return torch.load(path, weights_only=True)
+
+
+def test_an_exact_model_keeps_its_proof_and_older_programs_refuse_the_file(tmp_path, exact_document):
+    model = calibrated_exact("edsr")
+    loaded = load_document(exact_document, tmp_path)
+    assert_same(loaded, model)
+    assert loaded.exact == model.exact
+    # Programs that read up to version 2 would let its engines use TF32.
+    assert exact_document["version"] == 3
+
+
+def test_a_claim_that_is_not_true_is_refused(tmp_path, document, exact_document):
+    claim = exact_document["exact"]
+    with pytest.raises(InputError, match="is damaged: edsr is not integer arithmetic throughout"):
+        load_document({**document, "exact": claim}, tmp_path)
+    edited = copy.deepcopy(exact_document)
+    # A bias that no sum of products can be added to without rounding.
+    edited["layers"][LAYER]["bias"] += 2.0**-19
+    with pytest.raises(InputError, match=r"is damaged: .* is not exact in float32"):
+        load_document(edited, tmp_path)
+    with pytest.raises(InputError, match="is damaged"):
+        load_document({**exact_document, "exact": True}, tmp_path)
+
+
+def test_editing_metadata_makes_no_model_exact_or_inexact(tmp_path, document, exact_document):
+    claim = exact_document["exact"]
+    assert load_document({**document, "metadata": {"exact": claim}}, tmp_path).exact is None
+    # A model whose sums are exact, but which nobody has frozen as such.
+    unclaimed = {**exact_document, "exact": None, "version": 1}
+    assert load_document({**unclaimed, "metadata": {"exact": claim}}, tmp_path).exact is None
+    for metadata in ({}, {"exact": None}, {"exact": {"bits": {}}}):
+        found = load_document({**exact_document, "metadata": metadata}, tmp_path)
+        assert found.exact == calibrated_exact("edsr").exact
+
+
+def test_files_that_claim_in_their_metadata_are_read_and_their_claim_is_proven(tmp_path, document, exact_document):
+    """As programs before version 3 wrote them."""
+    claim, provenance = {**exact_document["exact"], "coarsened_channels": 5}, {"method": "a test"}
+
+    def old(content):
+        return {
+            **{key: value for key, value in content.items() if key != "exact"},
+            "version": 1,
+            "metadata": {**provenance, "exact": claim},
+        }
+
+    found = load_document(old(exact_document), tmp_path)
+    assert found.exact == dataclasses.replace(calibrated_exact("edsr").exact, coarsened_channels=5)
+    assert found.metadata == provenance
+    pretended = load_document(old(document), tmp_path)
+    assert pretended.exact is None
+    assert pretended.metadata == provenance

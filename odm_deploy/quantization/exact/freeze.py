@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.quantization.exact.bounds import FLOAT32_BITS, Bound, Channel, bounds_of, prove, widest
+from odm_deploy.quantization.exact.bounds import FLOAT32_BITS, Channel, bounds_of, prove, widest
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.layers import QuantizedLayer
-from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.model import ExactProof, QuantizedModel
 from odm_deploy.quantization.power_of_two import round_to_multiples
-
-METADATA_KEY = "exact"
-"""Where a model's metadata keeps the proof's summary; its presence is what makes a model exact."""
 
 
 @torch.no_grad()
@@ -36,7 +33,7 @@ def freeze_exact(model: QuantizedModel, weights: Mapping[str, Tensor] | None = N
         InputError: the model is not integer arithmetic throughout; or a sum exceeds what float32 holds, and coarser
             scales would leave a channel nothing but zeros. The line names the layer, the bound and the remedy.
     """
-    exact = QuantizedModel(copy.deepcopy(model.network), dict(model.metadata))
+    exact = QuantizedModel(copy.deepcopy(model.network), model.metadata)
     biases = {name: layer.bias for name, layer in model.layers.items()}
     for name, layer in exact.layers.items():
         _round_bias(layer, biases[name])
@@ -47,14 +44,26 @@ def freeze_exact(model: QuantizedModel, weights: Mapping[str, Tensor] | None = N
             _coarsen(layer, sorted(channel for owner, channel in long if owner == name), weights[name])
             _round_bias(layer, biases[name])
         coarsened |= long
-    bounds = prove(integer_program(exact))
-    exact.metadata[METADATA_KEY] = {**_summary(bounds), "coarsened_channels": len(coarsened)}
-    return exact
+    return proven(exact, coarsened_channels=len(coarsened))
+
+
+def proven(model: QuantizedModel, *, coarsened_channels: int = 0) -> QuantizedModel:
+    """The model with the proof that its arithmetic never rounds.
+
+    Args:
+        model: the frozen model, left as it is.
+        coarsened_channels: how many output channels got coarser weight scales, for the record.
+
+    Raises:
+        InputError: the model is not integer arithmetic throughout, or a sum exceeds what float32 holds.
+    """
+    bits = {layer: round(bound.bits, 2) for layer, bound in widest(prove(integer_program(model))).items()}
+    return dataclasses.replace(model, exact=ExactProof(FLOAT32_BITS, bits, coarsened_channels))
 
 
 def is_exact(model: QuantizedModel) -> bool:
     """Whether the model carries a proof that its arithmetic never rounds."""
-    return METADATA_KEY in model.metadata
+    return model.exact is not None
 
 
 def bias_unit(layer: QuantizedLayer) -> Tensor:
@@ -97,9 +106,3 @@ def _coarsen(layer: QuantizedLayer, channels: list[int], weight: Tensor) -> None
             fix="use trained weights, whose features keep their magnitude from layer to layer",
         )
     layer.codes[chosen] = codes
-
-
-def _summary(bounds: Iterable[Bound]) -> dict[str, Any]:
-    """Plain values: how many bits each layer's sums need, and how many there are."""
-    layers = {layer: round(bound.bits, 2) for layer, bound in widest(bounds).items()}
-    return {"float32_bits": FLOAT32_BITS, "bits": layers}

@@ -65,3 +65,68 @@ def test_what_is_no_width_is_refused(text):
 def test_widths_outside_2_to_8_are_refused(text):
     with pytest.raises(UsageError, match="widths are 2 to 8 bits"):
         LayerBits.parse(text)
+
+
+def test_profile_paper_quantizes_the_body_alone():
+    policy = QuantizationPolicy.parse("paper", "w4a8")
+    assert policy == QuantizationPolicy(LayerBits(4, 8))
+    assert (policy.head, policy.body_end, policy.tail) == (None, None, None)
+    assert (policy.per_channel, policy.free, policy.power_of_two) == (True, False, False)
+
+
+def test_every_text_reaches_the_policy():
+    policy = QuantizationPolicy.parse(
+        "paper",
+        "4",
+        head="8",
+        body_end="w6a7",
+        tail="5",
+        overrides={"body.0.*": "float", "tail.1": "8"},
+        per_channel=False,
+        free=True,
+    )
+    assert (policy.head, policy.body_end, policy.tail) == (LayerBits(8, 8), LayerBits(6, 7), LayerBits(5, 5))
+    assert policy.overrides == {"body.0.*": None, "tail.1": LayerBits(8, 8)}
+    assert (policy.per_channel, policy.free) == (False, True)
+
+
+def test_profile_exact_quantizes_everything_on_dyadic_scales():
+    policy = QuantizationPolicy.parse("exact", "4")
+    assert policy == QuantizationPolicy.exact(LayerBits(4, 4))
+    assert (policy.body, policy.head, policy.body_end, policy.tail) == (LayerBits(4, 4), *[LayerBits(8, 8)] * 3)
+    assert policy.power_of_two is True
+    narrow = QuantizationPolicy.parse("exact", "2", tail="w4a8", overrides={"body.0.*": "3"})
+    assert narrow.tail == LayerBits(4, 8)
+    assert narrow.overrides == {"body.0.*": LayerBits(3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"free": True}, "free grids in profile exact"),
+        ({"head": "float"}, "profile exact: head left float"),
+        ({"tail": "float"}, "profile exact: tail left float"),
+        ({"body_end": "float"}, "profile exact: body end left float"),
+        ({"overrides": {"tail.1": "float"}}, r"profile exact: tail\.1 left float"),
+    ],
+)
+def test_profile_exact_refuses_what_would_round(options, reason):
+    with pytest.raises(UsageError, match=reason):
+        QuantizationPolicy.parse("exact", "4", **options)
+
+
+def test_power_of_two_scales_need_every_layer():
+    with pytest.raises(UsageError, match="head, body end, tail left float"):
+        QuantizationPolicy(LayerBits(4, 4), power_of_two=True)
+
+
+@pytest.mark.parametrize("name", ["paper", "exact"])
+@pytest.mark.parametrize("bits", ["17", "float", "many"])
+def test_every_profile_refuses_impossible_widths(name, bits):
+    with pytest.raises(UsageError):
+        QuantizationPolicy.parse(name, bits)
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match="known are paper"):
+        QuantizationPolicy.parse("best", "4")

@@ -8,7 +8,6 @@ import torch
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.swinir import SwinIR, SwinirConfig
-from odm_deploy.quantization.exact.freeze import METADATA_KEY
 from odm_deploy.quantization.policy import LayerBits, quantizable_layers
 from odm_deploy.quantization.power_of_two import is_power_of_two
 from training.loop.preparation import build_model
@@ -60,7 +59,7 @@ def test_freezing_changes_no_bit_and_proves_every_sum(exact, nudge, images, bits
     with torch.no_grad():
         trained = model(images)
     frozen = model.freeze({})
-    assert METADATA_KEY in frozen.metadata
+    assert frozen.exact is not None
     assert torch.equal(frozen(images), trained)
     assert torch.equal(frozen.double()(images.double()), trained.double())
     for layer in frozen.layers.values():
@@ -104,6 +103,16 @@ def test_other_scales_are_refused(small_network):
     method = build_method(recipe.method)
     with pytest.raises(UsageError, match="power_of_two = true"):
         build_model(recipe, method, small_network)
+
+
+def test_a_layer_left_float_is_refused_when_the_recipe_is_read():
+    path = "training/recipes/exact/edsr_x4_odm_w4a4_exact.toml"
+    for override in ('quantization.overrides={"tail.1" = "float"}', "quantization.overrides={'head.0' = 'float'}"):
+        with pytest.raises(UsageError, match=r"a float layer in profile exact: (tail\.1|head\.0) left float"):
+            load_recipe(path, [override])
+    # Regions of which nothing is said get 8 bits; with another profile a float layer is nothing special.
+    assert load_recipe(path, []).quantization.policy().tail == LayerBits(8, 8)
+    load_recipe(path, ["quantization.profile=paper", 'quantization.overrides={"tail.1" = "float"}'])
 
 
 def test_a_network_that_rounds_is_refused():

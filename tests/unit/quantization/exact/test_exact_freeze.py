@@ -9,7 +9,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact.bounds import prove
-from odm_deploy.quantization.exact.freeze import bias_unit, freeze_exact, is_exact
+from odm_deploy.quantization.exact.freeze import bias_unit, freeze_exact
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.policy import quantizable_layers
@@ -43,12 +43,12 @@ def test_biases_land_on_the_products_unit_and_nothing_else_moves():
         assert not torch.equal(layer.bias, model.layers[name].bias)
         assert torch.equal(layer.codes, model.layers[name].codes)
         assert torch.equal(layer.scale, model.layers[name].scale)
-    assert not is_exact(model)
-    assert is_exact(exact)
+    assert model.exact is None
+    assert exact.exact is not None
     assert exact.metadata["method"] == "a test"
-    assert exact.metadata["exact"]["coarsened_channels"] == 0
-    assert set(exact.metadata["exact"]["bits"]) >= set(exact.layers)
-    assert max(exact.metadata["exact"]["bits"].values()) < 24
+    assert exact.exact.coarsened_channels == 0
+    assert set(exact.exact.bits) >= set(exact.layers)
+    assert max(exact.exact.bits.values()) < 24
 
 
 def test_float32_and_float64_agree_on_every_bit():
@@ -68,7 +68,7 @@ def test_sums_that_are_too_long_are_refused_without_weights_and_shortened_with_t
         freeze_exact(model)
     exact = freeze_exact(model, weights)
     prove(integer_program(exact))
-    assert exact.metadata["exact"]["coarsened_channels"] > 0
+    assert exact.exact.coarsened_channels > 0
     changed = [name for name, layer in exact.layers.items() if not torch.equal(layer.scale, model.layers[name].scale)]
     assert changed == ["body.0.body.2"]
     layer = exact.layers["body.0.body.2"]
@@ -117,4 +117,4 @@ def test_freezing_twice_changes_nothing():
     for name, layer in again.layers.items():
         assert torch.equal(layer.codes, model.layers[name].codes)
         assert torch.equal(layer.scale, model.layers[name].scale)
-    assert again.metadata["exact"]["bits"] == model.metadata["exact"]["bits"]
+    assert again.exact.bits == model.exact.bits
