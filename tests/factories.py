@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.grid import Grid
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.base import SuperResolutionNetwork
@@ -28,7 +27,7 @@ from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quanti
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
-from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
+from odm_deploy.runtimes.onnx.base import GraphRuntime
 
 GridKind = Literal["asymmetric", "symmetric", "post_relu", "negative", "free"]
 WeightKind = Literal["per_channel", "per_layer", "mid_rise"]
@@ -222,23 +221,19 @@ def lowered(model: QuantizedModel, **options: Any) -> onnx.ModelProto:
     return copy
 
 
-class OnnxReference(Runtime):
+class OnnxReference(GraphRuntime):
     """ONNX's own reference implementation, behind the protocol of a runtime: slow, and the standard's word."""
 
     name: ClassVar[str] = "onnx_reference"
-    model_kind: ClassVar[Literal["onnx"]] = "onnx"
 
-    def __init__(self, model: bytes) -> None:
-        super().__init__()
-        graph = parse_onnx(model)
-        self.inputs, self.outputs = graph_inputs(graph), graph_outputs(graph)
+    def __init__(self, graph: onnx.ModelProto) -> None:
+        super().__init__(graph)
         self.device = "numpy"
         self._evaluator = ReferenceEvaluator(graph)
 
     @classmethod
-    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
-        """Load a serialized model."""
-        return cls(model)
+    def _load(cls, model: bytes, graph: onnx.ModelProto, options: RuntimeOptions, label: str) -> Self:
+        return cls(graph)
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names = [info.name for info in self.outputs]

@@ -107,7 +107,7 @@ def measure(
 ) -> dict[str, list[Cost]]:
     """What each way costs in each round."""
     source, _ = upscaler.engine.runtime.single_image_edges()
-    feeds = [{source.name: source.from_rgb(to_batch(read_rgb(path)))} for path in inputs]
+    feeds = [{source.name: source.images.from_rgb(to_batch(read_rgb(path)))} for path in inputs]
 
     def network() -> None:
         for feed in feeds:

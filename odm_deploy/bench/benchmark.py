@@ -12,21 +12,20 @@ from odm_deploy.bench.limits import Limits, find_limits
 from odm_deploy.bench.nvml import watch_gpu
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.bench.timing import Effort, Track, time_runs
-from odm_deploy.bench.twin import source_onnx, try_open_twin
+from odm_deploy.bench.twin import try_open_twin
 from odm_deploy.building.layer_table import recorded_layers
+from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, OdmError, UsageError
-from odm_deploy.graphs.files import parse_onnx, read_model
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
-from odm_deploy.runtimes.tensorrt.plan_file import engine_facts
 
 _SEED = 0
 _PROFILED_RUNS = 10
 
 
 def benchmark(
-    model: Path | str,
+    model: Bundle | Path | str,
     runtime: str | None = None,
     *,
     size: tuple[int, int] | None = None,
@@ -55,13 +54,14 @@ def benchmark(
     """
     if batch < 1 or (size is not None and min(size) < 1):
         raise UsageError(f"cannot time a batch of {batch} images of {size}", why="there is nothing to compute")
+    bundle = Bundle.open(model)
     with ExitStack() as stack:
         watch = stack.enter_context(watch_gpu())
-        opened = stack.enter_context(open_runtime(model, runtime, options))
+        opened = stack.enter_context(open_runtime(bundle, runtime, options))
         shape = _image_shape(opened, size, batch)
         feeds = {opened.inputs[0].name: _images(opened, shape)}
         output = opened.run(feeds)[opened.outputs[0].name]
-        twin, note = try_open_twin(model, opened, shape, options) if baseline else (None, "it was not asked for")
+        twin, note = try_open_twin(bundle, opened, shape, options) if baseline else (None, "it was not asked for")
         if watch is not None:
             # Before the twin is opened, which is no part of what the model needs.
             watch.model_is_ready()
@@ -69,35 +69,34 @@ def benchmark(
         runs = time_runs(timed, feeds, effort, track)
         state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3
-        limits = _limits(model, opened, shape)
+        limits = _limits(bundle, opened, shape)
         return BenchReport(
             opened.name,
             opened.device,
             shape,
-            Measurement.of(Path(model).name or str(model), runs[0], batch, pixels),
+            Measurement.of(bundle.path.name or str(bundle), runs[0], batch, pixels),
             Measurement.of(note, runs[1], batch, pixels) if twin is not None else None,
             "" if twin is not None else note,
             opened.describe(),
             opened.passed_over,
             _said(limits, opened),
             limits.layers if limits is not None else (),
-            _layer_times(model, opened, feeds),
+            _layer_times(bundle, opened, feeds),
             state,
         )
 
 
-def _limits(model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int]) -> Limits | None:
+def _limits(bundle: Bundle, runtime: Runtime, shape: tuple[int, int, int, int]) -> Limits | None:
     """What keeps int8 from being faster; None where there is no graph to tell from."""
     try:
-        graph = parse_onnx(read_model(source_onnx(model, runtime), "onnx"))
         # A runtime that loads ONNX does not tell what it runs as int8, and the bundle's plan says nothing about it.
-        layers = recorded_layers(engine_facts(Path(model))) if runtime.model_kind == "plan" else ()
-        return find_limits(graph, layers, shape)
+        layers = recorded_layers(bundle.engine_facts) if runtime.model_kind == "plan" else ()
+        return find_limits(bundle.graph, layers, shape)
     except InputError:
         return None
 
 
-def _layer_times(model: Path | str, runtime: Runtime, feeds: Mapping[str, Array]) -> tuple[LayerTime, ...]:
+def _layer_times(bundle: Bundle, runtime: Runtime, feeds: Mapping[str, Array]) -> tuple[LayerTime, ...]:
     """Where an engine's time goes; nothing for other runtimes, and where TensorRT does not tell."""
     if not isinstance(runtime, TensorRtEngine):
         return ()
@@ -105,7 +104,7 @@ def _layer_times(model: Path | str, runtime: Runtime, feeds: Mapping[str, Array]
         times_ms = runtime.layer_times_ms(feeds, _PROFILED_RUNS)
     except OdmError:
         return ()
-    return LayerTime.of(times_ms, recorded_layers(engine_facts(Path(model))))
+    return LayerTime.of(times_ms, recorded_layers(bundle.engine_facts))
 
 
 def _said(limits: Limits | None, runtime: Runtime) -> tuple[str, ...]:
@@ -122,7 +121,7 @@ def _image_shape(runtime: Runtime, size: tuple[int, int] | None, batch: int) -> 
         )
     info = runtime.inputs[0]
     n, c, h, w = runtime.typical_shape()
-    if info.is_channels_last:
+    if info.images.layout == "nhwc":
         c, h, w = w, c, h
     height, width = size or (h, w)
     return (batch if batch != 1 or info.shape[0] is None else n, c, height, width)
@@ -130,8 +129,4 @@ def _image_shape(runtime: Runtime, size: tuple[int, int] | None, batch: int) -> 
 
 def _images(runtime: Runtime, shape: tuple[int, int, int, int]) -> Array:
     """Random images: no runtime here is faster or slower for what an image shows."""
-    info = runtime.inputs[0]
-    images = np.random.default_rng(_SEED).integers(0, 256, shape)
-    if info.is_channels_last:
-        images = images.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images, dtype=info.dtype)
+    return runtime.inputs[0].images.from_rgb(np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8))

@@ -6,8 +6,9 @@ import importlib.util
 from pathlib import Path
 
 from odm_deploy.building.throwaway import build_plan
+from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError
-from odm_deploy.graphs.files import parse_onnx, read_model
+from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.manifest import ONNX_FILE
@@ -16,7 +17,10 @@ from odm_deploy.runtimes.registry import runtime_class
 
 
 def open_twin(
-    model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int], options: RuntimeOptions | None = None
+    model: Bundle | Path | str,
+    runtime: Runtime,
+    shape: tuple[int, int, int, int],
+    options: RuntimeOptions | None = None,
 ) -> tuple[Runtime, str]:
     """Open the float twin of `model` on the same runtime with the same options.
 
@@ -37,27 +41,16 @@ def open_twin(
         MissingError: a package that deriving the twin needs is not installed.
         BuildError: the twin's engine could not be built.
     """
-    source = source_onnx(model, runtime)
-    twin = float_twin(parse_onnx(read_model(source, "onnx"), label=str(source)))
+    bundle = Bundle.open(model)
+    if bundle.onnx_path is None:
+        raise InputError(f"{bundle} has no float twin", why=f"there is no {ONNX_FILE} beside it to derive one from")
+    twin = float_twin(bundle.graph)
     chosen = runtime_class(runtime.name)
     if runtime.model_kind == "onnx":
         label = "float twin" if options is None else f"float twin ({options.precision})"
         return chosen.open_bytes(twin.SerializeToString(), options, label="the float twin"), label
     plan = _build_half(twin.SerializeToString(), runtime.name, shape)
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
-
-
-def source_onnx(model: Path | str, runtime: Runtime) -> Path:
-    """The bundle or ONNX file that what `runtime` runs was made from.
-
-    Raises:
-        InputError: a plan that lies alone.
-    """
-    path = Path(model)
-    source = path.parent / ONNX_FILE if path.is_file() and runtime.model_kind == "plan" else path
-    if not source.exists():
-        raise InputError(f"{path} has no float twin", why=f"there is no {ONNX_FILE} beside it to derive one from")
-    return source
 
 
 def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> bytes:
@@ -80,7 +73,10 @@ def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> 
 
 
 def try_open_twin(
-    model: Path | str, runtime: Runtime, shape: tuple[int, int, int, int], options: RuntimeOptions | None = None
+    model: Bundle | Path | str,
+    runtime: Runtime,
+    shape: tuple[int, int, int, int],
+    options: RuntimeOptions | None = None,
 ) -> tuple[Runtime | None, str]:
     """As `open_twin`, but (None, reason) where there can be no twin: a benchmark without baseline is still one."""
     try:

@@ -26,9 +26,9 @@ from odm_deploy.building.child import HARDWARE_LEVELS, BuildRequest
 from odm_deploy.building.layer_table import LayerRecord, parse_inspector, parse_log
 from odm_deploy.errors import BuildError, UsageError
 from odm_deploy.files import atomic_path
+from odm_deploy.graphs.files import read_onnx
 from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.lowering.lint import Severity, lint
-from odm_deploy.lowering.lint.graph import read_model
 from odm_deploy.machine.builders import Flavour, choose_builder, find_gpus
 
 _TAIL_LINES = 12
@@ -174,7 +174,7 @@ def build_engine(
 def _check_input(path: Path | str) -> Path:
     onnx_file = Path(path)
     # The parser would refuse these too, but in words that blame the graph.
-    read_model(onnx_file)
+    read_onnx(onnx_file)
     return onnx_file
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto
 
 from odm_deploy.building.layer_table import LayerRecord, find_compute_layer
+from odm_deploy.graphs.files import read_onnx
 from odm_deploy.graphs.input_shapes import ShapeProfile
 from odm_deploy.graphs.shapes import Shapes, infer_shapes
 from odm_deploy.lowering.lint import Finding, lint
-from odm_deploy.lowering.lint.graph import QdqGraph, read_model
+from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import Layer, find_layers
 
 _MISSING = "missing"
@@ -96,7 +97,7 @@ def coverage(
     Raises:
         InputError: the ONNX file cannot be read.
     """
-    loaded = model if isinstance(model, ModelProto) else read_model(model)
+    loaded = model if isinstance(model, ModelProto) else read_onnx(Path(model))[0]
     graph = QdqGraph(loaded)
     findings = lint(loaded)
     shapes = infer_shapes(graph.model, profile)

@@ -53,7 +53,7 @@ class Bundle:
         if isinstance(path, Bundle):
             return path
         if not Path(path).exists():
-            raise InputError(f"cannot load {path}", why="there is no such file or folder")
+            raise InputError(f"cannot load {path}", why="there is no such file or folder", fix=_HOW_TO_MAKE[ONNX_FILE])
         return cls(Path(path))
 
     def __str__(self) -> str:

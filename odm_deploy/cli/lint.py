@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.errors import GateError, InputError, UsageError
+from odm_deploy.errors import GateError, UsageError
 from odm_deploy.terminal import emit_json, json_option, say
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
         return
     if target is None:
         raise UsageError("nothing to check", fix="name an ONNX file or a bundle")
+    from odm_deploy.bundle import Bundle
     from odm_deploy.lowering.lint import lint
 
-    findings = lint(_onnx_file(target))
+    findings = lint(Bundle.open(target).graph if target.is_dir() else target)
     if as_json:
         emit_json({"findings": [_as_dict(finding) for finding in findings]})
     else:
@@ -43,16 +44,6 @@ def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
         rules = ", ".join(sorted({finding.rule for finding in failing}))
         raise GateError(f"{target} is not what TensorRT will run", why=f"{count} ({rules})")
     say(f"{target}: {len(findings)} warnings or hints" if findings else f"{target}: no findings")
-
-
-def _onnx_file(target: Path) -> Path:
-    """The ONNX file itself, or the one in a bundle."""
-    if not target.is_dir():
-        return target
-    inside = target / "model.onnx"
-    if not inside.is_file():
-        raise InputError(f"cannot read {target}", why="it is a folder without a model.onnx")
-    return inside
 
 
 def _show_rules(as_json: bool) -> None:

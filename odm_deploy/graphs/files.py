@@ -117,7 +117,7 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
             f"{label} is not an ONNX model", why=f"its {len(data)} bytes do not parse as one (cut short?)"
         ) from error
     # protobuf accepts almost any short text as a message of unknown fields, so parsing alone proves nothing.
-    if proto.ir_version == 0 or not proto.graph.node:
+    if proto.ir_version == 0 or not proto.graph.node or not proto.opset_import:
         raise InputError(f"{label} is not an ONNX model", why=f"its {len(data)} bytes hold no graph")
     return proto
 

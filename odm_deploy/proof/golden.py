@@ -126,7 +126,7 @@ def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Call
     with open_bytes(watched.SerializeToString()) as runtime:
         info = runtime.inputs[0]
         for name, image in golden_images().items():
-            found[name] = runtime.run({info.name: info.from_rgb(image)})
+            found[name] = runtime.run({info.name: info.images.from_rgb(image)})
     for tap in taps:
         for record in golden.images:
             codes = codes_from(tap, found[record.name][tap.codes]).astype(np.uint8)

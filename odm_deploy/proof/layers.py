@@ -70,13 +70,13 @@ def compare_layers(
             floor = _trace_forced(double, image, trace)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
             outputs = runtime.run(
-                {image_input.name: image_input.from_rgb(image), **feeds_for(forced, sources, trace.codes)}
+                {image_input.name: image_input.images.from_rgb(image), **feeds_for(forced, sources, trace.codes)}
             )
             for tap in forced.taps:
                 name, found = tap.layer, codes_from(tap, outputs[tap.codes])
                 grid = model.layers[name].grid
                 result[name].add(found, trace.codes[name], floor.codes[name], sources[name], grid)
-            picture = round_to_uint8(image_output.to_rgb(outputs[image_output.name]))
+            picture = round_to_uint8(image_output.images.as_rgb(outputs[image_output.name]))
             result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)
     return list(result.values())
 

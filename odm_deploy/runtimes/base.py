@@ -6,6 +6,7 @@ A runtime never imports its package before `open`: a machine that lacks it hears
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 import time
 from abc import abstractmethod
@@ -17,10 +18,10 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from odm_deploy.bundle import Bundle, ModelKind
+from odm_deploy.bundle.image_format import ImageFormat
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.graphs.files import ModelKind, read_model
-from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, BorrowedTensor, SupportsDlpack
 
 Array = NDArray[Any]
@@ -35,36 +36,13 @@ class TensorInfo:
     shape: tuple[int | None, ...]
     """One entry a dimension; None where the model leaves it open."""
 
-    @property
-    def is_channels_last(self) -> bool:
-        """Whether this is a batch of RGB images [N, H, W, 3]; images are [N, 3, H, W] otherwise."""
-        return len(self.shape) == 4 and self.shape[3] == 3 and self.shape[1] != 3
+    stated: ImageFormat | None = None
+    """How images lie in it, where the bundle's manifest says so."""
 
     @property
-    def is_bgr(self) -> bool:
-        """Whether the channels of these images are blue, green, red: `export --order bgr` names its edges so."""
-        return self.name.endswith("_bgr")
-
-    def from_rgb(self, images: Array) -> Array:
-        """Bring images into this tensor's type, layout and channel order.
-
-        Args:
-            images: [N, 3, H, W], RGB in 0..255, any dtype. Rounded half to even where this tensor holds integers.
-        """
-        ordered = images[:, ::-1] if self.is_bgr else images
-        ordered = ordered.transpose(0, 2, 3, 1) if self.is_channels_last else ordered
-        if self.dtype == np.uint8 and images.dtype != np.uint8:
-            ordered = round_to_uint8(ordered)
-        return np.ascontiguousarray(ordered, dtype=self.dtype)
-
-    def to_rgb(self, images: Array) -> NDArray[np.float32]:
-        """Bring what this tensor holds into float32 [N, 3, H, W], RGB in 0..255."""
-        return np.ascontiguousarray(self.as_rgb(images), np.float32)
-
-    def as_rgb(self, images: Array) -> Array:
-        """A view of what this tensor holds as [N, 3, H, W], RGB in 0..255, of the tensor's type."""
-        ordered = images.transpose(0, 3, 1, 2) if self.is_channels_last else images
-        return ordered[:, ::-1] if self.is_bgr else ordered
+    def images(self) -> ImageFormat:
+        """How images lie in it: as stated, else what can be told from the tensor itself."""
+        return self.stated or ImageFormat.told_from(self.name, self.dtype, self.shape)
 
     def check(self, array: Array | BorrowedTensor) -> None:
         """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
@@ -147,20 +125,31 @@ class Runtime(Closable):
         self._closed = False
 
     @classmethod
-    def open(cls, model: Path | str, options: RuntimeOptions | None = None) -> Self:
-        """Load a bundle directory, or the model file this runtime takes (model.onnx or engine.plan).
+    def open(cls, model: Bundle | Path | str, options: RuntimeOptions | None = None) -> Self:
+        """Load a bundle, or the model file this runtime takes (model.onnx or engine.plan).
 
         Raises:
             InputError: the file is missing, is not such a model, or the runtime refuses it.
             MissingError: the runtime's package or its device is not on this machine.
             UsageError: the runtime cannot honour one of the options.
         """
-        return cls.open_bytes(read_model(model, cls.model_kind), options, label=str(model))
+        bundle = Bundle.open(model)
+        opened = cls._open_bundle(bundle, options or RuntimeOptions())
+        opened.inputs, opened.outputs = (
+            tuple(dataclasses.replace(edge, stated=bundle.image_format) for edge in edges)
+            for edges in (opened.inputs, opened.outputs)
+        )
+        return opened
 
     @classmethod
     @abstractmethod
     def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
         """Load a model from its serialized bytes. `label` names it in error messages. Raises as `open` does."""
+
+    @classmethod
+    @abstractmethod
+    def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
+        """Load this runtime's file of a bundle. Raises as `open` does."""
 
     @abstractmethod
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -221,7 +210,7 @@ class Runtime(Closable):
             InputError: the model has several inputs or outputs, or does not take images of this size.
         """
         source, sink = self.single_image_edges()
-        return sink.as_rgb(self.run({source.name: source.from_rgb(images)})[sink.name])
+        return sink.images.as_rgb(self.run({source.name: source.images.from_rgb(images)})[sink.name])
 
     def single_image_edges(self) -> tuple[TensorInfo, TensorInfo]:
         """The one input and the one output of a model that upscales images.
@@ -283,7 +272,7 @@ class Runtime(Closable):
     def typical_shape(self) -> tuple[int, ...]:
         """A shape the first input takes and is worth timing: fixed dimensions as they are, else one 180x320 image."""
         info = self.inputs[0]
-        image = (1, 180, 320, 3) if info.is_channels_last else (1, 3, 180, 320)
+        image = (1, 180, 320, 3) if info.images.layout == "nhwc" else (1, 3, 180, 320)
         return tuple(usual if size is None else size for usual, size in zip(image, info.shape, strict=False))
 
     def close(self) -> None:

@@ -7,11 +7,9 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from odm_deploy.bundle.plan_header import PlanHeader
+from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
-from odm_deploy.graphs.files import ModelKind, guess_kind, locate_model
 from odm_deploy.machine.builders import FLAVOURS, find_flavour, find_gpus
-from odm_deploy.manifest import PLAN_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
@@ -67,13 +65,8 @@ def why_unusable(name: str) -> str:
     return ""
 
 
-def usable_runtimes(order: Sequence[str] = FASTEST_FIRST) -> tuple[str, ...]:
-    """The runtimes of `order` that nothing speaks against on this machine."""
-    return tuple(name for name in order if not why_unusable(name))
-
-
 def open_runtime(
-    model: Path | str,
+    model: Bundle | Path | str,
     name: str | None = None,
     options: RuntimeOptions | None = None,
     *,
@@ -82,7 +75,7 @@ def open_runtime(
     """Open a bundle, model.onnx or engine.plan on a runtime.
 
     Args:
-        model: a bundle directory or a model file.
+        model: a bundle or a model file, opened already or not.
         name: the runtime to use; None takes the first of `order` that works for this model on this machine.
         options: how to run it.
         order: names, best first.
@@ -92,31 +85,27 @@ def open_runtime(
         MissingError: what the named runtime needs (or every runtime that could) is not on this machine.
         UsageError: there is no such runtime, or it cannot honour an option.
     """
-    kind = guess_kind(model)
-    if kind is None and not Path(model).is_dir():
-        raise InputError(f"cannot load {model}", why="there is no such file")
-    if name is not None:
-        chosen = runtime_class(name)
-        if kind not in (None, chosen.model_kind):
-            wants = "an engine.plan" if chosen.model_kind == "plan" else "a model.onnx"
-            raise InputError(f"{chosen.name} cannot run {model}", why=f"it takes {wants} or a bundle that holds one")
-        return chosen.open(model, options)
-    return _open_first(model, kind, options, order)
+    bundle = Bundle.open(model)
+    if name is None:
+        return _open_first(bundle, options, order)
+    chosen = runtime_class(name)
+    if bundle.kind not in (None, chosen.model_kind):
+        wants = "an engine.plan" if chosen.model_kind == "plan" else "a model.onnx"
+        raise InputError(f"{chosen.name} cannot run {bundle}", why=f"it takes {wants} or a bundle that holds one")
+    return chosen.open(bundle, options)
 
 
-def _open_first(
-    model: Path | str, kind: ModelKind | None, options: RuntimeOptions | None, order: Sequence[str]
-) -> Runtime:
+def _open_first(bundle: Bundle, options: RuntimeOptions | None, order: Sequence[str]) -> Runtime:
     failures: list[OdmError] = []
-    flavour = _flavour_of_plan(model, kind, failures)
-    kinds = {"plan"} if kind == "plan" else {"onnx"} if kind == "onnx" or flavour is None else {"onnx", "plan"}
+    flavour = _flavour_of_plan(bundle, failures)
+    kinds = {bundle.kind} if bundle.kind else {"onnx"} if flavour is None else {"onnx", "plan"}
     for name in order:
         candidate = runtime_class(name)
         # Only the flavour that built a plan can run it, and the plan says which one that is.
         if candidate.model_kind not in kinds or (candidate.model_kind == "plan" and name != flavour):
             continue
         try:
-            opened = candidate.open(model, options)
+            opened = candidate.open(bundle, options)
         except OdmError as error:
             failures.append(error)
             continue
@@ -128,23 +117,23 @@ def _open_first(
         )
         return opened
     if not failures:
-        raise InputError(f"cannot run {model}", why=f"none of {', '.join(order)} takes such a file")
+        raise InputError(f"cannot run {bundle}", why=f"none of {', '.join(order)} takes such a file")
     # A refusal of the model tells more than the absence of a runtime: it came from one that is here.
     raise next((error for error in failures if not isinstance(error, MissingError)), failures[0])
 
 
-def _flavour_of_plan(model: Path | str, kind: ModelKind | None, failures: list[OdmError]) -> str | None:
-    """Which flavour built the plan `model` is or holds; None, with a failure noted, where that cannot be told.
+def _flavour_of_plan(bundle: Bundle, failures: list[OdmError]) -> str | None:
+    """Which flavour built the bundle's plan; None, with a failure noted, where that cannot be told.
 
     Raises:
-        InputError: `model` is a plan file that is none.
+        InputError: a plan file that is none.
     """
-    if kind == "onnx" or (kind is None and not (Path(model) / PLAN_FILE).is_file()):
+    if bundle.plan_path is None:
         return None
     try:
-        return PlanHeader.of_file(locate_model(model, "plan")).flavour
+        return bundle.plan_header.flavour
     except InputError as error:
-        if kind == "plan":
+        if bundle.kind == "plan":
             raise
         failures.append(error)
         return None

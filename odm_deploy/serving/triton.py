@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_directory
-from odm_deploy.graphs.files import parse_onnx, read_model
 from odm_deploy.graphs.input_shapes import Shape, ShapeProfile, parse_profile
 from odm_deploy.machine.builders import TENSORRT
-from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, read_manifest
 from odm_deploy.runtimes.base import TensorInfo
 from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
 from odm_deploy.serving.pbtxt import Enum, to_pbtxt
@@ -45,7 +45,7 @@ class TritonTensor:
 
 
 def write_triton_models(
-    bundle: Path | str,
+    bundle: Bundle | Path | str,
     repository: Path | str,
     profile: ShapeProfile,
     *,
@@ -69,12 +69,13 @@ def write_triton_models(
         InputError: there is no such bundle, or a folder of another kind is in the way.
         UsageError: `name` is none that Triton could serve in a URL.
     """
-    source = Path(bundle)
-    manifest = read_manifest(source)
+    opened = Bundle.open(bundle)
+    manifest, source = opened.require_manifest(), opened.folder
+    assert source is not None
     prefix = re.sub(r"[^A-Za-z0-9_.-]+", "_", source.resolve().name) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", prefix):
         raise UsageError(f"no such model name: {prefix!r}", fix="use letters, digits, '_', '-' and '.'")
-    inputs, outputs = _tensors(source)
+    inputs, outputs = _tensors(opened)
     written = [_write(source, Path(repository), f"{prefix}_onnx", "onnxruntime", profile, inputs, outputs)]
     engine = manifest.engine
     if engine is None:
@@ -178,14 +179,13 @@ def _dims(tensor: TritonTensor, shape: Shape) -> list[int]:
     return list(profile.for_input((-1, *tensor.dims), tensor.name)[0][1:])
 
 
-def _tensors(bundle: Path) -> tuple[list[TritonTensor], list[TritonTensor]]:
+def _tensors(bundle: Bundle) -> tuple[list[TritonTensor], list[TritonTensor]]:
     """Inputs and outputs as the graph itself declares them: the manifest could be of another file."""
-    graph = parse_onnx(read_model(bundle, "onnx"), label=str(bundle))
-    inputs = [_tensor(info, bundle) for info in graph_inputs(graph)]
-    return inputs, [_tensor(info, bundle) for info in graph_outputs(graph)]
+    inputs = [_tensor(info, bundle) for info in graph_inputs(bundle.graph)]
+    return inputs, [_tensor(info, bundle) for info in graph_outputs(bundle.graph)]
 
 
-def _tensor(info: TensorInfo, bundle: Path) -> TritonTensor:
+def _tensor(info: TensorInfo, bundle: Bundle) -> TritonTensor:
     if len(info.shape) != 4 or info.shape[0] is not None or str(info.dtype) not in _TYPES:
         raise InputError(
             f"Triton cannot serve {bundle}",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import save_model
 from odm_deploy.machine.builders import can_build, find_flavour, find_gpus
 from odm_deploy.manifest import read_manifest
-from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 from tests.command_line import run_cli
 from tests.exact_models import calibrated_exact
 
@@ -51,7 +51,7 @@ def test_a_plan_from_elsewhere_is_replaced_without_torch(bundle: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, "build", str(bundle), *BUILD, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert str(read_plan_header((bundle / "engine.plan").read_bytes())) == f"tensorrt_rtx {RTX.version}"
+    assert str(Bundle.open(bundle).plan_header) == f"tensorrt_rtx {RTX.version}"
     document = json.loads(done.stdout)
     assert document["plan"] == str(bundle / "engine.plan")
     assert document["engine"]["profile"] == SHAPES

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.machine.builders import can_build, find_flavour
-from odm_deploy.runtimes.tensorrt.plan_file import read_plan_header
 
 RTX = find_flavour("tensorrt_rtx")
 PROGRAM = shutil.which("polygraphy", path=str(Path(sys.executable).parent))
@@ -50,5 +50,5 @@ def test_convert_builds_a_plan(tiny_bundle: Path, tmp_path: Path) -> None:
     shapes = [word for name, side in sides.items() for word in (f"--trt-{name}-shapes", f"input:[1,3,{side},{side}]")]
     options = ("--model-type", "onnx", "--convert-to", "trt", *shapes)
     polygraphy("convert", tiny_bundle / "model.onnx", "-o", plan, *options, POLYGRAPHY_USE_TENSORRT_RTX="1")
-    header = read_plan_header(plan.read_bytes())
+    header = PlanHeader.of_file(plan)
     assert str(header) == f"tensorrt_rtx {RTX.version}"

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from odm_deploy.graphs.files import read_onnx
 from odm_deploy.lowering.lint import activations, bounds, scales, structure, weights
 from odm_deploy.lowering.lint.finding import RULES, Finding, Rule, Severity
-from odm_deploy.lowering.lint.graph import QdqGraph, read_model
+from odm_deploy.lowering.lint.graph import QdqGraph
 
 __all__ = ["RULES", "Finding", "Rule", "Severity", "activations", "bounds", "lint", "scales", "structure", "weights"]
 
@@ -39,6 +40,6 @@ def lint(model: ModelProto | Path | str) -> list[Finding]:
     Raises:
         InputError: the file is missing, cut off, or no ONNX.
     """
-    graph = QdqGraph(model if isinstance(model, ModelProto) else read_model(model))
+    graph = QdqGraph(model if isinstance(model, ModelProto) else read_onnx(Path(model))[0])
     findings = [finding for rule in RULES.values() for finding in rule.findings(graph)]
     return sorted(findings, key=lambda finding: _SEVERITY_ORDER.index(finding.severity))

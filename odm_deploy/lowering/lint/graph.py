@@ -6,39 +6,16 @@ Nothing here needs torch, and models are only read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
-
-from odm_deploy.errors import InputError
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
-
-
-def read_model(path: Path | str) -> ModelProto:
-    """Load an ONNX file with its weights.
-
-    Raises:
-        InputError: it does not exist, is no ONNX model, is cut off, or misses its external weights.
-    """
-    file = Path(path)
-    try:
-        model = onnx.load(file)
-    except OSError as error:
-        raise InputError(f"cannot read {file}", why=error.strerror or str(error)) from error
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        why = f"it is no ONNX model, or it is cut off ({error})"
-        raise InputError(f"cannot read {file}", why=why, fix="export it again") from error
-    if not model.graph.node or not model.opset_import:
-        raise InputError(f"cannot read {file}", why="it holds no ONNX graph", fix="export it again")
-    return model
 
 
 class QdqGraph:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 import onnx
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.graphs.files import ModelKind, parse_onnx
 from odm_deploy.machine.cpu import describe_cpu, physical_cpus
-from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
-from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs, number_types
+from odm_deploy.runtimes.base import Array, RuntimeOptions
+from odm_deploy.runtimes.onnx.base import GraphRuntime
+from odm_deploy.runtimes.onnx.tensors import number_types
 
 # 0 verbose .. 4 fatal. Warnings (2) about unused initializers and shape merges only frighten users.
 _LOG_ERRORS_ONLY = 3
@@ -24,7 +24,7 @@ _TENSORRT_SWITCHES = {
 }
 
 
-class OnnxRuntime(Runtime):
+class OnnxRuntime(GraphRuntime):
     """An ONNX Runtime session on the CPU.
 
     Its fusions turn QDQ convolutions into integer ones only under narrow conditions (a quantizer right behind each
@@ -32,18 +32,14 @@ class OnnxRuntime(Runtime):
     """
 
     name: ClassVar[str] = "onnxruntime"
-    model_kind: ClassVar[ModelKind] = "onnx"
     provider: ClassVar[str] = "CPUExecutionProvider"
     speed_note: ClassVar[str] = (
         "ONNX Runtime runs a quantized convolution as int8 only where a quantizer follows it at once, and the others "
         "in float: it is for checking; OpenVINO is fast on a CPU, TensorRT on a GPU"
     )
 
-    def __init__(self, session: Any, model: bytes, options: RuntimeOptions) -> None:
-        super().__init__()
-        graph = parse_onnx(model)
-        self.inputs = graph_inputs(graph)
-        self.outputs = graph_outputs(graph)
+    def __init__(self, session: Any, graph: onnx.ModelProto, options: RuntimeOptions) -> None:
+        super().__init__(graph)
         self._session: Any = session
         self._options = options
         self._threads = options.threads or physical_cpus()
@@ -51,23 +47,14 @@ class OnnxRuntime(Runtime):
         self.device = self._device()
 
     @classmethod
-    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
-        """Start a session on a serialized ONNX model.
-
-        Raises:
-            InputError: these bytes are no ONNX model, or ONNX Runtime refuses the graph.
-            MissingError: onnxruntime is not installed, or lacks this class's execution provider.
-            UsageError: bf16 was asked for.
-        """
-        chosen = options or RuntimeOptions()
-        if chosen.precision != "f32":
+    def _load(cls, model: bytes, graph: onnx.ModelProto, options: RuntimeOptions, label: str) -> Self:
+        if options.precision != "f32":
             raise UsageError(
-                f"--precision {chosen.precision} with --runtime {cls.name}",
+                f"--precision {options.precision} with --runtime {cls.name}",
                 why="ONNX Runtime takes its precision from the graph",
                 fix="leave --precision out, or use --runtime openvino",
             )
-        settings = cls._provider_options(parse_onnx(model, label=label))
-        return cls(cls._session_of(model, chosen, settings, label), model, chosen)
+        return cls(cls._session_of(model, options, cls._provider_options(graph), label), graph, options)
 
     @classmethod
     def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:

@@ -9,18 +9,18 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from onnx import ModelProto
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.graphs.files import ModelKind, parse_onnx
 from odm_deploy.lowering.exact_mark import is_marked_exact
 from odm_deploy.machine.cpu import describe_cpu, physical_cpus
-from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Array, RuntimeOptions
+from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.onnx.openvino_probe import needs_probe, probe
 from odm_deploy.runtimes.onnx.openvino_shapes import KEPT, CompiledSizes, Shapes, wants_fixed_sizes
-from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
 
 
-class OpenVinoCpu(Runtime):
+class OpenVinoCpu(GraphRuntime):
     """A model compiled by OpenVINO for the CPU with the latency hint.
 
     The inference precision is always set: left alone, OpenVINO runs float layers in bf16 wherever the CPU can, which
@@ -29,7 +29,6 @@ class OpenVinoCpu(Runtime):
     """
 
     name: ClassVar[str] = "openvino"
-    model_kind: ClassVar[ModelKind] = "onnx"
     rounding_note: ClassVar[str] = (
         "OpenVINO multiplies by the reciprocal of a quantizer's step where the reference divides by it, and quantizes "
         "to int8 around an offset of 128 in float32, so inputs on a rounding tie, or within 1e-5 of a step from one, "
@@ -38,12 +37,9 @@ class OpenVinoCpu(Runtime):
     rounding_steps: ClassVar[float] = 2.0**-16
 
     def __init__(
-        self, compiled: Any, sizes: CompiledSizes | None, version: str, model: bytes, options: RuntimeOptions
+        self, compiled: Any, sizes: CompiledSizes | None, version: str, graph: ModelProto, options: RuntimeOptions
     ) -> None:
-        super().__init__()
-        graph = parse_onnx(model)
-        self.inputs = graph_inputs(graph)
-        self.outputs = graph_outputs(graph)
+        super().__init__(graph)
         self._compiled: Any = compiled
         self._sizes = sizes
         self._requests: OrderedDict[Shapes, Any] = OrderedDict()
@@ -53,22 +49,13 @@ class OpenVinoCpu(Runtime):
         self.device = describe_cpu(self._threads)
 
     @classmethod
-    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
-        """Compile a serialized ONNX model.
-
-        Raises:
-            InputError: these bytes are no ONNX model, or OpenVINO refuses the graph or crashes compiling it.
-            MissingError: openvino is not installed, or bf16 was asked for on a CPU without it.
-            UsageError: unoptimized execution was asked for.
-        """
-        chosen = options or RuntimeOptions()
-        if not chosen.optimize:
+    def _load(cls, model: bytes, graph: ModelProto, options: RuntimeOptions, label: str) -> Self:
+        if not options.optimize:
             raise UsageError(
                 "OpenVINO cannot run without its graph optimizations", fix="use the onnxruntime runtime for that"
             )
-        graph = parse_onnx(model, label=label)
         if is_marked_exact(graph):
-            chosen = dataclasses.replace(chosen, precision="f32")
+            options = dataclasses.replace(options, precision="f32")
         if importlib.util.find_spec("openvino") is None:
             raise MissingError("openvino is not installed", fix="pip install 'odm-deploy[cpu]'")
         if needs_probe(graph):
@@ -76,14 +63,14 @@ class OpenVinoCpu(Runtime):
         import openvino
 
         core = openvino.Core()
-        if chosen.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if options.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MissingError("this CPU has no bf16 instructions", fix="leave --precision bf16 out")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": chosen.precision,
-            "INFERENCE_NUM_THREADS": chosen.threads or physical_cpus(),
+            "INFERENCE_PRECISION_HINT": options.precision,
+            "INFERENCE_NUM_THREADS": options.threads or physical_cpus(),
             # Requests beyond the number of streams would wait for each other.
-            "NUM_STREAMS": chosen.contexts,
+            "NUM_STREAMS": options.contexts,
         }
         try:
             read = core.read_model(model)
@@ -92,7 +79,7 @@ class OpenVinoCpu(Runtime):
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot load {label}", why=_cause(error)) from error
         sizes = CompiledSizes(core, read, settings) if read.is_dynamic() and wants_fixed_sizes(graph) else None
-        return cls(compiled, sizes, str(openvino.__version__), model, chosen)
+        return cls(compiled, sizes, str(openvino.__version__), graph, options)
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:

@@ -11,14 +11,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.graphs.files import ModelKind, locate_model, read_model
 from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX, find_flavour, find_gpus
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
@@ -26,7 +25,7 @@ from odm_deploy.runtimes.tensorrt.binding import ShapeBinding, make_layer_timer
 from odm_deploy.runtimes.tensorrt.cuda import Cuda, Event
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
 from odm_deploy.runtimes.tensorrt.kernel_cache import KernelCache, file_in_folder
-from odm_deploy.runtimes.tensorrt.plan_file import built_for, engine_facts, require_gpu
+from odm_deploy.runtimes.tensorrt.plan_file import built_for, require_gpu
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
@@ -62,17 +61,15 @@ class TensorRtEngine(Runtime):
         self._context_bytes = int(engine.device_memory_size_v2)
 
     @classmethod
-    def open(cls, model: Path | str, options: RuntimeOptions | None = None) -> Self:
-        """Load a bundle's engine.plan, or a plan file. Raises as Runtime.open does."""
-        path = locate_model(model, cls.model_kind)
-        plan = read_model(path, cls.model_kind)
-        facts, origin = engine_facts(path), built_for(path)
+    def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
+        plan, facts, label = bundle.plan_bytes, bundle.engine_facts, str(bundle.plan_path)
         for gpu in find_gpus()[:1]:
-            require_gpu(facts, gpu, label=str(path))
+            require_gpu(facts, gpu, label=label)
+        origin = built_for(facts)
         return cls.open_bytes(
             plan,
             cls._options_for(plan, options),
-            label=f"{path} ({origin})" if origin else str(path),
+            label=f"{label} ({origin})" if origin else label,
             version_compatible=bool(facts.get("version_compatible")),
         )
 
@@ -120,7 +117,7 @@ class TensorRtEngine(Runtime):
         return cls(trt, engine, cuda, log, chosen, find_gpus()[0].name)
 
     @classmethod
-    def _options_for(cls, plan: bytes, options: RuntimeOptions | None) -> RuntimeOptions | None:
+    def _options_for(cls, plan: bytes, options: RuntimeOptions) -> RuntimeOptions:
         """Options of a plan that lies in a file and may be opened again, unlike one built to be thrown away."""
         return options
 
@@ -342,9 +339,8 @@ class TensorRtRtxEngine(TensorRtEngine):
         self._kernels = None if options.kernel_cache is None else KernelCache(options.kernel_cache)
 
     @classmethod
-    def _options_for(cls, plan: bytes, options: RuntimeOptions | None) -> RuntimeOptions | None:
-        chosen = options or RuntimeOptions()
-        return chosen if chosen.kernel_cache else replace(chosen, kernel_cache=file_in_folder(plan))
+    def _options_for(cls, plan: bytes, options: RuntimeOptions) -> RuntimeOptions:
+        return options if options.kernel_cache else replace(options, kernel_cache=file_in_folder(plan))
 
     # It captures by itself (below); a capture around its just-in-time compilation would fail.
     _captures_graphs: ClassVar[bool] = False

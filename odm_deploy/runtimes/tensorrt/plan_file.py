@@ -47,11 +47,11 @@ def engine_facts(plan_path: Path) -> Mapping[str, Any]:
     return {} if manifest is None or manifest.engine is None else manifest.engine
 
 
-def built_for(plan_path: Path) -> str:
-    """What the manifest beside a plan says it was built with and for; empty where there is no such fact."""
-    facts = {str(key): str(value) for key, value in engine_facts(plan_path).items() if value is not None}
-    if not facts:
+def built_for(facts: Mapping[str, Any]) -> str:
+    """What a manifest's entry about a plan says that it was built with and for; empty where there is no such fact."""
+    known = {key: str(value) for key, value in facts.items() if value is not None}
+    if not known:
         return ""
-    built = f"{facts.get('flavour', 'TensorRT')} {facts.get('version', '')}".strip()
-    target = facts.get("gpu") or facts.get("compute_capability") or ""
+    built = f"{known.get('flavour', 'TensorRT')} {known.get('version', '')}".strip()
+    target = known.get("gpu") or known.get("compute_capability") or ""
     return f"built by {built}" + (f" for {target}" if target else "")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from odm_deploy.bench.timing import Effort, Percentiles, time_runs
+from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.graphs.files import ModelKind
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from tests.sr_graphs import random_images, sr_model
@@ -35,6 +35,10 @@ class Diary(Runtime):
     @classmethod
     def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "") -> Self:
         return cls(label, [])
+
+    @classmethod
+    def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
+        return cls(str(bundle), [])
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return dict(feeds)

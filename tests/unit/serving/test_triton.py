@@ -130,6 +130,6 @@ def test_names_and_graphs_triton_cannot_serve_are_refused(tmp_path):
     with pytest.raises(InputError, match="no batch of images"):
         write_triton_models(bundle, tmp_path / "repository", PROFILE)
     shutil.rmtree(bundle)
-    with pytest.raises(InputError, match="not a bundle"):
+    with pytest.raises(InputError, match=r"no such file or folder; make a bundle with"):
         write_triton_models(bundle, tmp_path / "repository", PROFILE)
     assert not (tmp_path / "repository").exists()

@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
 
 def test_the_environment_names_a_folder_with_a_file_for_each_plan(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "kernels"))
-    files = [TensorRtRtxEngine._options_for(plan, None).kernel_cache for plan in (b"one", b"two", b"one")]
+    files = [TensorRtRtxEngine._options_for(plan, RuntimeOptions()).kernel_cache for plan in (b"one", b"two", b"one")]
     assert files[0] == files[2] != files[1]
     assert {file.parent for file in files} == {tmp_path / "kernels"}
     assert kernels_compiled(files[0]) == 10
@@ -89,10 +89,10 @@ def test_the_environment_names_a_folder_with_a_file_for_each_plan(tmp_path, monk
 def test_options_win_over_the_environment_and_other_flavours_have_no_kernels(tmp_path, monkeypatch):
     named = RuntimeOptions(threads=2, kernel_cache=tmp_path / "mine")
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
-    assert TensorRtRtxEngine._options_for(b"plan", None) == RuntimeOptions()
+    assert TensorRtRtxEngine._options_for(b"plan", RuntimeOptions()) == RuntimeOptions()
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     assert TensorRtRtxEngine._options_for(b"plan", named) == named
-    assert TensorRtEngine._options_for(b"plan", None) is None
+    assert TensorRtEngine._options_for(b"plan", RuntimeOptions()) == RuntimeOptions()
 
 
 def test_the_simulated_names_are_those_of_the_real_library():
