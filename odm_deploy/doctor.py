@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from odm_deploy.errors import MissingError
-from odm_deploy.machine.builders import choose_builder, find_flavours, find_gpus
+from odm_deploy.machine.builders import choose_builder, find_builders
 from odm_deploy.machine.cpu import cpu_features, cpu_name, physical_cpus
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.registry import why_unusable
 
 # Distributions that put an `onnxruntime` module in the same place; the last one installed wins, half broken.
@@ -92,8 +93,8 @@ def _packages() -> dict[str, str | None]:
     for name in _ONNXRUNTIMES[1:]:
         if _version(name):
             versions[name] = _version(name)
-    for flavour in find_flavours():
-        versions[flavour.name] = flavour.version or None
+    for builder in find_builders():
+        versions[builder.name] = builder.version or None
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
 
@@ -130,10 +131,10 @@ def _export() -> Ability:
 def _build() -> Ability:
     name = "build engines"
     try:
-        flavour = choose_builder()
+        builder = choose_builder()
     except MissingError as error:
         return Ability(name, works=False, problem=error.why, fix=error.fix)
-    return Ability(name, works=True, with_what=f"{flavour.name} {flavour.version}")
+    return Ability(name, works=True, with_what=f"{builder.name} {builder.version}")
 
 
 def _run_cpu() -> Ability:
@@ -149,13 +150,13 @@ def _run_gpu() -> Ability:
     name = "run and bench on the GPU"
     if not find_gpus():
         return Ability(name, works=False, problem="no NVIDIA GPU that the driver can use")
-    usable = [flavour for flavour in find_flavours() if flavour.usable]
+    usable = [builder for builder in find_builders() if builder.usable]
     if not usable:
-        flavour = find_flavours()[0]
-        return Ability(name, works=False, problem=flavour.problem, fix=flavour.install)
+        builder = find_builders()[0]
+        return Ability(name, works=False, problem=builder.problem, fix=builder.install)
     if _version("cuda-python") is None and _version("cuda-bindings") is None:
         return Ability(name, works=False, problem="cuda-python not installed", fix="pip install 'cuda-python>=12.6'")
-    return Ability(name, works=True, with_what=", ".join(f"{flavour.name} {flavour.version}" for flavour in usable))
+    return Ability(name, works=True, with_what=", ".join(f"{builder.name} {builder.version}" for builder in usable))
 
 
 def _verify() -> Ability:
@@ -169,7 +170,7 @@ def _verify() -> Ability:
 
 def _warnings() -> list[str]:
     installed = [name for name in _ONNXRUNTIMES if _version(name)]
-    found = [conflicting_onnxruntimes(installed), *(f"{f.problem}: {f.install}" for f in find_flavours() if _stub(f))]
+    found = [conflicting_onnxruntimes(installed), *(f"{f.problem}: {f.install}" for f in find_builders() if _stub(f))]
     features = cpu_features()
     if "AVX2" in features and not {"AVX512-VNNI", "AVX-VNNI"} & set(features):
         found.append(
@@ -179,6 +180,6 @@ def _warnings() -> list[str]:
     return [warning for warning in found if warning]
 
 
-def _stub(flavour: Any) -> bool:
+def _stub(builder: Any) -> bool:
     """Installed, and yet not usable: the surprise worth a warning."""
-    return bool(flavour.version) and not flavour.usable
+    return bool(builder.version) and not builder.usable

@@ -12,8 +12,10 @@ import numpy as np
 import onnx
 import torch
 
-from odm_deploy.building.build import BuildProgress, BuildReport
-from odm_deploy.building.bundle_engine import EngineOptions, Say, build_bundle_engine, describe_engine
+from odm_deploy.building.build import BuildReport
+from odm_deploy.building.bundle_engine import Say, build_bundle_engine, describe_engine
+from odm_deploy.building.options import BuildOptions
+from odm_deploy.building.parent import BuildProgress
 from odm_deploy.checkpoint import file_sha256
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_directory
@@ -45,7 +47,7 @@ def write_bundle(
     checkpoint: Path,
     folder: Path,
     lowering: LoweringOptions,
-    engine: EngineOptions,
+    engine: BuildOptions | None,
     say: Say,
     on_progress: Callable[[BuildProgress], None] | None = None,
 ) -> Bundle:
@@ -56,7 +58,7 @@ def write_bundle(
         checkpoint: the `model.pt` it was read from; recorded in the manifest.
         folder: the bundle to write; an older bundle there is replaced.
         lowering: how to write the ONNX file.
-        engine: whether and how to build an engine.
+        engine: how to build an engine; None leaves it out.
         say: takes a line of progress.
         on_progress: takes the builder's progress.
 
@@ -65,9 +67,9 @@ def write_bundle(
         BuildError: the builder refused, crashed or ran out of time.
         MissingError: the builder that was asked for by name is not installed.
     """
-    if engine.wanted and engine.flavour is not None:
+    if engine is not None and engine.builder is not None:
         # A builder that is not here is better known before the lowering than after it.
-        choose_builder(engine.flavour)
+        choose_builder(engine.builder)
     with atomic_directory(folder) as temporary:
         say("lowering to ONNX")
         proto = lower(model, lowering)
@@ -76,10 +78,10 @@ def write_bundle(
         if model.exact is not None:
             say("golden outputs, in integers")
             _write_golden(model, proto, temporary)
-            # TF32 keeps 11 significant bits of what an engine would fall back to float for.
-            engine = dataclasses.replace(engine, tf32=False)
-        built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
-        _describe(model, checkpoint, proto, onnx_path, lowering, engine, built).write(temporary)
+        built = None
+        if engine is not None:
+            built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
+        _describe(model, checkpoint, proto, onnx_path, lowering, built).write(temporary)
     return Bundle(folder, folder / ONNX_FILE, folder / MANIFEST_FILE, folder / PLAN_FILE if built else None)
 
 
@@ -105,7 +107,6 @@ def _describe(
     proto: onnx.ModelProto,
     onnx_path: Path,
     lowering: LoweringOptions,
-    engine: EngineOptions,
     built: BuildReport | None,
 ) -> Manifest:
     return Manifest(
@@ -128,5 +129,5 @@ def _describe(
             for name, layer in model.layers.items()
         },
         exact=None if model.exact is None else {**dataclasses.asdict(model.exact), "tf32": False},
-        engine=None if built is None else describe_engine(built, engine),
+        engine=None if built is None else describe_engine(built),
     )

@@ -16,7 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from odm_deploy.machine.builders import find_flavour
+from odm_deploy.machine.builders import find_builder
 
 _SOURCE = Path(__file__).with_name("tensorrt_libraries.c")
 _LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
@@ -75,7 +75,7 @@ def unpack(wheel: Path, folder: Path) -> Bindings:
 
 def _rtx() -> dict[str, str]:
     """Where TensorRT for RTX has its libraries, and its version as a number; empty where it is not installed."""
-    spec, version = importlib.util.find_spec("tensorrt_rtx_libs"), find_flavour("tensorrt_rtx").version
+    spec, version = importlib.util.find_spec("tensorrt_rtx_libs"), find_builder("tensorrt_rtx").version
     if spec is None or spec.origin is None:
         return {}
     folder = Path(spec.origin).parent

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from odm_deploy.checkpoint import load_model
 from odm_deploy.engine import Engine
-from odm_deploy.export import EngineOptions, write_bundle
+from odm_deploy.export import write_bundle
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.tiling import plan_tiles
@@ -77,7 +77,7 @@ def command(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile
     expected: list[Pixels] = []
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
-        write_bundle(quantized, model, bundle, LoweringOptions(), EngineOptions(wanted=False), say)
+        write_bundle(quantized, model, bundle, LoweringOptions(), None, say)
         # Tiles that are too small are refused now, not after all the rest.
         plan_tiles(side, side, tile, read_manifest(bundle).receptive_radius_px or 0)
         for index, batch in enumerate(batches):

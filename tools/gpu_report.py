@@ -1,6 +1,6 @@
 """All that is worth knowing about engines on this GPU, in one command: `python tools/gpu_report.py --out DIR`.
 
-Writes DIR/report.md: the machine, whether each flavour of TensorRT runs there, how far its results are from the
+Writes DIR/report.md: the machine, whether each TensorRT runs there, how far its results are from the
 reference, latency in int8, fp16 and fp32 at several sizes, memory, clocks, what limits the speed, and the outcome of
 `tests/gpu`. Every step is a process of its own, so that one that fails is a line of the report and not its end, and its
 result is kept in DIR: an interrupted report goes on where it stopped. On a machine without a GPU, name a CPU runtime.
@@ -22,7 +22,7 @@ from odm_deploy.errors import MissingError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.machine.builders import FLAVOURS
+from odm_deploy.machine.builders import BUILDERS
 from odm_deploy.manifest import ONNX_FILE, read_manifest
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
 from odm_deploy.terminal import report_error
@@ -59,7 +59,7 @@ def main(
 ) -> int:
     """Measure, and write DIR/report.md."""
     try:
-        chosen = list(runtimes) or _usable_flavours()
+        chosen = list(runtimes) or _usable_builders()
         out.mkdir(parents=True, exist_ok=True)
         names = [runtime_class(name).name for name in chosen]
         sections = [_environment(out)]
@@ -78,8 +78,8 @@ def main(
     return 0
 
 
-def _usable_flavours() -> list[str]:
-    problems = {name: why_unusable(name) for name in FLAVOURS}
+def _usable_builders() -> list[str]:
+    problems = {name: why_unusable(name) for name in BUILDERS}
     usable = [name for name, problem in problems.items() if not problem]
     if not usable:
         why = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
@@ -159,14 +159,14 @@ def _environment(out: Path) -> str:
 
 def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Sequence[str], seconds: float) -> str:
     lines = [f"## {name}: {model.stem}", ""]
-    engine = ["--builder", name] if name in FLAVOURS else ["--no-engine"]
+    engine = ["--builder", name] if name in BUILDERS else ["--no-engine"]
     heights, widths = zip(*(map(int, size.split("x")) for size in sizes), strict=True)
     best = max(sizes, key=lambda size: int(size.split("x")[0]))
     largest = f"1x3x{max(*heights, 96)}x{max(*widths, 96)}"
     shapes = f"1x3x16x16:1x3x{best}:{largest}"
     bundles: dict[str, Path] = {}
     # The CPU runtimes of this project take a float32 rest; engines are timed with the rest in half precision, too.
-    for rest in ("fp32", "fp16") if name in FLAVOURS else ("fp32",):
+    for rest in ("fp32", "fp16") if name in BUILDERS else ("fp32",):
         if rest == "fp16" and bundles and read_manifest(bundles["fp32"]).exact is not None:
             lines.append("- rest fp16: not of an exact model, whose sums need float32's 24 bits")
             continue
@@ -192,9 +192,9 @@ def _agreement(name: str, rest: str, bundle: Path, model: Path, images: Path, ou
     """The same image bytes through the reference, the runtime, and beside an engine through ONNX Runtime, too."""
     common = ["verify", bundle, "--against", model, "--images", images]
     lines: list[str] = []
-    for runtime in (name, "onnxruntime") if name in FLAVOURS else (name,):
+    for runtime in (name, "onnxruntime") if name in BUILDERS else (name,):
         # Layer by layer, too, where nobody has looked before; on CPU runtimes the tests do.
-        extra = [] if runtime in FLAVOURS else ["--no-layers"]
+        extra = [] if runtime in BUILDERS else ["--no-layers"]
         found = _step(out / f"{rest}-verify-{runtime}.json", [*common, "--runtime", runtime, *extra])
         lines.append(_distance(f"- int8, rest {rest}, {runtime} against the reference:", found))
     return lines
@@ -231,7 +231,7 @@ def _latency(
         twin = found.get("baseline")
         if twin is not None and rest == list(bundles)[-1]:
             rows.append(_row(size, f"{twin['model']}, int8 is {found['speedup']:.2f} times as fast", twin))
-    if name in FLAVOURS and "fp32" in bundles:
+    if name in BUILDERS and "fp32" in bundles:
         plan = out / f"float32-{size}.onnx"
         if not plan.exists():
             plan.write_bytes(float_twin(parse_onnx((bundles["fp32"] / ONNX_FILE).read_bytes())).SerializeToString())
@@ -241,12 +241,13 @@ def _latency(
 
 def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: Path) -> dict[str, Any]:
     from odm_deploy.building.build import build_engine
-    from odm_deploy.graphs.input_shapes import parse_profile
+    from odm_deploy.building.options import BuildOptions
+    from odm_deploy.graphs.input_shapes import parse_shapes
 
     plan = onnx_path.with_suffix(".plan")
     try:
         if not plan.exists():
-            build_engine(onnx_path, plan, profiles=parse_profile(f"1x3x{size}"), flavour=name, tf32=False)
+            build_engine(onnx_path, plan, BuildOptions(builder=name, shapes=parse_shapes(f"1x3x{size}"), tf32=False))
     except OdmError as error:
         return {"failed": str(error)}
     return _step(out / f"float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])

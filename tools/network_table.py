@@ -24,15 +24,16 @@ from torch import nn
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import OdmError
 from odm_deploy.files import atomic_path
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.lowering.lower import lower
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network, network_names
 from odm_deploy.proof.layers import compare_layers
@@ -46,7 +47,7 @@ SCALE = 4
 CROP_PX = 48
 IMAGES = Path(__file__).resolve().parents[1] / "tests/data/samples/LR_bicubic/X4"
 RUNTIMES = ("onnxruntime", "openvino")
-PROFILE = ShapeProfile((1, 3, 16, 16), (1, 3, 270, 480), (1, 3, 540, 960))
+SHAPES = InputShapes((1, 3, 16, 16), (1, 3, 270, 480), (1, 3, 540, 960))
 
 FLOAT_OPERATORS = {"attn.qkv": "LayerNorm", "mlp.fc1": "LayerNorm", "attn.proj": "softmax", "mlp.fc2": "GELU"}
 """What computes the input of SwinIR's quantized layers."""
@@ -111,10 +112,10 @@ def measure(network: SuperResolutionNetwork, bits: int, crops: list[np.ndarray])
         save_model(model, Path(folder) / "model.pt")
         onnx_path.write_bytes(graph.SerializeToString(deterministic=True))
         row |= {"model_bytes": (Path(folder) / "model.pt").stat().st_size, "onnx_bytes": onnx_path.stat().st_size}
-        flavour = find_flavour("tensorrt_rtx")
-        if can_build(flavour):
-            report = build_engine(onnx_path, plan, profiles=PROFILE, flavour=flavour)
-            found = coverage(onnx_path, list(report.layers), PROFILE)
+        rtx = find_builder("tensorrt_rtx")
+        if can_build(rtx):
+            report = build_engine(onnx_path, plan, BuildOptions(builder=rtx.name, shapes=SHAPES))
+            found = coverage(onnx_path, list(report.layers), SHAPES)
             row |= {
                 "builder": f"{report.builder} {report.version}",
                 "build_s": report.seconds,

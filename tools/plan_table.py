@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from network_table import PROFILE, load_crops, random_network
+from network_table import SHAPES, load_crops, random_network
 
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.files import atomic_path
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.machine.builders import choose_builder
@@ -49,7 +50,7 @@ def command(
     networks: tuple[str, ...], bits: tuple[int, ...], regions: tuple[str, ...], builder: str | None, out: Path
 ) -> None:
     """Build, keep every row at once, and print the table as markdown."""
-    flavour = choose_builder(builder)
+    chosen = choose_builder(builder).name
     rows: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
     crops = load_crops(1)
     for name in networks:
@@ -59,23 +60,23 @@ def command(
                 wide = LayerBits(8, 8) if region == "all" else None
                 policy = QuantizationPolicy(body=LayerBits(width, width), body_end=wide, tail=wide)
                 model = quantize(network, policy, crops)
-                row = {"network": name, "quantized": region, "bits": width, **measure(model, flavour.name)}
+                row = {"network": name, "quantized": region, "bits": width, **measure(model, chosen)}
                 rows[f"{name} {region} {width}"] = row
                 with atomic_path(out) as temporary:
                     temporary.write_text(json.dumps(rows, indent=1))
     click.echo(to_markdown(rows))
 
 
-def measure(model: QuantizedModel, flavour: str) -> dict[str, Any]:
+def measure(model: QuantizedModel, builder: str) -> dict[str, Any]:
     """Build one plan, its rest in float16, and count what is in it."""
     with tempfile.TemporaryDirectory(prefix="plan_table_") as folder:
         onnx_path = Path(folder) / "model.onnx"
         onnx_path.write_bytes(lower(model, LoweringOptions(precision="fp16")).SerializeToString())
         before_s = children_cpu_s()
-        built = build_engine(onnx_path, Path(folder) / "engine.plan", profiles=PROFILE, flavour=flavour)
+        built = build_engine(onnx_path, Path(folder) / "engine.plan", BuildOptions(builder=builder, shapes=SHAPES))
         cpu_s = children_cpu_s() - before_s
         plan = built.plan.read_bytes()
-        found = coverage(onnx_path, built.layers, PROFILE)
+        found = coverage(onnx_path, built.layers, SHAPES)
     return {
         "builder": f"{built.builder} {built.version}",
         "int8_layers": found.int8_layers,

@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from odm_deploy.building.coverage import Coverage, coverage, infer_shapes
 from odm_deploy.building.layer_table import LayerRecord
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import find_layers
 
@@ -91,7 +91,7 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
     Raises:
         InputError: the graph cannot be read.
     """
-    profile = ShapeProfile(shape, shape, shape)
+    profile = InputShapes(shape, shape, shape)
     found = coverage(model, layers, profile)
     known = bool(layers)
     fast = found.int8_macs if known else found.quantized_macs
@@ -123,7 +123,7 @@ def _layer_limits(found: Coverage, padding: dict[str, float], *, known: bool) ->
     return limits
 
 
-def _padding_factors(model: ModelProto, found: Coverage, profile: ShapeProfile) -> dict[str, float]:
+def _padding_factors(model: ModelProto, found: Coverage, profile: InputShapes) -> dict[str, float]:
     """How many times its own work each quantized convolution does once its channels are padded."""
     graph = QdqGraph(model)
     shapes = infer_shapes(graph.model, profile)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.throwaway import build_plan
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError
 from odm_deploy.graphs.files import parse_onnx
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.manifest import ONNX_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
@@ -53,7 +54,7 @@ def open_twin(
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
 
 
-def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> bytes:
+def _build_half(twin: bytes, builder: str, shape: tuple[int, int, int, int]) -> bytes:
     if importlib.util.find_spec("onnx_ir") is None:
         raise MissingError("no half-precision twin", why="onnx-ir is not installed", fix="pip install onnx-ir")
     import onnx
@@ -69,7 +70,7 @@ def _build_half(twin: bytes, flavour: str, shape: tuple[int, int, int, int]) -> 
         convert_rest_to_half(graph)
         typed = ir.to_proto(graph)
     n, channels, h, w = shape
-    return build_plan(typed, ShapeProfile.static(n, h, w, channels), flavour)
+    return build_plan(typed, BuildOptions(builder=builder, shapes=InputShapes.static(n, h, w, channels)))
 
 
 def try_open_twin(

@@ -1,11 +1,7 @@
 """The process in which a TensorRT builder runs: `python -m odm_deploy.building.child`.
 
 Builders are native code that a bad graph can crash (a scale computed at run time segfaults TensorRT-RTX 1.7), hang or
-starve of memory, so `build.build_engine` never calls one in its own process. The protocol between the two:
-
-* stdin: one JSON object, the fields of `BuildRequest`.
-* stdout: one JSON object a line, each with an `event`: `phase` and `step` while building, and last `done` or `failed`.
-* the log file: every line the builder logs, flushed as it comes, so that a crash leaves the builder's last words.
+starve of memory, so `build.build_engine` never calls one in its own process. See `protocol` for what the two say.
 
 One code path serves `tensorrt` 10.13 to 11 and `tensorrt_rtx`: networks are always strongly typed (precision lives in
 the ONNX graph), and nothing that TensorRT 11 removed is named.
@@ -14,74 +10,18 @@ the ONNX graph), and nothing that TensorRT 11 removed is named.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from odm_deploy.building.options import HARDWARE_LEVELS, BuildOptions
+from odm_deploy.building.protocol import BuildRequest, Channel
 from odm_deploy.errors import BuildError
 from odm_deploy.files import atomic_path
-from odm_deploy.graphs.input_shapes import ShapeProfile
 
-HARDWARE_LEVELS = {"this": "NONE", "same-capability": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
-"""What users call it -> a name in TensorRT's HardwareCompatibilityLevel."""
-
-SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """All a child needs to know to build one engine."""
-
-    module: str
-    """`tensorrt` or `tensorrt_rtx`."""
-    onnx: str
-    plan: str
-    """Where to write the plan; the parent renames it into place."""
-    log: str
-    profile: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-    """min, opt and max, NCHW."""
-    tf32: bool
-    workspace_mib: int | None
-    optimization_level: int | None
-    timing_cache: str | None
-    compute_capabilities: tuple[str, ...]
-    """Targets such as `SM86`, or `CURRENT`; empty for the builder's default. TensorRT-RTX only."""
-    version_compatible: bool = False
-    """Let later versions of the same major version load the plan. `tensorrt` only."""
-    hardware: str = "this"
-    """Which GPUs are to run the plan, a key of `HARDWARE_LEVELS`. `tensorrt` only."""
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> BuildRequest:
-        """Inverse of `to_json`."""
-        document = json.loads(text)
-        document["profile"] = tuple(tuple(shape) for shape in document["profile"])
-        document["compute_capabilities"] = tuple(document["compute_capabilities"])
-        return cls(**{field.name: document[field.name] for field in fields(cls)})
-
-
-class Channel:
-    """Writes events as JSON lines. Reports to a parent that is gone are dropped: the build is being cancelled."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.open = True
-
-    def send(self, event: str, **values: Any) -> None:
-        """Send one event."""
-        try:
-            self._stream.write(json.dumps({"event": event, **values}) + "\n")
-            self._stream.flush()
-        except OSError:
-            self.open = False
+_ERRORS = ("INTERNAL_ERROR", "ERROR")
 
 
 def make_logger(trt: Any, log: TextIO) -> Any:
@@ -97,7 +37,7 @@ def make_logger(trt: Any, log: TextIO) -> Any:
             name = getattr(severity, "name", str(severity)).rsplit(".", 1)[-1]
             log.write(f"[{name}] {message}\n")
             log.flush()
-            if name in SEVERITIES[:2]:
+            if name in _ERRORS:
                 self.errors.append(message)
             elif name == "WARNING":
                 self.warnings.append(message)
@@ -131,7 +71,7 @@ def build(request: BuildRequest, channel: Channel, log: TextIO) -> dict[str, Any
     Raises:
         BuildError: the parser or the builder refused; `why` holds its own words.
     """
-    trt = importlib.import_module(request.module)
+    trt = importlib.import_module(request.builder)
     logger = make_logger(trt, log)
     started = time.perf_counter()
     builder = trt.Builder(logger)
@@ -140,21 +80,21 @@ def build(request: BuildRequest, channel: Channel, log: TextIO) -> dict[str, Any
     # From a file, not from bytes: the parser then finds weights stored beside the graph.
     if not parser.parse_from_file(request.onnx):
         words = [_parser_words(parser.get_error(index)) for index in range(parser.num_errors)]
-        raise BuildError(f"the {request.module} parser refused {request.onnx}", why="; ".join(words or logger.errors))
+        raise BuildError(f"the {request.builder} parser refused {request.onnx}", why="; ".join(words or logger.errors))
     config = builder.create_builder_config()
-    cache = _configure(trt, builder, config, network, request)
+    cache = configure(trt, builder, config, network, request.options)
     # Python keeps no reference through the config: without this name the monitor would be collected mid-build.
     monitor = make_monitor(trt, channel)
     config.progress_monitor = monitor
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BuildError(
-            f"{request.module} could not build {request.onnx}", why="; ".join(logger.errors) or "it gave no reason"
+            f"{request.builder} could not build {request.onnx}", why="; ".join(logger.errors) or "it gave no reason"
         )
     plan = bytes(serialized)
     Path(request.plan).write_bytes(plan)
-    if cache is not None and request.timing_cache:
-        with atomic_path(request.timing_cache) as temporary:
+    if cache is not None and request.options.timing_cache is not None:
+        with atomic_path(request.options.timing_cache) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
     return {
         "seconds": time.perf_counter() - started,
@@ -162,44 +102,42 @@ def build(request: BuildRequest, channel: Channel, log: TextIO) -> dict[str, Any
         "inputs": [network.get_input(index).name for index in range(network.num_inputs)],
         "input_dims": [list(network.get_input(index).shape) for index in range(network.num_inputs)],
         "warnings": list(dict.fromkeys(logger.warnings)),
-        "inspection": None if request.module == "tensorrt_rtx" else _inspect(trt, logger, plan),
+        "inspection": None if request.builder == "tensorrt_rtx" else _inspect(trt, logger, plan),
     }
 
 
-def _configure(trt: Any, builder: Any, config: Any, network: Any, request: BuildRequest) -> Any:
-    """Fill `config` from the request; returns the timing cache in use, None without one."""
+def configure(trt: Any, builder: Any, config: Any, network: Any, options: BuildOptions) -> Any:
+    """Fill a builder's `config` from the options; returns the timing cache in use, None without one."""
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if request.tf32:
+    if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if request.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
-    if request.optimization_level is not None:
-        config.builder_optimization_level = request.optimization_level
-    if request.version_compatible:
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if request.hardware != "this":
-        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE_LEVELS[request.hardware])
+    if options.hardware != "this":
+        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE_LEVELS[options.hardware])
         config.hardware_compatibility_level = level
-    if request.compute_capabilities:
-        config.num_compute_capabilities = len(request.compute_capabilities)
-        for index, name in enumerate(request.compute_capabilities):
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for index, name in enumerate(options.compute_capabilities):
             target = getattr(trt.ComputeCapability, name, None)
             if target is None or not config.set_compute_capability(target, index):
                 known = ", ".join(sorted(set(trt.ComputeCapability.__members__) - {"NONE"}))
                 fix = "leave the compute capability out for the default: Ampere and later"
-                raise BuildError(f"{request.module} cannot build for {name}", why=f"it knows {known}", fix=fix)
-    shapes = ShapeProfile(*request.profile)  # pyright: ignore[reportArgumentType]
+                raise BuildError(f"{options.builder} cannot build for {name}", why=f"it knows {known}", fix=fix)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         graph_input = network.get_input(index)
-        profile.set_shape(graph_input.name, *shapes.for_input(tuple(graph_input.shape), graph_input.name))
+        profile.set_shape(graph_input.name, *options.shapes.for_input(tuple(graph_input.shape), graph_input.name))
     config.add_optimization_profile(profile)
-    # TensorRT-RTX compiles at load time and times nothing: its timing cache does nothing but warn.
-    if request.timing_cache is None or request.module == "tensorrt_rtx":
+    if options.timing_cache is None:
         return None
-    stored = Path(request.timing_cache)
+    stored = options.timing_cache
     cache = config.create_timing_cache(stored.read_bytes() if stored.exists() else b"")
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         # Timings of another GPU or version would choose wrong kernels: begin anew, and replace the file.
@@ -235,7 +173,7 @@ def main() -> int:
             channel.send("failed", what=error.what, why=error.why, fix=error.fix)
             return 1
         except (MemoryError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-            channel.send("failed", what=f"{request.module} failed", why=f"{type(error).__name__}: {error}", fix="")
+            channel.send("failed", what=f"{request.builder} failed", why=f"{type(error).__name__}: {error}", fix="")
             return 1
     channel.send("done", **answer)
     return 0

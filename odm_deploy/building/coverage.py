@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto
 
 from odm_deploy.building.layer_table import LayerRecord, find_compute_layer
 from odm_deploy.graphs.files import read_onnx
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.graphs.shapes import Shapes, infer_shapes
 from odm_deploy.lowering.lint import Finding, lint
 from odm_deploy.lowering.lint.graph import QdqGraph
@@ -84,7 +84,7 @@ class Coverage:
 
 
 def coverage(
-    model: ModelProto | Path | str, layers: Sequence[LayerRecord], profile: ShapeProfile | None = None
+    model: ModelProto | Path | str, layers: Sequence[LayerRecord], profile: InputShapes | None = None
 ) -> Coverage:
     """Compare what a graph asks for with what an engine built from it does.
 

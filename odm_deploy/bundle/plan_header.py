@@ -1,6 +1,6 @@
 """What the first bytes of an engine.plan say about it, before any TensorRT is loaded.
 
-A plan runs only on the flavour and version of TensorRT that built it, and fails elsewhere with words that help nobody
+A plan runs only on the TensorRT, and the version, that built it, and fails elsewhere with words that help nobody
 ("Magic tag does not match"). Its first 28 bytes tell both: a tag of four letters ending in "trt", and at byte 24 the
 builder's version (NVIDIA/TensorRT#3073). The tag of TensorRT for RTX is "vtrt", and byte 16 holds the plan's size.
 """
@@ -26,21 +26,21 @@ REBUILD = "build it for this machine with: odm-deploy build BUNDLE"
 class PlanHeader:
     """Who wrote a plan."""
 
-    flavour: str
+    builder: str
     """`tensorrt` or `tensorrt_rtx`."""
     version: tuple[int, int, int, int]
     """The builder's version, for example (1, 7, 1, 116)."""
 
     def __str__(self) -> str:
-        return f"{self.flavour} {'.'.join(map(str, self.version))}"
+        return f"{self.builder} {'.'.join(map(str, self.version))}"
 
-    def require_flavour(self, flavour: str, *, label: str) -> None:
-        """Raise InputError unless `flavour` is the one that built this plan."""
-        if self.flavour != flavour:
+    def require_builder(self, builder: str, *, label: str) -> None:
+        """Raise InputError unless `builder` is the one that built this plan."""
+        if self.builder != builder:
             raise InputError(
-                f"{flavour} cannot run {label}",
+                f"{builder} cannot run {label}",
                 why=f"it was built by {self}",
-                fix=f"run it with --runtime {self.flavour}, or {REBUILD}",
+                fix=f"run it with --runtime {self.builder}, or {REBUILD}",
             )
 
     def require_version(self, version: str, *, label: str) -> None:
@@ -49,7 +49,7 @@ class PlanHeader:
         Between patch releases plans may load; TensorRT itself decides about those.
         """
         if version.split(".")[:2] != [str(number) for number in self.version[:2]]:
-            raise InputError(f"{self.flavour} {version} cannot run {label}", why=f"it was built by {self}", fix=REBUILD)
+            raise InputError(f"{self.builder} {version} cannot run {label}", why=f"it was built by {self}", fix=REBUILD)
 
     @classmethod
     def of_file(cls, path: Path) -> Self:

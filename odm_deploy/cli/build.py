@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.engine_options import build_progress, engine_options, to_engine_options, write_triton
+from odm_deploy.cli.engine_options import build_progress, engine_options, to_build_options, write_triton
 from odm_deploy.terminal import emit_json, json_option, say
 
 
@@ -25,14 +25,14 @@ def command(bundle: Path, shapes: str | None, as_json: bool, **options: Any) -> 
     For bundles from elsewhere: a plan runs on the TensorRT that built it, and mostly on its kind of GPU only. Neither
     torch nor the model.pt is needed.
     """
-    from odm_deploy.building.bundle_engine import profile_of, rebuild_engine
-    from odm_deploy.graphs.input_shapes import PRESETS, parse_profile
+    from odm_deploy.building.bundle_engine import rebuild_engine, shapes_of
+    from odm_deploy.graphs.input_shapes import PRESETS, parse_shapes
     from odm_deploy.manifest import PLAN_FILE
 
-    profile = parse_profile(shapes) if shapes else profile_of(bundle) or PRESETS["1080p"]
+    sizes = parse_shapes(shapes) if shapes else shapes_of(bundle) or PRESETS["1080p"]
     with build_progress() as on_progress:
-        manifest = rebuild_engine(bundle, to_engine_options(options, profile), say, on_progress)
-    served = write_triton(bundle, options["triton"], profile)
+        manifest = rebuild_engine(bundle, to_build_options(options, sizes), say, on_progress)
+    served = write_triton(bundle, options["triton"], sizes)
     plan = bundle / PLAN_FILE
     if as_json:
         engine = dict(manifest.engine or {})

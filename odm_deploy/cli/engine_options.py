@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from odm_deploy.building.build import BuildProgress
-    from odm_deploy.building.bundle_engine import EngineOptions
-    from odm_deploy.graphs.input_shapes import ShapeProfile
+    from odm_deploy.building.options import BuildOptions
+    from odm_deploy.building.parent import BuildProgress
+    from odm_deploy.graphs.input_shapes import InputShapes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,7 +31,10 @@ _OPTIONS = (
     ),
     click.option("--tf32/--no-tf32", default=True, help="Let float32 convolutions round to 11 significant bits."),
     click.option(
-        "--compute-capability", "targets", multiple=True, help="GPU to build for, like SM86; TensorRT-RTX only."
+        "--compute-capability",
+        "compute_capabilities",
+        multiple=True,
+        help="GPU to build for, like SM86; tensorrt_rtx only.",
     ),
     click.option(
         "--version-compatible", is_flag=True, help="Let later TensorRTs of the same major version load the plan."
@@ -49,39 +53,28 @@ _OPTIONS = (
 
 
 def engine_options(command: Command) -> Command:
-    """Give a verb the options of a build; `to_engine_options` reads them."""
+    """Give a verb the options of a build; `to_build_options` reads them."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def to_engine_options(options: Mapping[str, Any], profile: ShapeProfile, *, wanted: bool = True) -> EngineOptions:
-    """What the options of `engine_options` ask for."""
-    from odm_deploy.building.bundle_engine import EngineOptions
+def to_build_options(options: Mapping[str, Any], shapes: InputShapes) -> BuildOptions:
+    """What the options of `engine_options` ask for, for an engine that takes these shapes."""
+    from odm_deploy.building.options import BuildOptions
 
-    return EngineOptions(
-        wanted=wanted,
-        flavour=options["builder"],
-        profile=profile,
-        timeout_s=options["timeout_s"],
-        workspace_mib=options["workspace_mib"],
-        optimization_level=options["optimization_level"],
-        timing_cache=options["timing_cache"],
-        tf32=options["tf32"],
-        compute_capabilities=options["targets"],
-        version_compatible=options["version_compatible"],
-        hardware=options["hardware"],
-    )
+    named = {field.name: options[field.name] for field in fields(BuildOptions) if field.name != "shapes"}
+    return BuildOptions(shapes=shapes, **named)
 
 
-def write_triton(bundle: Path, repository: Path | None, profile: ShapeProfile) -> list[Path]:
+def write_triton(bundle: Path, repository: Path | None, shapes: InputShapes) -> list[Path]:
     """Write a bundle into a Triton model repository, where one was named; the folders of its models."""
     if repository is None:
         return []
     from odm_deploy.serving.triton import write_triton_models
     from odm_deploy.terminal import say
 
-    folders = write_triton_models(bundle, repository, profile, say=say)
+    folders = write_triton_models(bundle, repository, shapes, say=say)
     for folder in folders:
         say(f"wrote {folder}")
     return folders

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.engine_options import build_progress, engine_options, to_engine_options, write_triton
+from odm_deploy.cli.engine_options import build_progress, engine_options, to_build_options, write_triton
 from odm_deploy.cli.trust import trust_option
 from odm_deploy.terminal import emit_json, json_option, say
 
@@ -56,15 +56,16 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     _require_torch()
     from odm_deploy.checkpoint import load_model
     from odm_deploy.export import write_bundle
-    from odm_deploy.graphs.input_shapes import parse_profile
+    from odm_deploy.graphs.input_shapes import parse_shapes
     from odm_deploy.lowering.lower import LoweringOptions
 
-    engine = to_engine_options(options, parse_profile(options["shapes"]), wanted=options["engine"])
+    shapes = parse_shapes(options["shapes"])
+    engine = to_build_options(options, shapes) if options["engine"] else None
     lowering = LoweringOptions(options["precision"], options["io"], options["layout"], options["order"])
     quantized = load_model(model)
     with build_progress() as on_progress:
         bundle = write_bundle(quantized, model, out or model.with_suffix(""), lowering, engine, say, on_progress)
-    served = write_triton(bundle.folder, options["triton"], engine.profile)
+    served = write_triton(bundle.folder, options["triton"], shapes)
     if as_json:
         emit_json(
             {

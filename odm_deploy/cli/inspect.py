@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from odm_deploy.accounting import Accounting, Convention
     from odm_deploy.building.coverage import Coverage
     from odm_deploy.building.layer_table import LayerRecord
-    from odm_deploy.graphs.input_shapes import ShapeProfile
+    from odm_deploy.graphs.input_shapes import InputShapes
     from odm_deploy.quantization.model import QuantizedModel
 
 
@@ -42,14 +42,14 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
     """
     from odm_deploy.building.coverage import coverage
     from odm_deploy.errors import GateError
-    from odm_deploy.graphs.input_shapes import parse_profile
+    from odm_deploy.graphs.input_shapes import parse_shapes
 
     if path.suffix in (".pt", ".pth"):
         _inspect_checkpoint(path, convention, as_json)
         return
-    profile = parse_profile(shapes)
-    graph, layers, source = layers_of(path, profile, rebuild, timeout_s)
-    found = coverage(graph, layers, profile)
+    sizes = parse_shapes(shapes)
+    graph, layers, source = layers_of(path, sizes, rebuild, timeout_s)
+    found = coverage(graph, layers, sizes)
     if as_json:
         emit_json({**_to_dict(found), "source": source})
     else:
@@ -64,9 +64,7 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
         )
 
 
-def layers_of(
-    path: Path, profile: ShapeProfile, rebuild: bool, timeout_s: float
-) -> tuple[Path, list[LayerRecord], str]:
+def layers_of(path: Path, shapes: InputShapes, rebuild: bool, timeout_s: float) -> tuple[Path, list[LayerRecord], str]:
     """The ONNX file, the engine's layers, and where they are known from."""
     from odm_deploy.building.layer_table import recorded_layers
     from odm_deploy.graphs.files import locate_model
@@ -77,25 +75,27 @@ def layers_of(
     if manifest is not None and manifest.engine is not None and not rebuild:
         engine = manifest.engine
         return onnx_file, recorded_layers(engine), f"{engine['flavour']} {engine['version']}, when the bundle was built"
-    layers, source = _build(onnx_file, profile, timeout_s)
+    layers, source = _build(onnx_file, shapes, timeout_s)
     return onnx_file, layers, source
 
 
-def _build(onnx_file: Path, profile: ShapeProfile, timeout_s: float) -> tuple[list[LayerRecord], str]:
+def _build(onnx_file: Path, shapes: InputShapes, timeout_s: float) -> tuple[list[LayerRecord], str]:
     """Build a throw-away engine for its layer table."""
     import tempfile
 
     from odm_deploy.building.build import build_engine
+    from odm_deploy.building.bundle_engine import say_warnings
+    from odm_deploy.building.options import BuildOptions
     from odm_deploy.graphs.files import read_model
     from odm_deploy.machine.builders import choose_builder
 
     read_model(onnx_file, "onnx")
-    flavour = choose_builder()
-    say(f"building with {flavour.name} {flavour.version} to see its layers")
+    builder = choose_builder()
+    say(f"building with {builder.name} {builder.version} to see its layers")
     with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
-        report = build_engine(
-            onnx_file, Path(folder) / "engine.plan", profiles=profile, flavour=flavour, timeout_s=timeout_s
-        )
+        options = BuildOptions(builder=builder.name, shapes=shapes, timeout_s=timeout_s)
+        report = build_engine(onnx_file, Path(folder) / "engine.plan", options)
+    say_warnings(report, say)
     return list(report.layers), f"{report.builder} {report.version}, built just now"
 
 

@@ -196,15 +196,15 @@ def _coverage(path: Path, *, build: bool) -> tuple[Coverage | None, str]:
     """What an engine runs as int8 and where that is known from, or why it is not known."""
     from odm_deploy.building.coverage import coverage
     from odm_deploy.cli.inspect import layers_of
-    from odm_deploy.graphs.input_shapes import ShapeProfile
+    from odm_deploy.graphs.input_shapes import InputShapes
     from odm_deploy.manifest import manifest_beside
 
     manifest = manifest_beside(path)
     if not build and (manifest is None or manifest.engine is None):
         return None, "Not known: the bundle has no engine (--build builds one to see its layers)."
-    profile = ShapeProfile.up_to(270, 480)
-    graph, layers, source = layers_of(path, profile, rebuild=False, timeout_s=600.0)
-    return coverage(graph, layers, profile), source
+    shapes = InputShapes.up_to(270, 480)
+    graph, layers, source = layers_of(path, shapes, rebuild=False, timeout_s=600.0)
+    return coverage(graph, layers, shapes), source
 
 
 def _facts(path: Path, reference: QuantizedModel) -> list[tuple[str, str]]:

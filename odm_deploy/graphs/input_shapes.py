@@ -17,7 +17,7 @@ RGB_CHANNELS = 3
 
 
 @dataclass(frozen=True)
-class ShapeProfile:
+class InputShapes:
     """The range of input shapes [N, C, H, W] an engine accepts, and the one it is tuned for.
 
     Sizes are those of the *input*, before upscaling.
@@ -44,13 +44,13 @@ class ShapeProfile:
         return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
 
     @classmethod
-    def static(cls, n: int, h: int, w: int, channels: int = RGB_CHANNELS) -> ShapeProfile:
+    def static(cls, n: int, h: int, w: int, channels: int = RGB_CHANNELS) -> InputShapes:
         """A profile for exactly one shape; the fastest engine for a fixed video size."""
         shape = (n, channels, h, w)
         return cls(shape, shape, shape)
 
     @classmethod
-    def up_to(cls, h: int, w: int, n: int = 1) -> ShapeProfile:
+    def up_to(cls, h: int, w: int, n: int = 1) -> InputShapes:
         """A profile tuned for h x w that also takes everything smaller."""
         side = SMALLEST_SIDE_PX
         best = (1, RGB_CHANNELS, h, w)
@@ -87,20 +87,20 @@ class ShapeProfile:
         )
 
 
-PRESETS: dict[str, ShapeProfile] = {
-    "540p": ShapeProfile.up_to(540, 960),
-    "720p": ShapeProfile.up_to(720, 1280),
-    "1080p": ShapeProfile.up_to(1080, 1920),
+PRESETS: dict[str, InputShapes] = {
+    "540p": InputShapes.up_to(540, 960),
+    "720p": InputShapes.up_to(720, 1280),
+    "1080p": InputShapes.up_to(1080, 1920),
     # Tiles come in batches and edge tiles are smaller.
-    "tile": ShapeProfile((1, 3, 16, 16), (4, 3, 256, 256), (8, 3, 512, 512)),
+    "tile": InputShapes((1, 3, 16, 16), (4, 3, 256, 256), (8, 3, 512, 512)),
 }
 """Named profiles: video frames of that size as input, or batches of square tiles."""
 
 
-def parse_profile(text: str) -> ShapeProfile:
+def parse_shapes(text: str) -> InputShapes:
     """Read a profile as users write it: a preset's name, one shape, or min:opt:max.
 
-    >>> str(parse_profile("1x3x540x960"))
+    >>> str(parse_shapes("1x3x540x960"))
     '1x3x540x960:1x3x540x960:1x3x540x960'
 
     Raises:
@@ -113,7 +113,7 @@ def parse_profile(text: str) -> ShapeProfile:
         shapes *= 3
     if len(shapes) != 3:
         raise _unreadable(text)
-    return ShapeProfile(shapes[0], shapes[1], shapes[2])
+    return InputShapes(shapes[0], shapes[1], shapes[2])
 
 
 def _shape(part: str, text: str) -> Shape:

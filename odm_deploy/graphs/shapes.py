@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -23,7 +23,7 @@ _MAX_SIZE = 4096
 """Values of larger constants are no sizes, and are not computed."""
 
 
-def infer_shapes(model: ModelProto, profile: ShapeProfile | None) -> Shapes:
+def infer_shapes(model: ModelProto, profile: InputShapes | None) -> Shapes:
     """Shapes of all tensors of a graph for one input shape.
 
     Args:

@@ -1,19 +1,16 @@
-"""What this machine can build and run engines with, found out without loading anything heavy.
+"""What this machine can build and run engines with: the two builders, as far as they are installed.
 
-TensorRT comes in two flavours with nearly the same Python module:
+TensorRT exists twice, with nearly the same Python module:
 
 * `tensorrt` (the data-centre library). Its package on PyPI is a stub; the libraries come from NVIDIA's own index, so
   an installed `tensorrt` proves nothing until its libraries are there too. It builds only where there is a GPU.
 * `tensorrt_rtx` (TensorRT for RTX). Installs whole from PyPI and builds without a GPU; running needs one.
 
-Only package metadata, file names and the CUDA driver are looked at. The driver is asked directly (libcuda), because
-every CUDA library would have to be loaded otherwise.
+Only package metadata, file names and the CUDA driver are looked at; nothing heavy is imported.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -23,23 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odm_deploy.errors import MissingError, UsageError
+from odm_deploy.machine.gpus import driver_cuda_major, find_gpus
 
 TENSORRT = "tensorrt"
 TENSORRT_RTX = "tensorrt_rtx"
-FLAVOURS = (TENSORRT, TENSORRT_RTX)
+BUILDERS = (TENSORRT, TENSORRT_RTX)
 
 # Versions the one build path of building/child.py was written for: [oldest, newest + 1).
 _WINDOWS: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = {
     TENSORRT: ((10, 13), (12, 0)),
     TENSORRT_RTX: ((1, 5), None),
 }
-_CU_ATTRIBUTE_MAJOR = 75
-_CU_ATTRIBUTE_MINOR = 76
 
 
 @dataclass(frozen=True)
-class Flavour:
-    """One of the two TensorRT flavours, as installed here."""
+class Builder:
+    """What builds engines, and runs those it built: one of the two TensorRTs, as installed here."""
 
     name: str
     """`tensorrt` or `tensorrt_rtx`; also the name of its Python module."""
@@ -64,97 +60,76 @@ class Flavour:
         return pip_command(self.name, driver_cuda_major())
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU the CUDA driver can use."""
-
-    index: int
-    name: str
-    compute_capability: tuple[int, int]
-    """(major, minor), for example (8, 6)."""
-    memory_mib: int
-
-    @property
-    def sm(self) -> str:
-        """The architecture as compilers and TensorRT spell it, for example `SM86`."""
-        return f"SM{self.compute_capability[0]}{self.compute_capability[1]}"
-
-
-def pip_command(flavour: str, cuda_major: int | None) -> str:
-    """The command that installs a flavour beside a driver for this CUDA version (None: unknown)."""
-    if flavour == TENSORRT_RTX:
+def pip_command(builder: str, cuda_major: int | None) -> str:
+    """The command that installs a builder next to a driver for this CUDA version (None: unknown)."""
+    if builder == TENSORRT_RTX:
         return 'pip install "odm-deploy[rtx]"'
     extra = "gpu" if cuda_major is None else f"gpu-cu{min(max(cuda_major, 12), 13)}"
     return f'pip install "odm-deploy[{extra}]" --extra-index-url https://pypi.nvidia.com'
 
 
-@functools.cache
-def driver_cuda_major() -> int | None:
-    """The newest CUDA the installed driver runs, such as 13; None without a driver."""
-    cuda, version = _load_driver(), ctypes.c_int()
-    if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
-        return None
-    return version.value // 1000
-
-
-def find_flavour(name: str) -> Flavour:
-    """Look up one flavour by name (`tensorrt`, `tensorrt_rtx` or `tensorrt-rtx`) without importing it.
+def builder_name(name: str) -> str:
+    """`name` as it is written here; users may write `tensorrt-rtx`.
 
     Raises:
-        UsageError: there is no such flavour.
+        UsageError: there is no such builder.
     """
     module = name.replace("-", "_")
-    if module not in FLAVOURS:
-        raise UsageError("no such builder", why=name, fix=f"use one of {', '.join(FLAVOURS)}")
+    if module not in BUILDERS:
+        raise UsageError("no such builder", why=name, fix=f"use one of {', '.join(BUILDERS)}")
+    return module
+
+
+def find_builder(name: str) -> Builder:
+    """Look up one builder by name (`tensorrt`, `tensorrt_rtx` or `tensorrt-rtx`) without importing it.
+
+    Raises:
+        UsageError: there is no such builder.
+    """
+    module = builder_name(name)
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        return Flavour(module, "", f"{module} is not installed")
+        return Builder(module, "", f"{module} is not installed")
     version = _version(module)
     if not _has_libraries(module, Path(spec.origin).parent):
-        return Flavour(module, version, f"{module} {version} is installed without its libraries (a stub package)")
+        return Builder(module, version, f"{module} {version} is installed without its libraries (a stub package)")
     oldest, newest = _WINDOWS[module]
     found = _version_pair(version)
     if found < oldest or (newest is not None and found >= newest):
         window = f">={oldest[0]}.{oldest[1]}" + (f",<{newest[0]}" if newest else "")
-        return Flavour(module, version, f"{module} {version} is outside the supported versions {window}")
-    return Flavour(module, version)
+        return Builder(module, version, f"{module} {version} is outside the supported versions {window}")
+    return Builder(module, version)
 
 
-def find_flavours() -> tuple[Flavour, ...]:
-    """Both flavours, installed or not, `tensorrt` first."""
-    return tuple(find_flavour(name) for name in FLAVOURS)
+def find_builders() -> tuple[Builder, ...]:
+    """Both builders, installed or not, `tensorrt` first."""
+    return tuple(find_builder(name) for name in BUILDERS)
 
 
-@functools.cache
-def find_gpus() -> tuple[Gpu, ...]:
-    """All GPUs the CUDA driver can use; empty when there is no driver or no GPU. Never raises."""
-    return _query_driver(_load_driver())
+def can_build(builder: Builder) -> bool:
+    """Whether `builder` can build an engine on this machine: `tensorrt` times kernels and so needs a GPU."""
+    return builder.usable and (builder.is_rtx or bool(find_gpus()))
 
 
-def can_build(flavour: Flavour) -> bool:
-    """Whether `flavour` can build an engine on this machine: `tensorrt` times kernels and so needs a GPU."""
-    return flavour.usable and (flavour.is_rtx or bool(find_gpus()))
-
-
-def choose_builder(prefer: str | None = None) -> Flavour:
-    """The flavour to build engines with here.
+def choose_builder(prefer: str | None = None) -> Builder:
+    """The builder of engines here.
 
     Args:
         prefer: take this one or fail. None: `tensorrt` where it and a GPU are, else `tensorrt_rtx`.
 
     Raises:
         MissingError: none can be used here; the message holds the command that installs one.
-        UsageError: `prefer` names no flavour.
+        UsageError: `prefer` names no builder.
     """
-    candidates = (find_flavour(prefer),) if prefer else find_flavours()
-    for flavour in candidates:
-        if can_build(flavour):
-            return flavour
-    reasons = [flavour.problem or f"{flavour.name} needs an NVIDIA GPU to build" for flavour in candidates]
+    candidates = (find_builder(prefer),) if prefer else find_builders()
+    for builder in candidates:
+        if can_build(builder):
+            return builder
+    reasons = [builder.problem or f"{builder.name} needs an NVIDIA GPU to build" for builder in candidates]
     raise MissingError("no TensorRT to build with", why="; ".join(reasons), fix=_advice(candidates))
 
 
-def _advice(candidates: tuple[Flavour, ...]) -> str:
+def _advice(candidates: tuple[Builder, ...]) -> str:
     """The one command to run for `candidates` none of which can build."""
     if sys.platform == "darwin":
         return "build on Linux or Windows: TensorRT does not exist for macOS"
@@ -196,34 +171,3 @@ def _has_libraries(module: str, package: Path) -> bool:
 
 def _loader_variable() -> str:
     return "PATH" if sys.platform == "win32" else "LD_LIBRARY_PATH"
-
-
-def _load_driver() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
-
-
-def _query_driver(cuda: ctypes.CDLL | None) -> tuple[Gpu, ...]:
-    """GPUs of a loaded CUDA driver (CUDA driver API, device management)."""
-    if cuda is None or cuda.cuInit(0) != 0:
-        return ()
-    count = ctypes.c_int()
-    if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return ()
-    gpus: list[Gpu] = []
-    for index in range(count.value):
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-        answers = (
-            cuda.cuDeviceGet(ctypes.byref(device), index),
-            cuda.cuDeviceGetName(name, len(name), device),
-            cuda.cuDeviceGetAttribute(ctypes.byref(major), _CU_ATTRIBUTE_MAJOR, device),
-            cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CU_ATTRIBUTE_MINOR, device),
-            cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
-        )
-        if not any(answers):
-            label = name.value.decode(errors="replace")
-            gpus.append(Gpu(index, label, (major.value, minor.value), memory.value >> 20))
-    return tuple(gpus)

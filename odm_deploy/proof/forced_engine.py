@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import onnx
 
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.throwaway import build_plan
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.files import parse_onnx
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.graphs.shapes import infer_shapes
 from odm_deploy.proof.teacher_forcing import GIVEN
 from odm_deploy.runtimes.base import Runtime
@@ -24,7 +25,7 @@ from odm_deploy.runtimes.base import Runtime
 def forced_engine_opener(
     runtime: Runtime, lowered: onnx.ModelProto, size: tuple[int, int], *, tf32: bool
 ) -> Callable[[bytes], Runtime]:
-    """What opens a teacher-forced graph on the flavour of an open engine; for `compare_layers`.
+    """What opens a teacher-forced graph with the builder of an open engine; for `compare_layers`.
 
     Args:
         runtime: the engine under test.
@@ -36,7 +37,8 @@ def forced_engine_opener(
     def open_bytes(forced: bytes) -> Runtime:
         model = parse_onnx(forced)
         fix_shapes(model, lowered, size)
-        plan = build_plan(model, ShapeProfile.static(1, *size), runtime.name, tf32=tf32)
+        options = BuildOptions(builder=runtime.name, shapes=InputShapes.static(1, *size), tf32=tf32)
+        plan = build_plan(model, options)
         return type(runtime).open_bytes(plan, label="the engine of the cut graph")
 
     return open_bytes
@@ -53,8 +55,7 @@ def fix_shapes(forced: onnx.ModelProto, lowered: onnx.ModelProto, size: tuple[in
     Raises:
         InputError: the graph computes sizes in a way that cannot be followed.
     """
-    profile = ShapeProfile.static(1, *size)
-    shapes = infer_shapes(lowered, profile)
+    shapes = infer_shapes(lowered, InputShapes.static(1, *size))
     for value in forced.graph.input:
         shape = shapes.get(value.name.removesuffix(GIVEN))
         dims = value.type.tensor_type.shape.dim

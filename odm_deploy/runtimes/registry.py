@@ -9,7 +9,8 @@ from pathlib import Path
 
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
-from odm_deploy.machine.builders import FLAVOURS, find_flavour, find_gpus
+from odm_deploy.machine.builders import BUILDERS, find_builder
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
@@ -54,8 +55,8 @@ def why_unusable(name: str) -> str:
         UsageError: there is no such runtime.
     """
     canonical = _canonical(name)
-    if canonical in FLAVOURS:
-        problem = find_flavour(canonical).problem
+    if canonical in BUILDERS:
+        problem = find_builder(canonical).problem
         return problem or ("" if find_gpus() else "no NVIDIA GPU that the driver can use")
     package = _PACKAGES[canonical]
     if importlib.util.find_spec(package) is None:
@@ -97,12 +98,12 @@ def open_runtime(
 
 def _open_first(bundle: Bundle, options: RuntimeOptions | None, order: Sequence[str]) -> Runtime:
     failures: list[OdmError] = []
-    flavour = _flavour_of_plan(bundle, failures)
-    kinds = {bundle.kind} if bundle.kind else {"onnx"} if flavour is None else {"onnx", "plan"}
+    builder = _builder_of_plan(bundle, failures)
+    kinds = {bundle.kind} if bundle.kind else {"onnx"} if builder is None else {"onnx", "plan"}
     for name in order:
         candidate = runtime_class(name)
-        # Only the flavour that built a plan can run it, and the plan says which one that is.
-        if candidate.model_kind not in kinds or (candidate.model_kind == "plan" and name != flavour):
+        # Only what built a plan can run it, and the plan says which one that is.
+        if candidate.model_kind not in kinds or (candidate.model_kind == "plan" and name != builder):
             continue
         try:
             opened = candidate.open(bundle, options)
@@ -122,8 +123,8 @@ def _open_first(bundle: Bundle, options: RuntimeOptions | None, order: Sequence[
     raise next((error for error in failures if not isinstance(error, MissingError)), failures[0])
 
 
-def _flavour_of_plan(bundle: Bundle, failures: list[OdmError]) -> str | None:
-    """Which flavour built the bundle's plan; None, with a failure noted, where that cannot be told.
+def _builder_of_plan(bundle: Bundle, failures: list[OdmError]) -> str | None:
+    """Which builder built the bundle's plan; None, with a failure noted, where that cannot be told.
 
     Raises:
         InputError: a plan file that is none.
@@ -131,7 +132,7 @@ def _flavour_of_plan(bundle: Bundle, failures: list[OdmError]) -> str | None:
     if bundle.plan_path is None:
         return None
     try:
-        return bundle.plan_header.flavour
+        return bundle.plan_header.builder
     except InputError as error:
         if bundle.kind == "plan":
             raise

@@ -20,7 +20,7 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_directory
-from odm_deploy.graphs.input_shapes import Shape, ShapeProfile, parse_profile
+from odm_deploy.graphs.input_shapes import InputShapes, Shape, parse_shapes
 from odm_deploy.machine.builders import TENSORRT
 from odm_deploy.runtimes.base import TensorInfo
 from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
@@ -47,7 +47,7 @@ class TritonTensor:
 def write_triton_models(
     bundle: Bundle | Path | str,
     repository: Path | str,
-    profile: ShapeProfile,
+    profile: InputShapes,
     *,
     name: str | None = None,
     say: Callable[[str], None] | None = None,
@@ -85,7 +85,7 @@ def write_triton_models(
             f"its plan was built by {engine['flavour']}, which Triton does not load; build with --builder tensorrt"
         )
     else:
-        built_for = parse_profile(str(engine["profile"]))
+        built_for = parse_shapes(str(engine["profile"]))
         written.append(_write(source, Path(repository), f"{prefix}_tensorrt", "tensorrt", built_for, inputs, outputs))
         return written
     if say is not None:
@@ -98,7 +98,7 @@ def _write(
     repository: Path,
     name: str,
     backend: str,
-    profile: ShapeProfile,
+    profile: InputShapes,
     inputs: Sequence[TritonTensor],
     outputs: Sequence[TritonTensor],
 ) -> Path:
@@ -116,7 +116,7 @@ def _write(
 def triton_config(
     name: str,
     backend: str,
-    profile: ShapeProfile,
+    profile: InputShapes,
     inputs: Sequence[TritonTensor],
     outputs: Sequence[TritonTensor],
 ) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _declare(tensor: TritonTensor) -> dict[str, Any]:
 
 def _dims(tensor: TritonTensor, shape: Shape) -> list[int]:
     """`shape` [N, C, H, W] in the tensor's own layout, without the batch axis; fixed dimensions win."""
-    profile = ShapeProfile(shape, shape, shape)
+    profile = InputShapes(shape, shape, shape)
     return list(profile.for_input((-1, *tensor.dims), tensor.name)[0][1:])
 
 

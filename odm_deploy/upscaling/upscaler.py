@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from odm_deploy.closable import Closable
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.input_shapes import parse_profile
+from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.imaging.blending import SMALLEST_BLENDED_TILE_PX
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import Bits, Pixels
@@ -193,7 +193,7 @@ class Upscaler(Closable):
         engine = self.manifest.engine
         if self.engine.runtime.model_kind != "plan" or engine is None or "profile" not in engine:
             return None
-        return parse_profile(str(engine["profile"])).max[2:]
+        return parse_shapes(str(engine["profile"])).max[2:]
 
     def close(self) -> None:
         """Free the model."""

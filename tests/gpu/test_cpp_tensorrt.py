@@ -1,4 +1,4 @@
-"""The C++ TensorRT example on a real GPU. TENSORRT_HOME must hold headers and library of the flavour that builds."""
+"""The C++ TensorRT example on a real GPU. TENSORRT_HOME must hold headers and library of the TensorRT that builds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
-from odm_deploy.machine.builders import find_gpus
+from odm_deploy.machine.gpus import find_gpus
 from tests.command_line import run_cli
 from tests.cpp_programs import compile_program
 from tests.factories import random_images, tiny_model
@@ -23,11 +23,11 @@ pytestmark = [
 
 def test_pixels_equal_the_python_engines(tmp_path: Path) -> None:
     program = compile_program("upscale_tensorrt", tmp_path / "cpp")
-    flavour = (
+    builder = (
         "tensorrt_rtx" if "tensorrt_rtx" in subprocess.check_output(["ldd", str(program)], text=True) else "tensorrt"
     )
     save_model(tiny_model(8), tmp_path / "model.pt")
-    options = ("--io", "uint8", "--layout", "nhwc", "--builder", flavour, "--shapes", "1x3x8x8:1x3x19x26:1x3x64x64")
+    options = ("--io", "uint8", "--layout", "nhwc", "--builder", builder, "--shapes", "1x3x8x8:1x3x19x26:1x3x64x64")
     outcome = run_cli("export", tmp_path / "model.pt", "-o", tmp_path / "bundle", *options)
     assert outcome.code == 0, outcome.stderr
     # A size that stays is replayed from a graph, which a change of size has to end.
@@ -38,7 +38,7 @@ def test_pixels_equal_the_python_engines(tmp_path: Path) -> None:
     command = [str(program), str(tmp_path / "bundle"), "-", "-"]
     done = subprocess.run(command, input=b"".join(frames), capture_output=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    with Engine.open(tmp_path / "bundle", flavour) as engine:
+    with Engine.open(tmp_path / "bundle", builder) as engine:
         results = [engine.upscale(image) for image in images]
     expected = [b"P6\n%d %d\n255\n" % (each.shape[1], each.shape[0]) + each.tobytes() for each in results]
     assert done.stdout == b"".join(expected)

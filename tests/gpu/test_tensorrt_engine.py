@@ -14,12 +14,14 @@ import pytest
 from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
 from odm_deploy.building.build import build_engine
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, MissingError
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.machine.builders import FLAVOURS, TENSORRT_RTX, find_flavour, find_gpus
+from odm_deploy.machine.builders import BUILDERS, TENSORRT_RTX, find_builder
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
@@ -36,19 +38,21 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not find_gpus(), reason="no NVIDIA GPU that the driver can use"),
 ]
-PROFILE = ShapeProfile((1, 3, 8, 8), (1, 3, 16, 16), (2, 3, 64, 64))
+SHAPES = InputShapes((1, 3, 8, 8), (1, 3, 16, 16), (2, 3, 64, 64))
 
 
-@pytest.fixture(scope="module", params=FLAVOURS)
+@pytest.fixture(scope="module", params=BUILDERS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    flavour = find_flavour(request.param)
-    if not flavour.usable:
-        pytest.skip(flavour.problem)
+    builder = find_builder(request.param)
+    if not builder.usable:
+        pytest.skip(builder.problem)
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    folder = tmp_path_factory.mktemp(flavour.name)
+    folder = tmp_path_factory.mktemp(builder.name)
     (folder / "model.onnx").write_bytes(sr_model().SerializeToString())
-    build_engine(folder / "model.onnx", folder / "engine.plan", profiles=PROFILE, flavour=flavour, tf32=False)
-    (folder / "name").write_text(flavour.name)
+    build_engine(
+        folder / "model.onnx", folder / "engine.plan", BuildOptions(builder=builder.name, shapes=SHAPES, tf32=False)
+    )
+    (folder / "name").write_text(builder.name)
     return folder
 
 
@@ -223,8 +227,8 @@ def test_onnx_runtime_computes_the_same_on_the_gpu(name: str, bundle: Path, refe
 
 
 def test_a_plan_for_another_gpu_is_refused_with_both_named(tmp_path: Path) -> None:
-    if not find_flavour(TENSORRT_RTX).usable:
-        pytest.skip(find_flavour(TENSORRT_RTX).problem)
+    if not find_builder(TENSORRT_RTX).usable:
+        pytest.skip(find_builder(TENSORRT_RTX).problem)
     here = find_gpus()[0]
     other = "SM86" if here.sm != "SM86" else "SM89"
     save_model(tiny_model(8), tmp_path / "model.pt")

@@ -12,12 +12,13 @@ import pytest
 
 from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import save_model
-from odm_deploy.machine.builders import can_build, find_flavour, find_gpus
+from odm_deploy.machine.builders import can_build, find_builder
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.manifest import read_manifest
 from tests.command_line import run_cli
 from tests.exact_models import calibrated_exact
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 SHAPES = "1x3x16x16:1x3x24x32:1x3x48x64"
 BUILD = ("--builder", "tensorrt_rtx", "--shapes", SHAPES)
 WITHOUT_TORCH = """
@@ -68,12 +69,16 @@ def test_only_the_manifests_engine_changes_and_shapes_are_remembered(bundle: Pat
     assert before.pop("engine") is None
     assert after.pop("engine")["flavour"] == "tensorrt_rtx"
     assert after == before
-    again = run_cli("build", bundle, "--builder", "tensorrt_rtx", "--compute-capability", "8.6")
+    again = run_cli(
+        "build", bundle, "--builder", "tensorrt-rtx", "--compute-capability", "8.6", "--timing-cache", bundle / "t"
+    )
     assert again.code == 0, again.stderr
+    assert "warns: a timing cache has no effect" in again.stderr
     engine = read_manifest(bundle).engine
     assert engine is not None
     assert engine["profile"] == SHAPES
     assert "--computeCapabilities=86" in engine["trtexec"]
+    assert engine["warnings"] == ["a timing cache has no effect on TensorRT-RTX"]
 
 
 @needs_rtx

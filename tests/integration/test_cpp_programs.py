@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from odm_deploy.engine import Engine
-from odm_deploy.machine.builders import find_gpus
+from odm_deploy.machine.gpus import find_gpus
 from tests.command_line import run_cli
 from tests.cpp_programs import compile_program
 from tests.factories import random_images

@@ -14,14 +14,15 @@ import pytest
 
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.checkpoint import file_sha256, save_model
-from odm_deploy.graphs.input_shapes import parse_profile
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.graphs.input_shapes import parse_shapes
+from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.manifest import read_manifest
 from tests.command_line import run_cli
 from tests.factories import lowered, model_of_all_kinds, tiny_model
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
 
 
@@ -91,9 +92,9 @@ def test_every_kind_of_grid_and_weight_runs_as_int8(power_of_two, tmp_path):
 
 def assert_all_int8(proto: onnx.ModelProto, folder: Path) -> None:
     onnx.save(proto, folder / "model.onnx")
-    profile = parse_profile(ENGINE_SHAPES)
-    report = build_engine(folder / "model.onnx", folder / "engine.plan", profiles=profile, flavour=RTX)
-    covered = coverage(proto, report.layers, profile)
+    shapes = parse_shapes(ENGINE_SHAPES)
+    report = build_engine(folder / "model.onnx", folder / "engine.plan", BuildOptions(builder=RTX.name, shapes=shapes))
+    covered = coverage(proto, report.layers, shapes)
     assert covered.quantized_layers > 0
     assert {layer.name: layer.reason for layer in covered.fallbacks} == {}
 

@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.machine.builders import find_flavour, find_gpus
+from odm_deploy.machine.builders import find_builder
+from odm_deploy.machine.gpus import find_gpus
 from tests.command_line import run_cli
 from tests.conftest import REPOSITORY
 from tests.exact_models import calibrated_exact
@@ -62,7 +63,7 @@ def test_every_measurement_is_a_row_and_is_made_once(report, capsys) -> None:
     assert "measuring" not in capsys.readouterr().err
 
 
-@pytest.mark.skipif(bool(find_gpus()) or not find_flavour("tensorrt_rtx").usable, reason="needs RTX and no GPU")
+@pytest.mark.skipif(bool(find_gpus()) or not find_builder("tensorrt_rtx").usable, reason="needs RTX and no GPU")
 def test_what_cannot_run_is_a_line_and_not_the_end(report, tiny_checkpoint, tmp_path) -> None:
     text = report("tensorrt_rtx")
     assert "tensorrt_rtx against the reference: exit code 4" in text
@@ -74,7 +75,7 @@ def test_what_cannot_run_is_a_line_and_not_the_end(report, tiny_checkpoint, tmp_
     assert (measured / "float32-24x20.plan").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(bool(find_gpus()) or not find_flavour("tensorrt_rtx").usable, reason="needs RTX and no GPU")
+@pytest.mark.skipif(bool(find_gpus()) or not find_builder("tensorrt_rtx").usable, reason="needs RTX and no GPU")
 def test_an_exact_model_is_left_in_float32(report, tmp_path) -> None:
     save_model(calibrated_exact("edsr"), tmp_path / "exact.pt")
     text = report("tensorrt_rtx", tmp_path / "exact.pt")

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_builder
 from tests.command_line import run_cli
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
 
 

@@ -11,14 +11,15 @@ from torch import nn
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
-from odm_deploy.graphs.input_shapes import parse_profile
+from odm_deploy.building.options import BuildOptions
+from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.lowering.lower import LoweringOptions, lower
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import quantized, random_images
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 
 pytestmark = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
 
@@ -42,9 +43,9 @@ def test_all_quantized_layers_run_as_int8(name: str, bits: int, tmp_path: Path) 
     proto = lower(model, LoweringOptions(precision="fp16" if name == "swinir" else "fp32"))
     path = tmp_path / "model.onnx"
     path.write_bytes(proto.SerializeToString())
-    profile = parse_profile(SHAPES)
-    report = build_engine(path, tmp_path / "engine.plan", profiles=profile, flavour=RTX, timeout_s=120)
-    found = coverage(path, list(report.layers), profile)
+    shapes = parse_shapes(SHAPES)
+    report = build_engine(path, tmp_path / "engine.plan", BuildOptions(builder=RTX.name, shapes=shapes, timeout_s=120))
+    found = coverage(path, list(report.layers), shapes)
     assert [(layer.name, layer.engine_layer) for layer in found.fallbacks] == []
     assert {layer.name for layer in found.layers if layer.precision == "int8"} == set(model.layers)
 
@@ -72,8 +73,8 @@ def test_products_that_are_sliced_run_as_int8(bits: int, bias: bool, tmp_path: P
     model = quantize(Attending(bias), QuantizationPolicy(*[LayerBits(bits, bits)] * 4), images)
     path = tmp_path / "model.onnx"
     path.write_bytes(lower(model).SerializeToString())
-    profile = parse_profile("1x3x64x64")
-    report = build_engine(path, tmp_path / "engine.plan", profiles=profile, flavour=RTX, timeout_s=120)
-    found = coverage(path, list(report.layers), profile)
+    shapes = parse_shapes("1x3x64x64")
+    report = build_engine(path, tmp_path / "engine.plan", BuildOptions(builder=RTX.name, shapes=shapes, timeout_s=120))
+    found = coverage(path, list(report.layers), shapes)
     assert [(layer.name, layer.engine_layer) for layer in found.fallbacks] == []
     assert found.int8_layers == len(model.layers) == 4

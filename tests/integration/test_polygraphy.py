@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.bundle.plan_header import PlanHeader
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_builder
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 PROGRAM = shutil.which("polygraphy", path=str(Path(sys.executable).parent))
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="polygraphy is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,19 +16,22 @@ import pytest
 import torch
 
 from odm_deploy.building.build import build_engine
+from odm_deploy.building.bundle_engine import build_bundle_engine, describe_engine, say_warnings
 from odm_deploy.building.coverage import coverage
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import BuildError, InputError, UsageError
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import lower
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.quantization.layers import ChannelOffsets
 from odm_deploy.quantization.model import FrozenLayer, freeze
 from tests.factories import body_only, quantized, tiny_network
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
-RTX = find_flavour("tensorrt_rtx")
-PROFILE = ShapeProfile((1, CHANNELS, 16, 16), (1, CHANNELS, 64, 48), (2, CHANNELS, 128, 128))
+RTX = find_builder("tensorrt_rtx")
+SHAPES = InputShapes((1, CHANNELS, 16, 16), (1, CHANNELS, 64, 48), (2, CHANNELS, 128, 128))
 
 pytestmark = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
 
@@ -38,8 +42,9 @@ def build(tmp_path):
 
     def run(model, **options):
         onnx.save(model, tmp_path / "model.onnx")
-        options = {"profiles": PROFILE, "flavour": RTX, **options}
-        return build_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", **options)
+        calls = {name: options.pop(name) for name in ("on_progress", "log_path") if name in options}
+        chosen = BuildOptions(**{"builder": RTX.name, "shapes": SHAPES, **options})
+        return build_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", chosen, **calls)
 
     return run
 
@@ -54,7 +59,7 @@ def test_builder_does_to_trap_graphs_what_lint_says(build, label):
         assert ("SIGSEGV" in caught.value.what) == (trap.fate == "crashed")
         return
     model = trap.build()
-    covered = coverage(model, build(model).layers, PROFILE)
+    covered = coverage(model, build(model).layers, SHAPES)
     layer = next(layer for layer in covered.layers if layer.name == "layer")
     assert layer.precision == {"float": "fp32"}.get(trap.fate, trap.fate)
     assert (f"[{trap.rule}]" in layer.reason) == (trap.fate != "int8")
@@ -63,7 +68,7 @@ def test_builder_does_to_trap_graphs_what_lint_says(build, label):
 @pytest.mark.parametrize("label", LEGAL)
 def test_legal_graphs_run_as_int8_in_every_layer(build, label):
     model = LEGAL[label]()
-    covered = coverage(model, build(model).layers, PROFILE)
+    covered = coverage(model, build(model).layers, SHAPES)
     assert covered.int8_layers == covered.quantized_layers == len(covered.layers) == 1
     assert covered.fallbacks == ()
 
@@ -102,12 +107,42 @@ def test_report_says_what_was_built(build, tmp_path):
     assert report.version == RTX.version
     assert 0 < report.seconds < 60
     assert "Layers:" in log.read_text()
-    assert report.log_tail.splitlines()[-1] in log.read_text()
     assert any("timing cache" in warning for warning in report.warnings)
     words = report.trtexec_equivalent.split()
     assert words[:3] == ["tensorrt_rtx", "--onnx=model.onnx", "--saveEngine=engine.plan"]
     assert {"--minShapes=x:1x16x16x16", "--optShapes=x:1x16x64x48", "--maxShapes=x:2x16x128x128"} <= set(words)
     assert {"--noTF32", "--memPoolSize=workspace:256"} <= set(words)
+
+
+def test_what_the_builder_warns_about_is_said_and_written_down(tmp_path):
+    onnx.save(TRAPS["uint8 zero point 0"].build(), tmp_path / "model.onnx")
+    said = []
+    options = BuildOptions(builder=RTX.name, shapes=SHAPES)
+    built = build_bundle_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", options, said.append)
+    assert built is not None
+    assert any("Defaulting to INT8" in warning for warning in built.warnings)
+    assert [line for line in said if "warns" in line] == [f"tensorrt_rtx warns: {each}" for each in built.warnings]
+    assert describe_engine(built)["warnings"] == list(built.warnings)
+
+
+def test_many_warnings_are_cut_short_on_the_terminal(build):
+    said = []
+    noisy = dataclasses.replace(build(LEGAL["plain"]()), warnings=tuple(f"number {index}" for index in range(60)))
+    say_warnings(noisy, said.append)
+    assert len(said) == 6
+    assert "55 more warnings" in said[-1]
+    assert len(describe_engine(noisy)["warnings"]) == 50
+
+
+def test_exact_graphs_are_built_without_tf32_whatever_is_asked(build):
+    model = LEGAL["plain"]()
+    assert build(model, tf32=True).options.tf32
+    metadata = {}
+    mark_exact(metadata)
+    onnx.helper.set_model_props(model, metadata)
+    report = build(model, tf32=True)
+    assert not report.options.tf32
+    assert "--noTF32" in report.trtexec_equivalent
 
 
 def test_progress_reports_nested_phases_with_their_steps(build):
@@ -137,9 +172,11 @@ def test_interrupt_kills_the_builder(tmp_path):
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from odm_deploy.building.build import build_engine
-from odm_deploy.graphs.input_shapes import ShapeProfile
-build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r}, flavour="tensorrt_rtx",
-    profiles=ShapeProfile.static(1, 64, 64, 16), on_progress=lambda progress: print(progress, time.sleep(60)))
+from odm_deploy.building.options import BuildOptions
+from odm_deploy.graphs.input_shapes import InputShapes
+build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r},
+    BuildOptions(builder="tensorrt_rtx", shapes=InputShapes.static(1, 64, 64, 16)),
+    on_progress=lambda progress: print(progress, time.sleep(60)))
 """
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL) as parent:
         children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
@@ -169,7 +206,7 @@ def test_compute_capabilities_are_chosen_and_checked(build):
 
 def test_turing_runs_nothing_as_int8(build):
     model = LEGAL["plain"]()
-    covered = coverage(model, build(model, compute_capabilities=["7.5"]).layers, PROFILE)
+    covered = coverage(model, build(model, compute_capabilities=["7.5"]).layers, SHAPES)
     assert (covered.quantized_layers, covered.int8_layers) == (1, 0)
     assert "no known trap" in covered.fallbacks[0].reason
 
@@ -188,7 +225,7 @@ def test_hostile_input_is_refused_before_any_builder_starts(tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in (*cases, "missing.onnx"):
         with pytest.raises(InputError):
-            build_engine(tmp_path / name, tmp_path / "engine.plan", profiles=PROFILE, flavour=RTX)
+            build_engine(tmp_path / name, tmp_path / "engine.plan", BuildOptions(builder=RTX.name, shapes=SHAPES))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(cases)
 
 
@@ -207,7 +244,7 @@ def test_unnamed_nodes_are_matched_with_engine_layers(build):
     model = LEGAL["plain"]()
     for node in model.graph.node:
         node.name = ""
-    covered = coverage(model, build(model).layers, PROFILE)
+    covered = coverage(model, build(model).layers, SHAPES)
     assert [(layer.name, layer.precision) for layer in covered.layers] == [("node_of_layer", "int8")]
     assert lint(model) == []
 
@@ -215,7 +252,7 @@ def test_unnamed_nodes_are_matched_with_engine_layers(build):
 def test_plan_path_may_be_relative(build, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     onnx.save(LEGAL["plain"](), "here.onnx")
-    report = build_engine("here.onnx", "deep/er.plan", profiles=PROFILE, flavour=RTX)
+    report = build_engine("here.onnx", "deep/er.plan", BuildOptions(builder=RTX.name, shapes=SHAPES))
     assert Path("deep/er.plan").stat().st_size == report.plan_bytes
 
 
@@ -237,7 +274,7 @@ def test_channel_offsets_fold_into_the_quantizer(build, bits):
         for name, layer in model.layers.items()
     }
     offset = lower(freeze(tiny_network(), layers))
-    profile = ShapeProfile((1, 3, 16, 16), (1, 3, 64, 48), (2, 3, 128, 128))
+    shapes = InputShapes((1, 3, 16, 16), (1, 3, 64, 48), (2, 3, 128, 128))
     assert [finding for finding in lint(offset) if set(finding.layers) & set(layers)] == []
-    covered = coverage(offset, build(offset, profiles=profile).layers, profile)
+    covered = coverage(offset, build(offset, shapes=shapes).layers, shapes)
     assert {layer.name for layer in covered.layers if layer.precision == "int8"} == set(layers)

@@ -1,6 +1,6 @@
 """The real Python bindings of TensorRT 11 build an engine, with the C++ library of TensorRT for RTX behind them.
 
-It is as near as a machine without a GPU comes to the `tensorrt` flavour: every call of the builder goes through the
+It is as near as a machine without a GPU comes to `tensorrt`: every call of the builder goes through the
 bindings of the data-centre library into a real builder. Bindings of TensorRT 10 do not fit that library.
 """
 
@@ -14,13 +14,15 @@ from typing import Any
 import onnx
 import pytest
 
-from odm_deploy.building.child import BuildRequest
 from odm_deploy.building.layer_table import parse_log
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.building.options import BuildOptions
+from odm_deploy.building.protocol import BuildRequest
+from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.machine.builders import can_build, find_builder
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS
 from tests.tensorrt_bindings import Bindings, find_wheels, skip_reason, unpack
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 WHEELS = [wheel for wheel in find_wheels() if not wheel.name.split("-")[1].startswith("10.")]
 
 pytestmark = [
@@ -39,20 +41,20 @@ def request_of(tmp_path: Path) -> Any:
     def make(model: onnx.ModelProto, **options: Any) -> BuildRequest:
         onnx.save(model, tmp_path / "model.onnx")
         (tmp_path / "build.log").write_text("")
-        sizes = tuple((1, CHANNELS, side, side) for side in (16, 32, 64))
-        request = BuildRequest(
-            module="tensorrt",
-            onnx=str(tmp_path / "model.onnx"),
-            plan=str(tmp_path / "engine.plan"),
-            log=str(tmp_path / "build.log"),
-            profile=sizes,
+        chosen = BuildOptions(
+            builder="tensorrt",
+            shapes=InputShapes(*((1, CHANNELS, side, side) for side in (16, 32, 64))),
             tf32=False,
             workspace_mib=256,
             optimization_level=3,
-            timing_cache=str(tmp_path / "timings"),
-            compute_capabilities=(),
+            timing_cache=tmp_path / "timings",
         )
-        return dataclasses.replace(request, **options)
+        return BuildRequest(
+            onnx=str(tmp_path / "model.onnx"),
+            plan=str(tmp_path / "engine.plan"),
+            log=str(tmp_path / "build.log"),
+            options=dataclasses.replace(chosen, **options),
+        )
 
     return make
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.engine import Engine
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.serving.triton import write_triton_models
 from tests.command_line import run_cli
 from tests.factories import random_images
@@ -49,7 +49,7 @@ def serving(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     (planned / "engine.plan").write_bytes(b"ftrt plan")
     engine = {"flavour": "tensorrt", "version": "10.13.3.9", "profile": "1x3x16x16:1x3x64x64:4x3x64x64"}
     (planned / "manifest.json").write_text(json.dumps({**document, "engine": engine}))
-    write_triton_models(planned, bundle.parent / "models", ShapeProfile.up_to(64, 64))
+    write_triton_models(planned, bundle.parent / "models", InputShapes.up_to(64, 64))
     with serve(bundle.parent / "models", tmp_path_factory.mktemp("server")) as running:
         yield running
 

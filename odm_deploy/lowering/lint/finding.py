@@ -21,7 +21,7 @@ class Severity(StrEnum):
     SILENT_FLOAT = "silent-float"
     """It builds, and the layer runs in float, without a word."""
     WARNING = "warning"
-    """Works here, but not in every version or flavour of TensorRT, or costs accuracy."""
+    """Works here, but not on every builder or version, or costs accuracy."""
     INFO = "info"
     """Works; could be better."""
 

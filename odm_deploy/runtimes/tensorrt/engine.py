@@ -18,7 +18,8 @@ import numpy as np
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX, find_flavour, find_gpus
+from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX, find_builder
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.tensorrt.binding import ShapeBinding, make_layer_timer
@@ -36,10 +37,9 @@ _GPU = (CUDA, 0)
 class TensorRtEngine(Runtime):
     """An engine of TensorRT, run on GPU 0 with its own stream and one CUDA graph per input shape."""
 
-    name: ClassVar[str] = "tensorrt"
+    name: ClassVar[str] = TENSORRT
     model_kind: ClassVar[ModelKind] = "plan"
     on_gpu: ClassVar[bool] = True
-    flavour: ClassVar[str] = TENSORRT
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class TensorRtEngine(Runtime):
                 where you would take a program from.
 
         Raises:
-            InputError: these bytes are no engine, or one of another flavour, version or GPU.
+            InputError: these bytes are no engine, or one of another TensorRT, version or GPU.
             MissingError: TensorRT, cuda-python or a GPU is missing.
             UsageError: unoptimized execution or bf16 was asked for: both are decided when the engine is built.
         """
@@ -102,7 +102,7 @@ class TensorRtEngine(Runtime):
                 f"{cls.name} cannot change how an engine computes", fix="build another engine, or leave the option out"
             )
         header = PlanHeader.of_bytes(model, label=label)
-        header.require_flavour(cls.flavour, label=label)
+        header.require_builder(cls.name, label=label)
         trt = cls._import()
         if not version_compatible:
             header.require_version(str(trt.__version__), label=label)
@@ -123,16 +123,16 @@ class TensorRtEngine(Runtime):
 
     @classmethod
     def _import(cls) -> Any:
-        flavour = find_flavour(cls.flavour)
-        if not flavour.usable:
-            raise MissingError(f"cannot run engines of {cls.flavour}", why=flavour.problem, fix=flavour.install)
+        builder = find_builder(cls.name)
+        if not builder.usable:
+            raise MissingError(f"cannot run engines of {cls.name}", why=builder.problem, fix=builder.install)
         if not find_gpus():
             raise MissingError(
-                f"cannot run engines of {cls.flavour}",
+                f"cannot run engines of {cls.name}",
                 why="the driver finds no NVIDIA GPU",
                 fix="run the bundle's model.onnx on the CPU with --runtime openvino (pip install 'odm-deploy[cpu]')",
             )
-        return importlib.import_module(cls.flavour)
+        return importlib.import_module(cls.name)
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         binding = self._bind(feeds)
@@ -331,8 +331,7 @@ class TensorRtEngine(Runtime):
 class TensorRtRtxEngine(TensorRtEngine):
     """An engine of TensorRT for RTX, which compiles its kernels for the GPU at hand when it is loaded."""
 
-    name: ClassVar[str] = "tensorrt_rtx"
-    flavour: ClassVar[str] = TENSORRT_RTX
+    name: ClassVar[str] = TENSORRT_RTX
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
         super().__init__(trt, engine, cuda, log, options, device)

@@ -9,7 +9,8 @@ from typing import Any
 from odm_deploy.bundle.manifest import manifest_beside
 from odm_deploy.bundle.plan_header import REBUILD
 from odm_deploy.errors import InputError
-from odm_deploy.machine.builders import TENSORRT_RTX, Gpu
+from odm_deploy.machine.builders import TENSORRT_RTX
+from odm_deploy.machine.gpus import Gpu
 
 _AMPERE = (8, 0)
 

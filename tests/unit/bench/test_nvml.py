@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from odm_deploy.bench.nvml import GpuSample, GpuState, GpuWatch, Nvml, watch_gpu
-from odm_deploy.machine.builders import find_gpus
+from odm_deploy.machine.gpus import find_gpus
 
 UNSUPPORTED = 3
 

@@ -14,13 +14,13 @@ from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.half_precision import convert_rest_to_half
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from tests.sr_graphs import random_images, sr_model
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 SHAPE = (1, 3, 16, 16)
 
 
@@ -57,4 +57,4 @@ def test_the_twin_of_an_engine_is_an_engine_in_half_precision(precision: str) ->
         convert_rest_to_half(graph)
         model = ir.to_proto(graph)
     plan = _build_half(float_twin(model).SerializeToString(), "tensorrt_rtx", SHAPE)
-    assert PlanHeader.of_bytes(plan).flavour == "tensorrt_rtx"
+    assert PlanHeader.of_bytes(plan).builder == "tensorrt_rtx"

@@ -9,11 +9,11 @@ from onnx import TensorProto, helper
 
 from odm_deploy.building.coverage import count_macs, coverage, infer_shapes
 from odm_deploy.building.layer_table import LayerRecord
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.lint.graph import QdqGraph
 from tests.qdq_graphs import Builder
 
-PROFILE = ShapeProfile.static(1, 10, 12, channels=16)
+PROFILE = InputShapes.static(1, 10, 12, channels=16)
 
 
 def record(node, precision="int8"):

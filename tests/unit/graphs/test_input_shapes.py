@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from odm_deploy.errors import BuildError, UsageError
-from odm_deploy.graphs.input_shapes import PRESETS, ShapeProfile, parse_profile
+from odm_deploy.graphs.input_shapes import PRESETS, InputShapes, parse_shapes
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_being_written_out(name):
-    assert parse_profile(str(PRESETS[name])) == parse_profile(name) == PRESETS[name]
+    assert parse_shapes(str(PRESETS[name])) == parse_shapes(name) == PRESETS[name]
 
 
 def test_presets_are_tuned_for_what_they_are_named_after():
@@ -20,7 +20,7 @@ def test_presets_are_tuned_for_what_they_are_named_after():
 
 
 def test_one_shape_is_a_static_profile():
-    assert parse_profile("1x3x270x480") == ShapeProfile.static(1, 270, 480)
+    assert parse_shapes("1x3x270x480") == InputShapes.static(1, 270, 480)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ def test_one_shape_is_a_static_profile():
 )
 def test_nonsense_is_a_usage_error(text):
     with pytest.raises(UsageError):
-        parse_profile(text)
+        parse_shapes(text)
 
 
 def test_small_frames_stay_in_order():
-    assert ShapeProfile.up_to(8, 100).min == (1, 3, 8, 16)
+    assert InputShapes.up_to(8, 100).min == (1, 3, 8, 16)
 
 
 def test_nchw_input_takes_the_profile_as_it_is():
@@ -41,11 +41,11 @@ def test_nchw_input_takes_the_profile_as_it_is():
 
 
 def test_nhwc_input_is_recognized_by_its_last_dimension():
-    assert ShapeProfile.static(2, 32, 48).for_input((-1, -1, -1, 3))[1] == (2, 32, 48, 3)
+    assert InputShapes.static(2, 32, 48).for_input((-1, -1, -1, 3))[1] == (2, 32, 48, 3)
 
 
 def test_fixed_dimensions_of_the_graph_win():
-    assert ShapeProfile.static(1, 32, 48).for_input((4, 16, 64, -1)) == ((4, 16, 64, 48),) * 3
+    assert InputShapes.static(1, 32, 48).for_input((4, 16, 64, -1)) == ((4, 16, 64, 48),) * 3
 
 
 def test_fixed_inputs_of_any_rank_are_taken_as_they_are():

@@ -6,7 +6,7 @@ import pytest
 
 from odm_deploy.accounting import count_macs
 from odm_deploy.building.coverage import coverage
-from odm_deploy.graphs.input_shapes import parse_profile
+from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.graphs.shapes import infer_shapes
 from odm_deploy.quantization.policy import quantizable_layers
 from tests.factories import lowered, quantized, tiny_network
@@ -23,7 +23,7 @@ def proto(network):
 
 
 def test_every_float_tensor_of_a_network_of_windows_has_a_shape(proto):
-    shapes = infer_shapes(proto, parse_profile("1x3x10x14"))
+    shapes = infer_shapes(proto, parse_shapes("1x3x10x14"))
     assert shapes["output"] == (1, 3, 20, 28)
     for node in proto.graph.node:
         if node.op_type in ("MatMul", "Conv", "Softmax", "LayerNormalization", "Reshape", "Concat"):
@@ -32,7 +32,7 @@ def test_every_float_tensor_of_a_network_of_windows_has_a_shape(proto):
 
 def test_macs_are_those_counted_from_the_network(network, proto):
     # A multiple of the window: then the padded image is the image.
-    found = {layer.name: layer.macs for layer in coverage(proto, [], parse_profile("1x3x12x16")).layers}
+    found = {layer.name: layer.macs for layer in coverage(proto, [], parse_shapes("1x3x12x16")).layers}
     counted = count_macs(network, (24, 32))
     assert {name: found[name] for name in quantizable_layers(network)} == {
         name: counted[name] for name in quantizable_layers(network)
@@ -41,5 +41,5 @@ def test_macs_are_those_counted_from_the_network(network, proto):
 
 def test_the_graph_is_left_as_it_is(proto):
     before = proto.SerializeToString(deterministic=True)
-    infer_shapes(proto, parse_profile("1x3x10x14"))
+    infer_shapes(proto, parse_shapes("1x3x10x14"))
     assert proto.SerializeToString(deterministic=True) == before

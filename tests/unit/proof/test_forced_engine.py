@@ -9,9 +9,10 @@ import pytest
 
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.input_shapes import ShapeProfile
-from odm_deploy.machine.builders import can_build, find_flavour
+from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.proof.forced_engine import fix_shapes
 from odm_deploy.proof.layers import compare_layers
 from odm_deploy.proof.teacher_forcing import force_by_teacher
@@ -19,7 +20,7 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
 from tests.factories import OPENERS, exact_model, lowered, quantized, random_images, tiny_model, tiny_network
 
-RTX = find_flavour("tensorrt_rtx")
+RTX = find_builder("tensorrt_rtx")
 SIZE = (18, 21)
 BYTES = {"precision": "fp16", "io": "uint8", "layout": "nhwc"}
 
@@ -58,9 +59,11 @@ def test_every_layer_of_its_engine_is_int8(tmp_path, make, options):
     forced = force_by_teacher(graph).model
     fix_shapes(forced, graph, SIZE)
     onnx.save(forced, tmp_path / "model.onnx")
-    profile = ShapeProfile.static(1, *SIZE)
-    built = build_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", profiles=profile, flavour=RTX)
-    covered = coverage(forced, built.layers, profile)
+    shapes = InputShapes.static(1, *SIZE)
+    built = build_engine(
+        tmp_path / "model.onnx", tmp_path / "engine.plan", BuildOptions(builder=RTX.name, shapes=shapes)
+    )
+    covered = coverage(forced, built.layers, shapes)
     assert covered.int8_layers == covered.quantized_layers == len(model.layers)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.machine.builders import find_gpus
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.registry import (
     FAITHFUL_FIRST,
@@ -101,7 +101,7 @@ def test_an_empty_folder_is_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
-def test_a_plan_asks_for_its_own_flavour(tmp_path: Path) -> None:
+def test_a_plan_asks_for_its_own_builder(tmp_path: Path) -> None:
     plan = tmp_path / "engine.plan"
     plan.write_bytes(RTX_PLAN)
     with pytest.raises(MissingError, match="tensorrt_rtx"):

@@ -14,12 +14,12 @@ import pytest
 from google.protobuf import text_format
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.graphs.input_shapes import ShapeProfile
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.manifest import Manifest
 from odm_deploy.serving.triton import write_triton_models
 from tests.factories import lowered, tiny_model
 
-PROFILE = ShapeProfile((1, 3, 16, 16), (4, 3, 24, 32), (8, 3, 64, 64))
+PROFILE = InputShapes((1, 3, 16, 16), (4, 3, 24, 32), (8, 3, 64, 64))
 NUMPY = {"TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
 
@@ -78,7 +78,7 @@ def test_batches_are_gathered_where_the_profile_allows_any(tmp_path, schema):
     bundle = make_bundle(tmp_path / "sr", io="uint8")
     (folder,) = write_triton_models(bundle, tmp_path / "many", PROFILE)
     assert list(read_config(folder, schema).dynamic_batching.preferred_batch_size) == [4, 8]
-    (folder,) = write_triton_models(bundle, tmp_path / "one", ShapeProfile.up_to(64, 64))
+    (folder,) = write_triton_models(bundle, tmp_path / "one", InputShapes.up_to(64, 64))
     config = read_config(folder, schema)
     assert config.max_batch_size == 1
     assert not config.HasField("dynamic_batching")

@@ -86,7 +86,7 @@ def test_the_environment_names_a_folder_with_a_file_for_each_plan(tmp_path, monk
     assert kernels_compiled(files[2]) == 0
 
 
-def test_options_win_over_the_environment_and_other_flavours_have_no_kernels(tmp_path, monkeypatch):
+def test_options_win_over_the_environment_and_other_builders_have_no_kernels(tmp_path, monkeypatch):
     named = RuntimeOptions(threads=2, kernel_cache=tmp_path / "mine")
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     assert TensorRtRtxEngine._options_for(b"plan", RuntimeOptions()) == RuntimeOptions()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.machine.builders import Gpu
+from odm_deploy.machine.gpus import Gpu
 from odm_deploy.runtimes.tensorrt.plan_file import built_for, require_gpu
 
 L4, A10, T4 = (Gpu(0, f"NVIDIA {name}", sm, 1) for name, sm in (("L4", (8, 9)), ("A10", (8, 6)), ("T4", (7, 5))))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.machine.builders import find_flavour, find_gpus
+from odm_deploy.machine.builders import find_builder
+from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine, TensorRtRtxEngine, _make_log
 
@@ -15,13 +16,13 @@ without_gpu = pytest.mark.skipif(bool(find_gpus()), reason="there is a GPU")
 
 
 @without_gpu
-@pytest.mark.skipif(not find_flavour("tensorrt_rtx").usable, reason="tensorrt_rtx is not installed")
+@pytest.mark.skipif(not find_builder("tensorrt_rtx").usable, reason="tensorrt_rtx is not installed")
 def test_without_a_gpu_the_cpu_is_recommended() -> None:
     with pytest.raises(MissingError, match=r"no NVIDIA GPU.*--runtime openvino"):
         TensorRtRtxEngine.open_bytes(RTX_PLAN)
 
 
-@pytest.mark.skipif(find_flavour("tensorrt").usable, reason="tensorrt is installed")
+@pytest.mark.skipif(find_builder("tensorrt").usable, reason="tensorrt is installed")
 def test_a_missing_library_comes_with_its_pip_line() -> None:
     with pytest.raises(MissingError, match="pip install"):
         TensorRtEngine.open_bytes(b"ftrt" + bytes(20) + bytes([10, 13, 3, 9]))
@@ -40,7 +41,7 @@ def test_an_engine_cannot_change_how_it_computes(options: RuntimeOptions) -> Non
         TensorRtRtxEngine.open_bytes(RTX_PLAN, options)
 
 
-@pytest.mark.skipif(not find_flavour("tensorrt_rtx").usable, reason="tensorrt_rtx is not installed")
+@pytest.mark.skipif(not find_builder("tensorrt_rtx").usable, reason="tensorrt_rtx is not installed")
 def test_the_log_keeps_what_tensorrt_says_about_a_broken_plan() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     log = _make_log(trt)

@@ -1,0 +1,85 @@
+"""The NVIDIA GPUs of this machine, asked of the CUDA driver (libcuda) itself: every CUDA library is slow to load."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import uuid
+from dataclasses import dataclass
+
+_CU_ATTRIBUTE_MAJOR = 75
+_CU_ATTRIBUTE_MINOR = 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU the CUDA driver can use."""
+
+    index: int
+    """Its number among the GPUs that CUDA_VISIBLE_DEVICES leaves visible."""
+    name: str
+    compute_capability: tuple[int, int]
+    """(major, minor), for example (8, 6)."""
+    memory_mib: int
+    uuid: str = ""
+    """As `nvidia-smi -L` prints it, `GPU-` and hexadecimal digits; empty where the driver does not tell."""
+
+    @property
+    def sm(self) -> str:
+        """The architecture as compilers and TensorRT spell it, for example `SM86`."""
+        return f"SM{self.compute_capability[0]}{self.compute_capability[1]}"
+
+
+@functools.cache
+def find_gpus() -> tuple[Gpu, ...]:
+    """All GPUs the CUDA driver can use; empty when there is no driver or no GPU. Never raises."""
+    return query_driver(_load_driver())
+
+
+@functools.cache
+def driver_cuda_major() -> int | None:
+    """The newest CUDA the installed driver runs, such as 13; None without a driver."""
+    cuda, version = _load_driver(), ctypes.c_int()
+    if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000
+
+
+def query_driver(cuda: ctypes.CDLL | None) -> tuple[Gpu, ...]:
+    """The GPUs of a loaded CUDA driver (CUDA driver API, device management); none without a driver."""
+    if cuda is None or cuda.cuInit(0) != 0:
+        return ()
+    count = ctypes.c_int()
+    if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    gpus: list[Gpu] = []
+    for index in range(count.value):
+        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        name, memory, mark = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.create_string_buffer(16)
+        answers = (
+            cuda.cuDeviceGet(ctypes.byref(device), index),
+            cuda.cuDeviceGetName(name, len(name), device),
+            cuda.cuDeviceGetAttribute(ctypes.byref(major), _CU_ATTRIBUTE_MAJOR, device),
+            cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CU_ATTRIBUTE_MINOR, device),
+            cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+        )
+        if not any(answers):
+            known = cuda.cuDeviceGetUuid(mark, device) == 0
+            gpus.append(
+                Gpu(
+                    index,
+                    name.value.decode(errors="replace"),
+                    (major.value, minor.value),
+                    memory.value >> 20,
+                    f"GPU-{uuid.UUID(bytes=mark.raw)}" if known else "",
+                )
+            )
+    return tuple(gpus)
+
+
+def _load_driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
