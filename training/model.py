@@ -18,8 +18,9 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
-from training.quantizers.layers import Quantizable, Quantizers, TrainableLayer, trainable_layer
-from training.quantizers.ranges import PixelGrid
+from training.quantizers.base import Quantizable, Quantizers
+from training.quantizers.layers import TrainableLayer, trainable_layer
+from training.quantizers.pixel_grid import PixelGrid
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from training.distributed import World
 from training.losses.cooperative import combine_naively
 from training.model import TrainableModel
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 
 OptionsT = TypeVar("OptionsT")
 

@@ -20,7 +20,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.weights import WeightCodes
 from training.methods.base import Method
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 
 GAUSSIAN_STEPS = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 """Step of the best uniform quantizer of a unit Gaussian by bits (J. Max, 1960, Table II; 6 to 8 bits computed)."""

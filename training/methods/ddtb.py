@@ -23,11 +23,11 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers.asymmetric_weights import PercentileWeight
-from training.quantizers.flag import Flag
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
-from training.quantizers.ranges import LearnableRange
-from training.quantizers.straight_through import range_quantize
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.learnable_range import LearnableRange
+from training.quantizers.percentile_weight import PercentileWeight
+from training.quantizers.saved_flag import SavedFlag
+from training.quantizers.straight_through.range import range_quantize
 
 GATE_BITS = 2
 GATE_FEATURES = 32
@@ -117,8 +117,8 @@ class GatedRange(LearnableRange):
     def __init__(self, bits: int, channels: int, *, percent: float) -> None:
         super().__init__(bits, percent=percent)
         self.gate = Gate(channels)
-        self.has_gate = Flag(False)
-        self.gate_acts = Flag(False)
+        self.has_gate = SavedFlag(False)
+        self.gate_acts = SavedFlag(False)
         # (b_u, b_l), averaged over recent training images.
         self.register_buffer("mean_factors", torch.ones(2))
         self._logits: Tensor | None = None

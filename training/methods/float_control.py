@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from odm_deploy.errors import UsageError
 from training.methods.base import Method
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 
 
 @dataclass(frozen=True)

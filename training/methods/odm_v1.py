@@ -26,11 +26,11 @@ from training.losses.features import variance_loss
 from training.losses.knowledge import KnowledgeTransfer
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers.asymmetric_weights import PercentileWeight
-from training.quantizers.flag import Flag
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
-from training.quantizers.ranges import LearnableRange, RangeInit
-from training.quantizers.straight_through import symmetric_quantize
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.learnable_range import LearnableRange, RangeInit
+from training.quantizers.percentile_weight import PercentileWeight
+from training.quantizers.saved_flag import SavedFlag
+from training.quantizers.straight_through.symmetric import symmetric_quantize
 
 OFFSET_BITS = 4
 
@@ -120,8 +120,8 @@ class OffsetRange(LearnableRange):
         super().__init__(bits, init=init, percent=percent)
         self.shift = nn.Parameter(torch.zeros(channels))
         self.gain = nn.Parameter(torch.ones(channels))
-        self.has_shift = Flag(False)
-        self.has_gain = Flag(False)
+        self.has_shift = SavedFlag(False)
+        self.has_gain = SavedFlag(False)
         self.mean_spread = 0.0
         self.deviation_spread = 0.0
 

@@ -22,19 +22,17 @@ from torch import Tensor, nn
 from odm_deploy.errors import UsageError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.quantization.weights import WeightCodes
 from training.losses.cooperative import combine_cooperatively, combine_naively
 from training.losses.features import mismatch_loss
 from training.losses.knowledge import TeacherSupervision
 from training.methods.base import Method, Step
 from training.model import TrainableModel
 from training.quantizers.annealing import Exponents, anneal
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
-from training.quantizers.ranges import LearnableRange, RangeInit
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, per_row, weight_rows
+from training.quantizers.learnable_range import LearnableRange, RangeInit
 from training.quantizers.statistics import row_percentile
-from training.quantizers.straight_through import symmetric_codes, symmetric_quantize
+from training.quantizers.symmetric_weights import SMALLEST_BOUND, SymmetricWeight
 
-_SMALLEST_BOUND = 1e-8
 _SMALLEST_GAMMA = 1e-3
 _GAMMAS = tuple(0.1 * 1.06**step for step in range(60))  # up to 3.1: at 8 bits the largest weights matter
 
@@ -158,12 +156,13 @@ class OdmV2(Method[OdmV2Options]):
         return combine_cooperatively(reconstruction, auxiliary, self.auxiliary_weight, self.options.update)
 
 
-class ClippedWeight(WeightQuantizer):
+class ClippedWeight(SymmetricWeight):
     """Weights on a symmetric range u_w = f(W) * gamma."""
 
     def __init__(self, bits: int, weight: Tensor, options: OdmV2Options) -> None:
         super().__init__(bits)
         self.mid_rise = options.weight_levels == "mid_rise" and bits < MAX_BITS
+        self.power_of_two = options.power_of_two
         self.options = options
         self.exponents = Exponents(annealed=options.anneal_exponents > 0)
         percentile_bound = self.percentile_bound(weight)
@@ -173,7 +172,7 @@ class ClippedWeight(WeightQuantizer):
         self.gamma = nn.Parameter(start, requires_grad=options.clipping != "percentile")
 
     def _best_gamma(self, weight: Tensor) -> Tensor:
-        rows = weight.detach().float().reshape(weight.shape[0] if self.options.per_channel else 1, -1)
+        rows = weight_rows(weight, per_channel=self.options.per_channel)
         bound = self.percentile_bound(weight).reshape(-1, 1)
 
         def error(factor: float) -> Tensor:
@@ -185,40 +184,21 @@ class ClippedWeight(WeightQuantizer):
 
     def percentile_bound(self, weight: Tensor) -> Tensor:
         """f(W): float32 [O] or [1], detached."""
-        rows = weight.detach().float()
-        rows = rows.flatten(1) if self.options.per_channel else rows.reshape(1, -1)
+        rows = weight_rows(weight, per_channel=self.options.per_channel)
         rows = rows.abs() if self.options.percentile_of == "absolute" else rows
-        return row_percentile(rows, self.options.weight_percentile).clamp(min=_SMALLEST_BOUND)
+        return row_percentile(rows, self.options.weight_percentile).clamp(min=SMALLEST_BOUND)
 
     def bound(self, weight: Tensor) -> Tensor:
         """u_w, broadcastable to `weight`, differentiable in gamma."""
-        bound = self.gamma if self.options.clipping == "learned" else self.percentile_bound(weight) * self.gamma
-        return bound.reshape(-1, *[1] * (weight.dim() - 1))
-
-    def levels(self, weight: Tensor, bound: Tensor) -> Tensor:
-        """`weight` on the grid with that bound."""
-        return symmetric_quantize(
-            *(weight, bound, self.bits),
-            mid_rise=self.mid_rise,
-            power_of_two=self.options.power_of_two,
-            nearness=self.exponents(),
+        return per_row(
+            self.gamma if self.options.clipping == "learned" else self.percentile_bound(weight) * self.gamma, weight
         )
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Levels of `weight`."""
-        return self.levels(weight, self.bound(weight))
+    def nearness(self) -> Tensor | None:
+        """That of the annealing."""
+        return self.exponents()
 
     @torch.no_grad()
     def project(self) -> None:
         """Keep gamma positive."""
-        self.gamma.clamp_(min=_SMALLEST_BOUND if self.options.clipping == "learned" else _SMALLEST_GAMMA)
-
-    @torch.no_grad()
-    def codes(self, weight: Tensor) -> WeightCodes:
-        """The integer weights; gamma folds into their scale."""
-        bound, power_of_two = self.bound(weight), self.options.power_of_two
-        codes, scale = symmetric_codes(
-            weight.float(), bound, self.bits, mid_rise=self.mid_rise, power_of_two=power_of_two
-        )
-        first, step = (-(2**self.bits - 1), 2) if self.mid_rise else (-(2 ** (self.bits - 1)), 1)
-        return WeightCodes(codes.to(torch.int8).cpu(), scale.reshape(-1).cpu(), self.bits, first, step)
+        self.gamma.clamp_(min=SMALLEST_BOUND if self.options.clipping == "learned" else _SMALLEST_GAMMA)

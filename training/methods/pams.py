@@ -25,10 +25,10 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.losses.knowledge import KnowledgeTransfer
 from training.methods.base import Method, Step
-from training.methods.minmax import LargestWeight
 from training.model import TrainableModel
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer
-from training.quantizers.straight_through import step_quantize
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.straight_through.step import step_quantize
+from training.quantizers.symmetric_weights import LargestWeight
 
 _SMALLEST_SCALE = 1e-4
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from odm_deploy.quantization.layers import ChannelOffsets
 from training.methods.base import Method
-from training.methods.lsq import LearnedStep, LearnedWeightStep
-from training.quantizers.layers import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.learned_step import LearnedStep, LearnedWeightStep
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from training.quantizers.flag import Flag
+from training.quantizers.saved_flag import SavedFlag
 
 
 def test_a_flag_is_saved_and_loaded():
-    layer, fresh = nn.Sequential(Flag(False)), nn.Sequential(Flag(False))
+    layer, fresh = nn.Sequential(SavedFlag(False)), nn.Sequential(SavedFlag(False))
     layer[0].set(True)
     fresh.load_state_dict(layer.state_dict())
     assert fresh[0].is_set
-    fresh.load_state_dict(nn.Sequential(Flag(False)).state_dict())
+    fresh.load_state_dict(nn.Sequential(SavedFlag(False)).state_dict())
     assert not fresh[0].is_set
 
 
 def test_copies_keep_it_and_go_their_own_way():
-    flag = Flag(True)
+    flag = SavedFlag(True)
     other = copy.deepcopy(flag)
     other.set(False)
     assert (flag.is_set, bool(flag.value)) == (True, True)
@@ -27,14 +27,14 @@ def test_copies_keep_it_and_go_their_own_way():
 
 
 def test_it_is_read_where_values_cannot_be():
-    flag = Flag(True).to("meta")
+    flag = SavedFlag(True).to("meta")
     with pytest.raises(RuntimeError, match="meta"):
         bool(flag.value)
     assert flag.is_set
 
 
 def test_asking_does_not_break_a_compiled_graph():
-    flag = Flag(True)
+    flag = SavedFlag(True)
 
     def double_if_set(x):
         return x * 2 if flag.is_set else x

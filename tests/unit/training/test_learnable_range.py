@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from odm_deploy.grid import Grid
-from training.quantizers.ranges import LearnableRange
+from training.quantizers.learnable_range import LearnableRange
 
 
 def observed(x, bits=4, **options):

@@ -12,11 +12,11 @@ from odm_deploy.lowering.lower import lower
 from training.distributed import World
 from training.methods.base import Step, gradients
 from training.methods.daq import GAUSSIAN_STEPS, gaussian_quantize
-from training.methods.lsq import LearnedStep
 from training.methods.odm_v1 import quantized_offset
 from training.methods.pams import MaxScale
 from training.methods.registry import method_names
-from training.quantizers.straight_through import rounding_derivative, step_quantize
+from training.quantizers.learned_step import LearnedStep
+from training.quantizers.straight_through.step import rounding_derivative, step_quantize
 
 EXPORTABLE = [
     ("odm_v1", {}),

@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from odm_deploy.grid import Grid
-from training.quantizers.straight_through import (
-    range_quantize,
-    scale_near_power_of_two,
-    snapped_grid,
-    symmetric_codes,
-    symmetric_quantize,
-)
+from training.quantizers.straight_through.range import range_quantize, snapped_grid
+from training.quantizers.straight_through.rounding import scale_near_power_of_two
+from training.quantizers.straight_through.symmetric import symmetric_codes, symmetric_quantize
 
 
 def t(value):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
 from training.quantizers.annealing import Exponents
-from training.quantizers.layers import ActivationQuantizer
+from training.quantizers.base import ActivationQuantizer
 from training.quantizers.statistics import percentile, thin
-from training.quantizers.straight_through import free_grid, range_quantize, snapped_grid
+from training.quantizers.straight_through.range import free_grid, range_quantize, snapped_grid
 
 RangeInit = Literal["percentile", "minmax", "mse"]
 
@@ -144,31 +144,3 @@ class LearnableRange(ActivationQuantizer):
 
         # Rounding to the nearest power of two may shrink the range by itself.
         return min((*_WIDENINGS, *_SHRINK_FACTORS) if self.power_of_two else _SHRINK_FACTORS, key=error)
-
-
-class PixelGrid(ActivationQuantizer):
-    """The grid that holds 8-bit images as they are; nothing of it is learned.
-
-    Args:
-        pixel_grid: of the network in training, `SuperResolutionNetwork.pixel_grid`.
-    """
-
-    def __init__(self, pixel_grid: Grid) -> None:
-        super().__init__(pixel_grid.bits)
-        self._grid = pixel_grid
-
-    def observe(self, x: Tensor) -> None:
-        """Images need no statistics."""
-
-    def initialize(self) -> None:
-        """Nothing to set."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Levels of `x`."""
-        grid = self._grid
-        codes = torch.clamp(torch.round(x / grid.scale) + grid.zero_point, 0, grid.code_max)
-        return (codes - grid.zero_point) * grid.scale
-
-    def grid(self) -> Grid:
-        """The static grid."""
-        return self._grid

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Flag(nn.Module):
+class SavedFlag(nn.Module):
     """A fact about a layer that a resumed run has to know.
 
     It is a buffer, so that it is saved; and a plain bool, so that asking costs nothing: reading a buffer waits for
@@ -30,5 +30,5 @@ class Flag(nn.Module):
             self.is_set = value
 
 
-def _read(flag: Flag, _keys: Any) -> None:
+def _read(flag: SavedFlag, _keys: Any) -> None:
     flag.is_set = bool(flag.value)

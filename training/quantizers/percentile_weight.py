@@ -7,9 +7,9 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.quantization.weights import WeightCodes
-from training.quantizers.layers import WeightQuantizer
+from training.quantizers.base import WeightQuantizer
 from training.quantizers.statistics import percentile
-from training.quantizers.straight_through import range_quantize, snapped_grid
+from training.quantizers.straight_through.range import range_quantize, snapped_grid
 
 _SMALLEST_WIDTH = 1e-8
 

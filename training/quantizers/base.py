@@ -1,0 +1,114 @@
+"""What a quantizer is: the interface between methods and the layers that they quantize."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.layers import ChannelOffsets
+from odm_deploy.quantization.weights import WeightCodes
+
+Quantizable = nn.Conv2d | nn.Linear
+"""The kinds of float layers that have a trainable counterpart."""
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """Puts a layer's input on a grid. Life: `observe` float inputs, `initialize` once, then train."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    pads_before_quantizing: bool = False
+    """Whether zero is not a level, so that the border has to be padded before quantizing."""
+
+    @abstractmethod
+    def observe(self, x: Tensor) -> None:
+        """Take statistics of one calibration batch (float32, any shape) of the float network."""
+
+    @abstractmethod
+    def initialize(self) -> None:
+        """Set the parameters from what was observed."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels of `x`: float32, same shape."""
+
+    def transform(self, x: Tensor) -> Tensor:
+        """What happens to `x` before it is quantized; losses on features see the result. Nothing by default."""
+        return x
+
+    def offsets(self) -> ChannelOffsets | None:
+        """What `transform` does, as constants; None: nothing."""
+        return None
+
+    def project(self) -> None:
+        """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    @abstractmethod
+    def grid(self) -> Grid:
+        """The static grid this quantizer now is.
+
+        Raises:
+            InputError: it is not one; the line says why.
+        """
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """Puts a layer's weights on levels that are integers times a scale."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Levels of `weight`: float32 [O, ...], differentiable."""
+
+    def project(self) -> None:
+        """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    @abstractmethod
+    def codes(self, weight: Tensor) -> WeightCodes:
+        """The integer codes and scale whose product `forward` returns.
+
+        Raises:
+            InputError: there are none; the line says why.
+        """
+
+
+class Quantizers(Protocol):
+    """Who gives layers their quantizers: the methods."""
+
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
+        """A fresh quantizer for the input of `layer`."""
+        ...
+
+    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
+        """A fresh quantizer for the weights of `layer`."""
+        ...
+
+
+def weight_rows(weight: Tensor, *, per_channel: bool) -> Tensor:
+    """What shares one scale: float32 [O, K] per output channel, else [1, all weights]; detached."""
+    return weight.detach().float().reshape(weight.shape[0] if per_channel else 1, -1)
+
+
+def per_row(values: Tensor, weight: Tensor) -> Tensor:
+    """A value a row of `weight_rows`, shaped to broadcast to `weight`."""
+    return values.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def needs_channel_axis(layer: Quantizable, what: str) -> nn.Conv2d:
+    """`layer`, for quantizers with parameters per channel of an [N, C, H, W] input.
+
+    Raises:
+        InputError: it is a linear layer, whose channels come last.
+    """
+    if isinstance(layer, nn.Linear):
+        raise InputError(f"{what} needs convolutions", why="a quantized layer is linear", fix="choose another method")
+    return layer

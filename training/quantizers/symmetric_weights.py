@@ -1,0 +1,71 @@
+"""Weights on a symmetric range [-u, u]: the base of ODM v2's, and the max|W| of PAMS and of plain training."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from odm_deploy.quantization.weights import WeightCodes
+from training.quantizers.base import WeightQuantizer, per_row, weight_rows
+from training.quantizers.straight_through.symmetric import symmetric_codes, symmetric_quantize
+
+SMALLEST_BOUND = 1e-8
+
+
+class SymmetricWeight(WeightQuantizer):
+    """Weights on a symmetric range; subclasses say how far it reaches."""
+
+    mid_rise: bool = False
+    """Levels around zero (ODM v2) rather than with it."""
+    power_of_two: bool = False
+    """The scale is the power of two nearest to the range's."""
+
+    @abstractmethod
+    def bound(self, weight: Tensor) -> Tensor:
+        """U > 0, broadcastable to `weight`."""
+
+    def nearness(self) -> Tensor | None:
+        """How near scales are to powers of two while they are annealed; None: all the way."""
+        return None
+
+    def levels(self, weight: Tensor, bound: Tensor) -> Tensor:
+        """`weight` on the grid with that bound."""
+        return symmetric_quantize(
+            *(weight, bound, self.bits),
+            mid_rise=self.mid_rise,
+            power_of_two=self.power_of_two,
+            nearness=self.nearness(),
+        )
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Levels of `weight`."""
+        return self.levels(weight, self.bound(weight))
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> WeightCodes:
+        """The integer weights; whatever is learned about the range folds into their scale."""
+        codes, scale = symmetric_codes(
+            weight.float(), self.bound(weight), self.bits, mid_rise=self.mid_rise, power_of_two=self.power_of_two
+        )
+        first, step = (-(2**self.bits - 1), 2) if self.mid_rise else (-(2 ** (self.bits - 1)), 1)
+        return WeightCodes(codes.to(torch.int8).cpu(), scale.reshape(-1).cpu(), self.bits, first, step)
+
+
+class LargestWeight(SymmetricWeight):
+    """Weights on the range of max|W|, recomputed every forward, held fixed in the backward.
+
+    Args:
+        bits: width of a code.
+        per_channel: one range per output channel rather than per layer.
+    """
+
+    def __init__(self, bits: int, *, per_channel: bool) -> None:
+        super().__init__(bits)
+        self.per_channel = per_channel
+
+    def bound(self, weight: Tensor) -> Tensor:
+        """max|W|, broadcastable to `weight`."""
+        rows = weight_rows(weight, per_channel=self.per_channel)
+        return per_row(rows.abs().amax(dim=1).clamp(min=SMALLEST_BOUND), weight)
