@@ -34,6 +34,7 @@ from training.loop.preparation import (
     load_float_network,
     load_images,
 )
+from training.loop.step import follow
 from training.methods.registry import build_method
 from training.recipe import Recipe
 
@@ -106,10 +107,7 @@ def stepper(recipe: Recipe, images: Images) -> Callable[[int], None]:
     def step(iteration: int) -> None:
         low, high = (part.to(device) for part in images.pool.batch(iteration, recipe.run.batch))
         result = gradient_step(low, high, iteration)
-        for name, parameter in model.parameters().items():
-            parameter.grad = result.combined.get(name)
-        optimizer.step()
-        model.project()
+        follow(model, optimizer, result.combined)
         if device == "cuda":
             torch.cuda.synchronize()
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import signal
-import threading
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odm_deploy.checkpoint import file_sha256, save_model
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.files import atomic_path
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.pipeline import map_ahead
-from odm_deploy.version import __version__
 from training.acceleration import compile_quantizers, use_tf32
-from training.config import to_tables
 from training.distributed import World
 from training.loop.diagnostics import logged, ranges
 from training.loop.divergence import check_finite, first_broken_layer
+from training.loop.ending import write_result
 from training.loop.evaluate import validate
+from training.loop.folder import claim_folder
+from training.loop.interruption import interruptible
 from training.loop.journal import Journal, open_board
 from training.loop.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
 from training.loop.preparation import (
@@ -33,16 +27,15 @@ from training.loop.preparation import (
     build_gradient_step,
     build_model,
     calibrate,
-    claim_folder,
     load_float_network,
     load_images,
 )
 from training.loop.state import Progress, load_state, save_state
+from training.loop.step import follow
 from training.methods.base import Method
 from training.methods.registry import build_method
 from training.model import TrainableModel
 from training.recipe import Recipe
-from training.recipe_files import expand_places
 
 
 def train(
@@ -178,11 +171,8 @@ class _Run:
                 fix=f"lower the learning rates and use another --out, or resume from {self.folder / 'last.pt'}",
             )
         check_finite(combined, iteration)
-        for name, parameter in self.model.parameters().items():
-            parameter.grad = combined.get(name)
         set_rates(self.optimizer, factor)
-        self.optimizer.step()
-        self.model.project()
+        follow(self.model, self.optimizer, combined)
         self.average.update(self.model, iteration)
         self.progress.iteration += 1
         values = {"loss": loss.item(), "learning_rate": self.recipe.optimizer.learning_rate * factor}
@@ -211,67 +201,10 @@ class _Run:
         """Freeze the chosen parameters into model.pt."""
         chosen = self.progress.best.get("model") if self.recipe.run.select == "best" else None
         self.model.network.load_state_dict(chosen or self.average.weights(self.model))
-        if not self.world.is_main:
-            return self.model
-        self.simplify()
-        reason = self.method.why_not_exportable()
-        if reason:
-            self.journal.tell(f"no model.pt: {reason}")
-        elif not self.model.layers:
-            with atomic_path(self.folder / "weights.pt") as temporary:
-                torch.save(self.model.float_network().state_dict(), temporary)
-            self.journal.tell(f"wrote {self.folder / 'weights.pt'}")
-        else:
-            save_model(self.model.freeze(self.provenance()), self.folder / "model.pt")
-            self.journal.tell(f"wrote {self.folder / 'model.pt'}")
-        return self.model
-
-    def simplify(self) -> None:
-        """Let the method give up what no static grid can hold, and tell what that costs."""
-        before = copy.deepcopy(self.model)
-        given_up = self.method.simplify(self.model)
-        if not given_up:
-            return
-        costs = ""
-        if pairs := self.images.validation:
-            first, then = (
-                validate(model, model.network.state_dict(), pairs, self.recipe.run.device)
-                for model in (before, self.model)
+        if self.world.is_main:
+            write_result(
+                *(self.recipe, self.method, self.model, self.images.validation, self.progress),
+                folder=self.folder,
+                tell=self.journal.tell,
             )
-            costs = f": {then - first:+.3f} dB on the validation images ({first:.3f} -> {then:.3f})"
-        self.journal.tell(f"{given_up}{costs}")
-
-    def provenance(self) -> dict[str, Any]:
-        """Where a model.pt comes from, as plain values."""
-        start = self.recipe.network.weights
-        weights = expand_places(start)
-        return {
-            "made_by": f"odm-deploy training {__version__}",
-            "method": self.method.name,
-            "recipe": to_tables(self.recipe),
-            "iterations": self.progress.iteration,
-            "validation_psnr_db": self.progress.best.get("psnr_db"),
-            "float_weights": {"name": weights.name, "sha256": file_sha256(weights)} if start else None,
-        }
-
-
-@contextmanager
-def interruptible() -> Generator[threading.Event, None, None]:
-    """Yield an event that the first Ctrl-C (or SIGTERM) sets; the second one interrupts at once."""
-    requested = threading.Event()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if requested.is_set():
-            raise KeyboardInterrupt
-        requested.set()
-
-    # Signals can only be handled in the main thread; elsewhere the caller handles them.
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        return self.model

@@ -1,11 +1,13 @@
-"""What a training step is before the optimizer: one forward pass, the losses, and the gradient to follow."""
+"""What a training step is: one forward pass, the losses, the gradient to follow, and following it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from training.acceleration import bfloat16_convolutions
@@ -45,3 +47,11 @@ class GradientStep:
                 output = self.model(low)
             step = Step(self.model, low, high, output.float(), iteration, self.world, self.autocast)
             return gradients(self.method, step)
+
+
+def follow(model: TrainableModel, optimizer: torch.optim.Optimizer, combined: Mapping[str, Tensor]) -> None:
+    """One step of `optimizer` along the gradients `combined`, by parameter name; then quantizers are projected."""
+    for name, parameter in model.parameters().items():
+        parameter.grad = combined.get(name)
+    optimizer.step()
+    model.project()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -56,9 +54,3 @@ def nudge():
         model.project()
 
     return move
-
-
-@pytest.fixture
-def config_of():
-    """Plain values of a network's config."""
-    return lambda network: dataclasses.asdict(network.config)

@@ -9,7 +9,7 @@ import torch
 
 from training.distributed import World
 from training.loop.optimizer import MovingAverage, build_optimizer
-from training.loop.step import GradientStep
+from training.loop.step import GradientStep, follow
 from training.methods.registry import method_names
 from training.recipe import OptimizerSection
 
@@ -39,10 +39,7 @@ def test_a_step_stays_on_its_device_and_asks_for_no_value(attach, small_network,
     for iteration in range(2):
         low = torch.empty(2, 3, 12, 14, device="meta")
         result = step(low, torch.empty(2, 3, 24, 28, device="meta"), iteration)
-        for key, parameter in model.parameters().items():
-            parameter.grad = result.combined.get(key)
-        optimizer.step()
-        model.project()
+        follow(model, optimizer, result.combined)
         average.update(model, iteration)
     assert all(gradient.is_meta for gradient in result.combined.values())
     assert len(result.combined) > len(model.layers)

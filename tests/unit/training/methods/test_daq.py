@@ -1,0 +1,41 @@
+"""DAQ's levels are those of a Gaussian, per image and channel."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, optimize, stats
+
+from training.methods.daq import GAUSSIAN_STEPS, gaussian_quantize
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_daq_steps_are_optimal_for_a_gaussian(bits):
+    """Independent: minimise the squared error of the mid-rise quantizer of a unit normal numerically."""
+    half = 2 ** (bits - 1)
+
+    def error(step):
+        edges = [step * k for k in range(half)] + [np.inf]
+        parts = [
+            integrate.quad(lambda x, level=(k + 0.5) * step: (x - level) ** 2 * stats.norm.pdf(x), *edges[k : k + 2])[0]
+            for k in range(half)
+        ]
+        return 2 * sum(parts)
+
+    best = optimize.minimize_scalar(error, bounds=(0.05, 2.0), method="bounded", options={"xatol": 1e-6}).x
+    assert GAUSSIAN_STEPS[bits] == pytest.approx(best, rel=2e-3)
+
+
+def test_daq_levels_by_hand():
+    x = torch.tensor([-9.0, -0.1, 0.1, 1.2, 9.0])
+    step = GAUSSIAN_STEPS[2] * 2.0
+    levels = gaussian_quantize(x, torch.tensor(0.0), torch.tensor(2.0), 2)
+    assert levels.tolist() == pytest.approx([-1.5 * step, -0.5 * step, 0.5 * step, 0.5 * step, 1.5 * step])
+
+
+def test_daq_uses_the_statistics_of_each_image_and_channel(attach):
+    _, model = attach("daq", 4)
+    quantizer = next(iter(model.layers.values())).activation
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scaled = x * torch.tensor([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1) + 5.0
+    expected = quantizer(x) * torch.tensor([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1) + 5.0
+    assert torch.allclose(quantizer(scaled), expected, rtol=1e-3, atol=1e-3)
