@@ -125,7 +125,9 @@ def _tiled(bundle: Path, runtime: str, tile: int) -> Generator[Upscale]:
     with Engine.open(bundle, runtime) as engine:
 
         def upscale(batch: Pixels) -> Pixels:
-            return engine.upscale(np.ascontiguousarray(batch[0].transpose(1, 2, 0)), tile=tile).transpose(2, 0, 1)[None]
+            return engine.upscale(np.ascontiguousarray(batch[0].transpose(1, 2, 0)), tile=tile, bits=8).transpose(
+                2, 0, 1
+            )[None]
 
         yield upscale
 

@@ -42,7 +42,7 @@ def command(bundle: Path, output: Path, sample: str, place: tuple[int, int, int]
         panels = {
             "input": low.repeat(scale, axis=0).repeat(scale, axis=1),
             "bicubic": imresize(low, size=high.shape[:2]),
-            "bundle": engine.upscale(low),
+            "bundle": engine.upscale(low, bits=8),
             "original": high,
         }
     for name in ("bicubic", "bundle"):

@@ -28,13 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from odm_deploy.engine import Engine
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.writing import write_image
+from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.terminal import emit_json, json_option, progress, run, say
 from odm_deploy.upscaling.batch import plan_jobs, run_jobs
-from odm_deploy.upscaling.upscaler import Upscaler
 
 WAYS = ("network", "upscale", "loop")
 
@@ -74,12 +75,12 @@ def command(
         raise UsageError(f"--size {size}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example 180x320")
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Upscaler.open(bundle, runtime, tile=0, threads=threads) as upscaler,
+        Engine.open(bundle, runtime, RuntimeOptions(threads=threads), tile=0) as engine,
         progress("rounds") as track,
     ):
         inputs = cut_inputs(photos, Path(scratch) / "in", (int(height), int(width)), count)
-        costs = measure(upscaler, inputs, Path(scratch), f".{suffix}", track(range(rounds), rounds))
-        described = upscaler.describe()
+        costs = measure(engine, inputs, Path(scratch), f".{suffix}", track(range(rounds), rounds))
+        described = engine.describe()
     if as_json:
         results = {way: [vars(cost) for cost in costs[way]] for way in WAYS}
         emit_json({"runtime": described, "size": size, "format": suffix, "count": count, "costs": results})
@@ -103,32 +104,32 @@ def cut_inputs(photos: str, folder: Path, size: tuple[int, int], count: int) -> 
 
 
 def measure(
-    upscaler: Upscaler, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Iterable[int]
+    engine: Engine, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Iterable[int]
 ) -> dict[str, list[Cost]]:
     """What each way costs in each round."""
-    source, _ = upscaler.engine.runtime.single_image_edges()
+    source, _ = engine.runtime.single_image_edges()
     feeds = [{source.name: source.images.from_rgb(to_batch(read_rgb(path)))} for path in inputs]
 
     def network() -> None:
         for feed in feeds:
-            upscaler.engine.runtime.run(feed)
+            engine.runtime.run(feed)
 
     def upscale() -> None:
-        for outcome in run_jobs(plan_jobs(inputs[0].parent, scratch / "out", suffix), upscaler.upscale):
+        for outcome in run_jobs(plan_jobs(inputs[0].parent, scratch / "out", suffix), engine.upscale):
             if outcome.error is not None:
                 raise outcome.error
 
     def loop() -> None:
         (scratch / "loop").mkdir(exist_ok=True)
         for path in inputs:
-            result = upscaler.engine.runtime.upscale(_read_as_float(path))
+            result = engine.runtime.upscale(_read_as_float(path))
             pixels = np.round(np.clip(result[0], 0, 255)).astype(np.uint8).transpose(1, 2, 0)
             PillowImage.fromarray(np.ascontiguousarray(pixels)).save(
                 scratch / "loop" / f"{path.stem}{suffix}", quality=95
             )
 
     ways = {"network": network, "upscale": upscale, "loop": loop}
-    upscaler.engine.runtime.run(feeds[0])
+    engine.runtime.run(feeds[0])
     costs: dict[str, list[Cost]] = {way: [] for way in ways}
     for _ in rounds:
         for way, work in ways.items():

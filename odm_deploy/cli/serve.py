@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from odm_deploy.cli.opening import open_engine
 from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
@@ -51,18 +52,15 @@ def command(
     import uvicorn
 
     from odm_deploy.serving.http import LOOPBACK, Limits, http_app
-    from odm_deploy.upscaling.upscaler import Upscaler
 
     with (
-        Upscaler.open(bundle, runtime, tile=tile, threads=threads) as upscaler,
+        open_engine(bundle, runtime, threads, tile) as engine,
         _listening(host, port) as listener,
     ):
-        for reason in upscaler.engine.runtime.passed_over:
-            say(f"passed over: {reason}")
         limits = Limits(body_bytes=max_megabytes << 20, pixels=max_pixels, waiting=queue)
-        app = http_app(upscaler, limits, local=host in LOOPBACK)
+        app = http_app(engine, limits, local=host in LOOPBACK)
         name = f"[{host}]" if ":" in host else host
-        say(f"serving {bundle} on http://{name}:{listener.getsockname()[1]} with {upscaler.describe()['runtime']}")
+        say(f"serving {bundle} on http://{name}:{listener.getsockname()[1]} with {engine.describe()['runtime']}")
         if host not in LOOPBACK:
             say("anybody who reaches this address can use it")
         config = uvicorn.Config(app, log_level="warning", http="h11", ws="none", lifespan="off")

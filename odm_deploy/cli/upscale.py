@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.upscale_frames import parse_size
+from odm_deploy.cli.opening import open_engine
 from odm_deploy.errors import UsageError
-from odm_deploy.terminal import json_option, say
-
-if TYPE_CHECKING:
-    from odm_deploy.upscaling.upscaler import Upscaler
+from odm_deploy.sizes import SIZE
+from odm_deploy.terminal import json_option
 
 
 @click.command("upscale")
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     help="Bits of a sample in the results; auto: 16 where the image, OUT and the bundle have them.",
 )
 @click.option("--overwrite", is_flag=True, help="Do again what is done already, where IN is many images.")
-@click.option("--size", metavar="WxH", callback=parse_size, help="Of the raw frames on stdin, where IN and OUT are -.")
+@click.option("--size", type=SIZE, metavar="WxH", help="Of the raw frames on stdin, where IN and OUT are -.")
 @click.option(
     "--pix-fmt",
     type=click.Choice(["rgb24", "bgr24"]),
@@ -71,32 +68,26 @@ def command(
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.
 
-    Tiles overlap by the network's receptive field, so that the seams are those of the whole image: none. Where a
-    network sees the whole image at once, tiles fade into each other, which comes near to it.
+    Tiles overlap by the network's receptive field, so no seams appear. Where a network sees the whole image at once,
+    tiles fade into each other, which comes near to it.
     """
-    from functools import partial
-
     from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
     from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
     from odm_deploy.imaging.writing import check_writable, most_bits
     from odm_deploy.upscaling.batch import is_many
-    from odm_deploy.upscaling.upscaler import Upscaler
     from odm_deploy.upscaling.video import check_video, is_video
 
-    open_upscaler = partial(Upscaler.open, bundle, runtime, tile=tile, threads=threads)
     if check_pipe(source, destination, size, as_json):
         _refuse("--depth", "of images", depth != "auto", destination)
-        with open_upscaler() as upscaler:
-            _say_passed_over(upscaler)
-            assert size is not None
-            upscale_pipe(upscaler, size, pix_fmt)
+        assert size is not None
+        with open_engine(bundle, runtime, threads, tile) as engine:
+            upscale_pipe(engine, size, pix_fmt)
         return
     if is_video(destination):
         _refuse("--depth", "of images", depth != "auto", destination)
         check_video(source, destination)
-        with open_upscaler() as upscaler:
-            _say_passed_over(upscaler)
-            upscale_video_file(Path(source), destination, upscaler, crf, as_json)
+        with open_engine(bundle, runtime, threads, tile) as engine:
+            upscale_video_file(Path(source), destination, engine, crf, as_json)
         return
     _refuse("--crf", "the quality of videos", crf is not None, destination)
     many = is_many(source)
@@ -104,19 +95,13 @@ def command(
     check_writable(example, 16 if depth == "16" else 8)
     plan = plan_files(source, destination, bundle, example.suffix, overwrite) if many else ([], 0)
     bits = 16 if depth == "16" else 8 if depth == "8" or most_bits(example) == 8 else None
-    with open_upscaler(bits=bits) as upscaler:
-        _say_passed_over(upscaler)
+    with open_engine(bundle, runtime, threads, tile, bits) as engine:
         if many:
-            upscale_files(source, destination, plan, upscaler, as_json, any_depth=depth == "auto")
+            upscale_files(source, destination, plan, engine, as_json, any_depth=depth == "auto")
         else:
-            upscale_file(Path(source), destination, upscaler, as_json, any_depth=depth == "auto")
+            upscale_file(Path(source), destination, engine, as_json, any_depth=depth == "auto")
 
 
 def _refuse(option: str, purpose: str, given: bool, destination: Path) -> None:
     if given:
         raise UsageError(f"{option} is {purpose}", why=f"OUT is {destination}", fix="leave it out")
-
-
-def _say_passed_over(upscaler: Upscaler) -> None:
-    for reason in upscaler.engine.runtime.passed_over:
-        say(f"passed over: {reason}")

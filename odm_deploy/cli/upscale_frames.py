@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import click
 
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, progress, say
 
 if TYPE_CHECKING:
-    from odm_deploy.upscaling.upscaler import Upscaler
+    from odm_deploy.engine import Engine
 
 PIPE = "-"
 """Stands for stdin and stdout."""
-
-
-def parse_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """WIDTHxHEIGHT in pixels, as ffmpeg's -video_size takes it; for click."""
-    if value is None:
-        return None
-    width, _, height = value.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise click.BadParameter(f"{value!r} is not a size such as 1280x720", ctx, param)
-    return int(width), int(height)
 
 
 def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_json: bool) -> bool:
@@ -55,29 +43,23 @@ def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_
     return True
 
 
-def upscale_pipe(upscaler: Upscaler, size: tuple[int, int], pixel_format: str) -> None:
-    """Raw frames from stdin, upscaled, to stdout; the three steps overlap."""
-    from odm_deploy.pipeline import ahead, map_ahead
-    from odm_deploy.upscaling.raw_video import read_frames, write_frame
+def upscale_pipe(engine: Engine, size: tuple[int, int], pixel_format: str) -> None:
+    """Raw frames from stdin, upscaled, to stdout."""
+    from odm_deploy.upscaling.raw_video import upscale_stream
 
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-
-    start, count = time.perf_counter(), 0
-    with closing(map_ahead(upscaler.pixels, ahead(read_frames(source, *size, pixel_format)))) as frames:
-        for count, frame in enumerate(frames, 1):  # noqa: B007 - told below
-            write_frame(sink, frame, pixel_format)
-    sink.flush()
-    width, height = size[0] * upscaler.scale, size[1] * upscaler.scale
-    say(f"wrote {count} frames of {width}x{height} {pixel_format}, {_speed(count, start, upscaler)}")
+    start = time.perf_counter()
+    count = upscale_stream(sys.stdin.buffer, sys.stdout.buffer, partial(engine.upscale, bits=8), size, pixel_format)
+    width, height = size[0] * engine.scale, size[1] * engine.scale
+    say(f"wrote {count} frames of {width}x{height} {pixel_format}, {_speed(count, start, engine)}")
 
 
-def upscale_video_file(source: Path, destination: Path, upscaler: Upscaler, crf: int | None, as_json: bool) -> None:
+def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int | None, as_json: bool) -> None:
     """One video file into another, of the given quality (see `upscale_video`)."""
     from odm_deploy.upscaling.video import upscale_video
 
     start = time.perf_counter()
     with progress("frames", "fps") as track:
-        result = upscale_video(source, destination, upscaler.pixels, upscaler.scale, crf=crf, track=track)
+        result = upscale_video(source, destination, partial(engine.upscale, bits=8), engine.scale, crf=crf, track=track)
     seconds = time.perf_counter() - start
     if as_json:
         emit_json(
@@ -87,16 +69,16 @@ def upscale_video_file(source: Path, destination: Path, upscaler: Upscaler, crf:
                 "size": [result.width, result.height],
                 "frames": result.frames,
                 "audio_streams": result.audio_streams,
-                "runtime": upscaler.describe(),
+                "runtime": engine.describe(),
                 "seconds": seconds,
                 "frames_per_s": result.frames / seconds,
             }
         )
     else:
-        speed = _speed(result.frames, start, upscaler)
+        speed = _speed(result.frames, start, engine)
         say(f"wrote {destination}: {result.frames} frames of {result.width}x{result.height}, {speed}")
 
 
-def _speed(frames: int, start: float, upscaler: Upscaler) -> str:
+def _speed(frames: int, start: float, engine: Engine) -> str:
     seconds = time.perf_counter() - start
-    return f"{seconds:.2f} s ({frames / seconds:.1f} fps) on {upscaler.describe()['runtime']}"
+    return f"{seconds:.2f} s ({frames / seconds:.1f} fps) on {engine.describe()['runtime']}"

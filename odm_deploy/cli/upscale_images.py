@@ -10,35 +10,35 @@ from odm_deploy.errors import OdmError
 from odm_deploy.terminal import emit_json, one_line, progress, say
 
 if TYPE_CHECKING:
+    from odm_deploy.engine import Engine
     from odm_deploy.imaging.image import Image
     from odm_deploy.upscaling.batch import Job, Outcome
-    from odm_deploy.upscaling.upscaler import Upscaler
 
 
-def upscale_file(source: Path, destination: Path, upscaler: Upscaler, as_json: bool, *, any_depth: bool) -> None:
+def upscale_file(source: Path, destination: Path, engine: Engine, as_json: bool, *, any_depth: bool) -> None:
     """One image file into another; with `any_depth`, says so where 16 bits a sample become 8."""
     from odm_deploy.imaging.reading import read_image
 
     image = read_image(source, max_bits=16)
-    width, height = image.width * upscaler.scale, image.height * upscaler.scale
-    if upscaler.blends(image.height, image.width):
-        tile = upscaler.tile_size(image.height, image.width)
+    width, height = image.width * engine.scale, image.height * engine.scale
+    if engine.tiles is not None and engine.tiles.blend(image.height, image.width):
+        tile = engine.tile_size(image.height, image.width)
         say(f"tiles of {tile} pixels fade into each other: this network sees the whole image at once")
-    if any_depth and _narrows(upscaler, image):
-        say(_narrowed(source, upscaler))
+    if any_depth and _narrows(engine, image):
+        say(_narrowed(source, engine))
     start = time.perf_counter()
     with progress("tiles") as track:
-        upscaler.upscale_to(destination, image, track)
+        engine.upscale_to(destination, image, track=track)
     seconds = time.perf_counter() - start
-    described = upscaler.describe()
+    described = engine.describe()
     if as_json:
         emit_json(
             {
                 "input": str(source),
                 "output": str(destination),
                 "size": [width, height],
-                "bits": upscaler.result_bits(image),
-                "tile": upscaler.tile_size(image.height, image.width),
+                "bits": engine.result_bits(image),
+                "tile": engine.tile_size(image.height, image.width),
                 "runtime": described,
                 "seconds": seconds,
             }
@@ -49,12 +49,15 @@ def upscale_file(source: Path, destination: Path, upscaler: Upscaler, as_json: b
 
 def plan_files(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:
     """What is to be done, and how many images are done already."""
-    from odm_deploy.manifest import MANIFEST_FILE, read_manifest
+    from odm_deploy.bundle import Bundle
+    from odm_deploy.bundle.manifest import MANIFEST_FILE
     from odm_deploy.upscaling.batch import is_done, plan_jobs
 
-    read_manifest(bundle)
+    opened = Bundle.open(bundle)
+    opened.require_manifest()
+    assert opened.folder is not None
     jobs = plan_jobs(source, folder, suffix)
-    model_made = (bundle / MANIFEST_FILE).stat().st_mtime
+    model_made = (opened.folder / MANIFEST_FILE).stat().st_mtime
     todo = [job for job in jobs if overwrite or not is_done(job, model_made)]
     skipped = len(jobs) - len(todo)
     if skipped:
@@ -66,7 +69,7 @@ def upscale_files(
     source: str,
     folder: Path,
     plan: tuple[list[Job], int],
-    upscaler: Upscaler,
+    engine: Engine,
     as_json: bool,
     *,
     any_depth: bool,
@@ -83,8 +86,8 @@ def upscale_files(
 
     def upscale(image: Image) -> Image:
         nonlocal narrowed
-        narrowed += _narrows(upscaler, image)
-        return upscaler.upscale(image)
+        narrowed += _narrows(engine, image)
+        return engine.upscale(image)
 
     start = time.perf_counter()
     outcomes: list[dict[str, Any]] = []
@@ -93,11 +96,11 @@ def upscale_files(
             outcomes.append(_document(outcome))
             if outcome.error is not None:
                 say(one_line(f"error: {outcome.error}"))
-    described = upscaler.describe()
+    described = engine.describe()
     seconds = time.perf_counter() - start
     failed = sum("error" in outcome for outcome in outcomes)
     if any_depth and narrowed:
-        say(_narrowed(f"{narrowed} of {len(todo)} images", upscaler))
+        say(_narrowed(f"{narrowed} of {len(todo)} images", engine))
     if as_json:
         emit_json(
             {
@@ -116,12 +119,12 @@ def upscale_files(
         raise OdmError(f"{failed} of {len(todo)} images were not upscaled", why="each is named above")
 
 
-def _narrows(upscaler: Upscaler, image: Image) -> bool:
-    return image.bits > upscaler.result_bits(image)
+def _narrows(engine: Engine, image: Image) -> bool:
+    return image.bits > engine.result_bits(image)
 
 
-def _narrowed(what: object, upscaler: Upscaler) -> str:
-    why = "the format of OUT holds no more" if upscaler.engine.has_float_edges else "the bundle takes and returns uint8"
+def _narrowed(what: object, engine: Engine) -> str:
+    why = "the format of OUT holds no more" if engine.has_float_edges else "the bundle takes and returns uint8"
     return one_line(f"{what}: 16 bits a sample become 8, because {why}")
 
 

@@ -120,17 +120,17 @@ def tiled_bands(
             band = None
 
 
-def join_bands(bands: Iterable[_Array], height: int) -> _Array:
+def join_bands(bands: Iterable[_Array], height: int | None) -> _Array:
     """Bands [h, W, C], from top to bottom, as one array [height, W, C]; never held twice. One band alone stays itself.
 
     Args:
         bands: their heights add up to `height`.
-        height: of the whole, in pixels.
+        height: of the whole, in pixels; None where there is one band.
     """
     whole: _Array | None = None
     filled = 0
     for band in bands:
-        if len(band) == height:
+        if height is None or len(band) == height:
             return band
         if whole is None:
             whole = np.empty((height, *band.shape[1:]), band.dtype)

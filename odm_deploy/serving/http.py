@@ -27,11 +27,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from odm_deploy.engine import Engine
 from odm_deploy.errors import OdmError
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import TooLargeError
 from odm_deploy.serving.answer import answer, interpolate
-from odm_deploy.upscaling.upscaler import Upscaler
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Names under which nobody but this machine reaches a server."""
@@ -63,7 +63,7 @@ class Limits:
     """Seconds an upload may take: whoever sends slower would keep a place from others."""
 
 
-def http_app(engine: Upscaler, limits: Limits, *, local: bool = True) -> Starlette:
+def http_app(engine: Engine, limits: Limits, *, local: bool = True) -> Starlette:
     """The ASGI application.
 
     Args:
@@ -76,7 +76,7 @@ def http_app(engine: Upscaler, limits: Limits, *, local: bool = True) -> Starlet
 
 
 class _Server:
-    def __init__(self, engine: Upscaler, limits: Limits, *, local: bool) -> None:
+    def __init__(self, engine: Engine, limits: Limits, *, local: bool) -> None:
         self._engine, self._limits, self._local = engine, limits, local
         self._described = engine.describe()
         self._places_taken = 0

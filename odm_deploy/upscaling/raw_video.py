@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import BinaryIO
 
 import numpy as np
@@ -10,9 +11,41 @@ from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.imaging.reading import MAX_PIXELS
+from odm_deploy.pipeline import ahead, map_ahead
 
 PIXEL_FORMATS = ("rgb24", "bgr24")
 """Channel orders, by ffmpeg's names; both are 8 bits a sample, three samples a pixel."""
+
+
+def upscale_stream(
+    source: BinaryIO,
+    sink: BinaryIO,
+    upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    size: tuple[int, int],
+    pixel_format: str,
+) -> int:
+    """Upscale frame after frame from one stream to another; reading, upscaling and writing overlap.
+
+    Args:
+        source: frames as `read_frames` takes them.
+        sink: where larger ones go.
+        upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from one thread.
+        size: width and height of the frames that come, in pixels.
+        pixel_format: one of `PIXEL_FORMATS`.
+
+    Returns:
+        How many frames there were.
+
+    Raises:
+        InputError: as `read_frames`.
+        OdmError: as `write_frame`.
+    """
+    count = 0
+    with closing(map_ahead(upscale, ahead(read_frames(source, *size, pixel_format)))) as frames:
+        for count, frame in enumerate(frames, 1):  # noqa: B007 - returned below
+            write_frame(sink, frame, pixel_format)
+    sink.flush()
+    return count
 
 
 def read_frames(stream: BinaryIO, width: int, height: int, pixel_format: str) -> Generator[NDArray[np.uint8]]:

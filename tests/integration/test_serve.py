@@ -25,7 +25,6 @@ from PIL import Image as PillowImage
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.serving.http import Limits, http_app
-from odm_deploy.upscaling.upscaler import Upscaler
 from tests.command_line import run_cli
 from tests.factories import random_images
 from tests.png_files import ffmpeg_png, ffmpeg_samples
@@ -52,7 +51,7 @@ def serving(app):
 
 @pytest.fixture(scope="module")
 def port(tiny_bundle):
-    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler, serving(http_app(upscaler, LIMITS)) as port:
+    with Engine.open(tiny_bundle, "onnxruntime") as engine, serving(http_app(engine, LIMITS)) as port:
         yield port
 
 
@@ -216,8 +215,8 @@ def test_simultaneous_requests_get_their_own_answers(port):
 
 
 def test_what_nobody_foresaw_is_an_error_without_details(tiny_bundle):
-    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler:
-        app = http_app(upscaler, LIMITS)
+    with Engine.open(tiny_bundle, "onnxruntime") as engine:
+        app = http_app(engine, LIMITS)
     # The engine is closed by now: whatever it raises has to end as an answer, and the server has to live on.
     with serving(app) as port:
         for _ in range(2):
@@ -269,7 +268,7 @@ def test_without_starlette_the_line_says_what_to_install(tiny_bundle, monkeypatc
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")
 def test_the_page_upscales_in_a_browser(tiny_bundle, tmp_path):
     """The page's own sample goes through the very code that a dropped image does."""
-    with Upscaler.open(tiny_bundle, "onnxruntime") as upscaler, serving(http_app(upscaler, Limits())) as port:
+    with Engine.open(tiny_bundle, "onnxruntime") as engine, serving(http_app(engine, Limits())) as port:
         dom = subprocess.run(
             [
                 "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -12,13 +12,16 @@ from odm_deploy.engine import Engine
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import read_image, read_rgb
+from odm_deploy.imaging.tiles import Tiles
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.runtimes.base import RuntimeOptions
-from odm_deploy.upscaling.upscaler import Upscaler
+from odm_deploy.runtimes.registry import open_runtime
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
 from tests.png_files import ffmpeg_png, ffmpeg_samples
+
+ONE_THREAD = RuntimeOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +65,16 @@ def test_results_are_the_floats_of_the_network_rounded(folder, tmp_path, runtime
 
 
 def test_blended_tiles_keep_16_bits(folder):
-    with Engine.open(folder / "float", "onnxruntime", RuntimeOptions(threads=1)) as engine:
-        whole = engine.upscale(gradient(130, 40), bits=16)
-        engine._tiling = lambda _: (None, 2)  # type: ignore[method-assign]
+    with open_runtime(folder / "float", "onnxruntime", ONE_THREAD) as runtime:
+        whole = Engine(runtime).upscale(gradient(130, 40), bits=16)
+        unbounded = Engine(runtime, tiles=Tiles(2, radius_px=None))
         # The network looks less far than what strips throw away: blending changes nothing.
-        np.testing.assert_array_equal(engine.upscale(gradient(130, 40), tile=96, bits=16), whole)
+        np.testing.assert_array_equal(unbounded.upscale(gradient(130, 40), tile=96, bits=16), whole)
 
 
 def test_the_lower_byte_reaches_the_network(folder):
     deep = gradient()
-    with Engine.open(folder / "float", "onnxruntime", RuntimeOptions(threads=1)) as engine:
+    with Engine.open(folder / "float", "onnxruntime", ONE_THREAD) as engine:
         assert (engine.upscale(deep) != engine.upscale((deep >> 8).astype(np.uint8))).any()
         levels = deep // 257
         np.testing.assert_array_equal(engine.upscale(levels * 257), engine.upscale(levels.astype(np.uint8)))
@@ -119,8 +122,8 @@ def test_bundles_of_8_bits_say_so_or_refuse(folder, tmp_path):
     outcome = upscale(tmp_path / "deep.png", tmp_path / "out.png", folder / "uint8")
     assert outcome.code == 0, outcome.stderr
     assert "16 bits a sample become 8, because the bundle takes and returns uint8" in outcome.stderr
-    with Upscaler.open(folder / "uint8", threads=1) as upscaler:
-        rounded = upscaler.pixels(np.rint(gradient() / 257).astype(np.uint8))
+    with Engine.open(folder / "uint8", options=ONE_THREAD) as engine:
+        rounded = engine.upscale(np.rint(gradient() / 257).astype(np.uint8))
     np.testing.assert_array_equal(read_rgb(tmp_path / "out.png"), rounded)
     assert "become 8" not in upscale(tmp_path / "deep.png", tmp_path / "o.png", folder / "uint8", "--depth", 8).stderr
     refused = upscale(tmp_path / "deep.png", tmp_path / "no.png", folder / "uint8", "--depth", 16)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from odm_deploy.checkpoint import save_model
+from odm_deploy.engine import Engine
 from odm_deploy.imaging.image import Image
-from odm_deploy.upscaling.upscaler import Upscaler
+from odm_deploy.runtimes.base import RuntimeOptions
 from tests.command_line import run_cli
 from tests.factories import random_images, tiny_model
 
+ONE_THREAD = RuntimeOptions(threads=1)
 EDGES = list(itertools.product(("nchw", "nhwc"), ("rgb", "bgr")))
 
 
@@ -39,13 +41,13 @@ def picture(kind: str) -> Image:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_every_layout_and_order_gives_the_same_pixels(folder, runtime):
     kinds = ("rgb", "gray", "rgba")
-    with Upscaler.open(folder / "float", runtime, tile=20, threads=1) as upscaler:
-        expected = {kind: upscaler.upscale(picture(kind)) for kind in kinds}
+    with Engine.open(folder / "float", runtime, ONE_THREAD, tile=20) as engine:
+        expected = {kind: engine.upscale(picture(kind)) for kind in kinds}
     for layout, order in EDGES:
-        with Upscaler.open(folder / f"{layout}_{order}", runtime, tile=20, threads=1) as upscaler:
-            assert not upscaler.engine.has_float_edges
+        with Engine.open(folder / f"{layout}_{order}", runtime, ONE_THREAD, tile=20) as engine:
+            assert not engine.has_float_edges
             for kind in kinds:
-                found = upscaler.upscale(picture(kind))
+                found = engine.upscale(picture(kind))
                 np.testing.assert_array_equal(found.rgb, expected[kind].rgb)
                 assert (found.alpha is None) == (kind != "rgba")
                 if found.alpha is not None:
