@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from odm_deploy.building.build import BuildReport
-from odm_deploy.building.bundle_engine import Say, build_bundle_engine, describe_engine
+from odm_deploy.building.bundle_engine import build_bundle_engine, describe_engine
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.parent import BuildProgress
 from odm_deploy.checkpoint import file_sha256
@@ -24,6 +24,7 @@ from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
+from odm_deploy.progress import Say
 from odm_deploy.proof.golden import golden_images, golden_of
 from odm_deploy.quantization.exact.bounds import prove
 from odm_deploy.quantization.exact.trace import integer_program

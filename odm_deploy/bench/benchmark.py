@@ -11,11 +11,12 @@ import numpy as np
 from odm_deploy.bench.limits import Limits, find_limits
 from odm_deploy.bench.nvml import watch_gpu
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
-from odm_deploy.bench.timing import Effort, Track, time_runs
+from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.bench.twin import try_open_twin
 from odm_deploy.building.layer_table import recorded_layers
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, OdmError, UsageError
+from odm_deploy.progress import Track, untracked
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
@@ -33,7 +34,7 @@ def benchmark(
     options: RuntimeOptions | None = None,
     effort: Effort | None = None,
     baseline: bool = True,
-    track: Track | None = None,
+    track: Track = untracked,
 ) -> BenchReport:
     """Time a bundle, model.onnx or engine.plan beside its float twin.
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from odm_deploy.errors import UsageError
+from odm_deploy.progress import Track, untracked
 from odm_deploy.runtimes.base import Array, Runtime, RunTimes
-
-Track = Callable[[Iterable[int], int], Iterable[int]]
-"""Shows progress while the rounds are consumed: takes them and their number."""
 
 _WARM_UP_S = 0.5
 _WARM_UP_RUNS = 2
@@ -65,7 +63,7 @@ def time_runs(
     runtimes: Sequence[Runtime],
     feeds: Mapping[str, Array],
     effort: Effort | None = None,
-    track: Track | None = None,
+    track: Track = untracked,
 ) -> list[list[RunTimes]]:
     """Time several models on the same input, in alternation.
 
@@ -87,7 +85,7 @@ def time_runs(
     blocks = _split(count)
     samples: list[list[RunTimes]] = [[] for _ in runtimes]
     rounds: Iterable[int] = range(len(blocks))
-    for index in track(rounds, len(blocks)) if track else rounds:
+    for index in track(rounds, len(blocks)):
         # Every other round runs backwards, so that no model always comes first.
         order = range(len(runtimes)) if index % 2 == 0 else reversed(range(len(runtimes)))
         for which in order:

@@ -20,9 +20,7 @@ from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.manifest import ONNX_FILE, PLAN_FILE, Manifest, read_manifest
-
-Say = Callable[[str], None]
-
+from odm_deploy.progress import Say
 
 _WARNINGS_SAID = 5
 _WARNINGS_KEPT = 50

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
-from odm_deploy.bundle.golden import read_golden as read_golden
 from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.taps import read_taps
 from odm_deploy.proof.graph_hashes import hashes_by_layer

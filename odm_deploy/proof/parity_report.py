@@ -25,6 +25,10 @@ class Gates:
     """Largest loss against ground truth allowed, reference minus runtime, dB."""
 
 
+NO_GATES = Gates()
+"""Let the noise floor, the layers and the golden outputs decide."""
+
+
 @dataclass
 class ParityReport:
     """What `verify` found."""
@@ -75,7 +79,7 @@ class ParityReport:
             needed = min(self.furthest_floor_db - CLEAN_FACTOR_DB, CLEAN_DB)
         return self.distance.psnr_db >= needed
 
-    def failures(self, gates: Gates) -> list[str]:
+    def failures(self, gates: Gates = NO_GATES) -> list[str]:
         """Why the verdict is no; empty when it is yes.
 
         Raises:
@@ -83,9 +87,9 @@ class ParityReport:
         """
         found: list[str] = []
         distance = self.distance
-        if gates == Gates() and self.golden is not None:
+        if gates == NO_GATES and self.golden is not None:
             found += self.golden.failures
-        if gates == Gates() and not self.within_floor:
+        if gates == NO_GATES and not self.within_floor:
             worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate - layer.tie_flip_rate, default=None)
             if worst is not None:
                 found.append(
@@ -110,7 +114,7 @@ class ParityReport:
                 found.append(f"PSNR drop {drop:.3f} dB (allowed: {gates.max_psnr_drop_db:g} dB)")
         return found
 
-    def to_dict(self, gates: Gates) -> dict[str, Any]:
+    def to_dict(self, gates: Gates = NO_GATES) -> dict[str, Any]:
         """The document of `verify --json`."""
         return {
             "runtime_info": self.runtime,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from odm_deploy.proof.distance import Distance
 from odm_deploy.proof.layer_parity import LayerParity
-from odm_deploy.proof.parity_report import Gates, ParityReport
+from odm_deploy.proof.parity_report import NO_GATES, Gates, ParityReport
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WORST_LAYERS = 5
 
 
-def verdict(report: ParityReport, gates: Gates) -> str:
+def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
     """The one line that matters."""
     failures = report.failures(gates)
     name = report.runtime.get("runtime", "the runtime")
@@ -72,7 +72,7 @@ def worst_layers_table(report: ParityReport) -> Table:
     return table
 
 
-def to_markdown(report: ParityReport, gates: Gates) -> str:
+def to_markdown(report: ParityReport, gates: Gates = NO_GATES) -> str:
     """The whole report as markdown."""
     lines = [f"**{verdict(report, gates)}**", "", "| | runtime | noise floor / reference |", "|---|---:|---:|"]
     lines += [f"| {name} | {found} | {floor} |" for name, found, floor in rows(report)]

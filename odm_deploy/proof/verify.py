@@ -60,8 +60,8 @@ def verify(
     The same image bytes go through the fake-quantized torch model and the runtime. Whether what differs is more than
     rounding explains is for `ParityReport.failures` to say:
 
-    >>> report = verify("model/", "Set5/LR_bicubic/X4")      # doctest: +SKIP
-    >>> report.failures(Gates()), report.distance.identical  # doctest: +SKIP
+    >>> report = verify("model/", "Set5/LR_bicubic/X4")  # doctest: +SKIP
+    >>> report.failures(), report.distance.identical     # doctest: +SKIP
     ([], 1.0)
 
     Args:

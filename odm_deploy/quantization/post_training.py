@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
-from odm_deploy.quantization.exact.refine import Track, refine_grids
+from odm_deploy.quantization.exact.refine import refine_grids
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
@@ -71,7 +72,7 @@ def calibrate(
     policy: QuantizationPolicy,
     settings: CalibrationSettings | None = None,
     metadata: Mapping[str, Any] | None = None,
-    track_refining: Track | None = None,
+    track_refining: Track = untracked,
 ) -> tuple[QuantizedModel, list[LayerSummary]]:
     """Quantize a float network after training.
 

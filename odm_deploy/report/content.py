@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from odm_deploy.bench.report import BenchReport, plain_number
 from odm_deploy.building.coverage import Coverage
-from odm_deploy.proof.parity_report import Gates, ParityReport
+from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.proof.parity_text import verdict
 from odm_deploy.report.crops import CropRow
 from odm_deploy.report.layer_statistics import LayerStatistics
@@ -35,12 +35,12 @@ class ReportContent:
     @property
     def passed(self) -> bool:
         """Whether the runtime computes the reference."""
-        return not self.parity.failures(Gates())
+        return not self.parity.failures()
 
     @property
     def verdict(self) -> str:
         """The line that matters, as `odm-deploy verify` prints it."""
-        return verdict(self.parity, Gates())
+        return verdict(self.parity)
 
     def latency_rows(self) -> list[tuple[str, str, str, str]]:
         """Model, median ms, 99th percentile ms, output megapixels per second; the float twin second."""

@@ -6,7 +6,6 @@ import importlib.util
 import math
 
 from odm_deploy.errors import MissingError
-from odm_deploy.proof.parity_report import Gates
 from odm_deploy.proof.parity_text import rows, to_markdown
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.svg import Bar, bar_chart, distribution_chart, share_text
@@ -55,7 +54,7 @@ def to_report_markdown(content: ReportContent) -> str:
     """The report's figures as markdown; pictures and charts are the page's."""
     lines = [f"# {content.title}", ""]
     lines += [f"- {name}: {value}" for name, value in content.facts]
-    lines += ["", "## Agreement", "", to_markdown(content.parity, Gates())]
+    lines += ["", "## Agreement", "", to_markdown(content.parity)]
     lines += ["## int8 coverage", "", content.coverage_line(), "", "## Latency", ""]
     if content.bench is None:
         lines += [content.bench_note, ""]

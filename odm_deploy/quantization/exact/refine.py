@@ -8,23 +8,20 @@ closer to the float network's. On EDSR-baseline x4 that wins back most of what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.model import QuantizedModel
-
-Track = Callable[[Iterable[QuantizedLayer], int], Iterable[QuantizedLayer]]
-"""Hands on so many layers one after the other, and may show how far it is."""
 
 
 @torch.no_grad()
 def refine_grids(
-    model: QuantizedModel, network: SuperResolutionNetwork, images: Sequence[Tensor], track: Track | None = None
+    model: QuantizedModel, network: SuperResolutionNetwork, images: Sequence[Tensor], track: Track = untracked
 ) -> int:
     """One pass over the layers of less than 8 bits, in network order; returns how many grids changed, in place.
 
@@ -43,7 +40,7 @@ def refine_grids(
     changed = 0
     # At 8 bits steps are so fine that the search would follow noise.
     layers = [layer for layer in model.layers.values() if layer.grid.bits < MAX_BITS]
-    for layer in track(layers, len(layers)) if track else layers:
+    for layer in track(layers, len(layers)):
         original = layer.grid
         for candidate in _neighbours(original):
             kept, layer.grid = layer.grid, candidate
