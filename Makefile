@@ -19,7 +19,7 @@ demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real
 	@echo "done: compare $(DEMO_IMAGES)/streetx4.png with demo/street.png"
 
 test: $(READY)  ## every test that needs no GPU
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 test-gpu: $(READY)  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -q -m gpu tests/gpu
