@@ -10,15 +10,34 @@ import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from odm_deploy.errors import OdmError
+from odm_deploy.errors import OdmError, UsageError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
 )
+
+
+def precision_option(text: str) -> Callable[[Command], Command]:
+    """`--precision` of what is not int8, with `text` as its help."""
+
+    def parse(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+        if value == "f32":
+            say("--precision f32 is spelled fp32 now")
+            return "fp32"
+        if value not in ("fp32", "bf16"):
+            raise UsageError(f"--precision {value}", fix="use fp32 or bf16")
+        return value
+
+    return click.option(
+        "--precision", metavar="[fp32|bf16]", callback=parse, default="fp32", show_default=True, help=text
+    )
 
 
 def emit_json(document: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt"
 STEP_LIMIT_S = 900
 SLOWEST = 5
-SIZES = ("96x96", "270x480", "540x960")
+SIZES = ("96x96", "480x270", "960x540")
 
 
 @click.command()
@@ -45,7 +45,9 @@ SIZES = ("96x96", "270x480", "540x960")
 @click.option("--images", type=click.Path(path_type=Path), default=ROOT / "tests/data/samples/LR_bicubic/X4")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/gpu_report", show_default=True)
 @click.option("--runtime", "runtimes", multiple=True, help="[default: every TensorRT that works here]")
-@click.option("--size", "sizes", multiple=True, default=SIZES, show_default=True, help="Input sizes to time.")
+@click.option(
+    "--size", "sizes", metavar="WxH", multiple=True, default=SIZES, show_default=True, help="Input sizes to time."
+)
 @click.option("--seconds", default=5.0, show_default=True, help="Time to spend on each measurement.")
 @click.option("--tests/--no-tests", default=True, help="Run tests/gpu, too.")
 def main(
@@ -160,10 +162,9 @@ def _environment(out: Path) -> str:
 def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Sequence[str], seconds: float) -> str:
     lines = [f"## {name}: {model.stem}", ""]
     engine = ["--builder", name] if name in BUILDERS else ["--no-engine"]
-    heights, widths = zip(*(map(int, size.split("x")) for size in sizes), strict=True)
-    best = max(sizes, key=lambda size: int(size.split("x")[0]))
-    largest = f"1x3x{max(*heights, 96)}x{max(*widths, 96)}"
-    shapes = f"1x3x16x16:1x3x{best}:{largest}"
+    widths, heights = zip(*(map(int, size.split("x")) for size in sizes), strict=True)
+    best = max(sizes, key=lambda size: int(size.split("x")[1]))
+    shapes = f"1x3x16x16:{_shape(best)}:1x3x{max(*heights, 96)}x{max(*widths, 96)}"
     bundles: dict[str, Path] = {}
     # The CPU runtimes of this project take a float32 rest; engines are timed with the rest in half precision, too.
     for rest in ("fp32", "fp16") if name in BUILDERS else ("fp32",):
@@ -215,6 +216,12 @@ def _distance(label: str, found: dict[str, Any]) -> str:
     return "; ".join([*words, "passed" if found["passed"] else f"NOT passed: {'; '.join(found['failures'])}"])
 
 
+def _shape(size: str) -> str:
+    """`WxH` as a shape of one image."""
+    width, height = size.split("x")
+    return f"1x3x{height}x{width}"
+
+
 def _latency(
     name: str, bundles: dict[str, Path], size: str, seconds: float, out: Path, limits: dict[str, None]
 ) -> list[str]:
@@ -247,7 +254,7 @@ def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: 
     plan = onnx_path.with_suffix(".plan")
     try:
         if not plan.exists():
-            build_engine(onnx_path, plan, BuildOptions(builder=name, shapes=parse_shapes(f"1x3x{size}"), tf32=False))
+            build_engine(onnx_path, plan, BuildOptions(builder=name, shapes=parse_shapes(_shape(size)), tf32=False))
     except OdmError as error:
         return {"failed": str(error)}
     return _step(out / f"float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])

@@ -1,6 +1,6 @@
 """Quality against latency and size: which of several trained models are worth having.
 
-    python tools/pareto.py runs/w4a4 runs/w2a2 --runtime openvino --size 180x320 -o pareto.png
+    python tools/pareto.py runs/w4a4 runs/w2a2 --runtime openvino --size 320x180 -o pareto.png
 
 Takes folders that `compare_methods.py` wrote. Every exportable model is lowered and timed here, interleaved with all
 others and with the float network, so that the latencies of one picture come from one run. Quality is what was measured
@@ -24,12 +24,13 @@ import onnx
 
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.checkpoint import load_model
-from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import lower
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.sizes import SIZE
 from odm_deploy.terminal import progress, run, say
 
 
@@ -50,22 +51,25 @@ class Point:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("comparisons", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--runtime", default="openvino", show_default=True, help="Where to time: openvino, onnxruntime, ...")
-@click.option("--size", default="180x320", show_default=True, metavar="HxW", help="Input image in pixels.")
+@click.option("--size", type=SIZE, metavar="WxH", default="320x180", show_default=True, help="Input image in pixels.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: one a physical core.")
 @click.option("--seconds", default=20.0, show_default=True, help="Time to spend measuring, over all models.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Picture (png, svg, pdf).")
 def command(
-    comparisons: tuple[Path, ...], runtime: str, size: str, threads: int | None, seconds: float, output: Path
+    comparisons: tuple[Path, ...],
+    runtime: str,
+    size: tuple[int, int],
+    threads: int | None,
+    seconds: float,
+    output: Path,
 ) -> None:
     """Draw the models of COMPARISONS by quality, latency and size."""
-    height, separator, width = size.partition("x")
-    if not (separator and height.isdigit() and width.isdigit()):
-        raise UsageError(f"--size {size}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example 180x320")
+    width, height = size
     quality = {name: value for folder in comparisons for name, value in read_results(folder).items()}
     graphs = exportable_graphs(comparisons)
-    latency_ms = latencies(graphs, runtime, (int(height), int(width)), RuntimeOptions(threads=threads), seconds)
+    latency_ms = latencies(graphs, runtime, (height, width), RuntimeOptions(threads=threads), seconds)
     points = [Point(name, *quality[name], latency_ms[name]) for name in graphs]
-    place = f"{runtime}, {size} input"
+    place = f"{runtime}, {width}x{height} input"
     draw(points, place, output)
     with atomic_path(output.with_suffix(".md")) as temporary:
         temporary.write_text(markdown(points, place), encoding="utf-8")

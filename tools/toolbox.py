@@ -65,18 +65,6 @@ def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def input_size(text: str) -> tuple[int, int]:
-    """HEIGHTxWIDTH in pixels.
-
-    Raises:
-        UsageError: anything else.
-    """
-    height, separator, width = text.partition("x")
-    if not (separator and height.isdigit() and width.isdigit()):
-        raise UsageError(f"--size {text}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example 180x320")
-    return int(height), int(width)
-
-
 def import_pyplot() -> Any:
     """`matplotlib.pyplot`, drawing into files.
 

@@ -1,6 +1,6 @@
 """How much of the bare network's speed is left when images are read, upscaled and written.
 
-    python tools/upscale_throughput.py bundle photos --size 180x320 --format png
+    python tools/upscale_throughput.py bundle photos --size 320x180 --format png
 
 Three ways to do the same images, in alternation, on one opened model:
 
@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from odm_deploy.engine import Engine
-from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.sizes import SIZE
 from odm_deploy.terminal import emit_json, json_option, progress, run, say
 from odm_deploy.upscaling.batch import plan_jobs, run_jobs
 
@@ -51,7 +51,9 @@ class Cost:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("photos")
-@click.option("--size", default="180x320", show_default=True, metavar="HxW", help="Inputs are cut to this, in pixels.")
+@click.option(
+    "--size", type=SIZE, metavar="WxH", default="320x180", show_default=True, help="Inputs are cut to this, in pixels."
+)
 @click.option("--count", default=6, show_default=True, type=click.IntRange(min=1), help="Images a round.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Each way once a round.")
 @click.option("--format", "suffix", default="png", show_default=True, type=click.Choice(["png", "jpg", "webp"]))
@@ -61,7 +63,7 @@ class Cost:
 def command(
     bundle: Path,
     photos: str,
-    size: str,
+    size: tuple[int, int],
     count: int,
     rounds: int,
     suffix: str,
@@ -70,20 +72,20 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare the whole of `odm-deploy upscale` to the network alone, on pieces of the images PHOTOS."""
-    height, separator, width = size.partition("x")
-    if not (separator and height.isdigit() and width.isdigit()):
-        raise UsageError(f"--size {size}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example 180x320")
+    width, height = size
     with (
         tempfile.TemporaryDirectory() as scratch,
         Engine.open(bundle, runtime, RuntimeOptions(threads=threads), tile=0) as engine,
         progress("rounds") as track,
     ):
-        inputs = cut_inputs(photos, Path(scratch) / "in", (int(height), int(width)), count)
+        inputs = cut_inputs(photos, Path(scratch) / "in", (height, width), count)
         costs = measure(engine, inputs, Path(scratch), f".{suffix}", track(range(rounds), rounds))
         described = engine.describe()
     if as_json:
         results = {way: [vars(cost) for cost in costs[way]] for way in WAYS}
-        emit_json({"runtime": described, "size": size, "format": suffix, "count": count, "costs": results})
+        emit_json(
+            {"runtime": described, "size": f"{width}x{height}", "format": suffix, "count": count, "costs": results}
+        )
         return
     say(f"{count} images of {size} a round, {rounds} rounds, results as {suffix}; {described['device']}")
     click.echo(table(costs, count))

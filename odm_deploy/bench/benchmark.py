@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from odm_deploy.bench.gpu_watch import watch_gpu
 from odm_deploy.bench.limits import Limits, find_limits
-from odm_deploy.bench.nvml import watch_gpu
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.bench.twin import try_open_twin
@@ -57,7 +57,7 @@ def benchmark(
         raise UsageError(f"cannot time a batch of {batch} images of {size}", why="there is nothing to compute")
     bundle = Bundle.open(model)
     with ExitStack() as stack:
-        watch = stack.enter_context(watch_gpu())
+        watch, gpu_note = stack.enter_context(watch_gpu())
         opened = stack.enter_context(open_runtime(bundle, runtime, options))
         shape = _image_shape(opened, size, batch)
         feeds = {opened.inputs[0].name: _images(opened, shape)}
@@ -84,6 +84,7 @@ def benchmark(
             limits.layers if limits is not None else (),
             _layer_times(bundle, opened, feeds),
             state,
+            gpu_note if opened.on_gpu else "",
         )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from odm_deploy.bench.gpu_watch import GpuState
 from odm_deploy.bench.limits import LayerLimit
-from odm_deploy.bench.nvml import GpuState
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
@@ -119,7 +119,9 @@ class BenchReport:
     layer_times: tuple[LayerTime, ...] = ()
     """Of an engine: where its time goes, the slowest layer first."""
     gpu: GpuState | None = None
-    """What the GPU did meanwhile; None on a CPU."""
+    """What the GPU did meanwhile; None on a CPU, and where nobody tells."""
+    gpu_note: str = ""
+    """Why nobody tells what the GPU did."""
 
     @property
     def speedup(self) -> float | None:
@@ -142,13 +144,14 @@ class BenchReport:
             "slow_layers": [asdict(layer) for layer in self.slow_layers],
             "layer_times": [asdict(layer) for layer in self.layer_times],
             "gpu": None if self.gpu is None else asdict(self.gpu),
+            "gpu_note": self.gpu_note,
         }
 
     def to_table(self) -> Table:
         """The same for humans."""
         from rich.table import Table
 
-        size = "x".join(map(str, self.shape))
+        size = f"{'x'.join(map(str, self.shape))} ({self.shape[3]} wide, {self.shape[2]} high)"
         speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as in float"
         table = Table(title=f"{self.runtime} on {self.device}, input {size}{speedup}", title_justify="left")
         table.add_column("", no_wrap=True)
@@ -164,9 +167,9 @@ class BenchReport:
         return table
 
     def gpu_line(self) -> str:
-        """What the GPU did meanwhile, as one line; empty on a CPU."""
+        """What the GPU did meanwhile, or why that is unknown, as one line; empty on a CPU."""
         if self.gpu is None:
-            return ""
+            return self.gpu_note
         state = self.gpu
         parts = [
             "" if state.memory_mib is None else f"{state.memory_mib} MiB of GPU memory",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from odm_deploy.errors import GateError, UsageError
-from odm_deploy.terminal import emit_json, json_option, progress, say
+from odm_deploy.sizes import SIZE
+from odm_deploy.terminal import emit_json, json_option, precision_option, progress, say
 
 _PIPED_WIDTH = 140
 _WORTH_EXPLAINING = 1.5
@@ -17,18 +19,17 @@ _LAYERS_SHOWN = 5
 @click.command("bench")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--runtime", metavar="NAME", help="Where to run; default: the fastest that works here.")
-@click.option("--size", metavar="HxW", help="Input size in pixels; default: what the engine is tuned for, or 180x320.")
+@click.option(
+    "--size",
+    type=SIZE,
+    metavar="WxH",
+    help="Input size in pixels; default: what the engine is tuned for, or 320x180.",
+)
 @click.option("--batch", default=1, show_default=True, help="Images a run.")
 @click.option("--iterations", type=int, help="Counted runs of each model; default: what fits into --seconds.")
 @click.option("--seconds", default=5.0, show_default=True, help="Time to spend measuring.")
 @click.option("--threads", type=int, help="CPU threads; default: one a physical core.")
-@click.option(
-    "--precision",
-    type=click.Choice(["f32", "bf16"]),
-    default="f32",
-    show_default=True,
-    help="Arithmetic of what is not int8 (bf16: OpenVINO on CPUs that have it).",
-)
+@precision_option("Arithmetic of what is not int8 (bf16: OpenVINO on CPUs that have it).")
 @click.option("--baseline/--no-baseline", default=True, show_default=True, help="Time the float twin, too.")
 @click.option(
     "--fail-slower",
@@ -40,12 +41,12 @@ _LAYERS_SHOWN = 5
 def command(
     model: Path,
     runtime: str | None,
-    size: str | None,
+    size: tuple[int, int] | None,
     batch: int,
     iterations: int | None,
     seconds: float,
     threads: int | None,
-    precision: str,
+    precision: Literal["fp32", "bf16"],
     baseline: bool,
     fail_slower: float | None,
     as_json: bool,
@@ -64,9 +65,9 @@ def command(
         report = benchmark(
             model,
             runtime,
-            size=_parse_size(size),
+            size=None if size is None else (size[1], size[0]),
             batch=batch,
-            options=RuntimeOptions(threads=threads, precision="bf16" if precision == "bf16" else "f32"),
+            options=RuntimeOptions(threads=threads, precision=precision),
             effort=Effort(iterations, seconds),
             baseline=baseline,
             track=track,
@@ -83,7 +84,7 @@ def command(
             # Into a file or a pipe, the table keeps its columns whatever width is assumed there.
             console = Console(width=_PIPED_WIDTH)
         console.print(report.to_table())
-        if report.gpu is not None:
+        if report.gpu_line():
             click.echo(report.gpu_line())
         if report.speedup is not None and report.speedup < _WORTH_EXPLAINING:
             click.echo(
@@ -103,17 +104,6 @@ def command(
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is not None:
         _gate(report.speedup, fail_slower, report.baseline_note)
-
-
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdigit() and width.isdigit()):
-        raise UsageError(
-            f"--size {text}", why="it is not HEIGHTxWIDTH in pixels", fix="write for example --size 180x320"
-        )
-    return int(height), int(width)
 
 
 def _gate(speedup: float | None, ratio: float, note: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.trust import trust_option
-from odm_deploy.terminal import emit_json, json_option, progress, say
+from odm_deploy.terminal import emit_json, json_option, precision_option, progress, say
 
 if TYPE_CHECKING:
     from odm_deploy.proof.parity_report import Gates, ParityReport
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--min-identical", type=float, help="Gate: smallest share of identical values, 0..1.")
 @click.option("--max-psnr-drop", "max_psnr_drop_db", type=float, help="Gate: largest loss against ground truth, dB.")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
-@click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", help="Float arithmetic (OpenVINO).")
+@precision_option("Arithmetic of what is not int8 (bf16: OpenVINO).")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the report as markdown.")
 @trust_option
 @json_option

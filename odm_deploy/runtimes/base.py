@@ -65,7 +65,7 @@ class RuntimeOptions:
     """CPU threads; None takes one a physical core this process may use."""
     optimize: bool = True
     """False runs the graph node by node as written (ONNX Runtime only): the unfused reference of its own fusions."""
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the layers that are not int8 (bf16: OpenVINO only, on CPUs with bf16 instructions)."""
     cuda_graph: bool = True
     """Replay a captured CUDA graph per shape instead of launching kernel by kernel (TensorRT only)."""
@@ -78,6 +78,8 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         if self.contexts < 1:
             raise UsageError(f"{self.contexts} contexts", why="a runtime needs at least one")
+        if self.precision not in ("fp32", "bf16"):
+            raise UsageError(f"--precision {self.precision}", fix="use fp32 or bf16")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads}", why="a runtime needs at least one thread")
 

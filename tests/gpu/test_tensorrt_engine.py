@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 
 from odm_deploy.bench.benchmark import benchmark
+from odm_deploy.bench.gpu_watch import GpuSensors
 from odm_deploy.bench.timing import Effort
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.options import BuildOptions
@@ -200,6 +202,15 @@ def test_a_plan_with_damaged_contents_is_refused(bundle: Path) -> None:
         runtime_class((bundle / "name").read_text()).open_bytes(bytes(plan))
 
 
+def test_every_gpu_that_cuda_sees_has_sensors_of_its_own() -> None:
+    """A real driver is needed: whether CUDA and NVML spell a UUID alike is theirs to decide."""
+    pynvml.nvmlInit()
+    for gpu in find_gpus():
+        # MIG parts have names of their own, beginning with that of the card.
+        assert gpu.name.startswith(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)))
+        GpuSensors(gpu).sample()
+
+
 def test_bench_builds_the_half_precision_twin(bundle: Path) -> None:
     report = benchmark(bundle, (bundle / "name").read_text(), effort=Effort(iterations=10))
     assert report.shape == (1, 3, 16, 16)
@@ -209,7 +220,7 @@ def test_bench_builds_the_half_precision_twin(bundle: Path) -> None:
     assert report.layer_times
     total_ms = sum(layer.ms for layer in report.layer_times)
     assert 0.3 * report.measurement.compute_ms.p50 < total_ms < 100 * report.measurement.compute_ms.p50
-    assert report.gpu is not None
+    assert report.gpu is not None, report.gpu_note
     assert report.gpu.memory_mib is None or 0 < report.gpu.memory_mib < 20_000
     assert report.gpu.sm_clock_mhz is None or 100 < report.gpu.sm_clock_mhz[1] < 5000
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.sr_graphs import sr_model
 
-QUICK = ("--size", "16x12", "--iterations", "3", "--threads", "1")
+QUICK = ("--size", "12x16", "--iterations", "3", "--threads", "1")
 
 
 def odm_deploy(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def test_json_stands_alone_on_stdout(bundle: Path, runtime: str) -> None:
     # Two images of 32x24 a run.
     assert report["mpix_per_s"] == pytest.approx(report["images_per_s"] * 32 * 24 / 1e6)
     assert report["speedup"] == pytest.approx(report["baseline"]["latency_ms"]["p50"] / report["latency_ms"]["p50"])
-    assert report["baseline"]["model"] == "float twin (f32)"
+    assert report["baseline"]["model"] == "float twin (fp32)"
     assert any("multiples of 32" in limit for limit in report["limits"])
     assert {"unquantized in the graph"} < {layer["reason"] for layer in report["slow_layers"]}
     assert report["gpu"] is None
@@ -48,8 +48,14 @@ def test_json_stands_alone_on_stdout(bundle: Path, runtime: str) -> None:
 def test_the_table_names_runtime_shape_and_both_models(bundle: Path) -> None:
     done = odm_deploy("bench", bundle / "fixed.onnx", "--iterations", 2, "--threads", 1)
     assert done.returncode == 0, done.stderr
-    for part in ("openvino", "1x3x20x24", "fixed.onnx", "float twin (f32)"):
+    for part in ("openvino", "1x3x20x24 (24 wide, 20 high)", "fixed.onnx", "float twin (fp32)"):
         assert part in done.stdout
+
+
+def test_the_old_spelling_of_fp32_still_works_and_says_so(bundle: Path) -> None:
+    done = odm_deploy("bench", bundle, "--precision", "f32", "--no-baseline", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == "--precision f32 is spelled fp32 now"
 
 
 def test_a_float_model_is_timed_without_a_baseline(bundle: Path) -> None:
@@ -80,12 +86,13 @@ def test_the_gate_fails_and_holds(bundle: Path) -> None:
         (["garbage.plan"], 1, "not a TensorRT engine"),
         (["."], 1, "holds no"),
         (["{bundle}/fixed.onnx", "--size", "8x8"], 1, "1x3x8x8"),
-        (["{bundle}", "--size", "0x8"], 2, "(0, 8)"),
-        (["{bundle}", "--size", "8"], 2, "HEIGHTxWIDTH"),
+        (["{bundle}", "--size", "8x0"], 2, "8x0"),
+        (["{bundle}", "--size", "8"], 2, "WIDTHxHEIGHT"),
         (["{bundle}", "--batch", "0"], 2, "batch of 0"),
         (["{bundle}", "--runtime", "abacus"], 2, "abacus"),
         (["{bundle}", "--threads", "0"], 2, "--threads 0"),
         (["{bundle}", "--runtime", "onnxruntime", "--precision", "bf16"], 2, "--precision bf16"),
+        (["{bundle}", "--precision", "int4"], 2, "--precision int4"),
         (["{bundle}", "--fail-slower", "2", "--no-baseline"], 2, "--fail-slower"),
     ],
 )

@@ -89,7 +89,7 @@ def test_openvino_stays_in_float32_whatever_the_hint(bundle, low):
     outcome = verify(bundle, low, "--runtime", "openvino", "--precision", "bf16")
     assert outcome.code == 0, outcome.stderr
     assert outcome.document["identical_pixels"] == 1.0
-    assert outcome.document["runtime_info"]["precision"] == "f32"
+    assert outcome.document["runtime_info"]["precision"] == "fp32"
 
 
 def broken_copy(bundle, folder, initializer, change) -> Path:

@@ -53,7 +53,7 @@ def report(program: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint
 def test_every_measurement_is_a_row_and_is_made_once(report, capsys) -> None:
     text = report("onnxruntime")
     rows = [line for line in text.splitlines() if line.startswith("| 24x20")]
-    assert [row.split("|")[2].split(",")[0].strip() for row in rows] == ["int8", "float twin (f32)"]
+    assert [row.split("|")[2].split(",")[0].strip() for row in rows] == ["int8", "float twin (fp32)"]
     assert all(float(row.split("|")[3]) > 0 for row in rows)
     assert "identical values, largest step" in text
     assert "reference" in text and "; passed" in text

@@ -90,7 +90,7 @@ def test_latency_beside_the_float_twin(tiny_bundle, tiny_set, tmp_path):
     assert outcome.code == 0, outcome.stderr
     text = Page(page.read_text()).text
     assert "times as fast as the same network in float" in text
-    assert "float twin (f32)" in text
+    assert "float twin (fp32)" in text
 
 
 def test_a_wrong_model_is_shown_and_ends_with_3(tiny_bundle, tiny_checkpoint, tiny_set, tmp_path):

@@ -87,7 +87,7 @@ def test_unlike_runs_are_refused(recipes):
 
 def test_stored_results_make_tables_and_a_picture(recipes, tmp_path):
     out, picture = tmp_path / "out", tmp_path / "front.png"
-    timing = ["--runtime", "onnxruntime", "--size", "16x24", "--seconds", "0.1", "-o", str(picture)]
+    timing = ["--runtime", "onnxruntime", "--size", "24x16", "--seconds", "0.1", "-o", str(picture)]
 
     def tool(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -35,7 +35,7 @@ def photos(tmp_path_factory) -> Path:
 def test_every_way_is_timed_on_the_images_asked_for(tool, photos, tmp_path, capsys):
     save_model(exact_model(), tmp_path / "model.pt")
     assert run_cli("export", tmp_path / "model.pt", "-o", tmp_path / "bundle", "--no-engine").code == 0
-    arguments = [str(tmp_path / "bundle"), str(photos), "--size", "24x16", "--count", "3", "--rounds", "2"]
+    arguments = [str(tmp_path / "bundle"), str(photos), "--size", "16x24", "--count", "3", "--rounds", "2"]
     tool.command([*arguments, "--runtime", "onnxruntime", "--threads", "1", "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)
     assert list(document["costs"]) == ["network", "upscale", "loop"]

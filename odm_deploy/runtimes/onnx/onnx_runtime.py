@@ -48,7 +48,7 @@ class OnnxRuntime(GraphRuntime):
 
     @classmethod
     def _load(cls, model: bytes, graph: onnx.ModelProto, options: RuntimeOptions, label: str) -> Self:
-        if options.precision != "f32":
+        if options.precision != "fp32":
             raise UsageError(
                 f"--precision {options.precision} with --runtime {cls.name}",
                 why="ONNX Runtime takes its precision from the graph",

@@ -19,12 +19,15 @@ from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.onnx.openvino_probe import needs_probe, probe
 from odm_deploy.runtimes.onnx.openvino_shapes import KEPT, CompiledSizes, Shapes, wants_fixed_sizes
 
+# How OpenVINO spells precisions.
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
 
 class OpenVinoCpu(GraphRuntime):
     """A model compiled by OpenVINO for the CPU with the latency hint.
 
     The inference precision is always set: left alone, OpenVINO runs float layers in bf16 wherever the CPU can, which
-    moves results far above the float32 noise floor. Exact models always run in f32: between their integer convolutions
+    moves results far above the float32 noise floor. Exact models always run in fp32: between their integer convolutions
     lie float additions whose sums need up to 24 bits, and bf16 has 8.
     """
 
@@ -55,7 +58,7 @@ class OpenVinoCpu(GraphRuntime):
                 "OpenVINO cannot run without its graph optimizations", fix="use the onnxruntime runtime for that"
             )
         if is_marked_exact(graph):
-            options = dataclasses.replace(options, precision="f32")
+            options = dataclasses.replace(options, precision="fp32")
         if importlib.util.find_spec("openvino") is None:
             raise MissingError("openvino is not installed", fix="pip install 'odm-deploy[cpu]'")
         if needs_probe(graph):
@@ -67,7 +70,7 @@ class OpenVinoCpu(GraphRuntime):
             raise MissingError("this CPU has no bf16 instructions", fix="leave --precision bf16 out")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": options.precision,
+            "INFERENCE_PRECISION_HINT": _HINTS[options.precision],
             "INFERENCE_NUM_THREADS": options.threads or physical_cpus(),
             # Requests beyond the number of streams would wait for each other.
             "NUM_STREAMS": options.contexts,

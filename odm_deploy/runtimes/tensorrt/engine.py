@@ -97,7 +97,7 @@ class TensorRtEngine(Runtime):
             UsageError: unoptimized execution or bf16 was asked for: both are decided when the engine is built.
         """
         chosen = options or RuntimeOptions()
-        if not chosen.optimize or chosen.precision != "f32":
+        if not chosen.optimize or chosen.precision != "fp32":
             raise UsageError(
                 f"{cls.name} cannot change how an engine computes", fix="build another engine, or leave the option out"
             )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from odm_deploy.bench.nvml import GpuState
+from odm_deploy.bench.gpu_watch import GpuState
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
@@ -44,7 +44,7 @@ def test_on_a_gpu_the_speedup_leaves_copies_out() -> None:
 
 
 def test_json_has_the_documented_keys() -> None:
-    document = report(cpu(10), cpu(20, model="float twin (f32)")).to_dict()
+    document = report(cpu(10), cpu(20, model="float twin (fp32)")).to_dict()
     assert document["runtime"] == "openvino"
     assert document["device"] == "CPU"
     assert document["shape"] == [2, 3, 10, 20]
@@ -63,10 +63,10 @@ def test_the_table_shows_both_models_and_the_parts_of_a_gpu_run() -> None:
         Console(file=text, width=140).print(item.to_table())
         return text.getvalue()
 
-    on_cpu = rendered(report(cpu(1234.5), cpu(2469.0, model="float twin (f32)")))
+    on_cpu = rendered(report(cpu(1234.5), cpu(2469.0, model="float twin (fp32)")))
     assert "2.00 times as fast" in on_cpu
     assert "1234" in on_cpu
-    assert "float twin (f32)" in on_cpu
+    assert "float twin (fp32)" in on_cpu
     assert "H2D" not in on_cpu
     assert "GPU compute" in rendered(report(gpu(1.0, 5.0), None))
 
@@ -77,6 +77,8 @@ def test_the_gpus_line_says_what_throttled_it() -> None:
     assert line == "120 MiB of GPU memory, SM clock 1400 to 1980 MHz, 66 C, 200 W, THROTTLED by software power cap"
     assert replace(report(gpu(1, 1), None), gpu=GpuState(None, None, None, None, ())).gpu_line() == "not throttled"
     assert report(cpu(1), None).gpu_line() == ""
+    unknown = replace(report(gpu(1, 1), None), gpu_note="the state of the GPU is unknown")
+    assert unknown.gpu_line() == unknown.to_dict()["gpu_note"] == "the state of the GPU is unknown"
 
 
 def test_layers_of_an_engine_are_sorted_by_their_time() -> None:

@@ -31,7 +31,7 @@ def test_the_twin_runs_where_the_model_runs_with_the_same_options(kind: type[Run
     with kind.open(path, options) as model:
         twin, label = open_twin(path, model, SHAPE, options)
         with twin:
-            assert label == "float twin (f32)"
+            assert label == "float twin (fp32)"
             assert twin.describe() == model.describe()
             with kind.open_bytes(sr_model("float").SerializeToString(), options) as expected:
                 np.testing.assert_allclose(twin.upscale(images), expected.upscale(images), atol=1e-2, rtol=1e-4)
