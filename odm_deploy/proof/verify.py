@@ -8,13 +8,14 @@ from typing import Literal
 
 import onnx
 
+from odm_deploy.bundle.golden import read_golden
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.manifest import ONNX_FILE
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.forced_engine import forced_engine_opener
-from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden, read_golden
+from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.layers import LAYER_IMAGES, center_crops, compare_layers
 from odm_deploy.proof.parity import compare
