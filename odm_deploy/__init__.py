@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from odm_deploy.engine import Engine
     from odm_deploy.errors import BuildError, GateError, InputError, MissingError, OdmError, UsageError
     from odm_deploy.grid import Grid
+    from odm_deploy.proof.verify import VerifyOptions, verify
     from odm_deploy.quantization.one_call import quantize
 
 _HOMES = {
     "Bundle": "odm_deploy.bundle",
     "Engine": "odm_deploy.engine",
     "Grid": "odm_deploy.grid",
+    "VerifyOptions": "odm_deploy.proof.verify",
     "quantize": "odm_deploy.quantization.one_call",
+    "verify": "odm_deploy.proof.verify",
     "BuildError": "odm_deploy.errors",
     "GateError": "odm_deploy.errors",
     "InputError": "odm_deploy.errors",
@@ -40,8 +43,10 @@ __all__ = [
     "MissingError",
     "OdmError",
     "UsageError",
+    "VerifyOptions",
     "__version__",
     "quantize",
+    "verify",
 ]
 
 

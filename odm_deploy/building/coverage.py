@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto, NodeProto
 
@@ -81,6 +82,11 @@ class Coverage:
     def fallbacks(self) -> tuple[LayerCoverage, ...]:
         """Layers that should run as int8 and do not."""
         return tuple(layer for layer in self.layers if layer.quantized and layer.precision != "int8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of `inspect --json`."""
+        counted = ("quantized_layers", "int8_layers", "macs", "quantized_macs", "int8_macs")
+        return {name: getattr(self, name) for name in counted} | {"layers": [asdict(layer) for layer in self.layers]}
 
 
 def coverage(

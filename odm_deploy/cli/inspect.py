@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +14,6 @@ from odm_deploy.terminal import emit_json, json_option, say
 if TYPE_CHECKING:
     from odm_deploy.accounting import Accounting, Convention
     from odm_deploy.building.coverage import Coverage
-    from odm_deploy.building.layer_table import LayerRecord
-    from odm_deploy.graphs.input_shapes import InputShapes
     from odm_deploy.quantization.model import QuantizedModel
 
 
@@ -40,7 +38,8 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
     graph quantizes and the engine runs as float ends with exit code 3. A model.pt is listed with its grids instead, and
     with what it costs: storage, and bit operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
     """
-    from odm_deploy.building.coverage import coverage
+    from odm_deploy.building.bundle_coverage import bundle_coverage
+    from odm_deploy.bundle import Bundle
     from odm_deploy.errors import GateError
     from odm_deploy.graphs.input_shapes import parse_shapes
 
@@ -48,10 +47,9 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
         _inspect_checkpoint(path, convention, as_json)
         return
     sizes = parse_shapes(shapes)
-    graph, layers, source = layers_of(path, sizes, rebuild, timeout_s)
-    found = coverage(graph, layers, sizes)
+    found, source = bundle_coverage(Bundle.open(path), sizes, rebuild=rebuild, timeout_s=timeout_s, say=say)
     if as_json:
-        emit_json({**_to_dict(found), "source": source})
+        emit_json({**found.to_dict(), "source": source})
     else:
         _print(found, source)
     fallbacks = list(found.fallbacks)
@@ -62,63 +60,6 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
             why=f"{names}{' ...' if len(fallbacks) > 3 else ''}: {fallbacks[0].reason}",
             fix=f"see odm-deploy lint {path}",
         )
-
-
-def layers_of(path: Path, shapes: InputShapes, rebuild: bool, timeout_s: float) -> tuple[Path, list[LayerRecord], str]:
-    """The ONNX file, the engine's layers, and where they are known from."""
-    from odm_deploy.building.layer_table import recorded_layers
-    from odm_deploy.graphs.files import locate_model
-    from odm_deploy.manifest import ONNX_FILE, manifest_beside
-
-    onnx_file = locate_model(path.with_name(ONNX_FILE) if path.suffix == ".plan" else path, "onnx")
-    manifest = None if path.suffix == ".onnx" else manifest_beside(path)
-    if manifest is not None and manifest.engine is not None and not rebuild:
-        engine = manifest.engine
-        return onnx_file, recorded_layers(engine), f"{engine['flavour']} {engine['version']}, when the bundle was built"
-    layers, source = _build(onnx_file, shapes, timeout_s)
-    return onnx_file, layers, source
-
-
-def _build(onnx_file: Path, shapes: InputShapes, timeout_s: float) -> tuple[list[LayerRecord], str]:
-    """Build a throw-away engine for its layer table."""
-    import tempfile
-
-    from odm_deploy.building.build import build_engine
-    from odm_deploy.building.bundle_engine import say_warnings
-    from odm_deploy.building.options import BuildOptions
-    from odm_deploy.graphs.files import read_model
-    from odm_deploy.machine.builders import choose_builder
-
-    read_model(onnx_file, "onnx")
-    builder = choose_builder()
-    say(f"building with {builder.name} {builder.version} to see its layers")
-    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
-        options = BuildOptions(builder=builder.name, shapes=shapes, timeout_s=timeout_s)
-        report = build_engine(onnx_file, Path(folder) / "engine.plan", options)
-    say_warnings(report, say)
-    return list(report.layers), f"{report.builder} {report.version}, built just now"
-
-
-def _to_dict(found: Coverage) -> dict[str, Any]:
-    return {
-        "quantized_layers": found.quantized_layers,
-        "int8_layers": found.int8_layers,
-        "macs": found.macs,
-        "quantized_macs": found.quantized_macs,
-        "int8_macs": found.int8_macs,
-        "layers": [
-            {
-                "name": layer.name,
-                "op": layer.op,
-                "quantized": layer.quantized,
-                "precision": layer.precision,
-                "macs": layer.macs,
-                "reason": layer.reason,
-                "engine_layer": layer.engine_layer,
-            }
-            for layer in found.layers
-        ],
-    }
 
 
 def _print(found: Coverage, source: str) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from odm_deploy.bundle import Bundle
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_batch, to_pixels
-from odm_deploy.manifest import manifest_beside
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 
@@ -80,9 +80,9 @@ def open_upscaler(
         quantized = load_model(model)
         upscale, own = TorchReference(quantized).upscale, quantized.scale
     else:
-        manifest = manifest_beside(model)
-        upscale = open_runtime(model, runtime, RuntimeOptions(threads=threads)).upscale
-        own = scale if manifest is None else manifest.scale
+        bundle = Bundle.open(model)
+        upscale = open_runtime(bundle, runtime, RuntimeOptions(threads=threads)).upscale
+        own = scale if bundle.manifest is None else bundle.manifest.scale
     if own is None:
         raise UsageError(f"the scale of {model} is not known", why="it lies in no bundle", fix="add --scale")
     if scale not in (None, own):

@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import onnx
-
-from odm_deploy.bundle.golden import read_golden
+from odm_deploy.bundle import Bundle
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError
-from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.imaging.pairs import SampleFile, find_samples
-from odm_deploy.manifest import ONNX_FILE
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.forced_engine import forced_engine_opener
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
@@ -24,7 +20,6 @@ from odm_deploy.proof.reference import reference_of
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
-from odm_deploy.runtimes.tensorrt.plan_file import engine_facts
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class VerifyOptions:
     """Whether to compare the codes of every layer too, teacher-forced."""
     threads: int | None = None
     """CPU threads of the runtime; None takes one a physical core."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["f32", "bf16"] = "f32"
     """Arithmetic of the layers that are not int8 (bf16: OpenVINO only)."""
 
     @property
@@ -53,7 +48,7 @@ class VerifyOptions:
 
 
 def verify(
-    bundle: Path | str,
+    bundle: Bundle | Path | str,
     images: Path | str,
     options: VerifyOptions = VerifyOptions(),
     *,
@@ -82,22 +77,27 @@ def verify(
         MissingError: no runtime for it is installed here.
         GateError: the graph of an exact bundle was changed, and no runtime takes what it is now.
     """
-    path = Path(bundle)
+    opened = Bundle.open(bundle)
     try:
-        model = reference_of(path, options.against)
+        model = reference_of(opened, options.against)
         files = find_samples(Path(images), options.truth, model.scale, options.max_images)
-        with open_runtime(path, options.runtime, options.runtime_options, order=FAITHFUL_FIRST) as runtime:
-            return prove(path, model, runtime, files, options, say=say, track=track)
+        with open_faithful(opened, options) as runtime:
+            return prove(opened, model, runtime, files, options, say=say, track=track)
     except InputError as error:
         # A wrong number may also be one that no runtime takes; then the verdict is no, and its layer is known.
-        if changed := _changed_layers(path):
+        if changed := _changed_layers(opened):
             named = ", ".join(name or "its inputs and outputs" for name in changed)
-            raise GateError(f"{path} is not what was written: {named}", why=str(error)) from error
+            raise GateError(f"{opened} is not what was written: {named}", why=str(error)) from error
         raise
 
 
+def open_faithful(bundle: Bundle, options: VerifyOptions) -> Runtime:
+    """Open a bundle on the runtime that is to be proven. Raises as `open_runtime` does."""
+    return open_runtime(bundle, options.runtime, options.runtime_options, order=FAITHFUL_FIRST)
+
+
 def prove(
-    path: Path,
+    bundle: Bundle,
     model: QuantizedModel,
     runtime: Runtime,
     files: list[SampleFile],
@@ -106,33 +106,33 @@ def prove(
     say: Say,
     track: Track,
 ) -> ParityReport:
-    """`verify` of what is open already: the reference, and the bundle at `path` on its runtime. Raises as it does."""
+    """`verify` of what is open already: the reference, and the bundle on its runtime. Raises as it does."""
     for reason in runtime.passed_over:
         say(f"passed over: {reason}")
-    layers = _compare_layers(path, model, runtime, files[:LAYER_IMAGES], options, say) if options.layers else []
+    layers = _compare_layers(bundle, model, runtime, files[:LAYER_IMAGES], options, say) if options.layers else []
     samples = track((file.load() for file in files), len(files))
     try:
         report = compare(model, runtime, samples, layers)
     except InputError as error:
-        raise InputError(f"cannot compare {path} with its reference", why=str(error)) from error
-    report.golden = _check_golden(path, runtime, options, say)
+        raise InputError(f"cannot compare {bundle} with its reference", why=str(error)) from error
+    report.golden = _check_golden(bundle, runtime, options, say)
     return report
 
 
 def _compare_layers(
-    path: Path, model: QuantizedModel, runtime: Runtime, files: list[SampleFile], options: VerifyOptions, say: Say
+    bundle: Bundle, model: QuantizedModel, runtime: Runtime, files: list[SampleFile], options: VerifyOptions, say: Say
 ) -> list[LayerParity]:
     """Teacher-forced flip rates on the centers of a few images; empty where the layers cannot be told apart."""
-    lowered = _lowered_graph(path)
-    if lowered is None:
+    if bundle.onnx_path is None:
         say("layers not compared: there is no model.onnx to see them in")
         return []
+    lowered = bundle.graph
     crops = center_crops(file.load().low for file in files)
     if runtime.model_kind == "onnx":
         open_bytes = lambda data: type(runtime).open_bytes(data, options.runtime_options)  # noqa: E731
         return compare_layers(model, lowered, open_bytes, crops)
     height, width = (min(crop.shape[axis] for crop in crops) for axis in (2, 3))
-    tf32 = bool(engine_facts(path).get("tf32", True))
+    tf32 = bool(bundle.engine_facts.get("tf32", True))
     say(f"building an engine for {height}x{width} whose layers can be told apart")
     try:
         opener = forced_engine_opener(runtime, lowered, (height, width), tf32=tf32)
@@ -142,16 +142,16 @@ def _compare_layers(
         return []
 
 
-def _check_golden(path: Path, runtime: Runtime, options: VerifyOptions, say: Say) -> GoldenReport | None:
+def _check_golden(bundle: Bundle, runtime: Runtime, options: VerifyOptions, say: Say) -> GoldenReport | None:
     """The golden images of an exact bundle on the runtime; None where the bundle has none, or an engine takes none."""
-    golden = read_golden(path if path.is_dir() else path.parent)
-    if golden is None:
+    if bundle.golden is None:
         return None
+    lowered = None if bundle.onnx_path is None else bundle.graph
     is_engine = runtime.model_kind == "plan"
     sees_layers = options.layers and not is_engine
     reopen = (lambda data: type(runtime).open_bytes(data, options.runtime_options)) if sees_layers else None
     try:
-        return check_golden(golden, runtime, _lowered_graph(path), reopen)
+        return check_golden(bundle.golden, runtime, lowered, reopen)
     except InputError as error:
         if not is_engine:
             raise
@@ -159,13 +159,8 @@ def _check_golden(path: Path, runtime: Runtime, options: VerifyOptions, say: Say
         return None
 
 
-def _changed_layers(path: Path) -> list[str]:
+def _changed_layers(bundle: Bundle) -> list[str]:
     """Layers of an exact bundle whose part of `model.onnx` is not what was written; empty for other bundles."""
-    golden = read_golden(path if path.is_dir() else path.parent)
-    lowered = _lowered_graph(path)
-    return [] if golden is None or lowered is None else changed_layers(golden, lowered)
-
-
-def _lowered_graph(path: Path) -> onnx.ModelProto | None:
-    file = path / ONNX_FILE if path.is_dir() else path.with_name(ONNX_FILE) if path.suffix == ".plan" else path
-    return parse_onnx(file.read_bytes(), label=str(file)) if file.suffix == ".onnx" and file.is_file() else None
+    if bundle.golden is None or bundle.onnx_path is None:
+        return []
+    return changed_layers(bundle.golden, bundle.graph)

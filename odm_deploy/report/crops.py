@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.pairs import Sample
+from odm_deploy.imaging.pairs import Rgb, Sample
 from odm_deploy.imaging.resize import imresize
 from odm_deploy.proof.metrics import psnr_y
+from odm_deploy.proof.upscalers import Upscale, upscale_pixels
 
 CROP_PX = 48
 """Side of a crop in input pixels."""
 AMPLIFIED = 8
 """How many times larger than they are the differences are shown."""
-
-Pixels = NDArray[np.uint8]
-Upscale = Callable[[Pixels], Pixels]
-"""uint8 [H, W, 3] -> uint8 [scale*H, scale*W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,10 @@ def crop_row(sample: Sample, scale: int, quantized: Upscale, real: Upscale | Non
     height, width = sample.low.shape[:2]
     place = _most_detailed(sample.low, min(CROP_PX, height, width))
     bicubic = imresize(sample.low, size=(height * scale, width * scale))
-    result = quantized(sample.low)
+    result = upscale_pixels(quantized, sample.low)
     shown = {"bicubic": bicubic}
     if real is not None:
-        shown["float"] = real(sample.low)
+        shown["float"] = upscale_pixels(real, sample.low)
     shown["quantized"] = result
     large = tuple(slice(edge.start * scale, edge.stop * scale) for edge in place)
     panels = [Panel("input", png_uri(sample.low[place]), pixelated=True)]
@@ -80,14 +75,14 @@ def crop_row(sample: Sample, scale: int, quantized: Upscale, real: Upscale | Non
     return CropRow(sample.name, tuple(panels))
 
 
-def png_uri(image: Pixels) -> str:
+def png_uri(image: Rgb) -> str:
     """uint8 [H, W, 3] as a `data:` URI of a PNG."""
     stream = io.BytesIO()
     PillowImage.fromarray(np.ascontiguousarray(image)).save(stream, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _captioned(name: str, image: Pixels, truth: Pixels | None, scale: int) -> str:
+def _captioned(name: str, image: Rgb, truth: Rgb | None, scale: int) -> str:
     if truth is None:
         return name
     try:
@@ -97,7 +92,7 @@ def _captioned(name: str, image: Pixels, truth: Pixels | None, scale: int) -> st
         return name
 
 
-def _most_detailed(image: Pixels, side: int) -> tuple[slice, slice]:
+def _most_detailed(image: Rgb, side: int) -> tuple[slice, slice]:
     """The square whose neighbouring pixels differ most: flat places look alike whatever made them."""
     luma = image.astype(np.float64).mean(2)
     detail = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(np.diff(luma, axis=1, append=luma[:, -1:]))

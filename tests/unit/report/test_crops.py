@@ -24,6 +24,11 @@ def repeated(low):
     return low.repeat(SCALE, 0).repeat(SCALE, 1)
 
 
+def upscaled(images):
+    """The same, as runtimes do it: float32 [1, 3, H, W] in and out."""
+    return images.repeat(SCALE, 2).repeat(SCALE, 3)
+
+
 def detailed_at(top, left, size=(90, 110)):
     """A flat image with noise in one square of a crop's size."""
     image = np.full((*size, 3), 90, np.uint8)
@@ -34,7 +39,7 @@ def detailed_at(top, left, size=(90, 110)):
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (20, 31), (42, 62)])
 def test_the_place_with_most_detail_is_shown_in_every_picture(top, left):
     low = detailed_at(top, left)
-    row = crop_row(Sample("noise", low, repeated(low)), SCALE, repeated)
+    row = crop_row(Sample("noise", low, repeated(low)), SCALE, upscaled)
     by_name = {panel.caption.partition(",")[0]: decoded(panel) for panel in row.panels}
     assert list(by_name) == [
         "input",
@@ -60,7 +65,9 @@ def test_the_place_with_most_detail_is_shown_in_every_picture(top, left):
 
 def test_differences_are_those_to_the_float_network_amplified():
     low = detailed_at(5, 5)
-    row = crop_row(Sample("noise", low), SCALE, repeated, lambda image: repeated(image) ^ 1)
+    row = crop_row(
+        Sample("noise", low), SCALE, upscaled, lambda images: (upscaled(images).astype(np.uint8) ^ 1).astype(np.float32)
+    )
     assert [panel.caption for panel in row.panels] == [
         "input", "bicubic", "float", "quantized", f"|quantized − float| × {AMPLIFIED}",
     ]  # fmt: skip
@@ -69,15 +76,15 @@ def test_differences_are_those_to_the_float_network_amplified():
 
 def test_quality_is_said_where_there_is_a_truth_large_enough():
     low = detailed_at(5, 5)
-    captions = [panel.caption for panel in crop_row(Sample("noise", low, repeated(low)), SCALE, repeated).panels]
+    captions = [panel.caption for panel in crop_row(Sample("noise", low, repeated(low)), SCALE, upscaled).panels]
     assert captions[2] == "quantized, inf dB"
     tiny = low[:2, :2]
-    captions = [panel.caption for panel in crop_row(Sample("tiny", tiny, repeated(tiny)), SCALE, repeated).panels]
+    captions = [panel.caption for panel in crop_row(Sample("tiny", tiny, repeated(tiny)), SCALE, upscaled).panels]
     assert captions[1:3] == ["bicubic", "quantized"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (13, 20)])
 def test_images_smaller_than_a_crop_are_shown_whole_along_their_shorter_side(size):
     low = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(*size, 3)
-    row = crop_row(Sample("small", low), SCALE, repeated)
+    row = crop_row(Sample("small", low), SCALE, upscaled)
     assert decoded(row.panels[0]).shape == (min(*size, CROP_PX), min(*size, CROP_PX), 3)
