@@ -38,7 +38,7 @@ class VerifyOptions:
     """Whether to compare the codes of every layer too, teacher-forced."""
     threads: int | None = None
     """CPU threads of the runtime; None takes one a physical core."""
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the layers that are not int8 (bf16: OpenVINO only)."""
 
     @property
