@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,9 @@ from odm_deploy.building.build import BuildReport
 from odm_deploy.building.bundle_engine import build_bundle_engine, describe_engine
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.parent import BuildProgress
+from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.golden import golden_images
+from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.checkpoint import file_sha256
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_directory
@@ -23,24 +25,12 @@ from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.machine.builders import choose_builder
-from odm_deploy.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.progress import Say
-from odm_deploy.proof.golden import golden_images, golden_of
+from odm_deploy.proof.golden import golden_of
 from odm_deploy.quantization.exact.bounds import prove
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Paths of a written bundle."""
-
-    folder: Path
-    onnx: Path
-    manifest: Path
-    plan: Path | None
-    """None when no engine was asked for, or none could be built on this machine."""
 
 
 def write_bundle(
@@ -63,6 +53,9 @@ def write_bundle(
         say: takes a line of progress.
         on_progress: takes the builder's progress.
 
+    Returns:
+        The bundle; without a plan where no engine was asked for, or none could be built on this machine.
+
     Raises:
         InputError: the model cannot be lowered, or `folder` is something else than a bundle.
         BuildError: the builder refused, crashed or ran out of time.
@@ -83,7 +76,7 @@ def write_bundle(
         if engine is not None:
             built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
         _describe(model, checkpoint, proto, onnx_path, lowering, built).write(temporary)
-    return Bundle(folder, folder / ONNX_FILE, folder / MANIFEST_FILE, folder / PLAN_FILE if built else None)
+    return Bundle.open(folder)
 
 
 def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -> None:
@@ -121,7 +114,6 @@ def _describe(
         onnx={
             "sha256": hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
             "opset": proto.opset_import[0].version,
-            "dialect": "tensorrt",
             **dataclasses.asdict(lowering),
         },
         receptive_radius_px=receptive_radius_px(proto),

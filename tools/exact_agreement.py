@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import load_model
 from odm_deploy.engine import Engine
 from odm_deploy.export import write_bundle
@@ -27,7 +28,6 @@ from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.tiling import plan_tiles
 from odm_deploy.lowering.lower import LoweringOptions
-from odm_deploy.manifest import read_manifest
 from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.quantization.exact.census import RoundingCensus

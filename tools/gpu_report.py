@@ -18,12 +18,12 @@ from typing import Any
 
 import click
 
+from odm_deploy.bundle.manifest import ONNX_FILE, read_manifest
 from odm_deploy.errors import MissingError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import BUILDERS
-from odm_deploy.manifest import ONNX_FILE, read_manifest
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
 from odm_deploy.terminal import report_error
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.throwaway import build_plan
 from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import ONNX_FILE
 from odm_deploy.errors import InputError, MissingError, OdmError
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.manifest import ONNX_FILE
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
 

@@ -15,11 +15,11 @@ from typing import Any
 from odm_deploy.building.build import BuildReport, build_engine
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.parent import BuildProgress
+from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest, read_manifest
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.manifest import ONNX_FILE, PLAN_FILE, Manifest, read_manifest
 from odm_deploy.progress import Say
 
 _WARNINGS_SAID = 5

@@ -9,7 +9,7 @@ from onnx import ModelProto
 
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.options import BuildOptions
-from odm_deploy.manifest import ONNX_FILE, PLAN_FILE
+from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE
 
 
 def build_plan(graph: ModelProto, options: BuildOptions) -> bytes:

@@ -5,7 +5,8 @@
     created_by     "odm-deploy 0.1.0"
     network        {"name", "scale", "config": {...}}
     checkpoint     {"path", "sha256"} of the model.pt it was made from
-    onnx           {"sha256", "opset", "precision", "io", "layout", "dialect"}
+    onnx           {"sha256", "opset", "precision", and of the images that go in and out "io": their type, "layout",
+                   "order"} (`bundle.image_format`); older ones have "dialect", which said nothing
     receptive_radius_px   input pixels on each side that an output pixel depends on; null when unbounded
     layers         {layer: {"grid": {...}, "weight_bits": int}}
     exact          null, or the proof that the model's arithmetic never rounds: {"float32_bits": 24, "bits": {layer:

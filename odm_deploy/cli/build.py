@@ -26,8 +26,8 @@ def command(bundle: Path, shapes: str | None, as_json: bool, **options: Any) -> 
     torch nor the model.pt is needed.
     """
     from odm_deploy.building.bundle_engine import rebuild_engine, shapes_of
+    from odm_deploy.bundle.manifest import PLAN_FILE
     from odm_deploy.graphs.input_shapes import PRESETS, parse_shapes
-    from odm_deploy.manifest import PLAN_FILE
 
     sizes = parse_shapes(shapes) if shapes else shapes_of(bundle) or PRESETS["1080p"]
     with build_progress() as on_progress:

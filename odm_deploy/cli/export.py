@@ -47,13 +47,8 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     The ONNX file computes exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
     OpenVINO and ONNX Runtime. Low-bit models run at int8 speed: no NVIDIA GPU has 2- to 7-bit convolutions.
     """
-    from odm_deploy.errors import UsageError
-
-    if options["layout"] == "nhwc" and options["io"] != "uint8":
-        raise UsageError("--layout nhwc with --io float32", why="float images are NCHW", fix="add --io uint8")
-    if options["order"] == "bgr" and options["io"] != "uint8":
-        raise UsageError("--order bgr with --io float32", why="float images are RGB", fix="add --io uint8")
     _require_torch()
+    from odm_deploy.bundle.manifest import MANIFEST_FILE
     from odm_deploy.checkpoint import load_model
     from odm_deploy.export import write_bundle
     from odm_deploy.graphs.input_shapes import parse_shapes
@@ -65,19 +60,20 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     quantized = load_model(model)
     with build_progress() as on_progress:
         bundle = write_bundle(quantized, model, out or model.with_suffix(""), lowering, engine, say, on_progress)
-    served = write_triton(bundle.folder, options["triton"], shapes)
+    folder = bundle.path
+    served = write_triton(folder, options["triton"], shapes)
     if as_json:
         emit_json(
             {
-                "bundle": str(bundle.folder),
-                "onnx": str(bundle.onnx),
-                "plan": None if bundle.plan is None else str(bundle.plan),
-                "manifest": str(bundle.manifest),
+                "bundle": str(folder),
+                "onnx": str(bundle.onnx_path),
+                "plan": None if bundle.plan_path is None else str(bundle.plan_path),
+                "manifest": str(folder / MANIFEST_FILE),
                 "triton": [str(folder) for folder in served],
             }
         )
     else:
-        say(f"wrote {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
+        say(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def _require_torch() -> None:

@@ -6,21 +6,12 @@ The casts and clamps fold into the first and last kernels.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import onnx_ir as ir
 
+from odm_deploy.bundle.image_format import BGR_SUFFIX, ChannelOrder, Layout
 from odm_deploy.graphs.editor import GraphEditor
 from odm_deploy.lowering.taps import rename_source
-
-Layout = Literal["nchw", "nhwc"]
-ChannelOrder = Literal["rgb", "bgr"]
-BGR_SUFFIX = "_bgr"
-"""How the names of the graph's edges end where their channels are blue, green, red.
-
-A name is all that a TensorRT plan keeps of its ONNX file: by it, every runtime here knows the order.
-"""
 
 
 def add_uint8_io(model: ir.Model, layout: Layout = "nchw", order: ChannelOrder = "rgb") -> None:

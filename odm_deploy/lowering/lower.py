@@ -8,11 +8,12 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
+from odm_deploy.bundle.image_format import ChannelOrder, Layout
 from odm_deploy.errors import UsageError
 from odm_deploy.lowering.dialect import lower_to_tensorrt
 from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.half_precision import convert_rest_to_half
-from odm_deploy.lowering.image_edges import ChannelOrder, Layout, add_uint8_io
+from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.lowering.markers import export_marked
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
@@ -36,6 +37,14 @@ class LoweringOptions:
     """Order of the image axes; `nhwc` only with uint8."""
     order: ChannelOrder = "rgb"
     """Order of the image channels; `bgr` only with uint8."""
+
+    def __post_init__(self) -> None:
+        if self.io != "uint8" and (self.layout, self.order) != ("nchw", "rgb"):
+            raise UsageError(
+                f"--layout {self.layout} --order {self.order} with --io {self.io}",
+                why="float images are NCHW and RGB",
+                fix="add --io uint8",
+            )
 
 
 def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx.ModelProto:

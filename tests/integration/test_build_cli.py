@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.manifest import read_manifest
 from tests.command_line import run_cli
 from tests.exact_models import calibrated_exact
 

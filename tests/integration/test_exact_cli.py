@@ -14,9 +14,9 @@ import torch
 from onnx import numpy_helper
 
 from calibration.__main__ import command
+from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.reading import read_rgb
-from odm_deploy.manifest import read_manifest
 from odm_deploy.networks.registry import build_network
 from odm_deploy.terminal import run
 from tests.command_line import run_cli

@@ -15,10 +15,10 @@ import pytest
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
+from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import file_sha256, save_model
 from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.machine.builders import can_build, find_builder
-from odm_deploy.manifest import read_manifest
 from tests.command_line import run_cli
 from tests.factories import lowered, model_of_all_kinds, tiny_model
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.imaging.reading import read_image
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.manifest import read_manifest
 from odm_deploy.proof.torch_reference import TorchReference
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images

@@ -12,6 +12,7 @@ import pytest
 
 from odm_deploy import __version__
 from odm_deploy.checkpoint import save_model
+from odm_deploy.errors import UsageError
 from odm_deploy.grid import Grid
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import LoweringOptions, lower
@@ -207,3 +208,10 @@ def test_result_passes_the_checker_and_infers_its_output_type():
     onnx.checker.check_model(proto, full_check=True)
     (image,), (output,) = proto.graph.input, proto.graph.output
     assert image.type.tensor_type.elem_type == output.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+@pytest.mark.parametrize("options", [{"layout": "nhwc"}, {"order": "bgr"}, {"layout": "nhwc", "order": "bgr"}])
+def test_float_images_have_one_layout_and_one_order(options):
+    with pytest.raises(UsageError, match=r"with --io float32: float images are NCHW and RGB; add --io uint8"):
+        LoweringOptions(**options)
+    assert LoweringOptions(io="uint8", **options).io == "uint8"

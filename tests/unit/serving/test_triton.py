@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 
+from odm_deploy.bundle.manifest import Manifest
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes
-from odm_deploy.manifest import Manifest
 from odm_deploy.serving.triton import write_triton_models
 from tests.factories import lowered, tiny_model
 
