@@ -20,6 +20,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "odm_deploy"
 FILES = (
     "building/child.py",
     "runtimes/tensorrt/engine.py",
+    "runtimes/tensorrt/rtx_engine.py",
+    "runtimes/tensorrt/log.py",
     "runtimes/tensorrt/binding.py",
     "runtimes/tensorrt/kernel_cache.py",
 )

@@ -91,11 +91,11 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
     Raises:
         InputError: the graph cannot be read.
     """
-    profile = InputShapes(shape, shape, shape)
-    found = coverage(model, layers, profile)
+    sizes = InputShapes(shape, shape, shape)
+    found = coverage(model, layers, sizes)
     known = bool(layers)
     fast = found.int8_macs if known else found.quantized_macs
-    padding = _padding_factors(model, found, profile)
+    padding = _padding_factors(model, found, sizes)
     working = [layer for layer in layers if layer.kind not in _NO_WORK]
     compute = sum(layer.is_compute for layer in working)
     return Limits(
@@ -123,10 +123,10 @@ def _layer_limits(found: Coverage, padding: dict[str, float], *, known: bool) ->
     return limits
 
 
-def _padding_factors(model: ModelProto, found: Coverage, profile: InputShapes) -> dict[str, float]:
+def _padding_factors(model: ModelProto, found: Coverage, sizes: InputShapes) -> dict[str, float]:
     """How many times its own work each quantized convolution does once its channels are padded."""
     graph = QdqGraph(model)
-    shapes = infer_shapes(graph.model, profile)
+    shapes = infer_shapes(graph.model, sizes)
     quantized = {layer.name for layer in found.layers if layer.quantized}
     weights = {
         layer.name: shapes.get(layer.node.input[1])

@@ -90,14 +90,14 @@ class Coverage:
 
 
 def coverage(
-    model: ModelProto | Path | str, layers: Sequence[LayerRecord], profile: InputShapes | None = None
+    model: ModelProto | Path | str, layers: Sequence[LayerRecord], sizes: InputShapes | None = None
 ) -> Coverage:
     """Compare what a graph asks for with what an engine built from it does.
 
     Args:
         model: the ONNX graph the engine was built from, or its path.
         layers: the engine's layers (`BuildReport.layers`).
-        profile: input shapes; multiply-accumulates are counted at its `opt` shape. None: at the graph's own shape, if
+        sizes: input shapes; multiply-accumulates are counted at its `opt` shape. None: at the graph's own shape, if
             it has one.
 
     Raises:
@@ -106,7 +106,7 @@ def coverage(
     loaded = model if isinstance(model, ModelProto) else read_onnx(Path(model))[0]
     graph = QdqGraph(loaded)
     findings = lint(loaded)
-    shapes = infer_shapes(graph.model, profile)
+    shapes = infer_shapes(graph.model, sizes)
     asked = find_layers(graph)
     names = Counter(layer.name for layer in asked)
     return Coverage(

@@ -1,4 +1,4 @@
-"""Shape profiles: for which image sizes an engine is built, and which of them it is tuned for."""
+"""For which image sizes an engine is built, and which of them it is tuned for (TensorRT's optimization profile)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from odm_deploy.errors import BuildError, UsageError
 Shape = tuple[int, int, int, int]
 
 SMALLEST_SIDE_PX = 16
-"""Smallest input height and width of the named profiles; benchmark images and thumbnails are rarely smaller."""
+"""Smallest input height and width of the named shapes; benchmark images and thumbnails are rarely smaller."""
 
 RGB_CHANNELS = 3
 
@@ -36,28 +36,26 @@ class InputShapes:
     def __post_init__(self) -> None:
         for low, best, high in zip(self.min, self.opt, self.max, strict=True):
             if not 1 <= low <= best <= high:
-                raise UsageError(
-                    "no such shape profile", why=str(self), fix="keep 1 <= min <= opt <= max on every axis"
-                )
+                raise UsageError("no such input shapes", why=str(self), fix="keep 1 <= min <= opt <= max on every axis")
 
     def __str__(self) -> str:
         return ":".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
 
     @classmethod
     def static(cls, n: int, h: int, w: int, channels: int = RGB_CHANNELS) -> InputShapes:
-        """A profile for exactly one shape; the fastest engine for a fixed video size."""
+        """Exactly one shape; the fastest engine for a fixed video size."""
         shape = (n, channels, h, w)
         return cls(shape, shape, shape)
 
     @classmethod
     def up_to(cls, h: int, w: int, n: int = 1) -> InputShapes:
-        """A profile tuned for h x w that also takes everything smaller."""
+        """Tuned for h x w, and everything smaller is taken, too."""
         side = SMALLEST_SIDE_PX
         best = (1, RGB_CHANNELS, h, w)
         return cls((1, RGB_CHANNELS, min(side, h), min(side, w)), best, (n, RGB_CHANNELS, h, w))
 
     def for_input(self, dims: Sequence[int], name: str = "input") -> tuple[tuple[int, ...], ...]:
-        """Fit the profile to one graph input.
+        """Fit the shapes to one graph input.
 
         Args:
             dims: the input's declared dimensions, -1 where dynamic: NCHW, or NHWC when the last one is 3 and the
@@ -65,7 +63,7 @@ class InputShapes:
             name: the input's name, for the error.
 
         Returns:
-            min, opt and max in the input's own layout. Fixed dimensions of the graph win over the profile's.
+            min, opt and max in the input's own layout. Fixed dimensions of the graph win over these.
 
         Raises:
             BuildError: the input is of dynamic size, and not a batch of images.
@@ -94,11 +92,11 @@ PRESETS: dict[str, InputShapes] = {
     # Tiles come in batches and edge tiles are smaller.
     "tile": InputShapes((1, 3, 16, 16), (4, 3, 256, 256), (8, 3, 512, 512)),
 }
-"""Named profiles: video frames of that size as input, or batches of square tiles."""
+"""Named shapes: video frames of that size as input, or batches of square tiles."""
 
 
 def parse_shapes(text: str) -> InputShapes:
-    """Read a profile as users write it: a preset's name, one shape, or min:opt:max.
+    """Read input shapes as users write them: a preset's name, one shape, or min:opt:max.
 
     >>> str(parse_shapes("1x3x540x960"))
     '1x3x540x960:1x3x540x960:1x3x540x960'
@@ -126,7 +124,7 @@ def _shape(part: str, text: str) -> Shape:
 
 def _unreadable(text: str) -> UsageError:
     fix = f"use one of {', '.join(PRESETS)}, a shape like 1x3x540x960, or min:opt:max of three such shapes"
-    return UsageError("cannot read the shape profile", why=repr(text), fix=fix)
+    return UsageError("cannot read the input shapes", why=repr(text), fix=fix)
 
 
 def _fixed(shape: Shape, order: tuple[int, ...], dims: Sequence[int]) -> Shape:

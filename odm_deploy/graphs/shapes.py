@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TypeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.graphs.input_shapes import InputShapes
@@ -23,12 +23,12 @@ _MAX_SIZE = 4096
 """Values of larger constants are no sizes, and are not computed."""
 
 
-def infer_shapes(model: ModelProto, profile: InputShapes | None) -> Shapes:
+def infer_shapes(model: ModelProto, sizes: InputShapes | None) -> Shapes:
     """Shapes of all tensors of a graph for one input shape.
 
     Args:
         model: the graph; it is not changed.
-        profile: its `opt` shape replaces the dynamic dimensions of every input of rank 4.
+        sizes: their `opt` shape replaces the dynamic dimensions of every input of rank 4.
 
     Returns:
         Fully known shapes by tensor name; tensors whose shape cannot be inferred are absent.
@@ -37,9 +37,9 @@ def infer_shapes(model: ModelProto, profile: InputShapes | None) -> Shapes:
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
         dims = value.type.tensor_type.shape.dim
-        if profile is not None and len(dims) == 4:
+        if sizes is not None and len(dims) == 4:
             declared = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims]
-            for dim, size in zip(dims, profile.for_input(declared, value.name)[1], strict=True):
+            for dim, size in zip(dims, sizes.for_input(declared, value.name)[1], strict=True):
                 dim.dim_value = size
     # Declared intermediate and output shapes are symbolic and would win over what follows from the input.
     del fixed.graph.value_info[:]
@@ -53,13 +53,17 @@ def infer_shapes(model: ModelProto, profile: InputShapes | None) -> Shapes:
     return shapes
 
 
-def _inferred(model: ModelProto) -> Shapes:
+def infer_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
+    """Element type and shape, as far as ONNX itself tells, of inputs and of all that is computed; `model` stays."""
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor_type = value.type.tensor_type
-        if tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor_type.shape.dim):
-            shapes[value.name] = tuple(dim.dim_value for dim in tensor_type.shape.dim)
+    return {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def _inferred(model: ModelProto) -> Shapes:
+    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for name, kind in infer_types(model).items():
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shapes[name] = tuple(dim.dim_value for dim in kind.shape.dim)
     return shapes
 
 

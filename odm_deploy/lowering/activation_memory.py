@@ -6,6 +6,8 @@ import math
 
 import onnx
 
+from odm_deploy.graphs.shapes import infer_types
+
 _PROBE_PX = 64
 """Side of the image the graph is measured on; a multiple of every window and stride in use."""
 _FLOAT_BYTES = 4
@@ -56,11 +58,7 @@ def _sizes(model: onnx.ModelProto) -> dict[str, int] | None:
     for value in probe.graph.output:
         value.type.tensor_type.ClearField("shape")
     del probe.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(probe, data_prop=True).graph
-    sizes: dict[str, int] = {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        shape = value.type.tensor_type.shape
-        if not value.type.tensor_type.HasField("shape") or any(not dim.dim_value for dim in shape.dim):
-            return None
-        sizes[value.name] = _FLOAT_BYTES * math.prod(dim.dim_value for dim in shape.dim)
-    return sizes
+    types = infer_types(probe)
+    if any(not kind.HasField("shape") or any(not dim.dim_value for dim in kind.shape.dim) for kind in types.values()):
+        return None
+    return {name: _FLOAT_BYTES * math.prod(dim.dim_value for dim in kind.shape.dim) for name, kind in types.items()}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.shapes import infer_types
 from odm_deploy.lowering.taps import Tap, read_taps
 
 GIVEN = ".given"
@@ -127,9 +128,7 @@ def _quantizer_entry(graph: onnx.GraphProto, tap: Tap) -> int:
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Dimensions of every tensor, as far as can be inferred: convolutions read 4 of them, linear layers 3 or more."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shaped = ((value.name, value.type.tensor_type) for value in inferred.value_info)
-    return {name: len(kind.shape.dim) for name, kind in shaped if kind.HasField("shape")}
+    return {name: len(kind.shape.dim) for name, kind in infer_types(model).items() if kind.HasField("shape")}
 
 
 def _dynamic_input(name: str, kind: int, rank: int) -> onnx.ValueInfoProto:

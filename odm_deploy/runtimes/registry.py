@@ -16,7 +16,7 @@ from odm_deploy.runtimes.base import Runtime, RuntimeOptions
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
 _HOMES = {
     "tensorrt": ("odm_deploy.runtimes.tensorrt.engine", "TensorRtEngine"),
-    "tensorrt_rtx": ("odm_deploy.runtimes.tensorrt.engine", "TensorRtRtxEngine"),
+    "tensorrt_rtx": ("odm_deploy.runtimes.tensorrt.rtx_engine", "TensorRtRtxEngine"),
     "openvino": ("odm_deploy.runtimes.onnx.openvino_cpu", "OpenVinoCpu"),
     "onnxruntime": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntime"),
     "onnxruntime_cuda": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntimeCuda"),

@@ -47,7 +47,7 @@ class TritonTensor:
 def write_triton_models(
     bundle: Bundle | Path | str,
     repository: Path | str,
-    profile: InputShapes,
+    shapes: InputShapes,
     *,
     name: str | None = None,
     say: Callable[[str], None] | None = None,
@@ -57,7 +57,7 @@ def write_triton_models(
     Args:
         bundle: what `odm-deploy export` wrote.
         repository: the model repository; made if missing, other models in it are left alone.
-        profile: image sizes; its largest batch becomes `max_batch_size`. The plan goes by the profile it was built
+        shapes: image sizes; its largest batch becomes `max_batch_size`. The plan goes by the shapes it was built
             for instead.
         name: what clients call the model, without the ending `_onnx` or `_tensorrt`; None takes the bundle's name.
         say: takes a line about a model that is left out.
@@ -76,7 +76,7 @@ def write_triton_models(
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", prefix):
         raise UsageError(f"no such model name: {prefix!r}", fix="use letters, digits, '_', '-' and '.'")
     inputs, outputs = _tensors(opened)
-    written = [_write(source, Path(repository), f"{prefix}_onnx", "onnxruntime", profile, inputs, outputs)]
+    written = [_write(source, Path(repository), f"{prefix}_onnx", "onnxruntime", shapes, inputs, outputs)]
     engine = manifest.engine
     if engine is None:
         left_out = "the bundle has no engine.plan"
@@ -98,12 +98,12 @@ def _write(
     repository: Path,
     name: str,
     backend: str,
-    profile: InputShapes,
+    shapes: InputShapes,
     inputs: Sequence[TritonTensor],
     outputs: Sequence[TritonTensor],
 ) -> Path:
     source, target = (ONNX_FILE, "model.onnx") if backend == "onnxruntime" else (PLAN_FILE, "model.plan")
-    config = triton_config(name, backend, profile, inputs, outputs)
+    config = triton_config(name, backend, shapes, inputs, outputs)
     with atomic_directory(repository / name) as folder:
         (folder / _VERSION_FOLDER).mkdir()
         shutil.copyfile(bundle / source, folder / _VERSION_FOLDER / target)
@@ -116,7 +116,7 @@ def _write(
 def triton_config(
     name: str,
     backend: str,
-    profile: InputShapes,
+    shapes: InputShapes,
     inputs: Sequence[TritonTensor],
     outputs: Sequence[TritonTensor],
 ) -> dict[str, Any]:
@@ -125,13 +125,13 @@ def triton_config(
     Args:
         name: the model's name, and its folder's.
         backend: `onnxruntime` (on the CPU) or `tensorrt` (on all GPUs).
-        profile: sizes the model takes.
+        shapes: sizes the model takes.
         inputs: the network's image.
         outputs: the upscaled image.
     """
-    largest_batch, usual_batch = profile.max[0], profile.opt[0]
+    largest_batch, usual_batch = shapes.max[0], shapes.opt[0]
     # On a CPU a frame of usual size can take a minute, and any size starts the threads.
-    warm_up = profile.opt if backend == "tensorrt" else (1, *profile.min[1:])
+    warm_up = shapes.opt if backend == "tensorrt" else (1, *shapes.min[1:])
     config: dict[str, Any] = {
         "name": name,
         "backend": backend,
@@ -175,8 +175,8 @@ def _declare(tensor: TritonTensor) -> dict[str, Any]:
 
 def _dims(tensor: TritonTensor, shape: Shape) -> list[int]:
     """`shape` [N, C, H, W] in the tensor's own layout, without the batch axis; fixed dimensions win."""
-    profile = InputShapes(shape, shape, shape)
-    return list(profile.for_input((-1, *tensor.dims), tensor.name)[0][1:])
+    shapes = InputShapes(shape, shape, shape)
+    return list(shapes.for_input((-1, *tensor.dims), tensor.name)[0][1:])
 
 
 def _tensors(bundle: Bundle) -> tuple[list[TritonTensor], list[TritonTensor]]:

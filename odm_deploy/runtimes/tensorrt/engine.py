@@ -1,4 +1,4 @@
-"""TensorRT engines: one class for the data-centre library (10.13 to 11) and for TensorRT for RTX.
+"""TensorRT engines: what the data-centre library (10.13 to 11) and TensorRT for RTX have in common.
 
 Only names present in all of these are used: `execute_async_v3`, `set_tensor_address`, `set_input_shape`.
 """
@@ -6,11 +6,9 @@ Only names present in all of these are used: `execute_async_v3`, `set_tensor_add
 from __future__ import annotations
 
 import importlib
-import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,20 +16,20 @@ import numpy as np
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX, find_builder
+from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
-from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
+from odm_deploy.runtimes.dlpack import BorrowedTensor, SupportsDlpack
 from odm_deploy.runtimes.tensorrt.binding import ShapeBinding, make_layer_timer
-from odm_deploy.runtimes.tensorrt.cuda import Cuda, Event
+from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
-from odm_deploy.runtimes.tensorrt.kernel_cache import KernelCache, file_in_folder
+from odm_deploy.runtimes.tensorrt.device_tensors import borrow_tensors, new_arrays
+from odm_deploy.runtimes.tensorrt.log import make_log
 from odm_deploy.runtimes.tensorrt.plan_file import built_for, require_gpu
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
 _KEPT_SHAPES = 4
-_GPU = (CUDA, 0)
 
 
 class TensorRtEngine(Runtime):
@@ -107,7 +105,7 @@ class TensorRtEngine(Runtime):
         if not version_compatible:
             header.require_version(str(trt.__version__), label=label)
         cuda = Cuda.load()
-        log = _make_log(trt)
+        log = make_log(trt)
         runtime = trt.Runtime(log)
         if version_compatible:
             runtime.engine_host_code_allowed = True
@@ -187,7 +185,8 @@ class TensorRtEngine(Runtime):
         with self._lock:
             self._require_open()
             queue = self._stream if stream is None else self._cuda.borrowed_stream(stream)
-            sources = self._borrow(feeds, self.inputs, stream)
+            handle = int(self._stream.handle) if stream is None else stream
+            sources = borrow_tensors(feeds, self.inputs, handle)
             binding = self._bind(sources)
             shapes = binding.output_shapes
             wanted = [TensorInfo(info.name, info.dtype, shapes[info.name]) for info in self.outputs]
@@ -195,9 +194,9 @@ class TensorRtEngine(Runtime):
             targets: Mapping[str, BorrowedTensor | DeviceArray]
             ready = self._cuda.event()
             if out is None:
-                results = targets = self._allocate(wanted, ready)
+                results = targets = new_arrays(self._cuda, wanted, ready)
             else:
-                results, targets = dict(out), self._borrow(out, wanted, stream)
+                results, targets = dict(out), borrow_tensors(out, wanted, handle)
             binding.run_on(
                 queue,
                 {name: tensor.pointer for name, tensor in sources.items()},
@@ -207,46 +206,6 @@ class TensorRtEngine(Runtime):
             if stream is None:
                 ready.synchronize()
         return results
-
-    def _borrow(
-        self, tensors: Mapping[str, SupportsDlpack], wanted: Sequence[TensorInfo], stream: int | None
-    ) -> dict[str, BorrowedTensor]:
-        """Look into tensors of other libraries, which make `stream` wait for what they still write."""
-        if set(tensors) != {info.name for info in wanted}:
-            raise InputError(
-                f"these are not the tensors of the engine on {self.name}",
-                why=f"given {sorted(tensors)}, it has {sorted(info.name for info in wanted)}",
-            )
-        # DLPack knows the legacy default stream, whose handle is 0, by the number 1.
-        handle = (int(self._stream.handle) if stream is None else stream) or 1
-        borrowed: dict[str, BorrowedTensor] = {}
-        for info in wanted:
-            source = tensors[info.name]
-            place = source.__dlpack_device__()
-            if tuple(map(int, place)) != _GPU:
-                raise InputError(
-                    f"tensor {info.name!r} is not in the memory of GPU 0",
-                    why=f"its DLPack device is {tuple(map(int, place))}",
-                    fix="move it there, or pass arrays in host memory to `run`",
-                )
-            tensor = BorrowedTensor(source, stream=handle, label=f"tensor {info.name!r}")
-            info.check(tensor)
-            borrowed[info.name] = tensor
-        return borrowed
-
-    def _allocate(self, wanted: Sequence[TensorInfo], ready: Event) -> dict[str, DeviceArray]:
-        """New arrays, whose consumers wait for `ready`."""
-
-        def let_wait(stream: int) -> None:
-            self._cuda.borrowed_stream(stream).wait_for(ready)
-
-        arrays: dict[str, DeviceArray] = {}
-        for info in wanted:
-            shape = tuple(size or 0 for size in info.shape)
-            pointer = self._cuda.allocate(math.prod(shape) * info.dtype.itemsize)
-            # Freeing waits for work that uses the memory: callers may drop a result before it is there.
-            arrays[info.name] = DeviceArray(pointer, shape, info.dtype, _GPU, self._cuda.free, let_wait)
-        return arrays
 
     def _bind(self, feeds: Mapping[str, Array | BorrowedTensor]) -> ShapeBinding:
         """The context, buffers and graph for these shapes: kept from before, or made now in place of the oldest."""
@@ -277,8 +236,8 @@ class TensorRtEngine(Runtime):
         given = ", ".join(f"{name} {_dims(array.shape)}" for name, array in feeds.items())
         raise InputError(
             f"the engine was not built for {given}",
-            why=f"its profile spans {'; '.join(ranges)}",
-            fix="use tiles or images within it, or export again with a wider profile",
+            why=f"it takes {'; '.join(ranges)}",
+            fix="use tiles or images within it, or build it again with wider --shapes",
         )
 
     def _limits(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -326,60 +285,6 @@ class TensorRtEngine(Runtime):
         self._bindings.clear()
         self._stream.close()
         self._engine = None
-
-
-class TensorRtRtxEngine(TensorRtEngine):
-    """An engine of TensorRT for RTX, which compiles its kernels for the GPU at hand when it is loaded."""
-
-    name: ClassVar[str] = TENSORRT_RTX
-
-    def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
-        super().__init__(trt, engine, cuda, log, options, device)
-        self._kernels = None if options.kernel_cache is None else KernelCache(options.kernel_cache)
-
-    @classmethod
-    def _options_for(cls, plan: bytes, options: RuntimeOptions) -> RuntimeOptions:
-        return options if options.kernel_cache else replace(options, kernel_cache=file_in_folder(plan))
-
-    # It captures by itself (below); a capture around its just-in-time compilation would fail.
-    _captures_graphs: ClassVar[bool] = False
-
-    def _make_context(self, graphs: bool) -> Any:
-        config = self._engine.create_runtime_config()
-        strategy = self._trt.CudaGraphStrategy
-        config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
-        # Eager: kernels for a shape are final before its first run, so that timings do not drift while LAZY ones land.
-        specialization = self._trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
-        if self._kernels is not None:
-            self._kernels.attach(config)
-        return self._engine.create_execution_context(config)
-
-    def describe(self) -> dict[str, Any]:
-        """As every engine, and the file that compiled kernels are kept in."""
-        return {**super().describe(), "kernel_cache": str(self._options.kernel_cache or "") or None}
-
-    def _release(self) -> None:
-        try:
-            if self._kernels is not None:
-                self._kernels.save()
-        finally:
-            super()._release()
-
-
-def _make_log(trt: Any) -> Any:
-    """A TensorRT logger that keeps the last error for our own message instead of printing it."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_error = "TensorRT gave no reason"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last_error = message.strip()
-
-    return Log()
 
 
 def _within(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:

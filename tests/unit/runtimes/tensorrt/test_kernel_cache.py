@@ -10,8 +10,9 @@ import pytest
 
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
-from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine, TensorRtRtxEngine
+from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 from odm_deploy.runtimes.tensorrt.kernel_cache import FOLDER_VARIABLE
+from odm_deploy.runtimes.tensorrt.rtx_engine import TensorRtRtxEngine
 from tests.simulated_gpu import (
     TENSORRT_RTX,
     SimulatedCuda,

@@ -8,7 +8,9 @@ from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.builders import find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import RuntimeOptions
-from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine, TensorRtRtxEngine, _make_log
+from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
+from odm_deploy.runtimes.tensorrt.log import make_log
+from odm_deploy.runtimes.tensorrt.rtx_engine import TensorRtRtxEngine
 
 RTX_PLAN = b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([1, 7, 1, 116])
 
@@ -44,6 +46,6 @@ def test_an_engine_cannot_change_how_it_computes(options: RuntimeOptions) -> Non
 @pytest.mark.skipif(not find_builder("tensorrt_rtx").usable, reason="tensorrt_rtx is not installed")
 def test_the_log_keeps_what_tensorrt_says_about_a_broken_plan() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    log = _make_log(trt)
+    log = make_log(trt)
     assert trt.Runtime(log).deserialize_cuda_engine(b"nonsense" * 64) is None
     assert log.last_error != "TensorRT gave no reason"
