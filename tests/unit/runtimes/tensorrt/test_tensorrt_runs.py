@@ -6,14 +6,15 @@ import ctypes
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
-from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
 from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
+from odm_deploy.runtimes.pool import RuntimePool
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
@@ -155,17 +156,16 @@ def test_strange_tensors_are_refused(engine, gpu):
 
 def test_contexts_share_the_engine_and_nothing_else(gpu):
     runtime = TensorRtEngine(TENSORRT, SimulatedEngine(gpu), Cuda(gpu), None, RuntimeOptions(), "simulated GPU")
-    with Engine(runtime, contexts=3) as engine:
-        pictures = [np.full((4, 4 + index % 3, 3), index, np.uint8) for index in range(12)]
+    pool = RuntimePool(runtime, 3)
+    pictures = [picture(4, 4 + index % 3, index) for index in range(12)]
+    with ExitStack() as stack:
         # One after the other: the simulator itself is no thread's friend.
-        borrowed = [engine._idle.get() for _ in range(3)]
+        borrowed = [stack.enter_context(pool.borrowed()) for _ in range(3)]
         for index, each in enumerate(pictures):
-            result = borrowed[index % 3].upscale(each.transpose(2, 0, 1)[None].astype(np.float32))
-            assert result.shape == (1, 3, 8, 8 + 2 * (index % 3))
-            assert np.all(result == index)
+            np.testing.assert_array_equal(borrowed[index % 3].upscale(each), doubled(each))
         assert len({int(each._stream.handle) for each in borrowed}) == 3
-        for each in borrowed:
-            engine._idle.put(each)
+    pool.close()
+    del borrowed, each
     gc.collect()
     assert not gpu.memory
 
