@@ -1,10 +1,11 @@
-"""What a quantized network costs on paper: storage and bit operations, the papers' way and the honest way.
+"""What a quantized network costs: storage and bit operations, the papers' way and the honest way.
 
     storage = sum over tensors of numbers * bits / 32            in 32-bit words
     BitOPs  = sum over layers of 2 * MAC * b_w * b_a             for one output image of a given size
 
 Biases, activations and additions cost no bit operations. Everything is counted from the network itself: multiply-adds
-by running it without data, numbers by looking at its tensors.
+by running it without data, numbers by looking at its tensors. A float network is counted as a policy would have it, a
+quantized model as it is.
 
 Two conventions:
 
@@ -26,9 +27,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 
 Convention = Literal["paper", "honest"]
@@ -93,6 +96,15 @@ class LayerCost:
         """2 * MAC * b_w * b_a."""
         return 2 * self.macs * self.weight_bits * self.activation_bits
 
+    def to_dict(self) -> dict[str, Any]:
+        """What it costs, as plain values; its name and widths are the caller's to add."""
+        return {
+            "kind": self.kind,
+            "storage_bytes": self.storage_bits / 8,
+            "macs": self.macs,
+            "bit_operations": self.bit_operations,
+        }
+
 
 @dataclass(frozen=True)
 class Accounting:
@@ -130,42 +142,46 @@ class Accounting:
 
 
 def account(
-    network: SuperResolutionNetwork,
+    subject: SuperResolutionNetwork | QuantizedModel,
     policy: QuantizationPolicy | None = None,
     *,
     convention: Convention = "honest",
     output_px: tuple[int, int] = FULL_HD_PX,
 ) -> Accounting:
-    """Count what a float network would cost under a quantization policy.
+    """Count what a quantized model costs, or what a float network would cost under a quantization policy.
 
     Args:
-        network: a float network; its weights do not matter and are not read.
-        policy: what is quantized with how many bits; None counts the float network.
+        subject: a quantized model, whose folded batch norms are part of its convolutions in both conventions; or a
+            float network, whose weights do not matter and are not read.
+        policy: what of a float network is quantized with how many bits; None counts it as it is.
         convention: see the module's docstring.
         output_px: height and width of the output image, multiples of the scale.
 
     Raises:
         UsageError: an unknown convention, an output size the scale does not divide, or a policy that fits nothing.
+        InputError: a foreign network that does not run without data.
     """
     if convention not in get_args(Convention):
         raise UsageError(f"no convention {convention!r}", fix=f"use {' or '.join(get_args(Convention))}")
+    network = subject.network if isinstance(subject, QuantizedModel) else subject
     bits = {} if policy is None else policy.select(network)
     macs = count_macs(network, output_px)
     rule = PAPER_RULES.get(network.name, PaperRule())
-    layers: list[LayerCost] = []
+    costs: list[LayerCost] = []
     for name, module in network.named_modules():
-        widths = bits.get(name)
-        if convention == "paper":
-            storage = _paper_storage_bits(module, widths, rule, quantizer=name not in rule.float_inputs)
+        numbers = _numbers_of(module, bits.get(name), per_channel=policy is not None and policy.per_channel)
+        weight = activation = FLOAT_BITS
+        if numbers is not None:
+            float_input = convention == "paper" and name in rule.float_inputs
+            weight, activation = numbers.bits.weight, FLOAT_BITS if float_input else numbers.bits.activation
+            ranges = 0 if float_input else rule.range_words_per_quantizer
+            storage = numbers.paper_bits(ranges) if convention == "paper" else numbers.stored_bits()
         else:
-            storage = _stored_bits(module, widths, per_channel=policy is not None and policy.per_channel)
-        if not storage and not macs[name]:
-            continue
-        weight, activation = (FLOAT_BITS, FLOAT_BITS) if widths is None else (widths.weight, widths.activation)
-        if convention == "paper" and name in rule.float_inputs:
-            activation = FLOAT_BITS
-        layers.append(LayerCost(name, type(module).__name__, macs[name], weight, activation, storage))
-    return Accounting(network.name, network.scale, convention, output_px, tuple(layers))
+            storage = _float_bits(module, convention)
+        if storage or macs[name]:
+            kind = type(module).__name__.removeprefix("Quantized")
+            costs.append(LayerCost(name, kind, macs[name], weight, activation, storage))
+    return Accounting(network.name, network.scale, convention, output_px, tuple(costs))
 
 
 def accounted_network(name: str, scale: int, convention: Convention) -> SuperResolutionNetwork:
@@ -197,6 +213,7 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
 
     Raises:
         UsageError: an output size that the scale does not divide.
+        InputError: a foreign network that does not run without data.
     """
     height, width = output_px
     if min(output_px) < 1 or height % network.scale or width % network.scale:
@@ -206,8 +223,15 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
     shadow = copy.deepcopy(network).to("meta").eval()
     image = torch.empty(1, 3, height // network.scale, width // network.scale, device="meta")
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        shadow(image)
+    try:
+        with counter, torch.no_grad():
+            shadow(image)
+    except OdmError:
+        raise
+    except Exception as error:  # somebody else's forward may do anything to a tensor without data
+        raise InputError(
+            f"cannot count the operations of {network.name}", why=f"{type(error).__name__}: {error}"[:200]
+        ) from error
     totals = counter.get_flop_counts()
     root = type(shadow).__name__
 
@@ -225,25 +249,46 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
     return {name: total(name) - sum(map(total, children(name))) for name in modules}
 
 
-def _paper_storage_bits(module: nn.Module, widths: LayerBits | None, rule: PaperRule, *, quantizer: bool) -> int:
-    """Learnable parameters, weights of quantized layers at their width, and the range of each activation quantizer."""
-    total = sum(parameter.numel() for parameter in module.parameters(recurse=False)) * FLOAT_BITS
-    if widths is None:
-        return total
-    assert isinstance(module.weight, nn.Parameter)
-    total -= module.weight.numel() * (FLOAT_BITS - widths.weight)
-    return total + (rule.range_words_per_quantizer * FLOAT_BITS if quantizer else 0)
+@dataclass(frozen=True)
+class _Numbers:
+    """How many numbers make up a quantized layer."""
+
+    bits: LayerBits
+    weights: int
+    learnable: int
+    """In its bias and its offsets."""
+    scales: int
+    """Of its weights."""
+    grid: int
+    """Of its input: scale, zero point and, on free grids, center."""
+
+    def paper_bits(self, ranges: int) -> int:
+        """Codes, learnable vectors, and the words that stand for the range of the quantizer before the layer."""
+        return self.weights * self.bits.weight + FLOAT_BITS * (self.learnable + ranges)
+
+    def stored_bits(self) -> int:
+        """What `model.pt` holds: packed codes, and words for all the rest."""
+        packed_bytes = -(-self.weights * self.bits.weight // 8)
+        return 8 * packed_bytes + FLOAT_BITS * (self.learnable + self.scales + self.grid)
 
 
-def _stored_bits(module: nn.Module, widths: LayerBits | None, *, per_channel: bool) -> int:
-    """What `model.pt` holds of a module itself: all tensors of its state dict, packed codes for quantized weights."""
+def _numbers_of(module: nn.Module, planned: LayerBits | None, *, per_channel: bool) -> _Numbers | None:
+    """Of a layer that is quantized, or planned to be at these widths; None of one that stays float."""
+    if isinstance(module, QuantizedLayer):
+        bits = LayerBits(module.weight_bits, module.grid.bits)
+        learnable = sum(value.numel() for value in (module.bias, module.shift, module.gain) if value is not None)
+        return _Numbers(bits, module.codes.numel(), learnable, module.scale.numel(), 3 if module.grid.is_free else 2)
+    if planned is None:
+        return None
+    weight = module.get_parameter("weight")
+    learnable = sum(parameter.numel() for parameter in module.parameters(recurse=False)) - weight.numel()
+    return _Numbers(planned, weight.numel(), learnable, weight.shape[0] if per_channel else 1, 2)
+
+
+def _float_bits(module: nn.Module, convention: Convention) -> int:
+    """A float module's own tensors: parameters only in the papers, everything in its state dict otherwise."""
+    if convention == "paper":
+        return sum(parameter.numel() for parameter in module.parameters(recurse=False)) * FLOAT_BITS
     children = tuple(f"{name}." for name, _ in module.named_children())
     own = {key: value for key, value in module.state_dict().items() if not key.startswith(children)}
-    if widths is None:
-        return sum(8 * value.numel() * value.element_size() for value in own.values())
-    weight = own.pop("weight")
-    scales = weight.shape[0] if per_channel else 1
-    grid = 2 * FLOAT_BITS  # scale and zero point of the input
-    floats = sum(value.numel() for value in own.values()) + scales
-    packed_bytes = -(-weight.numel() * widths.weight // 8)
-    return 8 * packed_bytes + FLOAT_BITS * floats + grid
+    return sum(8 * value.numel() * value.element_size() for value in own.values())

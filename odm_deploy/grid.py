@@ -197,6 +197,16 @@ class Grid:
         return cls(scale, zero_point, bits, center)
 
 
+def zero_point_step(bits: int, *, exact_ties: bool) -> int:
+    """What zero points are multiples of: 2 on 8-bit grids whose arithmetic is exact, 1 on all others.
+
+    Where scales are short, values exactly between two codes are common. Signed engines shift 8-bit codes by 128 - z; an
+    even shift keeps even codes even, so that half to even is the same code there. The range moves by at most half a
+    step for it.
+    """
+    return 2 if exact_ties and bits == MAX_BITS else 1
+
+
 def nearest_zero_point(lower: float, scale: float, bits: int, *, exact_ties: bool) -> int:
     """The code of zero on the grid that begins nearest to `lower`.
 
@@ -204,10 +214,7 @@ def nearest_zero_point(lower: float, scale: float, bits: int, *, exact_ties: boo
         lower: smallest value to represent.
         scale: distance between two levels.
         bits: width of a code.
-        exact_ties: scales are short, so that arithmetic is exact and values exactly between two codes are common.
-            Signed engines shift 8-bit codes by 128 - z; an even shift keeps even codes even, so that half to even
-            is the same code there. The range moves by at most half a step for it.
+        exact_ties: see `zero_point_step`.
     """
-    code_max = 2**bits - 1
-    step = 2 if exact_ties and bits == MAX_BITS else 1
-    return step * min(max(round(-lower / scale / step), 0), code_max // step)
+    step = zero_point_step(bits, exact_ties=exact_ties)
+    return step * min(max(round(-lower / scale / step), 0), (2**bits - 1) // step)

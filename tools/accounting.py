@@ -84,12 +84,9 @@ def _entry(bits: int, cost: Accounting, *, show_layers: bool) -> dict[str, Any]:
         entry["layers"] = [
             {
                 "name": layer.name,
-                "kind": layer.kind,
                 "weight_bits": layer.weight_bits,
                 "activation_bits": layer.activation_bits,
-                "storage_bytes": layer.storage_bits / 8,
-                "macs": layer.macs,
-                "bit_operations": layer.bit_operations,
+                **layer.to_dict(),
             }
             for layer in cost.layers
         ]

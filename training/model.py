@@ -32,7 +32,7 @@ class TrainableModel:
     layers: Mapping[str, TrainableLayer]
     """The quantized layers by dotted name, in network order."""
     exact: bool = False
-    """Whether its frozen form must be proven to compute the same bits everywhere (`quantization.exact_freeze`)."""
+    """Whether its frozen form must be proven to compute the same bits everywhere (`quantization.exact.freeze`)."""
 
     @classmethod
     def attach(

@@ -80,11 +80,11 @@ def _print(found: Coverage, source: str) -> None:
 
 def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> None:
     """What a model.pt quantizes, on which grids, and what that costs."""
+    from odm_deploy.accounting import account
     from odm_deploy.checkpoint import load_model
-    from odm_deploy.model_accounting import account_model, cost_to_dict
 
     model = load_model(path)
-    cost = account_model(model, convention=convention)
+    cost = account(model, convention=convention)
     by_name = {layer.name: layer for layer in cost.layers}
     if as_json:
         height, width = cost.output_px
@@ -104,14 +104,12 @@ def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> No
                         "name": name,
                         "weight_bits": layer.weight_bits,
                         **layer.grid.to_dict(),
-                        **cost_to_dict(by_name[name]),
+                        **by_name[name].to_dict(),
                     }
                     for name, layer in model.layers.items()
                 ],
                 "unquantized": [
-                    {"name": layer.name, **cost_to_dict(layer)}
-                    for layer in cost.layers
-                    if layer.name not in model.layers
+                    {"name": layer.name, **layer.to_dict()} for layer in cost.layers if layer.name not in model.layers
                 ],
             }
         )

@@ -1,7 +1,7 @@
-"""The `tensorrt` dialect: what TensorRT 10/11, TensorRT-RTX and OpenVINO execute as int8.
+"""The one dialect of lowered graphs: what TensorRT 10/11, TensorRT-RTX, OpenVINO and ONNX Runtime execute as int8.
 
-Their rule: int8, zero point 0, a scalar scale; weights int8 with a scale per output channel (axis 0). So a grid of b
-bits with zero point z becomes, exactly:
+Their common rule: int8, zero point 0, a scalar scale; weights int8 with a scale per output channel (axis 0). So a grid
+of b bits with zero point z becomes, exactly:
 
 - *bounded* (b <= 7, or any grid whose shifted codes fit int8): the codes -z .. 2^b-1-z fit int8 as they are.
 

@@ -55,7 +55,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
         UsageError: an exact model in half precision.
     """
     options = options or LoweringOptions()
-    if model.exact and options.precision != "fp32":
+    if model.exact is not None and options.precision != "fp32":
         raise UsageError(
             f"--precision {options.precision} of an exact model",
             why="its sums need float32's 24 bits, half precision has 11",
@@ -67,7 +67,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
         convert_rest_to_half(graph, _HALF_TYPES[options.precision])
     if options.io == "uint8":
         add_uint8_io(graph, options.layout, options.order)
-    if model.exact:
+    if model.exact is not None:
         mark_exact(graph.metadata_props)
     graph.graph.name = model.network.name
     graph.producer_name, graph.producer_version = "odm-deploy", __version__

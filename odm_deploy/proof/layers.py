@@ -21,7 +21,6 @@ from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.proof.layer_parity import OUTPUT, LayerParity
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
 from odm_deploy.proof.ties import PIXELS
-from odm_deploy.quantization.exact.freeze import is_exact
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime
@@ -59,7 +58,7 @@ def compare_layers(
         InputError: a graph without taps, or one of another model, whose codes have other shapes.
     """
     forced = force_by_teacher(lowered)
-    exact = is_exact(model)
+    exact = model.exact is not None
     result = {name: LayerParity(name, exact=exact) for name in (*(tap.layer for tap in forced.taps), OUTPUT)}
     double = model.double()
     with open_bytes(forced.model.SerializeToString()) as runtime:

@@ -22,7 +22,6 @@ from functools import partial
 from odm_deploy.proof.layer_parity import FEW_TIES, MAX_TIE_RATE, OUTPUT, LayerParity
 from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.proof.upscalers import Upscale
-from odm_deploy.quantization.exact.freeze import is_exact
 from odm_deploy.quantization.exact.sums import sums_are_exact
 from odm_deploy.quantization.model import QuantizedModel
 
@@ -82,7 +81,7 @@ def floor_draws(model: QuantizedModel, reference: TorchReference, rounding: Roun
         rounding: how far rounding may move values.
     """
     dividing_is_exact = all(layer.grid.is_power_of_two for layer in model.layers.values())
-    if is_exact(model) or (dividing_is_exact and sums_are_exact(model)):
+    if model.exact is not None or (dividing_is_exact and sums_are_exact(model)):
         return []
     how = asdict(rounding)
     return [partial(reference.upscale_jittered, seed=seed, **how) for seed in range(FLOOR_DRAWS)]

@@ -11,7 +11,6 @@ from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.noise_floor import floor_draws, rounding_of
 from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.proof.torch_reference import TorchReference
-from odm_deploy.quantization.exact.freeze import is_exact
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
 
@@ -39,7 +38,7 @@ def compare(
         {**runtime.describe(), "rounding_note": runtime.rounding_note},
         layers=list(layers),
         draws=[Distance() for _ in draws],
-        exact=is_exact(model),
+        exact=model.exact is not None,
     )
     for sample in samples:
         image = to_batch(sample.low)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.weights import per_output
 
 
 def quantize_codes(x: Tensor, scale: float, zero_point: int, bits: int, center: float | None) -> Tensor:
@@ -36,7 +37,7 @@ def _(x: Tensor, scale: float, zero_point: int, bits: int, center: float | None,
 
 @torch.library.custom_op("odm::dequantize_weight", mutates_args=())
 def _dequantize_weight(codes: Tensor, scale: Tensor, name: str) -> Tensor:
-    return codes.to(scale.dtype) * scale.reshape(-1, *[1] * (codes.dim() - 1))
+    return codes.to(scale.dtype) * per_output(scale, codes)
 
 
 @_dequantize_weight.register_fake

@@ -1,7 +1,7 @@
 """Numbers with few binary digits: what the scales, biases and slopes of an exact model are made of.
 
 A *dyadic* number is an integer times a power of two. Sums and products of dyadic numbers are dyadic again, and float32
-holds them exactly as long as the integer stays below 2^24. `exact_proof` shows that it does.
+holds them exactly as long as the integer stays below 2^24. `exact.bounds` shows that it does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+FLOAT32_BITS = 24
+"""Significant bits of a float32: whole numbers below 2^24 are exact, and so are their sums."""
 
 
 def nearest_power_of_two(values: Tensor) -> Tensor:

@@ -66,7 +66,27 @@ class WeightCodes:
 
     def dequantize(self) -> Tensor:
         """float32 weights, shaped like the codes."""
-        return self.codes.float() * self.scale.reshape(-1, *[1] * (self.codes.dim() - 1))
+        return self.codes.float() * per_output(self.scale, self.codes)
+
+
+def per_output(scale: Tensor, weight: Tensor) -> Tensor:
+    """A scale [O] or [1] shaped so that it broadcasts over a weight [O, ...]."""
+    return scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def nearest_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Mid-tread codes whose levels are nearest to a float weight.
+
+    Args:
+        weight: float [O, ...].
+        scale: [O] or [1], > 0.
+        bits: width of a code, 2 to 8.
+
+    Returns:
+        Floats, whole numbers from -2^(bits-1)+1 to 2^(bits-1)-1, shaped like `weight`.
+    """
+    limit = 2 ** (bits - 1) - 1
+    return torch.clamp(torch.round(weight / per_output(scale, weight)), -limit, limit)
 
 
 def quantize_weight(
@@ -97,23 +117,23 @@ def quantize_weight(
     # A dead channel has no range, but no runtime accepts a scale of zero.
     scale = torch.where(largest > 0, largest / limit, torch.ones_like(largest))
     if search_mse:
-        scale = _mse_scale(flat, scale, limit, power_of_two=power_of_two)
+        scale = _mse_scale(flat, scale, bits, power_of_two=power_of_two)
     elif power_of_two:
         scale = torch.exp2(torch.ceil(torch.log2(scale)))
     # Denormal scales divide by zero on hardware that flushes them.
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
-    codes = torch.clamp(torch.round(flat / scale[:, None]), -limit, limit)
+    codes = nearest_codes(flat, scale, bits)
     return WeightCodes(codes.to(torch.int8).reshape(weight.shape), scale, bits, first=-(2 ** (bits - 1)))
 
 
-def _mse_scale(flat: Tensor, scale: Tensor, limit: int, *, power_of_two: bool) -> Tensor:
+def _mse_scale(flat: Tensor, scale: Tensor, bits: int, *, power_of_two: bool) -> Tensor:
     """The scale of each row with the smallest squared error among shrunk versions of `scale`."""
     shrink = torch.linspace(1.0, 0.4, 61) if not power_of_two else torch.tensor([1.0, 0.5, 0.25])
     start = torch.exp2(torch.ceil(torch.log2(scale))) if power_of_two else scale
     best, best_error = start, torch.full_like(start, float("inf"))
     for factor in shrink:
         candidate = start * factor
-        levels = torch.clamp(torch.round(flat / candidate[:, None]), -limit, limit) * candidate[:, None]
+        levels = nearest_codes(flat, candidate, bits) * candidate[:, None]
         error = (flat - levels).square().sum(1)
         better = error < best_error
         best, best_error = torch.where(better, candidate, best), torch.where(better, error, best_error)

@@ -9,7 +9,6 @@ from torch import Tensor
 from odm_deploy.accounting import account, body_policy
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.model_accounting import account_model
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.model import freeze
@@ -33,7 +32,7 @@ def bytes_in(document: dict) -> int:
 def test_honest_storage_is_what_the_file_holds(model, tmp_path):
     save_model(model, tmp_path / "model.pt")
     document = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert account_model(model, output_px=OUTPUT_PX).storage_bytes == bytes_in(document)
+    assert account(model, output_px=OUTPUT_PX).storage_bytes == bytes_in(document)
 
 
 @pytest.mark.parametrize("convention", ["honest", "paper"])
@@ -44,7 +43,7 @@ def test_a_model_costs_what_was_planned_for_it(name, convention):
     body = policy.select(network)
     model = quantized(network, lambda _, layer: (4, "asymmetric", "per_channel") if layer in body else None)
     planned = account(network, policy, convention=convention, output_px=OUTPUT_PX)
-    found = account_model(model, convention=convention, output_px=OUTPUT_PX)
+    found = account(model, convention=convention, output_px=OUTPUT_PX)
     assert found.layers == planned.layers
 
 
@@ -52,7 +51,7 @@ def test_mixed_widths_count_layer_by_layer():
     model = quantized(
         tiny_network(), lambda index, _: (2 + index % 7, "free" if index % 2 else "symmetric", "per_layer")
     )
-    costs = {cost.name: cost for cost in account_model(model, output_px=OUTPUT_PX).layers}
+    costs = {cost.name: cost for cost in account(model, output_px=OUTPUT_PX).layers}
     for name, layer in model.layers.items():
         cost = costs[name]
         assert cost.bit_operations == 2 * cost.macs * layer.weight_bits * layer.grid.bits
@@ -66,7 +65,7 @@ def test_edsr_baseline_at_2_bits_is_table_4():
     network = build_network("edsr", {"scale": 4})
     body = body_policy(2).select(network)
     model = quantized(network, lambda _, layer: (2, "asymmetric", "per_channel") if layer in body else None)
-    cost = account_model(model, convention="paper")
+    cost = account(model, convention="paper")
     assert cost.storage_words / 1e3 == pytest.approx(411.7, abs=0.051)
     assert cost.bit_operations / 1e12 == pytest.approx(215.1, abs=0.051)
 
@@ -80,15 +79,15 @@ def test_foreign_networks_count_too_and_say_when_they_cannot():
         def forward(self, x):
             return self.conv(x) * float(x.mean() > 0)
 
-    cost = account_model(freeze(foreign_network(seeded()), {}), output_px=OUTPUT_PX)
+    cost = account(freeze(foreign_network(seeded()), {}), output_px=OUTPUT_PX)
     first = next(each for each in cost.layers if each.name == "net.first")
     assert first.macs == 24 * 32 * 3 * 8 * 9
     with pytest.raises(InputError, match="cannot count the operations of foreign"):
-        account_model(freeze(foreign_network(Stubborn()), {}), output_px=OUTPUT_PX)
+        account(freeze(foreign_network(Stubborn()), {}), output_px=OUTPUT_PX)
 
 
 def test_unknown_conventions_and_sizes_are_refused():
     with pytest.raises(UsageError, match="honest"):
-        account_model(tiny_model(4), convention="guess")
+        account(tiny_model(4), convention="guess")
     with pytest.raises(UsageError, match="upscales by 2"):
-        account_model(tiny_model(4), output_px=(33, 32))
+        account(tiny_model(4), output_px=(33, 32))

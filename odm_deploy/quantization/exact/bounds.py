@@ -6,7 +6,7 @@ number of threads and the runtime make no difference, because no operation ever 
 
 - convolution: with input codes in [lowest, highest] a partial sum over any subset of the products, in any order, lies
   between the sum of min(w * lowest, w * highest, 0) and that of max(..., 0); the bias comes on top. Engines without
-  zero points shift 8-bit codes to -128..127 and the bias with them (`lowering.tensorrt`): bounded the same way;
+  zero points shift 8-bit codes to -128..127 and the bias with them (`lowering.dialect`): bounded the same way;
 - addition: engines fuse it into the convolution in front of it, whose partial sums then start from the other operand,
   so that bound is added to the convolution's, not to its result's;
 - quantizer: dividing by a power of two is exact; engines that compute around an offset of 128 codes add that;
@@ -25,22 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
-from odm_deploy.quantization.exact.program import (
-    Add,
-    AddConstant,
-    Concat,
-    Convolve,
-    PixelShuffle,
-    PRelu,
-    Program,
-    Quantize,
-    Relu,
-    Step,
-)
-from odm_deploy.quantization.power_of_two import bits_of
+from odm_deploy.quantization.exact import program as steps
+from odm_deploy.quantization.exact.program import Program, Step
+from odm_deploy.quantization.power_of_two import FLOAT32_BITS, bits_of
 
-FLOAT32_BITS = 24
-"""Significant bits of a float32: whole numbers below 2^24 are exact, and so are their sums."""
 OFFSET_CODES = 128
 """Codes that engines shift an 8-bit grid by."""
 
@@ -113,10 +101,10 @@ def bounds_of(program: Program) -> list[Bound]:
     bounds: list[Bound] = []
     layer = "the image"
     for step in program.steps:
-        layer = step.layer if isinstance(step, (Quantize, Convolve)) else layer
-        if isinstance(step, Convolve):
+        layer = step.layer if isinstance(step, (steps.Quantize, steps.Convolve)) else layer
+        if isinstance(step, steps.Convolve):
             quantizer = by_name[step.sources[0]]
-            assert isinstance(quantizer, Quantize), f"{step.name} reads no codes"
+            assert isinstance(quantizer, steps.Quantize), f"{step.name} reads no codes"
             finding = _convolve(step, quantizer)
         else:
             finding = _examine(step, [known[name] for name in step.sources])
@@ -159,30 +147,30 @@ def widest(bounds: Iterable[Bound]) -> dict[str, Bound]:
 def _examine(step: Step, sources: list[_Values]) -> _Finding:
     """Apply a step's rule."""
     match step:
-        case Quantize():
+        case steps.Quantize():
             return _quantize(step, sources[0])
-        case Add():
+        case steps.Add():
             return _add(*sources)
-        case AddConstant():
+        case steps.AddConstant():
             count = len(sources[0].unit)
             constant = np.broadcast_to(np.abs(step.constant).astype(object), (count,))
             exponent = np.broadcast_to(_whole([step.exponent]), (count,))
             return _add(sources[0], _Values(exponent, constant, constant, [frozenset[Channel]()] * count))
-        case PRelu():
+        case steps.PRelu():
             source = sources[0]
             factor = np.maximum(np.abs(step.slope), 2**step.fraction_bits).astype(object)
             return _settled(source.unit - step.fraction_bits, source.largest * factor, source.origins)
-        case PixelShuffle():
+        case steps.PixelShuffle():
             return _shuffle(step, sources[0])
-        case Concat():
+        case steps.Concat():
             joined = [np.concatenate(parts) for parts in zip(*((s.unit, s.largest) for s in sources), strict=True)]
             return _settled(joined[0], joined[1], [origin for source in sources for origin in source.origins])
         case _:
-            assert isinstance(step, Relu), f"no rule for {type(step).__name__}"
+            assert isinstance(step, steps.Relu), f"no rule for {type(step).__name__}"
             return _settled(sources[0].unit, sources[0].largest, sources[0].origins)
 
 
-def _quantize(step: Quantize, source: _Values) -> _Finding:
+def _quantize(step: steps.Quantize, source: _Values) -> _Finding:
     """The quotient is exact; so has to be its sum with the offset. Codes themselves are small."""
     unit = np.minimum(source.unit, step.exponent)
     offset = OFFSET_CODES * 2 ** (step.exponent - unit)
@@ -191,7 +179,7 @@ def _quantize(step: Quantize, source: _Values) -> _Finding:
     return _Finding(result, source.in_units(unit)[0] + offset, source.origins)
 
 
-def _convolve(step: Convolve, quantizer: Quantize) -> _Finding:
+def _convolve(step: steps.Convolve, quantizer: steps.Quantize) -> _Finding:
     """Any subset of the products and the bias, with codes as they are and as engines shift them."""
     weight = step.codes.astype(np.int64).reshape(step.codes.shape[0], -1)
     # A bias may be finer than the products: the channel's unit is what divides both.
@@ -230,7 +218,7 @@ def _add(a: _Values, b: _Values) -> _Finding:
     return _Finding(_Values(unit, total, total, origins), met, origins)
 
 
-def _shuffle(step: PixelShuffle, source: _Values) -> _Finding:
+def _shuffle(step: steps.PixelShuffle, source: _Values) -> _Finding:
     """Every f^2 channels become one, with the finest of their units."""
     count = step.factor**2
     groups = [slice(start, start + count) for start in range(0, len(source.unit), count)]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.quantization.exact.bounds import FLOAT32_BITS, Channel, bounds_of, prove, widest
+from odm_deploy.quantization.exact.bounds import Channel, bounds_of, prove, widest
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import ExactProof, QuantizedModel
-from odm_deploy.quantization.power_of_two import round_to_multiples
+from odm_deploy.quantization.power_of_two import FLOAT32_BITS, round_to_multiples
+from odm_deploy.quantization.weights import nearest_codes
 
 
 @torch.no_grad()
@@ -61,11 +62,6 @@ def proven(model: QuantizedModel, *, coarsened_channels: int = 0) -> QuantizedMo
     return dataclasses.replace(model, exact=ExactProof(FLOAT32_BITS, bits, coarsened_channels))
 
 
-def is_exact(model: QuantizedModel) -> bool:
-    """Whether the model carries a proof that its arithmetic never rounds."""
-    return model.exact is not None
-
-
 def bias_unit(layer: QuantizedLayer) -> Tensor:
     """What an exact layer's biases are multiples of, [O] or [1], float64: input scale * weight scale.
 
@@ -92,10 +88,8 @@ def _too_long(model: QuantizedModel) -> frozenset[Channel]:
 def _coarsen(layer: QuantizedLayer, channels: list[int], weight: Tensor) -> None:
     """Double these output channels' weight scales, or the one that all share, and choose the codes anew."""
     chosen = torch.tensor(channels) if len(layer.scale) > 1 else torch.arange(len(weight))
-    limit = 2 ** (layer.weight_bits - 1) - 1
     layer.scale[channels if len(layer.scale) > 1 else [0]] *= 2
-    scale = layer.scale.expand(len(weight))[chosen].reshape(-1, *[1] * (weight.dim() - 1))
-    codes = torch.clamp(torch.round(weight.float()[chosen] / scale), -limit, limit).to(torch.int8)
+    codes = nearest_codes(weight.float()[chosen], layer.scale.expand(len(weight))[chosen], layer.weight_bits)
     emptied = layer.codes[chosen].flatten(1).any(1) & ~codes.flatten(1).any(1)
     if emptied.any():
         # A model that computes nothing would agree with itself on every runtime.
@@ -105,4 +99,4 @@ def _coarsen(layer: QuantizedLayer, channels: list[int], weight: Tensor) -> None
             f"{int(chosen[emptied][0])} nothing but zeros: what is added to it later is so much larger",
             fix="use trained weights, whose features keep their magnitude from layer to layer",
         )
-    layer.codes[chosen] = codes
+    layer.codes[chosen] = codes.to(torch.int8)

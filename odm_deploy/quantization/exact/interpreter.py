@@ -14,19 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
-from odm_deploy.quantization.exact.program import (
-    Add,
-    AddConstant,
-    Concat,
-    Convolve,
-    Integers,
-    PixelShuffle,
-    PRelu,
-    Program,
-    Quantize,
-    Relu,
-    Step,
-)
+from odm_deploy.quantization.exact import program as steps
+from odm_deploy.quantization.exact.program import Integers, Program, Step
 
 Watch = Callable[[Step, Integers, int], None]
 """Sees a step, its result's integers and their exponent."""
@@ -41,7 +30,7 @@ def interpret(program: Program, images: NDArray[np.uint8], watch: Watch | None =
     """Upscale images with integer arithmetic.
 
     Args:
-        program: the model (`quantization.exact_trace.integer_program`).
+        program: the model (`exact.trace.integer_program`).
         images: uint8 [N, 3, H, W] RGB.
         watch: called with every step's result; quantizers' results are codes minus their zero point.
 
@@ -77,27 +66,27 @@ def shift_round(n: Integers, bits: int) -> Integers:
 def _run(step: Step, sources: list[_Value]) -> _Value:
     n, exponent = sources[0]
     match step:
-        case Quantize():
+        case steps.Quantize():
             codes = shift_round(n, step.exponent - exponent) + step.zero_point
             return np.clip(codes, 0, 2**step.bits - 1) - step.zero_point, step.exponent
-        case Convolve():
+        case steps.Convolve():
             sums = _convolve(step, n)
             return (sums * _column(step.mantissa) << _column(step.shift)) + _column(step.bias), step.exponent
-        case Add():
+        case steps.Add():
             return _aligned(sources, np.add)
-        case AddConstant():
+        case steps.AddConstant():
             return (n << (exponent - step.exponent)) + _column(step.constant), step.exponent
-        case Relu():
+        case steps.Relu():
             return np.maximum(n, 0), exponent
-        case PRelu():
+        case steps.PRelu():
             return np.where(n >= 0, n << step.fraction_bits, n * _column(step.slope)), exponent - step.fraction_bits
-        case PixelShuffle():
+        case steps.PixelShuffle():
             count, channels, height, width = n.shape
             f = step.factor
             blocks = n.reshape(count, channels // f**2, f, f, height, width).transpose(0, 1, 4, 2, 5, 3)
             return blocks.reshape(count, channels // f**2, height * f, width * f), exponent
         case _:
-            assert isinstance(step, Concat), f"no arithmetic for {type(step).__name__}"
+            assert isinstance(step, steps.Concat), f"no arithmetic for {type(step).__name__}"
             return _aligned(sources, lambda *parts: np.concatenate(parts, 1))
 
 
@@ -107,7 +96,7 @@ def _aligned(sources: list[_Value], combine: Callable[..., Integers]) -> _Value:
     return combine(*(n << (exponent - finest) for n, exponent in sources)), finest
 
 
-def _convolve(step: Convolve, codes: Integers) -> Integers:
+def _convolve(step: steps.Convolve, codes: Integers) -> Integers:
     """Sums of products of codes, int32: [N, I, H, W] -> [N, O, H', W']."""
     count = len(codes)
     (top, left), (down, across), (dilate_y, dilate_x) = step.padding, step.stride, step.dilation

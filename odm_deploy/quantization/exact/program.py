@@ -1,8 +1,8 @@
-"""An exact model as integer arithmetic: the steps of `proof.integer_interpreter`, the subject of `exact_proof`.
+"""An exact model as integer arithmetic: what `interpreter` runs and `bounds` proves.
 
 Every tensor is an array of integers n with one exponent e, and stands for the real numbers n * 2^e. There are no
 scales: where a float engine multiplies by one, the exponent changes or bits are shifted. Plain integers and numpy
-arrays only; `exact_trace` makes a program of a frozen torch model.
+arrays only; `trace` makes a program of a frozen torch model.
 """
 
 from __future__ import annotations

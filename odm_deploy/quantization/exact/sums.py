@@ -24,10 +24,9 @@ from torch import Tensor
 
 from odm_deploy.grid import Grid, nearest_zero_point
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel
-from odm_deploy.quantization.weights import WeightCodes
+from odm_deploy.quantization.power_of_two import FLOAT32_BITS
+from odm_deploy.quantization.weights import WeightCodes, nearest_codes
 
-SIGNIFICAND_BITS = 24
-"""Significant bits of a float32."""
 SPLITS = ((6, 6), (5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 2), (1, 1))
 """Significant bits of the input's and the weights' scale, best first. Weights get the larger half: their scales are per
 channel, and an input's range may better be too wide than too narrow."""
@@ -65,7 +64,7 @@ def _with_exact_sums(layer: FrozenLayer, weight: Tensor) -> FrozenLayer | None:
         return None
     for input_bits, weight_bits in SPLITS:
         rounded = _rounded(layer, weight, input_bits, weight_bits)
-        if sum_bound_bits(rounded) + input_bits + weight_bits <= SIGNIFICAND_BITS:
+        if sum_bound_bits(rounded) + input_bits + weight_bits <= FLOAT32_BITS:
             return rounded
     return None
 
@@ -73,9 +72,9 @@ def _with_exact_sums(layer: FrozenLayer, weight: Tensor) -> FrozenLayer | None:
 def significant_bits(values: Tensor) -> int:
     """Bits of the longest significand among `values` (float32, all > 0)."""
     mantissa, _ = torch.frexp(values.double())
-    whole = torch.ldexp(mantissa, torch.tensor(SIGNIFICAND_BITS)).long()
+    whole = torch.ldexp(mantissa, torch.tensor(FLOAT32_BITS)).long()
     trailing_zeros = torch.log2((whole & -whole).double())
-    return SIGNIFICAND_BITS - int(trailing_zeros.min())
+    return FLOAT32_BITS - int(trailing_zeros.min())
 
 
 def sums_are_exact(model: QuantizedModel) -> bool:
@@ -90,7 +89,7 @@ def _sums_are_exact(layer: FrozenLayer) -> bool:
     scale, weight_scale = layer.grid.scale, layer.weight.scale
     scale_bits = significant_bits(torch.tensor([scale])) + significant_bits(weight_scale)
     needed = sum_bound_bits(layer) + scale_bits + _bias_bits(layer)
-    return not layer.grid.is_free and needed <= SIGNIFICAND_BITS
+    return not layer.grid.is_free and needed <= FLOAT32_BITS
 
 
 def _bias_bits(layer: FrozenLayer) -> int:
@@ -99,7 +98,7 @@ def _bias_bits(layer: FrozenLayer) -> int:
         return 0
     units = layer.bias.double() / (layer.weight.scale.double() * layer.grid.scale)
     halvings = 0
-    while halvings <= SIGNIFICAND_BITS and not torch.equal(units, torch.round(units)):
+    while halvings <= FLOAT32_BITS and not torch.equal(units, torch.round(units)):
         units, halvings = units * 2, halvings + 1
     return halvings
 
@@ -121,9 +120,7 @@ def _rounded(layer: FrozenLayer, weight: Tensor, input_bits: int, weight_bits: i
     zero_point = nearest_zero_point(grid.lower, scale, grid.bits, exact_ties=True)
     new_grid = Grid(scale, zero_point, grid.bits)
     weight_scale = round_significand(codes.scale, weight_bits)
-    limit = 2 ** (codes.bits - 1) - 1
-    broadcast = weight_scale.reshape(-1, *[1] * (weight.dim() - 1))
-    new_codes = torch.clamp(torch.round(weight.detach().float() / broadcast), -limit, limit).to(torch.int8)
+    new_codes = nearest_codes(weight.detach().float(), weight_scale, codes.bits).to(torch.int8)
     bias = layer.bias
     if bias is not None:
         unit = weight_scale.double() * scale

@@ -18,18 +18,8 @@ from torch.fx.proxy import TraceError
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.quantization.exact.program import (
-    Add,
-    AddConstant,
-    Concat,
-    Convolve,
-    PixelShuffle,
-    PRelu,
-    Program,
-    Quantize,
-    Relu,
-    Step,
-)
+from odm_deploy.quantization.exact import program as steps
+from odm_deploy.quantization.exact.program import Program, Step
 from odm_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.power_of_two import as_integer, common_exponent
@@ -111,14 +101,14 @@ class _Translator:
             case nn.Identity():
                 return source
             case nn.ReLU():
-                return self._add(Relu(node.name, (source,)), exponent)
+                return self._add(steps.Relu(node.name, (source,)), exponent)
             case nn.PReLU():
                 slopes = module.weight.detach().double().numpy()
                 fraction_bits = max(-common_exponent(slopes), 0)
                 slope = np.ldexp(slopes, fraction_bits).astype(np.int64)
-                return self._add(PRelu(node.name, (source,), slope, fraction_bits), exponent - fraction_bits)
+                return self._add(steps.PRelu(node.name, (source,), slope, fraction_bits), exponent - fraction_bits)
             case nn.PixelShuffle():
-                return self._add(PixelShuffle(node.name, (source,), module.upscale_factor), exponent)
+                return self._add(steps.PixelShuffle(node.name, (source,), module.upscale_factor), exponent)
             case _:
                 raise self._refusal(node, f"{node.target} is a float {type(module).__name__}")
 
@@ -133,14 +123,16 @@ class _Translator:
             raise self._refusal(node, f"{layer.name} is a {type(layer).__name__}")
         grid_exponent = as_integer(grid.scale)[1]
         codes = f"{layer.name}.codes"
-        self._add(Quantize(codes, (source,), layer.name, grid_exponent, grid.zero_point, grid.bits), grid_exponent)
+        self._add(
+            steps.Quantize(codes, (source,), layer.name, grid_exponent, grid.zero_point, grid.bits), grid_exponent
+        )
         outputs = weight.codes.shape[0]
         scales = np.broadcast_to(weight.scale.double().numpy(), (outputs,))
         mantissa, exponents = np.array([as_integer(float(scale)) for scale in scales], np.int64).T
         units = exponents + grid_exponent
         bias = np.zeros(outputs) if layer.bias is None else layer.bias.double().numpy()
         exponent = int(min(units.min(), common_exponent(bias) if bias.any() else units.min()))
-        step = Convolve(
+        step = steps.Convolve(
             name=layer.name,
             sources=(codes,),
             layer=layer.name,
@@ -159,12 +151,12 @@ class _Translator:
     def _sum(self, node: fx.Node, arguments: list[Any]) -> str:
         results = [value for value in arguments if isinstance(value, str)]
         if len(results) == 2:
-            return self._add(Add(node.name, tuple(results)), min(self._exponents[name] for name in results))
+            return self._add(steps.Add(node.name, tuple(results)), min(self._exponents[name] for name in results))
         constant = next(value for value in arguments if not isinstance(value, str))
         values = torch.as_tensor(constant).detach().double().flatten().numpy()
         exponent = min(self._exponents[results[0]], common_exponent(values))
         return self._add(
-            AddConstant(node.name, (results[0],), _in_units(values, exponent, node.name), exponent), exponent
+            steps.AddConstant(node.name, (results[0],), _in_units(values, exponent, node.name), exponent), exponent
         )
 
     def _concat(self, node: fx.Node) -> str:
@@ -173,7 +165,7 @@ class _Translator:
         if axis != 1:
             raise self._refusal(node, f"it joins tensors along axis {axis}, not along channels")
         names = tuple(self._name_of(part, node) for part in parts)
-        return self._add(Concat(node.name, names), min(self._exponents[name] for name in names))
+        return self._add(steps.Concat(node.name, names), min(self._exponents[name] for name in names))
 
     def _add(self, step: Step, exponent: int) -> str:
         self._steps.append(step)
@@ -210,7 +202,7 @@ def _in_units(values: NDArray[np.float64], exponent: int, name: str) -> NDArray[
         raise InputError(
             f"{name} is not exact in float32",
             why=f"its constants need units of 2^{exponent} and reach {np.abs(values).max():.3g}",
-            fix="round them to multiples of input scale * weight scale (`exact_freeze.freeze_exact` does)",
+            fix="round them to multiples of input scale * weight scale (`exact.freeze.freeze_exact` does)",
         )
     return units.astype(np.int64)
 

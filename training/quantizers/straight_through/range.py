@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odm_deploy.grid import MAX_BITS
+from odm_deploy.grid import zero_point_step
 from training.quantizers.straight_through.rounding import scale_near_power_of_two
 
 
@@ -17,14 +17,13 @@ def snapped_grid(
     """Scale and zero point of the grid on [lower, upper] whose zero is snapped to a level; float32 scalars.
 
     Needs lower <= 0 <= upper and lower < upper. With `power_of_two` the scale is `scale_near_power_of_two`, and at 8
-    bits the zero point is even, as `Grid.from_range` explains.
+    bits the zero point is even (`zero_point_step`).
     """
     code_max = 2**bits - 1
     scale = (upper - lower) / code_max
-    if not power_of_two:
-        return scale, torch.clamp(torch.round(-lower / scale), 0, code_max)
-    scale = scale_near_power_of_two(scale, nearness)
-    step = 2 if bits == MAX_BITS else 1
+    if power_of_two:
+        scale = scale_near_power_of_two(scale, nearness)
+    step = zero_point_step(bits, exact_ties=power_of_two)
     return scale, torch.clamp(torch.round(-lower / (step * scale)) * step, 0, code_max // step * step)
 
 
