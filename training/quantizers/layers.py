@@ -46,7 +46,7 @@ class TrainableLayer(nn.Module, ABC):
         """The layer's product of input and weights plus bias; `padded`: the border is part of `x` already."""
 
     def used_bias(self) -> Tensor | None:
-        """The bias, rounded as in `exact_freeze` where the model is to be exact."""
+        """The bias, rounded as in `exact.freeze` where the model is to be exact."""
         if self.bias is None or not self.rounds_bias:
             return self.bias
         scale = self.weight_quantizer.codes(self.weight.detach()).scale.to(self.bias.device)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from odm_deploy.grid import Grid, nearest_zero_point
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel
-from odm_deploy.quantization.power_of_two import FLOAT32_BITS
+from odm_deploy.quantization.power_of_two import FLOAT32_BITS, round_to_multiples
 from odm_deploy.quantization.weights import WeightCodes, nearest_codes
 
 SPLITS = ((6, 6), (5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 2), (1, 1))
@@ -121,8 +121,7 @@ def _rounded(layer: FrozenLayer, weight: Tensor, input_bits: int, weight_bits: i
     new_grid = Grid(scale, zero_point, grid.bits)
     weight_scale = round_significand(codes.scale, weight_bits)
     new_codes = nearest_codes(weight.detach().float(), weight_scale, codes.bits).to(torch.int8)
-    bias = layer.bias
-    if bias is not None:
-        unit = weight_scale.double() * scale
-        bias = (torch.round(bias.detach().double() / unit) * unit).float()
+    bias = (
+        None if layer.bias is None else round_to_multiples(layer.bias.detach().float(), weight_scale.double() * scale)
+    )
     return FrozenLayer(WeightCodes(new_codes, weight_scale, codes.bits, codes.first), new_grid, bias)
