@@ -16,7 +16,6 @@ from odm_deploy.proof.layer_parity import OUTPUT
 from odm_deploy.proof.layers import compare_layers
 from odm_deploy.quantization.exact.sums import (
     LARGEST_SHRINKAGE,
-    SIGNIFICAND_BITS,
     round_significand,
     significant_bits,
     sum_bound_bits,
@@ -27,6 +26,7 @@ from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import FrozenLayer, tapped
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from odm_deploy.quantization.power_of_two import FLOAT32_BITS
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from tests.factories import OPENERS, lowered, random_images, tiny_network, weight_codes
 
@@ -110,8 +110,8 @@ def test_powers_of_two_are_left_alone(exponent):
 def test_significant_bits_are_those_of_the_longest():
     assert significant_bits(torch.tensor([0.5, 3.0, 8.0])) == 2
     assert significant_bits(torch.tensor([0.5, 0.625, 3.0])) == 3
-    assert significant_bits(torch.tensor([1 + 2.0**-23, 1.0])) == SIGNIFICAND_BITS
-    assert significant_bits(torch.tensor([0.1])) == SIGNIFICAND_BITS
+    assert significant_bits(torch.tensor([1 + 2.0**-23, 1.0])) == FLOAT32_BITS
+    assert significant_bits(torch.tensor([0.1])) == FLOAT32_BITS
 
 
 def layer_of(codes, *, zero_point=5, bits=4, scale=0.5, bias=None):
@@ -235,7 +235,7 @@ def test_wide_8_bit_layers_have_no_scales_that_short():
     # 2304 weights of up to 127 times inputs of up to 255: two bits are left, at most, and both scales need one.
     weight = torch.full((4, 256, 3, 3), 0.1)
     layer = frozen(weight, bits=8)
-    assert sum_bound_bits(layer) > SIGNIFICAND_BITS - 2
+    assert sum_bound_bits(layer) > FLOAT32_BITS - 2
     assert with_exact_sums({"wide": layer}, {"wide": weight}) is None
     narrow = frozen(weight[:, :8], bits=8)
     assert with_exact_sums({"narrow": narrow}, {"narrow": weight[:, :8]}) is not None
