@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from odm_deploy.building.build import build_engine
@@ -44,7 +45,16 @@ def bundle_coverage(
     else:
         layers = recorded_layers(engine)
         source = f"{engine['flavour']} {engine['version']}, when the bundle was built"
-    return coverage(graph, layers, shapes), source
+    return _with_bits(coverage(graph, layers, shapes), bundle), source
+
+
+def _with_bits(found: Coverage, bundle: Bundle) -> Coverage:
+    """The int8 of an engine holds codes of 2 to 8 bits: which, only the manifest says."""
+    if bundle.manifest is None:
+        return found
+    bits = [bundle.manifest.bits_of(layer.name) or (None, None) for layer in found.layers]
+    layers = zip(found.layers, bits, strict=True)
+    return Coverage(tuple(replace(layer, weight_bits=w, activation_bits=a) for layer, (w, a) in layers))
 
 
 def _build(bundle: Bundle, options: BuildOptions, say: Say) -> tuple[list[LayerRecord], str]:

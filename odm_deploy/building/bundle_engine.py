@@ -15,7 +15,8 @@ from typing import Any
 from odm_deploy.building.build import BuildReport, build_engine
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.parent import BuildProgress
-from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest, read_manifest
+from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 from odm_deploy.machine.builders import choose_builder
@@ -69,7 +70,7 @@ def say_warnings(built: BuildReport, say: Say) -> None:
 
 
 def rebuild_engine(
-    bundle: Path,
+    bundle: Bundle | Path | str,
     options: BuildOptions,
     say: Say,
     on_progress: Callable[[BuildProgress], None] | None = None,
@@ -79,7 +80,7 @@ def rebuild_engine(
     A build that fails leaves plan and manifest as they were.
 
     Args:
-        bundle: a bundle directory.
+        bundle: what `export` wrote.
         options: how.
         say: takes a line of progress.
         on_progress: takes the builder's progress.
@@ -93,11 +94,12 @@ def rebuild_engine(
         BuildError: the builder refused, crashed or ran out of time.
         MissingError: no builder can build here.
     """
-    manifest = read_manifest(bundle)
-    onnx_path = bundle / ONNX_FILE
-    if not onnx_path.is_file():
+    opened = Bundle.open(bundle)
+    manifest, folder, onnx_path = opened.require_manifest(), opened.folder, opened.onnx_path
+    if folder is None or onnx_path is None:
         raise InputError(f"cannot build the engine of {bundle}", why=f"it holds no {ONNX_FILE}")
-    if hashlib.sha256(onnx_path.read_bytes()).hexdigest() != manifest.onnx.get("sha256"):
+    # `export` keeps no external data, so these bytes are the file's.
+    if hashlib.sha256(opened.onnx_bytes).hexdigest() != manifest.onnx.get("sha256"):
         # The manifest speaks for the engine, too: proofs and grids of one graph say nothing about another.
         raise InputError(
             f"cannot build the engine of {bundle}",
@@ -106,20 +108,20 @@ def rebuild_engine(
         )
     # Here, unlike for an export, no engine is no answer.
     options = dataclasses.replace(options, builder=choose_builder(options.builder).name)
-    built = build_bundle_engine(onnx_path, bundle / PLAN_FILE, options, say, on_progress)
+    built = build_bundle_engine(onnx_path, folder / PLAN_FILE, options, say, on_progress)
     assert built is not None
     rebuilt = dataclasses.replace(manifest, engine=describe_engine(built))
-    rebuilt.write(bundle)
+    rebuilt.write(folder)
     return rebuilt
 
 
-def shapes_of(bundle: Path) -> InputShapes | None:
+def shapes_of(bundle: Bundle | Path | str) -> InputShapes | None:
     """The input shapes that a bundle's engine was last built for; None where its manifest names none.
 
     Raises:
         InputError: no bundle, or a damaged manifest.
     """
-    text = (read_manifest(bundle).engine or {}).get("profile")
+    text = (Bundle.open(bundle).require_manifest().engine or {}).get("profile")
     return None if text is None else parse_shapes(str(text))
 
 

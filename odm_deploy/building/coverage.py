@@ -45,6 +45,9 @@ class LayerCoverage:
     """Multiply-accumulates at the given input shape; None where shapes cannot be inferred."""
     engine_layer: str
     """The engine layer that computes it; empty when unknown."""
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    """Widths of its codes, as the bundle's manifest says; None for float layers and for a graph without a manifest."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ class Manifest:
         """Output pixels per input pixel along each axis."""
         return int(self.network["scale"])
 
+    def bits_of(self, layer: str) -> tuple[int, int] | None:
+        """Bits of a layer's weights and of its input's codes; None for a layer that stays in float."""
+        stated = self.layers.get(layer)
+        return None if stated is None else (stated["weight_bits"], stated["grid"]["bits"])
+
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` into `folder`, whole or not at all; returns its path."""
         document = asdict(self)
@@ -99,10 +104,3 @@ def read_manifest(bundle: Path | str) -> Manifest:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
     return manifest
-
-
-def manifest_beside(model: Path | str) -> Manifest | None:
-    """The manifest of the bundle that `model` is, or lies in; None when there is none."""
-    path = Path(model)
-    folder = path if path.is_dir() else path.parent
-    return read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None

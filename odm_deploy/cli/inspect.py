@@ -67,11 +67,12 @@ def _print(found: Coverage, source: str) -> None:
     from rich.table import Table
 
     table = Table(title=f"layers ({source})", title_justify="left")
-    for column in ("layer", "runs as", "share of MACs", "why not int8"):
+    for column in ("layer", "bits", "runs as", "share of MACs", "why not int8"):
         table.add_column(column, justify="right" if column.startswith("share") else "left", no_wrap=column == "layer")
     for layer in found.layers:
         share = f"{layer.macs / found.macs:.1%}" if layer.macs and found.macs else "?"
-        table.add_row(layer.name, layer.precision, share, layer.reason)
+        bits = f"w{layer.weight_bits}a{layer.activation_bits}" if layer.weight_bits else ""
+        table.add_row(layer.name, bits, layer.precision, share, layer.reason)
     console = Console()
     console.print(table)
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""

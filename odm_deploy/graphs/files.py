@@ -1,56 +1,16 @@
-"""Finding and reading a model file: from a bundle directory, a model.onnx or an engine.plan to trusted bytes."""
+"""Reading a model file, to trusted bytes and graphs: every ONNX file comes in here."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE
 from odm_deploy.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
-
-ModelKind = Literal["onnx", "plan"]
-
-_BUNDLE_FILE: dict[ModelKind, str] = {"onnx": ONNX_FILE, "plan": PLAN_FILE}
-_HOW_TO_MAKE: dict[ModelKind, str] = {
-    "onnx": "make a bundle with: odm-deploy export model.pt -o DIR",
-    "plan": "install a builder (pip install 'odm-deploy[rtx]') and run: odm-deploy build BUNDLE",
-}
-
-
-def locate_model(model: Path | str, kind: ModelKind) -> Path:
-    """The file of `kind` that `model` means: itself, or the one inside when it is a bundle directory.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    path = Path(model)
-    if path.is_dir():
-        inside = path / _BUNDLE_FILE[kind]
-        if not inside.is_file():
-            raise InputError(f"cannot load {path}", why=f"it holds no {inside.name}", fix=_HOW_TO_MAKE[kind])
-        return inside
-    if not path.is_file():
-        raise InputError(f"cannot load {path}", why="there is no such file")
-    return path
-
-
-def guess_kind(model: Path | str) -> ModelKind | None:
-    """The kind of a single file by its suffix; None for a directory, which may hold both."""
-    path = Path(model)
-    if path.is_dir():
-        return None
-    return "onnx" if path.suffix.lower() == ".onnx" else "plan"
-
-
-def read_model(model: Path | str, kind: ModelKind) -> bytes:
-    """The old way to a model's bytes; goes when everybody opens a `Bundle`."""
-    path = locate_model(model, kind)
-    return read_bytes(path) if kind == "plan" else read_onnx(path)[1]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "Tensor
 
 
 @needs_rtx
-def test_bundle_without_an_engine_is_built_to_look_at_it(tiny_bundle):
+def test_bundle_without_an_engine_is_built_to_look_at_it(tiny_bundle, tiny_checkpoint):
     outcome = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32", "--json")
     assert outcome.code == 0, outcome.stderr
     document = outcome.document
@@ -27,6 +27,12 @@ def test_bundle_without_an_engine_is_built_to_look_at_it(tiny_bundle):
     assert (first["precision"], first["reason"]) == ("int8", "")
     floats = {layer["name"]: layer["reason"] for layer in document["layers"] if not layer["quantized"]}
     assert floats == dict.fromkeys(["head.0", "tail.0.0", "tail.1"], "unquantized in the graph")
+    # What the int8 holds comes from the manifest.
+    bits = {layer["name"]: (layer["weight_bits"], layer["activation_bits"]) for layer in document["layers"]}
+    quantized = {
+        name: (layer.weight_bits, layer.grid.bits) for name, layer in load_model(tiny_checkpoint).layers.items()
+    }
+    assert bits == {**dict.fromkeys(floats, (None, None)), **quantized}
     assert "built just now" in document["source"]
 
 

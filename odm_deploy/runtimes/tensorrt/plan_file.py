@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from odm_deploy.bundle.manifest import manifest_beside
 from odm_deploy.bundle.plan_header import REBUILD
 from odm_deploy.errors import InputError
 from odm_deploy.machine.builders import TENSORRT_RTX
@@ -36,16 +34,6 @@ def require_gpu(facts: Mapping[str, Any], gpu: Gpu, *, label: str) -> None:
     if not fits:
         why = f"it is for {wanted}, and this machine has a {gpu.name} ({gpu.sm})"
         raise InputError(f"{facts.get('flavour')} cannot run {label} here", why=why, fix=REBUILD)
-
-
-def engine_facts(plan_path: Path) -> Mapping[str, Any]:
-    """The manifest's entry about the plan it lies beside; empty where there is none."""
-    try:
-        manifest = manifest_beside(plan_path)
-    except InputError:
-        # A damaged manifest is no reason not to run a good plan.
-        return {}
-    return {} if manifest is None or manifest.engine is None else manifest.engine
 
 
 def built_for(facts: Mapping[str, Any]) -> str:

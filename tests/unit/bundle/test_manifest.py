@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from odm_deploy.bundle.manifest import FORMAT, MANIFEST_FILE, VERSION, Manifest, manifest_beside, read_manifest
+from odm_deploy.bundle.manifest import FORMAT, MANIFEST_FILE, VERSION, Manifest, read_manifest
 from odm_deploy.errors import InputError
 
 MANIFEST = Manifest(
@@ -87,8 +87,6 @@ def test_no_bundle_says_how_to_make_one(tmp_path):
         read_manifest(tmp_path / "missing")
 
 
-def test_manifest_is_found_from_the_bundle_and_from_its_files(tmp_path):
-    assert manifest_beside(tmp_path) is None
-    assert manifest_beside(tmp_path / "model.onnx") is None
-    MANIFEST.write(tmp_path)
-    assert manifest_beside(tmp_path) == manifest_beside(tmp_path / "model.onnx") == MANIFEST
+def test_bits_of_quantized_layers_are_told_and_of_others_none() -> None:
+    assert MANIFEST.bits_of("body.0") == (4, 4)
+    assert MANIFEST.bits_of("head.0") is None
