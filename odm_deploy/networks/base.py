@@ -6,16 +6,15 @@ whose public weights expect another range or a mean shift does that inside.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.networks.config import NetworkConfig
 
 StateDict = dict[str, Tensor]
 
@@ -33,51 +32,18 @@ class Region(Enum):
     """The upsampler and the reconstruction convolution."""
 
 
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Hyper-parameters of a network; subclasses add theirs. Plain values, so that a checkpoint can hold them."""
-
-    scale: int
-    """Output pixels per input pixel along each axis."""
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
-        """Hyper-parameters read off the keys and shapes of a public state dict.
-
-        Raises:
-            InputError: the keys are not this network's.
-        """
-        raise InputError(f"{cls.__name__} cannot be read off a state dict")
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The config `dataclasses.asdict` described.
-
-        Raises:
-            InputError: unknown keys, missing keys or values of another type.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(plain) - set(fields))
-        missing = sorted(
-            name for name, field in fields.items() if name not in plain and field.default is dataclasses.MISSING
-        )
-        if unknown or missing:
-            raise InputError(f"not a {cls.__name__}", why=f"unknown keys {unknown}, missing keys {missing}")
-        for name, value in plain.items():
-            expected = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}.get(
-                str(fields[name].type)
-            )
-            if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
-                raise InputError(f"not a {cls.__name__}", why=f"{name} = {value!r} is not a {fields[name].type}")
-        return cls(**plain)
-
-
 class SuperResolutionNetwork(nn.Module):
     """Base of all networks: an `nn.Module` that knows its config and the region of each of its layers."""
 
     name: ClassVar[str]
     """Name in the registry, and on the command line."""
+    regions: ClassVar[Mapping[str, Region]] = {}
+    """By the first part of a layer's dotted name."""
     config: NetworkConfig
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
 
     @property
     def scale(self) -> int:
@@ -110,8 +76,15 @@ class SuperResolutionNetwork(nn.Module):
         return Grid(1.0, 0, 8)
 
     def region_of(self, layer: str) -> Region:
-        """The region of the layer with this dotted name."""
-        raise InputError(f"{type(self).__name__} has no layer {layer}")
+        """The region of the layer with this dotted name.
+
+        Raises:
+            InputError: no such layer.
+        """
+        part = layer.partition(".")[0]
+        if part not in self.regions:
+            raise InputError(f"{type(self).__name__} has no layer {layer}")
+        return self.regions[part]
 
     def can_quantize(self, layer: str) -> bool:
         """Whether the Conv2d or Linear with this dotted name may be quantized."""

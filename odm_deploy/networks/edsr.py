@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwork
-
-DIV2K_MEAN_RGB = (0.4488, 0.4371, 0.4040)
-"""Mean colour of DIV2K, as a share of 255 (Lim et al., Sec. 4)."""
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
+from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, conv3x3, upsampler
+from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
 
 MEAN_UNIT = 0.125
 """What the mean colour is rounded to where sums have to be exact, in grey levels."""
@@ -38,6 +36,10 @@ EXACT_MEAN_UNIT = 2.0**-6
 class EdsrConfig(NetworkConfig):
     """Hyper-parameters of EDSR; the defaults are EDSR-baseline's, 256 features / 32 blocks / 0.1 are the full size."""
 
+    title: ClassVar[str] = "EDSR"
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    telling_keys: ClassVar[tuple[str, ...]] = ("head.0.weight", "tail.0.0.weight", "tail.1.weight")
+
     features: int = 64
     """Channels of every body convolution."""
     blocks: int = 16
@@ -45,36 +47,26 @@ class EdsrConfig(NetworkConfig):
     residual_scale: float = 1.0
     """Factor on each block's residual; 0.1 in the full-size network. Not visible in a state dict."""
 
-    def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise InputError("no such EDSR", why=f"scale {self.scale}", fix="EDSR upscales by 2, 3 or 4")
-        if self.features < 1 or self.blocks < 1:
-            raise InputError("no such EDSR", why=f"{self.features} features, {self.blocks} blocks")
+    @classmethod
+    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
+        """Two stages where `tail.0.2` is, one otherwise."""
+        first = state["tail.0.0.weight"]
+        return upsampler_scale(first, first.shape[1], stages=2 if "tail.0.2.weight" in state else 1)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
+    def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Features and blocks read off the keys; `residual_scale` is 0.1 from 256 features on, as published.
 
         Raises:
-            InputError: the keys are not EDSR's, or belong to another scale.
+            InputError: mean shifts of another kind.
         """
-        if "head.0.weight" not in state or "tail.1.weight" not in state:
-            raise InputError(
-                "not an EDSR state dict",
-                why=f"no head.0.weight, tail.1.weight among its {len(state)} keys ({', '.join(list(state)[:3])} ..)",
-                fix="name the right --network",
-            )
-        found = _scale_of(state)
-        if found != scale:
-            raise InputError(
-                f"these are weights of EDSR x{found}",
-                why=f"scale {scale} was asked for",
-                fix=f"use --scale {found}, or other weights",
-            )
         _check_mean_shifts(state)
         features = state["head.0.weight"].shape[0]
-        blocks = len({match[1] for key in state if (match := re.match(r"body\.(\d+)\.body\.", key))})
-        return cls(scale, features, blocks, residual_scale=0.1 if features >= 256 else 1.0)
+        return {
+            "features": features,
+            "blocks": count_numbers(state, r"body\.(\d+)\.body\."),
+            "residual_scale": 0.1 if features >= 256 else 1.0,
+        }
 
 
 def _check_mean_shifts(state: Mapping[str, Tensor]) -> None:
@@ -93,30 +85,22 @@ def _check_mean_shifts(state: Mapping[str, Tensor]) -> None:
             )
 
 
-def _scale_of(state: Mapping[str, Tensor]) -> int:
-    """The scale an EDSR upsampler was made for: x4 has two stages, x3 a ninefold one."""
-    if "tail.0.2.weight" in state:
-        return 4
-    first = state.get("tail.0.0.weight")
-    return 3 if first is not None and first.shape[0] == 9 * first.shape[1] else 2
-
-
 class EDSR(SuperResolutionNetwork):
     """EDSR without batch normalisation, float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both RGB in 0..255."""
 
     name = "edsr"
-    config: EdsrConfig
+    regions: ClassVar[Mapping[str, Region]] = {"head": Region.HEAD, "body": Region.BODY, "tail": Region.TAIL}
+    config: EdsrConfig  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
 
     def __init__(self, config: EdsrConfig) -> None:
-        super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
+        super().__init__(config)
         features = config.features
         self.sub_mean = MeanShift(-1.0)
         self.add_mean = MeanShift(+1.0)
         self.head = nn.Sequential(conv3x3(3, features))
         blocks = [ResidualBlock(features, config.residual_scale) for _ in range(config.blocks)]
         self.body = nn.Sequential(*blocks, conv3x3(features, features))
-        self.tail = nn.Sequential(upsampler(config.scale, features), conv3x3(features, 3))
+        self.tail = nn.Sequential(nn.Sequential(*upsampler(config.scale, features, features)), conv3x3(features, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale."""
@@ -171,15 +155,9 @@ class EDSR(SuperResolutionNetwork):
         return Grid(1.0, EXACT_MEAN, 8)
 
     def region_of(self, layer: str) -> Region:
-        """`head.0` is the head, the blocks are the body, `body.{blocks}` is its end, `tail` the tail."""
-        part, *rest = layer.split(".")
-        if part == "head":
-            return Region.HEAD
-        if part == "tail":
-            return Region.TAIL
-        if part == "body":
-            return Region.BODY_END if rest[:1] == [str(self.config.blocks)] else Region.BODY
-        return super().region_of(layer)
+        """`body.{blocks}`, behind the blocks, is the body's end."""
+        is_end = layer.split(".")[:2] == ["body", str(self.config.blocks)]
+        return Region.BODY_END if is_end else super().region_of(layer)
 
 
 class ResidualBlock(nn.Module):
@@ -214,17 +192,3 @@ class MeanShift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shift."""
         return x + self.bias.reshape(1, 3, 1, 1)
-
-
-def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3x3 convolution with bias that keeps the image size."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def upsampler(scale: int, features: int) -> nn.Sequential:
-    """Sub-pixel convolutions: two x2 stages for x4, one stage for x2 and x3."""
-    factors = [2, 2] if scale == 4 else [scale]
-    stages: list[nn.Module] = []
-    for factor in factors:
-        stages += [conv3x3(features, features * factor**2), nn.PixelShuffle(factor)]
-    return nn.Sequential(*stages)

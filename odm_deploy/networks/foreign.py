@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwork
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.branches import fold_branches
 from odm_deploy.networks.builders import build_module, is_spandrel
+from odm_deploy.networks.config import NetworkConfig
 
 PROBE_PX = (48, 64)
 """Height and width of the image the layers are watched on: many networks need multiples of 16."""
@@ -56,11 +57,10 @@ class ForeignNetwork(SuperResolutionNetwork):
     """Any module that enlarges RGB images; float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both in 0..255."""
 
     name = "foreign"
-    config: ForeignConfig
+    config: ForeignConfig  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
 
     def __init__(self, config: ForeignConfig, module: nn.Module | None = None) -> None:
-        super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
+        super().__init__(config)
         self.net = build_foreign_module(config) if module is None else module
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,22 +6,27 @@ GFF.{0,1}, UPNet.{0,2,4}`. Weights expect 0..255 and no mean shift.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError
-from odm_deploy.networks.base import NetworkConfig, Region, SuperResolutionNetwork
-from odm_deploy.networks.edsr import conv3x3
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
+from odm_deploy.networks.blocks import conv3x3, upsampler
+from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
+
+_FIRST_GROWTH = "RDBs.0.convs.0.conv.0.weight"
 
 
 @dataclass(frozen=True)
 class RdnConfig(NetworkConfig):
     """Hyper-parameters of RDN; the defaults are the published network, D = 16, C = 8, G = G0 = 64."""
+
+    title: ClassVar[str] = "RDN"
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    telling_keys: ClassVar[tuple[str, ...]] = (_FIRST_GROWTH, "UPNet.0.weight")
 
     blocks: int = 16
     """Residual dense blocks, D."""
@@ -32,56 +37,40 @@ class RdnConfig(NetworkConfig):
     features: int = 64
     """Channels between blocks, G0."""
 
-    def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise InputError("no such RDN", why=f"scale {self.scale}", fix="RDN upscales by 2, 3 or 4")
-        if min(self.blocks, self.convolutions, self.growth, self.features) < 1:
-            raise InputError("no such RDN", why=f"{self}")
+    @classmethod
+    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
+        """Two stages where `UPNet.4` is, one otherwise."""
+        growth = state[_FIRST_GROWTH].shape[0]
+        return upsampler_scale(state["UPNet.0.weight"], growth, stages=2 if "UPNet.4.weight" in state else 1)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
-        """Blocks, convolutions and widths read off the keys.
-
-        Raises:
-            InputError: the keys are not RDN's, or belong to another scale.
-        """
-        first = state.get("RDBs.0.convs.0.conv.0.weight")
-        if first is None or first.dim() != 4 or "UPNet.0.weight" not in state:
-            raise InputError(
-                "not an RDN state dict",
-                why=f"no RDBs.0.convs.0.conv.0.weight, UPNet.0.weight among its {len(state)} keys "
-                f"({', '.join(list(state)[:3])} ..)",
-                fix="name the right --network",
-            )
-        growth, features = first.shape[:2]
-        found = _scale_of(state, growth)
-        if found != scale:
-            raise InputError(
-                f"these are weights of RDN x{found}",
-                why=f"scale {scale} was asked for",
-                fix=f"use --scale {found}, or other weights",
-            )
-        blocks = len({match[1] for key in state if (match := re.match(r"RDBs\.(\d+)\.", key))})
-        convolutions = len({match[1] for key in state if (match := re.match(r"RDBs\.0\.convs\.(\d+)\.", key))})
-        return cls(scale, blocks, convolutions, growth, features)
-
-
-def _scale_of(state: Mapping[str, Tensor], growth: int) -> int:
-    """The scale an upsampler was made for: x4 has two stages, x3 a ninefold one."""
-    if "UPNet.4.weight" in state:
-        return 4
-    return 3 if state["UPNet.0.weight"].shape[0] == 9 * growth else 2
+    def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Blocks, convolutions and widths read off the keys."""
+        growth, features, _, _ = state[_FIRST_GROWTH].shape
+        return {
+            "blocks": count_numbers(state, r"RDBs\.(\d+)\."),
+            "convolutions": count_numbers(state, r"RDBs\.0\.convs\.(\d+)\."),
+            "growth": growth,
+            "features": features,
+        }
 
 
 class RDN(SuperResolutionNetwork):
     """RDN, float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both RGB in 0..255."""
 
     name = "rdn"
-    config: RdnConfig
+    # Nothing is a body end: the papers quantize the fusion (GFF) together with the blocks it fuses.
+    regions: ClassVar[Mapping[str, Region]] = {
+        "SFENet1": Region.HEAD,
+        "SFENet2": Region.HEAD,
+        "RDBs": Region.BODY,
+        "GFF": Region.BODY,
+        "UPNet": Region.TAIL,
+    }
+    config: RdnConfig  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
 
     def __init__(self, config: RdnConfig) -> None:
-        super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - never assigned again
+        super().__init__(config)
         features, growth = config.features, config.growth
         self.SFENet1 = conv3x3(3, features)
         self.SFENet2 = conv3x3(features, features)
@@ -89,12 +78,7 @@ class RDN(SuperResolutionNetwork):
             ResidualDenseBlock(features, growth, config.convolutions) for _ in range(config.blocks)
         )
         self.GFF = nn.Sequential(nn.Conv2d(config.blocks * features, features, 1), conv3x3(features, features))
-        stages: list[nn.Module] = []
-        inputs = features
-        for factor in [2, 2] if config.scale == 4 else [config.scale]:
-            stages += [conv3x3(inputs, growth * factor**2), nn.PixelShuffle(factor)]
-            inputs = growth
-        self.UPNet = nn.Sequential(*stages, conv3x3(growth, 3))
+        self.UPNet = nn.Sequential(*upsampler(config.scale, features, growth), conv3x3(growth, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale."""
@@ -108,21 +92,6 @@ class RDN(SuperResolutionNetwork):
 
     def make_exact(self) -> None:
         """Nothing to do: between its convolutions there are only ReLUs, sums and concatenations."""
-
-    def region_of(self, layer: str) -> Region:
-        """Shallow features are the head, dense blocks and global fusion the body, `UPNet` the tail.
-
-        Nothing is a body end: the papers quantize the fusion (GFF) together with the blocks it fuses.
-        """
-        part = layer.partition(".")[0]
-        regions = {
-            "SFENet1": Region.HEAD,
-            "SFENet2": Region.HEAD,
-            "RDBs": Region.BODY,
-            "GFF": Region.BODY,
-            "UPNet": Region.TAIL,
-        }
-        return regions[part] if part in regions else super().region_of(layer)
 
 
 class ResidualDenseBlock(nn.Module):

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.networks.base import NetworkConfig, StateDict, SuperResolutionNetwork
+from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.builders import build_module, is_builder_path, trusting
+from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.state_dict import load_state
 
 # name -> module, network class, config class
@@ -40,7 +41,7 @@ def build_network(name: str, config: Mapping[str, Any]) -> SuperResolutionNetwor
         InputError: hyper-parameters that do not fit it.
     """
     network, config_class = _classes(name)
-    return network(config_class.from_dict(config))  # type: ignore[call-arg]
+    return network(config_class.from_dict(config))
 
 
 def network_from_state_dict(
@@ -73,7 +74,7 @@ def network_from_state_dict(
         raise InputError(f"not a state dict of {name}", why=f"misshapen weights ({error})") from None
     if overrides:
         config = config_class.from_dict({**vars(config), **overrides})
-    network = network_class(config)  # type: ignore[call-arg]
+    network = network_class(config)
     load_state(network, network.own_state(state))
     return network.eval()
 

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.networks.base import NetworkConfig, Region, StateDict, SuperResolutionNetwork
+from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
 from odm_deploy.networks.batch_norm import EPSILON, fold_batch_norms
+from odm_deploy.networks.blocks import conv3x3, upsampler
+from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
 
 SLOPE_UNIT = 2.0**-4
 """What the slopes of PReLUs are rounded to in an exact network; each bit of them is one less for its sums."""
@@ -31,6 +32,10 @@ SLOPE_UNIT = 2.0**-4
 @dataclass(frozen=True)
 class SrresnetConfig(NetworkConfig):
     """Hyper-parameters of SRResNet; the defaults are the published size."""
+
+    title: ClassVar[str] = "SRResNet"
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    telling_keys: ClassVar[tuple[str, ...]] = ("conv_input.weight", "conv_mid.weight", "upscale.0.weight")
 
     features: int = 64
     """Channels of every body convolution."""
@@ -43,69 +48,47 @@ class SrresnetConfig(NetworkConfig):
     in codes that divide images by 255 first. Not visible in a state dict."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise InputError("no such SRResNet", why=f"scale {self.scale}", fix="SRResNet upscales by 2, 3 or 4")
-        if self.features < 1 or self.blocks < 1:
-            raise InputError("no such SRResNet", why=f"{self.features} features, {self.blocks} blocks")
+        super().__post_init__()
         if not (math.isfinite(self.input_range) and self.input_range > 0):
             raise InputError("no such SRResNet", why=f"input_range {self.input_range}", fix="it is usually 255 or 1")
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
-        """Features and blocks read off the keys, of a public state dict or of a folded one.
+    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
+        """Two stages where `upscale.3` is, one otherwise."""
+        first = state["upscale.0.weight"]
+        return upsampler_scale(first, first.shape[1], stages=2 if "upscale.3.weight" in state else 1)
 
-        Raises:
-            InputError: the keys are not SRResNet's, or belong to another scale.
-        """
-        if not {"conv_input.weight", "conv_mid.weight", "upscale.0.weight"} <= set(state):
-            raise InputError(
-                "not an SRResNet state dict",
-                why=f"no conv_input.weight, conv_mid.weight, upscale.0.weight among its {len(state)} keys "
-                f"({', '.join(list(state)[:3])} ..)",
-                fix="name the right --network",
-            )
-        found = _scale_of(state)
-        if found != scale:
-            raise InputError(
-                f"these are weights of SRResNet x{found}",
-                why=f"scale {scale} was asked for",
-                fix=f"use --scale {found}, or other weights",
-            )
-        blocks = len({match[1] for key in state if (match := re.match(r"residual\.(\d+)\.", key))})
-        return cls(scale, state["conv_input.weight"].shape[0], blocks)
-
-
-def _scale_of(state: Mapping[str, Tensor]) -> int:
-    """The scale an upsampler was made for: x4 has two stages, x3 a ninefold one."""
-    if "upscale.3.weight" in state:
-        return 4
-    first = state["upscale.0.weight"]
-    return 3 if first.shape[0] == 9 * first.shape[1] else 2
+    @classmethod
+    def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Features and blocks read off the keys, of a public state dict or of a folded one."""
+        return {
+            "features": state["conv_input.weight"].shape[0],
+            "blocks": count_numbers(state, r"residual\.(\d+)\."),
+        }
 
 
 class SRResNet(SuperResolutionNetwork):
     """SRResNet, float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both RGB in 0..255."""
 
     name = "srresnet"
-    config: SrresnetConfig
+    regions: ClassVar[Mapping[str, Region]] = {
+        "conv_input": Region.HEAD,
+        "residual": Region.BODY,
+        "conv_mid": Region.BODY_END,
+        "upscale": Region.TAIL,
+        "conv_output": Region.TAIL,
+    }
+    config: SrresnetConfig  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
 
     def __init__(self, config: SrresnetConfig) -> None:
-        super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
+        super().__init__(config)
         features, folded = config.features, config.folded
         self.conv_input = nn.Conv2d(3, features, 9, padding=4, bias=False)
         self.relu = nn.PReLU()
         self.residual = nn.Sequential(*(ResidualBlock(features, folded=folded) for _ in range(config.blocks)))
-        self.conv_mid = nn.Conv2d(features, features, 3, padding=1, bias=folded)
+        self.conv_mid = conv3x3(features, features, bias=folded)
         self.bn_mid = _norm(features, folded=folded)
-        stages: list[nn.Module] = []
-        for factor in [2, 2] if config.scale == 4 else [config.scale]:
-            stages += [
-                nn.Conv2d(features, features * factor**2, 3, padding=1, bias=False),
-                nn.PixelShuffle(factor),
-                nn.PReLU(),
-            ]
-        self.upscale = nn.Sequential(*stages)
+        self.upscale = nn.Sequential(*upsampler(config.scale, features, features, bias=False, activation=nn.PReLU))
         self.conv_output = nn.Conv2d(features, 3, 9, padding=4, bias=False)
         self._initialize()
 
@@ -120,15 +103,8 @@ class SRResNet(SuperResolutionNetwork):
 
     @torch.no_grad()
     def make_exact(self) -> None:
-        """Fold the image's range into the outer convolutions and round every PReLU's slope.
-
-        Raises:
-            InputError: batch norms that are not folded.
-        """
-        if not self.config.folded:
-            raise InputError(
-                "SRResNet cannot be exact", why="its batch norms are not folded", fix="fold_batchnorm first"
-            )
+        """Fold batch norms and the image's range into the convolutions, and round every PReLU's slope."""
+        self.fold_batch_norms()
         factor = 255.0 / self.config.input_range
         self.conv_input.weight.div_(factor)
         self.conv_output.weight.mul_(factor)
@@ -137,17 +113,21 @@ class SRResNet(SuperResolutionNetwork):
             if isinstance(module, nn.PReLU):
                 module.weight.copy_(torch.round(module.weight / SLOPE_UNIT) * SLOPE_UNIT)
 
-    def region_of(self, layer: str) -> Region:
-        """`conv_input` is the head, the blocks are the body, `conv_mid` is its end, the rest the tail."""
-        part = layer.partition(".")[0]
-        regions = {
-            "conv_input": Region.HEAD,
-            "residual": Region.BODY,
-            "conv_mid": Region.BODY_END,
-            "upscale": Region.TAIL,
-            "conv_output": Region.TAIL,
-        }
-        return regions[part] if part in regions else super().region_of(layer)
+    def fold_batch_norms(self) -> None:
+        """Make batch norms part of the convolutions before them, in place: the same function in evaluation mode.
+
+        Loading public weights does it already (`SrresnetConfig.folded`).
+        """
+        if self.config.folded:
+            return
+        norm_of = _norm_of(self.config.blocks)
+        state = fold_batch_norms(self.state_dict(), norm_of)
+        for conv, norm in norm_of.items():
+            self.get_submodule(conv).register_parameter("bias", nn.Parameter(state[f"{conv}.bias"].clone()))
+            owner, _, name = norm.rpartition(".")
+            setattr(self.get_submodule(owner), name, nn.Identity())
+        self.load_state_dict(state)
+        self.config = dataclasses.replace(self.config, folded=True)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def own_state(self, state: StateDict) -> StateDict:
         """A public state dict, folded where this network is.
@@ -179,25 +159,15 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features: int, *, folded: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(features, features, 3, padding=1, bias=folded)
+        self.conv1 = conv3x3(features, features, bias=folded)
         self.in1 = _norm(features, folded=folded)
         self.relu = nn.PReLU()
-        self.conv2 = nn.Conv2d(features, features, 3, padding=1, bias=folded)
+        self.conv2 = conv3x3(features, features, bias=folded)
         self.in2 = _norm(features, folded=folded)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
         return x + self.in2(self.conv2(self.relu(self.in1(self.conv1(x)))))
-
-
-def fold_batchnorm(network: SRResNet) -> SRResNet:
-    """The same function without batch norms, in eval mode and in `network`'s dtype; `network` is left as it is."""
-    if network.config.folded:
-        return network
-    folded = SRResNet(dataclasses.replace(network.config, folded=True))
-    state = fold_batch_norms(network.state_dict(), _norm_of(network.config.blocks))
-    folded.to(network.conv_input.weight.dtype).load_state_dict(state)
-    return folded.eval()
 
 
 def _norm(features: int, *, folded: bool) -> nn.Module:

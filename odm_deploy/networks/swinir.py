@@ -10,17 +10,17 @@ Any image size: like the authors' code the network reflects the image to whole w
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.networks.base import NetworkConfig, Region, StateDict, SuperResolutionNetwork
-from odm_deploy.networks.edsr import DIV2K_MEAN_RGB, conv3x3
+from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
+from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, conv3x3
+from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
 from odm_deploy.networks.window_attention import (
     WindowAttention,
     merge_windows,
@@ -30,10 +30,18 @@ from odm_deploy.networks.window_attention import (
     shifted_window_mask,
 )
 
+_FIRST_BLOCK = "layers.0.residual_group.blocks.0"
+_POSITION_BIAS = f"{_FIRST_BLOCK}.attn.relative_position_bias_table"
+_HIDDEN = f"{_FIRST_BLOCK}.mlp.fc1.weight"
+
 
 @dataclass(frozen=True)
 class SwinirConfig(NetworkConfig):
     """Hyper-parameters of SwinIR; the defaults are SwinIR-light's (in the quantization papers also SwinIR-S)."""
+
+    title: ClassVar[str] = "SwinIR"
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    telling_keys: ClassVar[tuple[str, ...]] = ("conv_first.weight", _POSITION_BIAS, _HIDDEN)
 
     channels: int = 60
     """Width of a token."""
@@ -49,60 +57,56 @@ class SwinirConfig(NetworkConfig):
     """Width inside the multi-layer perceptrons."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3, 4):
-            raise InputError("no such SwinIR", why=f"scale {self.scale}", fix="SwinIR-light upscales by 2, 3 or 4")
-        if min(self.channels, self.groups, self.depth, self.heads, self.hidden) < 1 or self.window < 2:
+        super().__post_init__()
+        if self.window < 2:
             raise InputError("no such SwinIR", why=f"{self}")
         if self.channels % self.heads:
             raise InputError("no such SwinIR", why=f"{self.channels} channels do not divide into {self.heads} heads")
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
-        """All hyper-parameters read off the keys and shapes.
+    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
+        """One stage, from features to colours.
 
         Raises:
-            InputError: the keys are not SwinIR-light's, or belong to another scale or kind of SwinIR.
+            InputError: another kind of SwinIR, which upsamples otherwise.
         """
-        block = "layers.0.residual_group.blocks.0"
-        table = state.get(f"{block}.attn.relative_position_bias_table")
-        first, hidden = state.get("conv_first.weight"), state.get(f"{block}.mlp.fc1.weight")
-        if table is None or first is None or hidden is None or table.dim() != 2:
-            raise InputError(
-                "not a SwinIR state dict",
-                why=f"no conv_first.weight, {block}.. among its {len(state)} keys ({', '.join(list(state)[:3])} ..)",
-                fix="name the right --network",
-            )
         if "upsample.0.weight" not in state or "conv_last.weight" in state or "layers.0.conv.weight" not in state:
             raise InputError(
                 "another kind of SwinIR",
                 why="its upsampler is not pixelshuffledirect, or its residual connection not a single convolution",
                 fix="only SwinIR-light (SwinIR-S) is known",
             )
-        found = math.isqrt(state["upsample.0.weight"].shape[0] // 3)
-        if found != scale:
-            raise InputError(
-                f"these are weights of SwinIR x{found}",
-                why=f"scale {scale} was asked for",
-                fix=f"use --scale {found}, or other weights",
-            )
-        groups = len({match[1] for key in state if (match := re.match(r"layers\.(\d+)\.", key))})
-        depth = len(
-            {match[1] for key in state if (match := re.match(r"layers\.0\.residual_group\.blocks\.(\d+)", key))}
-        )
-        window = (math.isqrt(table.shape[0]) + 1) // 2
-        return cls(scale, first.shape[0], groups, depth, table.shape[1], window, hidden.shape[0])
+        return upsampler_scale(state["upsample.0.weight"], 3)
+
+    @classmethod
+    def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """All hyper-parameters read off the keys and shapes."""
+        positions, heads = state[_POSITION_BIAS].shape
+        return {
+            "channels": state["conv_first.weight"].shape[0],
+            "groups": count_numbers(state, r"layers\.(\d+)\."),
+            "depth": count_numbers(state, r"layers\.0\.residual_group\.blocks\.(\d+)"),
+            "heads": heads,
+            "window": (math.isqrt(positions) + 1) // 2,
+            "hidden": state[_HIDDEN].shape[0],
+        }
 
 
 class SwinIR(SuperResolutionNetwork):
     """SwinIR-light, float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both RGB in 0..255, any H and W."""
 
     name = "swinir"
-    config: SwinirConfig
+    regions: ClassVar[Mapping[str, Region]] = {
+        "conv_first": Region.HEAD,
+        "layers": Region.BODY,
+        "conv_after_body": Region.BODY_END,
+        "upsample": Region.TAIL,
+    }
+    config: SwinirConfig  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
     mean: Tensor
 
     def __init__(self, config: SwinirConfig) -> None:
-        super().__init__()
-        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride] - never assigned again
+        super().__init__(config)
         channels = config.channels
         self.register_buffer("mean", torch.tensor(DIV2K_MEAN_RGB).reshape(1, 3, 1, 1), persistent=False)
         self.conv_first = conv3x3(3, channels)
@@ -130,17 +134,6 @@ class SwinIR(SuperResolutionNetwork):
         deep = self.conv_after_body(self.norm(tokens).permute(0, 3, 1, 2)) + shallow
         y = (self.upsample(deep) + self.mean) * 255.0
         return y[:, :, : height * scale, : width * scale]
-
-    def region_of(self, layer: str) -> Region:
-        """Everything in `layers` is the body; `conv_first`, `conv_after_body`, `upsample` are head, end and tail."""
-        part = layer.partition(".")[0]
-        regions = {
-            "conv_first": Region.HEAD,
-            "layers": Region.BODY,
-            "conv_after_body": Region.BODY_END,
-            "upsample": Region.TAIL,
-        }
-        return regions[part] if part in regions else super().region_of(layer)
 
     def own_state(self, state: StateDict) -> StateDict:
         """A public state dict without the constants it carries: masks for one image size, and position indices.

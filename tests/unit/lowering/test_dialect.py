@@ -11,7 +11,8 @@ from torch import nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.lowering.lower import lower
-from odm_deploy.networks.base import NetworkConfig, SuperResolutionNetwork
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.weights import quantize_weight
@@ -132,8 +133,7 @@ class _OneLayer(SuperResolutionNetwork):
     name = "one-layer"
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.config = NetworkConfig(scale=1)
+        super().__init__(NetworkConfig(scale=1))
         self.conv = conv
 
     def forward(self, x):

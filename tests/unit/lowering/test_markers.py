@@ -10,7 +10,8 @@ from torch import nn
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import constant_array
 from odm_deploy.lowering.markers import DEQUANTIZE_WEIGHT, DOMAIN, FAKE_QUANTIZE, export_marked, grid_of, layer_of
-from odm_deploy.networks.base import NetworkConfig, SuperResolutionNetwork
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.quantization.model import QuantizedModel
 from tests.factories import quantized, tiny_network
 
@@ -78,8 +79,7 @@ def test_network_the_exporter_cannot_follow_is_one_clear_line():
         name = "undecided"
 
         def __init__(self) -> None:
-            super().__init__()
-            self.config = NetworkConfig(scale=1)
+            super().__init__(NetworkConfig(scale=1))
             self.conv = nn.Conv2d(3, 3, 1)
 
         def forward(self, x):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region
-from odm_deploy.networks.edsr import DIV2K_MEAN_RGB, EDSR, EdsrConfig
+from odm_deploy.networks.blocks import DIV2K_MEAN_RGB
+from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from odm_deploy.networks.registry import network_from_state_dict
 
 

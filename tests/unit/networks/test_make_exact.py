@@ -86,6 +86,21 @@ def test_doing_it_twice_changes_nothing():
 def test_what_cannot_be_exact_says_so():
     with pytest.raises(InputError, match="swinir cannot be exact"):
         tiny_network("swinir").make_exact()
-    unfolded = build_network("srresnet", {"scale": 2, "features": 4, "blocks": 1, "folded": False})
-    with pytest.raises(InputError, match="its batch norms are not folded"):
-        unfolded.make_exact()
+
+
+def test_batch_norms_become_part_of_the_convolutions():
+    torch.manual_seed(3)
+    network = build_network("srresnet", {"scale": 2, "features": 4, "blocks": 1, "folded": False}).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 2)
+            module.running_var.uniform_(0.2, 4)
+        elif isinstance(module, nn.PReLU):
+            module.weight.data.fill_(0.25)
+    exact = copy.deepcopy(network)
+    exact.make_exact()
+    assert exact.config.folded
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in exact.modules())
+    with torch.no_grad():
+        expected = network(IMAGE)
+        torch.testing.assert_close(exact(IMAGE), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

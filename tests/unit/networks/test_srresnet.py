@@ -10,7 +10,7 @@ from torch import nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.registry import build_network, network_from_state_dict
-from odm_deploy.networks.srresnet import SRResNet, SrresnetConfig, fold_batchnorm
+from odm_deploy.networks.srresnet import SRResNet, SrresnetConfig
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 
 
@@ -59,6 +59,13 @@ def public(scale=4, **changes):
     return network
 
 
+def folded(network):
+    """A copy without batch norms."""
+    copied = copy.deepcopy(network)
+    copied.fold_batch_norms()
+    return copied
+
+
 def test_published_parameter_count():
     with torch.device("meta"):
         network = build_network("srresnet", {"scale": 4, "folded": False})
@@ -74,25 +81,30 @@ def test_equals_the_definition_folded_and_unfolded(scale, changes):
     assert expected.shape == (2, 3, 9 * scale, 13 * scale)
     tolerance = 1e-12 * float(expected.abs().max())
     torch.testing.assert_close(network(x), expected, rtol=0, atol=tolerance)
-    torch.testing.assert_close(fold_batchnorm(network)(x), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(folded(network)(x), expected, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
 def test_folding_in_float32_costs_a_rounding():
     network = public()
-    folded = fold_batchnorm(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    plain = folded(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
     x = torch.rand(1, 3, 12, 10) * 255
     expected = network(x)
-    torch.testing.assert_close(folded(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(plain(x), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_folding_leaves_the_network_as_it_is_and_is_done_once():
-    network = public()
+def test_folding_twice_changes_nothing_and_the_config_rebuilds_the_structure():
+    network = folded(public())
+    assert network.config.folded
     before = copy.deepcopy(network.state_dict())
-    folded = fold_batchnorm(network)
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
-    assert fold_batchnorm(folded) is folded
+    network.fold_batch_norms()
+    after = network.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], value) for key, value in after.items())
+    rebuilt = SRResNet(network.config)
+    assert list(rebuilt.state_dict()) == list(after)
+    assert [name for name, _ in rebuilt.named_parameters()] == [name for name, _ in network.named_parameters()]
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -102,7 +114,7 @@ def test_public_weights_load_folded(scale):
     loaded = network_from_state_dict("srresnet", network.state_dict(), scale)
     assert loaded.config == SrresnetConfig(scale, features=6, blocks=3, folded=True)
     x = torch.rand(1, 3, 7, 8) * 255
-    assert torch.equal(loaded(x), fold_batchnorm(network)(x))
+    assert torch.equal(loaded(x), folded(network)(x))
     # What is folded is a state dict of its own, and a config from which model.pt can rebuild the structure.
     again = network_from_state_dict("srresnet", loaded.state_dict(), scale)
     assert torch.equal(again(x), loaded(x))
@@ -159,7 +171,7 @@ def test_a_missing_key_is_named(key):
 
 
 def test_folded_weights_do_not_pass_as_unfolded_ones():
-    state = fold_batchnorm(public()).state_dict()
+    state = folded(public()).state_dict()
     with pytest.raises(InputError, match=r"missing \(residual\.0\.in1\.weight"):
         network_from_state_dict("srresnet", state, 4, {"folded": False})
 

@@ -1,0 +1,113 @@
+"""Hyper-parameters of a network: plain values, that a checkpoint holds or a public state dict shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from odm_deploy.errors import InputError
+
+_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Base of all configs; subclasses add their sizes and say how public state dicts show them.
+
+    Raises:
+        InputError: a scale that the network does not come in, or a size below 1.
+    """
+
+    title: ClassVar[str] = "network"
+    """What the network's paper calls it."""
+    scales: ClassVar[tuple[int, ...]] = ()
+    """Upscaling factors it comes in; empty: any."""
+    telling_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys by which its state dicts are known from others."""
+
+    scale: int
+    """Output pixels per input pixel along each axis."""
+
+    def __post_init__(self) -> None:
+        if self.scales and self.scale not in self.scales:
+            known = f"{', '.join(map(str, self.scales[:-1]))} or {self.scales[-1]}"
+            raise InputError(
+                f"no such {self.title}", why=f"scale {self.scale}", fix=f"{self.title} upscales by {known}"
+            )
+        if any(getattr(self, field.name) < 1 for field in dataclasses.fields(self) if field.type == "int"):
+            raise InputError(f"no such {self.title}", why=f"{self}")
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
+        """Hyper-parameters read off the keys and shapes of a public state dict.
+
+        Raises:
+            InputError: the keys are not this network's, or belong to another scale.
+        """
+        if not cls.telling_keys or not set(cls.telling_keys) <= set(state):
+            raise InputError(
+                # EDSR, RDN and SRResNet are spelled out.
+                f"not {'an' if cls.title[:2].isupper() else 'a'} {cls.title} state dict",
+                why=f"no {', '.join(cls.telling_keys)} among its {len(state)} keys ({', '.join(list(state)[:3])} ..)",
+                fix="name the right --network",
+            )
+        found = cls.scale_of(state)
+        if found != scale:
+            raise InputError(
+                f"these are weights of {cls.title} x{found}",
+                why=f"scale {scale} was asked for",
+                fix=f"use --scale {found}, or other weights",
+            )
+        return cls(scale, **cls.sizes_of(state))
+
+    @classmethod
+    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
+        """The upscaling factor a state dict with this network's keys was made for."""
+        raise NotImplementedError
+
+    @classmethod
+    def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """All hyper-parameters but the scale that a state dict with this network's keys shows, by field name."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The config `dataclasses.asdict` described.
+
+        Raises:
+            InputError: unknown keys, missing keys or values of another type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(plain) - set(fields))
+        missing = sorted(
+            name for name, field in fields.items() if name not in plain and field.default is dataclasses.MISSING
+        )
+        if unknown or missing:
+            raise InputError(f"not a {cls.__name__}", why=f"unknown keys {unknown}, missing keys {missing}")
+        for name, value in plain.items():
+            expected = _TYPES.get(str(fields[name].type))
+            if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
+                raise InputError(f"not a {cls.__name__}", why=f"{name} = {value!r} is not a {fields[name].type}")
+        return cls(**plain)
+
+
+def count_numbers(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different numbers the group of a regular expression takes at the start of a state dict's keys."""
+    return len({match[1] for key in state if (match := re.match(pattern, key))})
+
+
+def upsampler_scale(first_stage: Tensor, width: int, *, stages: int = 1) -> int:
+    """The factor of an upsampler whose stages are alike.
+
+    Args:
+        first_stage: weight of the convolution before the first pixel shuffle, [width * factor^2, ...].
+        width: channels after a shuffle.
+        stages: how many follow each other.
+    """
+    return int(math.isqrt(first_stage.shape[0] // width) ** stages)
