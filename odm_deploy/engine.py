@@ -30,10 +30,10 @@ from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import Bits, Pixels
 from odm_deploy.imaging.png import write_png
 from odm_deploy.imaging.tiles import Tiles, whole_limit_px
-from odm_deploy.imaging.tiling import Track
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.memory import memory_bytes
 from odm_deploy.pipeline import ahead
+from odm_deploy.progress import Track
 from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack
 from odm_deploy.runtimes.registry import open_runtime

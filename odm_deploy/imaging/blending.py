@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pixels import Pixels
-from odm_deploy.imaging.tiling import Track, run_checked
+from odm_deploy.imaging.tiling import run_checked
+from odm_deploy.progress import Track
 
 ALIGN_PX = 16
 """A multiple of the windows (8 and 16 pixels) of the networks in the field."""

@@ -10,7 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from odm_deploy.imaging.blending import ALIGN_PX, SMALLEST_BLENDED_TILE_PX, blended_bands
-from odm_deploy.imaging.tiling import Track, tiled_bands
+from odm_deploy.imaging.tiling import tiled_bands
+from odm_deploy.progress import Track
 
 MEMORY_SHARE = 0.25
 """Part of this machine's memory that the activations of one run may take."""

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.progress import Track
 
 _Array = NDArray[Any]
-Track = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Wraps an iterable of a known length to show progress, such as `odm_deploy.terminal.progress` yields."""
 
 
 @dataclass(frozen=True)

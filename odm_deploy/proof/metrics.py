@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
-
-_Rgb = NDArray[np.uint8]
+from odm_deploy.imaging.pairs import Rgb
 
 # ITU-R BT.601 luma of 8-bit RGB in 16..235. Published PSNR numbers come from EDSR's code, which divides by 256;
 # published SSIM numbers from MATLAB's rgb2ycbcr, which divides by 255. Both conventions are kept as they are.
@@ -26,7 +25,7 @@ _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
 
 
-def psnr_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
+def psnr_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     """Peak signal-to-noise ratio of luma, in dB; infinite for images of equal luma.
 
     Args:
@@ -45,7 +44,7 @@ def psnr_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
     return _psnr((sr.astype(np.int16) - hr) @ _LUMA)
 
 
-def ssim_y(sr: _Rgb, hr: _Rgb, shave: int) -> float:
+def ssim_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     """Structural similarity of luma, at most 1, averaged over every 11x11 window that lies inside the border.
 
     MATLAB's definition: luma unrounded, a Gaussian window of sigma 1.5, K = (0.01, 0.03), L = 255.
@@ -89,7 +88,7 @@ def _windowed(image: NDArray[np.float64]) -> NDArray[np.float64]:
     return columns
 
 
-def _inner(a: _Rgb, b: _Rgb, shave: int, smallest: int = 1) -> tuple[_Rgb, _Rgb]:
+def _inner(a: Rgb, b: Rgb, shave: int, smallest: int = 1) -> tuple[Rgb, Rgb]:
     """Both images without their border, after checking that they can be compared."""
     if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3 or a.dtype != np.uint8 or b.dtype != np.uint8:
         raise InputError(

@@ -19,21 +19,17 @@ class TorchReference:
     Args:
         model: the model; float64 makes a copy of it.
         dtype: `float32`, what runtimes are compared with, or `float64`.
-        device: a torch device.
     """
 
-    def __init__(self, model: QuantizedModel, dtype: str = "float32", device: str = "cpu") -> None:
-        self.name = f"torch-{dtype}"
-        self.device = device
+    def __init__(self, model: QuantizedModel, dtype: str = "float32") -> None:
         self._dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
         self._model = model if dtype == "float32" else model.double()
-        self._model.network.to(device)
 
     @torch.no_grad()
     def upscale(self, images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
         """[N, 3, H, W] RGB in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the reference's own precision."""
-        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device, self._dtype)
-        return self._model(batch).cpu().numpy()
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._dtype)
+        return self._model(batch).numpy()
 
     @torch.no_grad()
     def upscale_jittered(
@@ -52,17 +48,17 @@ class TorchReference:
                 in its last place.
             tie_share: share, 0..1, of the values exactly between two codes that are moved at all.
         """
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         unit = torch.finfo(self._dtype).eps
 
         def jitter(name: str) -> Callable[[Tensor], Tensor]:
             grid = self._model.layers[name].grid
 
             def move(x: Tensor) -> Tensor:
-                noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1
+                noise = torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1
                 if tie_share < 1.0:
                     steps = (x.double() - (grid.center or 0.0)) / grid.scale
-                    chance = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                    chance = torch.rand(x.shape, generator=generator, dtype=x.dtype)
                     noise[(steps - steps.floor() == 0.5) & (chance >= tie_share)] = 0.0
                 return x + noise * torch.clamp(x.abs() * unit, min=noise_steps * grid.scale)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -129,8 +131,7 @@ def _compare_layers(
     lowered = bundle.graph
     crops = center_crops(file.load().low for file in files)
     if runtime.model_kind == "onnx":
-        open_bytes = lambda data: type(runtime).open_bytes(data, options.runtime_options)  # noqa: E731
-        return compare_layers(model, lowered, open_bytes, crops)
+        return compare_layers(model, lowered, _opener(runtime, options), crops)
     height, width = (min(crop.shape[axis] for crop in crops) for axis in (2, 3))
     tf32 = bool(bundle.engine_facts.get("tf32", True))
     say(f"building an engine for {height}x{width} whose layers can be told apart")
@@ -148,15 +149,19 @@ def _check_golden(bundle: Bundle, runtime: Runtime, options: VerifyOptions, say:
         return None
     lowered = None if bundle.onnx_path is None else bundle.graph
     is_engine = runtime.model_kind == "plan"
-    sees_layers = options.layers and not is_engine
-    reopen = (lambda data: type(runtime).open_bytes(data, options.runtime_options)) if sees_layers else None
+    opener = _opener(runtime, options) if options.layers and not is_engine else None
     try:
-        return check_golden(bundle.golden, runtime, lowered, reopen)
+        return check_golden(bundle.golden, runtime, lowered, opener)
     except InputError as error:
         if not is_engine:
             raise
         say(f"golden outputs not compared: {error}")
         return None
+
+
+def _opener(runtime: Runtime, options: VerifyOptions) -> Callable[[bytes], Runtime]:
+    """What opens other graphs as the one under test was opened."""
+    return partial(type(runtime).open_bytes, options=options.runtime_options)
 
 
 def _changed_layers(bundle: Bundle) -> list[str]:

@@ -10,7 +10,8 @@ from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, from_network, to_network
 from odm_deploy.imaging.tiles import Tiles
-from odm_deploy.imaging.tiling import Track, join_bands
+from odm_deploy.imaging.tiling import join_bands
+from odm_deploy.progress import Track
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.pool import RuntimePool
 

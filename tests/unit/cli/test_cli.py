@@ -1,6 +1,8 @@
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -50,6 +52,27 @@ def test_every_verb_is_a_documented_command(verb):
     assert command.help
     undocumented = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
     assert undocumented == []
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_nothing_imports_a_command(pytestconfig):
+    root = pytestconfig.rootpath
+    files = [
+        path for folder in ("odm_deploy", "training", "calibration", "tools") for path in root.glob(f"{folder}/**/*.py")
+    ]
+    commands = {f"odm_deploy.cli.{verb}" for verb in VERBS}
+    assert len(files) > 100
+    assert [str(path) for path in files if imports_of(path) & commands] == []
 
 
 def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
