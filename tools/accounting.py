@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from toolbox import COMMAND
 
 from odm_deploy.accounting import (
     FULL_HD_PX,
@@ -24,7 +25,7 @@ from odm_deploy.terminal import emit_json, json_option, run
 _TABLE_4 = ("edsr", "rdn", "srresnet")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=COMMAND)
 @click.option("--network", "networks", multiple=True, default=_TABLE_4, help="Network; repeat for several.")
 @click.option("--scale", default=4, show_default=True, help="Output pixels per input pixel along each axis.")
 @click.option("--bits", multiple=True, default=(32, 2), help="Width of weights and activations: 2 to 8, or 32 (float).")

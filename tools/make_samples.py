@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
+from toolbox import SAMPLES
 
 from odm_deploy.imaging.resize import downscale
 from odm_deploy.imaging.writing import write_image
@@ -24,8 +25,6 @@ from odm_deploy.imaging.writing import write_image
 HEIGHT_PX, WIDTH_PX, SCALE = 288, 384, 4
 SUPERSAMPLING = 3
 """Points drawn per pixel along each axis; their mean is the pixel, as on a camera's sensor."""
-
-FOLDER = Path(__file__).resolve().parent.parent / "tests" / "data" / "samples"
 
 Field = NDArray[np.float64]
 Colour = tuple[float, float, float]
@@ -236,7 +235,7 @@ PICTURES: dict[str, Callable[[], Canvas]] = {
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=FOLDER)
+@click.argument("folder", type=click.Path(path_type=Path), default=SAMPLES)
 def main(folder: Path) -> None:
     """Write the sample images to FOLDER (default: tests/data/samples)."""
     for name, draw in PICTURES.items():

@@ -10,7 +10,6 @@ is at once better and faster.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,11 +20,11 @@ from typing import Any
 import click
 import numpy as np
 import onnx
+from toolbox import COMMAND, import_pyplot, markdown_table, read_json, save_figure, write_text
 
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.checkpoint import load_model
-from odm_deploy.errors import InputError, MissingError
-from odm_deploy.files import atomic_path
+from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import lower
 from odm_deploy.runtimes.base import RuntimeOptions
@@ -48,7 +47,7 @@ class Point:
     """Median of one run on an image of the chosen size."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=COMMAND)
 @click.argument("comparisons", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--runtime", default="openvino", show_default=True, help="Where to time: openvino, onnxruntime, ...")
 @click.option("--size", type=SIZE, metavar="WxH", default="320x180", show_default=True, help="Input image in pixels.")
@@ -71,8 +70,7 @@ def command(
     points = [Point(name, *quality[name], latency_ms[name]) for name in graphs]
     place = f"{runtime}, {width}x{height} input"
     draw(points, place, output)
-    with atomic_path(output.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(points, place), encoding="utf-8")
+    write_text(output.with_suffix(".md"), markdown(points, place))
     say(f"wrote {output} and {output.with_suffix('.md')}")
 
 
@@ -84,7 +82,7 @@ def read_results(folder: Path) -> dict[str, tuple[float, float]]:
     """
     path = folder / "results.json"
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read {path}", why=str(error), fix="name a folder that compare_methods.py wrote"
@@ -140,11 +138,16 @@ def front(points: Sequence[Point]) -> list[Point]:
 def markdown(points: Sequence[Point], place: str) -> str:
     """A table, fastest first."""
     names = {point.name for point in front(points)}
-    lines = [f"| model | PSNR-Y | latency ({place}) | storage |", "|---|---|---|---|"]
-    for point in sorted(points, key=lambda point: point.latency_ms):
-        name = f"**{point.name}**" if point.name in names else point.name
-        lines.append(f"| {name} | {point.psnr_y_db:.3f} dB | {point.latency_ms:.1f} ms | {point.storage_mb:.2f} MB |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (
+            f"**{point.name}**" if point.name in names else point.name,
+            f"{point.psnr_y_db:.3f} dB",
+            f"{point.latency_ms:.1f} ms",
+            f"{point.storage_mb:.2f} MB",
+        )
+        for point in sorted(points, key=lambda point: point.latency_ms)
+    ]
+    return markdown_table(["model", "PSNR-Y", f"latency ({place})", "storage"], rows)
 
 
 def draw(points: Sequence[Point], place: str, output: Path) -> None:
@@ -153,13 +156,7 @@ def draw(points: Sequence[Point], place: str, output: Path) -> None:
     Raises:
         MissingError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingError("cannot draw", why=str(error), fix='pip install -e ".[train]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     best = front(points)
     axes.step([p.latency_ms for p in best], [p.psnr_y_db for p in best], where="post", color="0.7", zorder=1)
@@ -174,9 +171,7 @@ def draw(points: Sequence[Point], place: str, output: Path) -> None:
     axes.set_xlabel(f"latency (ms), {place}")
     axes.set_ylabel("PSNR-Y (dB)")
     axes.margins(0.2)
-    with atomic_path(output) as temporary:
-        figure.savefig(temporary, dpi=130, format=output.suffix.lstrip(".") or "png")
-    pyplot.close(figure)
+    save_figure(figure, output)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from toolbox import COMMAND, import_pyplot, save_figure
 
-from odm_deploy.errors import InputError, MissingError
-from odm_deploy.files import atomic_path
+from odm_deploy.errors import InputError
 from odm_deploy.terminal import run, say
 
 _WINDOW = 25  # logged values behind each point of a smoothed curve
@@ -32,7 +32,7 @@ _PANELS = (
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=COMMAND)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Image to write (png, svg, pdf).")
 def command(runs: tuple[Path, ...], output: Path) -> None:
@@ -82,13 +82,7 @@ def relative_widths(records: Sequence[dict[str, Any]]) -> tuple[list[int], dict[
 
 def draw(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """One figure of all panels that the logs have data for."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingError("cannot draw", why=str(error), fix='pip install -e ".[train]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     panels = [panel for panel in _PANELS if any(series(records, panel[0])[0] for records in logs.values())]
     iterations, widths = relative_widths(next(iter(logs.values())))
     count = len(panels) + bool(widths)
@@ -112,9 +106,7 @@ def draw(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
         axis.set_title(f"relative range widths, {next(iter(logs))}", fontsize=9)
         axis.set_xlabel("iteration")
     figure.tight_layout()
-    with atomic_path(output) as temporary:
-        figure.savefig(temporary, dpi=110, format=output.suffix.lstrip(".") or "png")
-    pyplot.close(figure)
+    save_figure(figure, output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 from numpy.typing import NDArray
+from toolbox import COMMAND, SAMPLES
 
 from odm_deploy import Engine
 from odm_deploy.imaging.reading import read_rgb
@@ -20,13 +21,12 @@ from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.metrics import psnr_y
 from odm_deploy.terminal import run, say
 
-SAMPLES = Path(__file__).resolve().parent.parent / "tests" / "data" / "samples"
 GAP_PX = 8
 
 Pixels = NDArray[np.uint8]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=COMMAND)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @click.option("--sample", default="street", show_default=True, help="Name of a sample image.")

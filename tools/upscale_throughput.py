@@ -27,6 +27,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
+from toolbox import COMMAND, markdown_table
 
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.pixels import to_batch
@@ -48,7 +49,7 @@ class Cost:
     processor_s: float
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(context_settings=COMMAND)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("photos")
 @click.option(
@@ -141,8 +142,8 @@ def measure(
 
 def table(costs: dict[str, list[Cost]], count: int) -> str:
     """Medians an image, and how fast each way is in parts of the network's speed, compared round by round."""
-    lines = ["| | time an image | of the network's speed | processor time an image | of the network's |"]
-    lines.append("|---|---|---|---|---|")
+    head = ["", "time an image", "of the network's speed", "processor time an image", "of the network's"]
+    rows: list[list[str]] = []
     for way, all_costs in costs.items():
         cells = [way]
         for values, network in (
@@ -151,8 +152,8 @@ def table(costs: dict[str, list[Cost]], count: int) -> str:
         ):
             share = statistics.median(base / value for base, value in zip(network, values, strict=True))
             cells += [f"{1e3 * statistics.median(values) / count:.0f} ms", f"{100 * share:.0f} %"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def _timed(work: Callable[[], None]) -> Cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.imaging.resize import downscale
+from tests.tool_modules import load_tool
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def script(pytestconfig):
 
 
 @pytest.fixture(scope="module")
-def drawn(script, tmp_path_factory):
+def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    runpy.run_path(str(script))["main"].main([str(folder)], standalone_mode=False)
+    load_tool("make_samples").main.main([str(folder)], standalone_mode=False)
     return folder
 
 
