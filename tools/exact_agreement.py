@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from toolbox import COMMAND
 
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import load_model
@@ -61,7 +62,7 @@ RUNTIMES: dict[str, tuple[str, RuntimeOptions]] = {
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=COMMAND)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--images", "folders", multiple=True, type=click.Path(path_type=Path), help="Input images; repeatable.")
 @click.option("--stress", default=1000, show_default=True, help="How many stress images.")

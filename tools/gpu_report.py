@@ -10,31 +10,33 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
+from sample_networks import load_crops, random_network
+from toolbox import COMMAND, ROOT, SAMPLES, kept, markdown_table, run_python, write_text
 
+from odm_deploy import quantize
 from odm_deploy.bundle.manifest import ONNX_FILE, read_manifest
+from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import MissingError, OdmError
-from odm_deploy.files import atomic_path
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import BUILDERS
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
-from odm_deploy.terminal import report_error
+from odm_deploy.terminal import run
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt"
 STEP_LIMIT_S = 900
 SLOWEST = 5
 SIZES = ("96x96", "480x270", "960x540")
 
 
-@click.command()
+@click.command(context_settings=COMMAND)
 @click.option(
     "--model",
     "models",
@@ -42,7 +44,7 @@ SIZES = ("96x96", "480x270", "960x540")
     type=click.Path(path_type=Path),
     help="A model.pt; repeatable. [default: the exact sample model, and an ordinary one of the same network]",
 )
-@click.option("--images", type=click.Path(path_type=Path), default=ROOT / "tests/data/samples/LR_bicubic/X4")
+@click.option("--images", type=click.Path(path_type=Path), default=SAMPLES / "LR_bicubic/X4")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/gpu_report", show_default=True)
 @click.option("--runtime", "runtimes", multiple=True, help="[default: every TensorRT that works here]")
 @click.option(
@@ -58,26 +60,21 @@ def main(
     sizes: Sequence[str],
     seconds: float,
     tests: bool,
-) -> int:
+) -> None:
     """Measure, and write DIR/report.md."""
-    try:
-        chosen = list(runtimes) or _usable_builders()
-        out.mkdir(parents=True, exist_ok=True)
-        names = [runtime_class(name).name for name in chosen]
-        sections = [_environment(out)]
-        measured = models or (SAMPLE, _ordinary_model(out / "ordinary_w8a8.pt"))
-        for name, model in product(names, measured):
-            folder = out / f"{name}-{model.stem}"
-            folder.mkdir(exist_ok=True)
-            sections.append(_runtime_section(name, model, images, folder, sizes, seconds))
-        if tests:
-            sections.append(_tests(out))
-        with atomic_path(out / "report.md") as temporary:
-            temporary.write_text("\n".join(["# Engines on this machine", "", *sections]), encoding="utf-8")
-    except OdmError as error:
-        return report_error(error)
+    chosen = list(runtimes) or _usable_builders()
+    out.mkdir(parents=True, exist_ok=True)
+    names = [runtime_class(name).name for name in chosen]
+    sections = [_environment(out)]
+    measured = models or (SAMPLE, ordinary_model(out / "ordinary_w8a8.pt"))
+    for name, model in product(names, measured):
+        folder = out / f"{name}-{model.stem}"
+        folder.mkdir(exist_ok=True)
+        sections.append(_runtime_section(name, model, images, folder, sizes, seconds))
+    if tests:
+        sections.append(_tests(out))
+    write_text(out / "report.md", "\n".join(["# Engines on this machine", "", *sections]))
     click.echo(f"wrote {out / 'report.md'}")
-    return 0
 
 
 def _usable_builders() -> list[str]:
@@ -89,18 +86,12 @@ def _usable_builders() -> list[str]:
     return usable
 
 
-def _ordinary_model(path: Path) -> Path:
+def ordinary_model(path: Path) -> Path:
     """EDSR-baseline x4 with ordinary scales, all but its head at 8 bits: unlike exact models it may rest in float16.
 
     Its weights are random. Neither speed nor how runtimes round depends on training; its PSNR means nothing.
     """
     if not path.exists():
-        from network_table import load_crops, random_network
-
-        from odm_deploy import quantize
-        from odm_deploy.checkpoint import save_model
-        from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
-
         crops, wide = load_crops(2), LayerBits(8, 8)
         policy = QuantizationPolicy(body=wide, body_end=wide, tail=wide)
         save_model(quantize(random_network("edsr", crops), policy, crops), path)
@@ -121,7 +112,7 @@ def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
         last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
         return {"failed": f"exit code {code}: {last}"}
 
-    return _kept(path, measure)
+    return kept(path, measure)
 
 
 def run_verb(arguments: Sequence[str]) -> tuple[int, str, str]:
@@ -130,20 +121,7 @@ def run_verb(arguments: Sequence[str]) -> tuple[int, str, str]:
     Raises:
         subprocess.TimeoutExpired: it took longer than `STEP_LIMIT_S`.
     """
-    command = [sys.executable, "-m", "odm_deploy", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=STEP_LIMIT_S, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def _kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    if not path.exists():
-        click.echo(f"measuring {path.stem}", err=True)
-        result = measure()
-        if "failed" in result:
-            return result
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=1))
-    return json.loads(path.read_text())
+    return run_python("odm_deploy", *arguments, timeout_s=STEP_LIMIT_S)
 
 
 def _environment(out: Path) -> str:
@@ -179,12 +157,12 @@ def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Seq
             continue
         bundles[rest] = bundle
         lines += _agreement(name, rest, bundle, model, images, out)
-    table: list[str] = []
+    table: list[list[str]] = []
     limits: dict[str, None] = {}
     for size in sizes:
         table += _latency(name, bundles, size, seconds, out, limits)
-    head = ["| input | computes in | p50 ms | p99 ms | images/s | out Mpix/s | GPU memory MiB | clocks |"]
-    lines += ["", *head, "|---|---|---|---|---|---|---|---|", *table, ""]
+    head = ["input", "computes in", "p50 ms", "p99 ms", "images/s", "out Mpix/s", "GPU memory MiB", "clocks"]
+    lines += ["", markdown_table(head, table)]
     lines += [f"- {limit}" for limit in limits]
     return "\n".join([*lines, ""])
 
@@ -224,9 +202,9 @@ def _shape(size: str) -> str:
 
 def _latency(
     name: str, bundles: dict[str, Path], size: str, seconds: float, out: Path, limits: dict[str, None]
-) -> list[str]:
+) -> list[list[str]]:
     """Table rows at one size: int8 with each rest, the half-precision twin timed beside it, and float32."""
-    rows: list[str] = []
+    rows: list[list[str]] = []
     common = ["--runtime", name, "--size", size, "--seconds", seconds]
     for rest, bundle in bundles.items():
         found = _step(out / f"{rest}-{size}-bench.json", ["bench", bundle, *common])
@@ -260,9 +238,9 @@ def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: 
     return _step(out / f"float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])
 
 
-def _row(size: str, label: str, found: dict[str, Any]) -> str:
+def _row(size: str, label: str, found: dict[str, Any]) -> list[str]:
     if "failed" in found:
-        return f"| {size} | {label} | {found['failed']} | | | | | |"
+        return [size, label, found["failed"], *[""] * 5]
     times = found.get("compute_ms") or found["latency_ms"]
     gpu = found.get("gpu") or {}
     clock = gpu.get("sm_clock_mhz")
@@ -273,18 +251,17 @@ def _row(size: str, label: str, found: dict[str, Any]) -> str:
         f"{found['images_per_s']:.4g}",
         f"{found['mpix_per_s']:.3g}",
     ]
-    return f"| {size} | {label} | {' | '.join(numbers)} | {gpu.get('memory_mib') or ''} | {clocks} |"
+    return [size, label, *numbers, str(gpu.get("memory_mib") or ""), clocks]
 
 
 def _tests(out: Path) -> str:
     def measure() -> dict[str, Any]:
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", "tests/gpu"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
-        return {"returncode": done.returncode, "tail": done.stdout.strip().splitlines()[-25:]}
+        code, output, _ = run_python("pytest", "-q", "-rs", "tests/gpu", timeout_s=1800)
+        return {"returncode": code, "tail": output.strip().splitlines()[-25:]}
 
-    found = _kept(out / "tests.json", measure)
+    found = kept(out / "tests.json", measure)
     return "\n".join(["## tests/gpu", "", "```", *found["tail"], "```", ""])
 
 
 if __name__ == "__main__":
-    sys.exit(main(standalone_mode=False))
+    run(main, "gpu_report")

@@ -3,13 +3,11 @@
 python tools/network_table.py --out table.json                            all of it, tens of minutes on one core
 python tools/network_table.py --network swinir --bits 4 --out table.json  adds to, or replaces in, the same file
 
-Networks have their published size and seeded random weights, scaled so that features keep their spread from layer to
-layer and the output fills an image's range: where a layer lands and how runtimes round does not depend on training.
+Networks are those of sample_networks.py: published size, seeded random weights.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -18,8 +16,8 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
-from torch import nn
+from sample_networks import SHAPES, load_crops, random_network
+from toolbox import COMMAND, markdown_table, read_json, write_json
 
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
@@ -27,78 +25,39 @@ from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import OdmError
-from odm_deploy.files import atomic_path
-from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.pixels import to_batch
-from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.lowering.lower import lower
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.registry import build_network, network_names
+from odm_deploy.networks.registry import network_names
 from odm_deploy.proof.layers import compare_layers
 from odm_deploy.proof.parity import compare
 from odm_deploy.quantization.model import QuantizedModel
-from odm_deploy.quantization.policy import quantizable_layers
 from odm_deploy.runtimes.registry import runtime_class
 from odm_deploy.terminal import run
 
-SCALE = 4
-CROP_PX = 48
-IMAGES = Path(__file__).resolve().parents[1] / "tests/data/samples/LR_bicubic/X4"
 RUNTIMES = ("onnxruntime", "openvino")
-SHAPES = InputShapes((1, 3, 16, 16), (1, 3, 270, 480), (1, 3, 540, 960))
 
 FLOAT_OPERATORS = {"attn.qkv": "LayerNorm", "mlp.fc1": "LayerNorm", "attn.proj": "softmax", "mlp.fc2": "GELU"}
 """What computes the input of SwinIR's quantized layers."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=COMMAND)
 @click.option("--network", "networks", multiple=True, default=tuple(network_names()), help="Network; repeatable.")
 @click.option("--bits", multiple=True, type=int, default=(8, 4, 2), help="Width of the body; repeatable.")
 @click.option("--images", default=2, show_default=True, help="Crops to compare on.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file that rows are added to.")
 def command(networks: tuple[str, ...], bits: tuple[int, ...], images: int, out: Path) -> None:
     """Measure, keep every row at once, and print the table as markdown."""
-    rows: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
+    rows: dict[str, dict[str, Any]] = read_json(out) if out.exists() else {}
     crops = load_crops(images)
     for name in networks:
         network = random_network(name, crops)
         for width in bits:
             rows[f"{name} {width}"] = {"network": name, "bits": width, **measure(network, width, crops)}
-            with atomic_path(out) as temporary:
-                temporary.write_text(json.dumps(rows, indent=1))
+            write_json(out, rows)
     click.echo(to_markdown(rows))
-
-
-def load_crops(count: int) -> list[np.ndarray]:
-    """The middle of sample images, uint8 [CROP_PX, CROP_PX, 3]."""
-    crops = []
-    for path in sorted(IMAGES.glob("*.png"))[:count]:
-        image = read_rgb(path)
-        top, left = ((size - CROP_PX) // 2 for size in image.shape[:2])
-        crops.append(np.ascontiguousarray(image[top : top + CROP_PX, left : left + CROP_PX]))
-    return crops
-
-
-@torch.no_grad()
-def random_network(name: str, crops: list[np.ndarray]) -> SuperResolutionNetwork:
-    """A network of the published size whose outputs look like an image's values: mean 128, standard deviation 50."""
-    torch.manual_seed(0)
-    network = build_network(name, {"scale": SCALE}).eval()
-    for parameter in network.parameters():
-        if parameter.dim() >= 2:
-            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    image = torch.from_numpy(to_batch(crops[0]))
-    last = network.get_submodule(quantizable_layers(network)[-1])
-    assert isinstance(last, nn.Conv2d)
-    last.weight.mul_(50.0 / float(network(image).std()))
-    if last.bias is not None:
-        before = float(network(image).mean())
-        last.bias.add_(1.0)
-        slope = float(network(image).mean()) - before
-        last.bias.add_((128.0 - before) / slope - 1.0)
-    return network
 
 
 def measure(network: SuperResolutionNetwork, bits: int, crops: list[np.ndarray]) -> dict[str, Any]:
@@ -161,7 +120,7 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as one table."""
     head = ["network", "bits", "int8 layers", "share of MACs", "export", "build", "model.pt", "bundle"]
     head += [f"{name}: PSNR to reference (floor), worst flip rate" for name in RUNTIMES]
-    lines = [head, ["---"] * len(head)]
+    lines: list[list[str]] = []
     for row in rows.values():
         size = (row["onnx_bytes"] + row.get("plan_bytes", 0)) / 2**20
         cells = [row["network"], str(row["bits"])]
@@ -172,7 +131,7 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
         cells += [f"{row['export_s']:.1f} s", f"{row['build_s']:.1f} s" if "build_s" in row else "?"]
         cells += [f"{row['model_bytes'] / 2**20:.2f} MiB", f"{size:.2f} MiB"]
         lines.append(cells + [_agreement_cell(row["runtimes"][name]) for name in RUNTIMES])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_table(head, lines)
 
 
 def _agreement_cell(found: dict[str, Any]) -> str:

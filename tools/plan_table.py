@@ -3,13 +3,12 @@
 python tools/plan_table.py --out plans.json                            all of it, ten minutes on one core
 python tools/plan_table.py --network swinir --bits 4 --out plans.json  adds to, or replaces in, the same file
 
-Networks are those of network_table.py: published size, seeded random weights. What is not quantized is float16. No GPU
-is needed where `tensorrt_rtx` is installed.
+Networks are those of sample_networks.py: published size, seeded random weights. What is not quantized is float16. No
+GPU is needed where `tensorrt_rtx` is installed.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import tempfile
@@ -18,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from network_table import SHAPES, load_crops, random_network
+from sample_networks import SHAPES, load_crops, random_network
+from toolbox import COMMAND, markdown_table, read_json, write_json
 
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
-from odm_deploy.files import atomic_path
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.networks.registry import network_names
@@ -40,7 +39,7 @@ SIZES = ("weights fp32", "weights as run", "plan", "kernel sources in it", "plan
 TIMES = ("build", "processor time")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=COMMAND)
 @click.option("--network", "networks", multiple=True, default=tuple(network_names()), help="Network; repeatable.")
 @click.option("--bits", multiple=True, type=int, default=(8, 6, 4, 3, 2), help="Width of the body; repeatable.")
 @click.option("--quantized", "regions", multiple=True, type=click.Choice(REGIONS), default=REGIONS, help="Repeatable.")
@@ -51,7 +50,7 @@ def command(
 ) -> None:
     """Build, keep every row at once, and print the table as markdown."""
     chosen = choose_builder(builder).name
-    rows: dict[str, dict[str, Any]] = json.loads(out.read_text()) if out.exists() else {}
+    rows: dict[str, dict[str, Any]] = read_json(out) if out.exists() else {}
     crops = load_crops(1)
     for name in networks:
         network = random_network(name, crops)
@@ -62,8 +61,7 @@ def command(
                 model = quantize(network, policy, crops)
                 row = {"network": name, "quantized": region, "bits": width, **measure(model, chosen)}
                 rows[f"{name} {region} {width}"] = row
-                with atomic_path(out) as temporary:
-                    temporary.write_text(json.dumps(rows, indent=1))
+                write_json(out, rows)
     click.echo(to_markdown(rows))
 
 
@@ -112,7 +110,6 @@ def source_bytes(plan: bytes) -> int:
 
 def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as one table."""
-    head = [*COLUMNS, *SIZES, *TIMES]
     sizes = ("float32_bytes", "run_bytes", "plan_bytes", "source_bytes", "compressed_bytes")
     cells = [
         [
@@ -124,7 +121,7 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
         ]
         for row in rows.values()
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
+    return markdown_table([*COLUMNS, *SIZES, *TIMES], cells)
 
 
 if __name__ == "__main__":

@@ -8,30 +8,35 @@ engines. Every row is kept in DIR as it is finished, so that an interrupted run 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
+from toolbox import COMMAND, ROOT, kept, markdown_table, read_json, run_python
 
-ROOT = Path(__file__).resolve().parents[1]
+from training.recipe_files import expand_places
+
 PARITY_BITS = ("8", "6", "4")
 COVERAGE_BITS = ("8", "7", "6", "5", "4", "3", "2")
 RUNTIMES = ("onnxruntime", "openvino")
 
 
-@click.command()
-@click.option("--weights", type=click.Path(path_type=Path), default=ROOT / "../shared/weights/edsr_baseline_x4.pt")
-@click.option("--images", type=click.Path(path_type=Path), default=ROOT / "../shared/data/train/clean100")
-@click.option("--dataset", type=click.Path(path_type=Path), default=ROOT / "../shared/data/benchmark/Set5")
+@click.command(context_settings=COMMAND)
+@click.option("--weights", default="{weights}/edsr_baseline_x4.pt", show_default=True, help="Of EDSR-baseline x4.")
+@click.option("--images", default="{data}/train/clean100", show_default=True, help="Folder to calibrate on.")
+@click.option("--dataset", default="{data}/benchmark/Set5", show_default=True, help="Folder of a benchmark set.")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/figures", show_default=True)
-def main(weights: Path, images: Path, dataset: Path, out: Path) -> None:
+def main(weights: str, images: str, dataset: str, out: Path) -> None:
     """Measure, and print the tables as markdown."""
+    measure(expand_places(weights), expand_places(images), expand_places(dataset), out)
+
+
+def measure(weights: Path, images: Path, dataset: Path, out: Path) -> None:
+    """Every row that `out` does not hold yet, and both tables."""
     out.mkdir(parents=True, exist_ok=True)
     parity = [_parity(weights, images, dataset, bits, out) for bits in PARITY_BITS]
-    floating = _kept(
+    floating = kept(
         out / "float.json", lambda: _odm("eval", weights, "--network", "edsr", "--scale", "4", "--dataset", dataset)
     )
     coverage = [
@@ -41,23 +46,16 @@ def main(weights: Path, images: Path, dataset: Path, out: Path) -> None:
     click.echo(_coverage_table(coverage))
 
 
-def _kept(path: Path, measure: Any) -> dict[str, Any]:
-    """The result stored at `path`, measured first if it is not there yet."""
-    if not path.exists():
-        path.write_text(json.dumps(measure()))
-    return json.loads(path.read_text())
-
-
-def _run(command: list[Any]) -> str:
-    """Standard output of a command run from the repository's root; its gate may fail, its run may not."""
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{' '.join(map(str, command))}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout
+def _run(module: str, *arguments: Any) -> str:
+    """Standard output of a command; its gate may fail, its run may not."""
+    code, output, errors = run_python(module, *arguments)
+    if code not in (0, 3):
+        raise click.ClickException(f"{module} {' '.join(map(str, arguments))}: {errors.strip().splitlines()[-1]}")
+    return output
 
 
 def _odm(*arguments: Any) -> dict[str, Any]:
-    return json.loads(_run([sys.executable, "-m", "odm_deploy", *arguments, "--json"]))
+    return json.loads(_run("odm_deploy", *arguments, "--json"))
 
 
 def _model(weights: Path, images: Path, bits: str, out: Path, *extra: str, suffix: str = "") -> Path:
@@ -65,7 +63,7 @@ def _model(weights: Path, images: Path, bits: str, out: Path, *extra: str, suffi
     path = out / f"edsr_w{bits}{suffix}.pt"
     if not path.exists():
         arguments = ["--network", "edsr", "--scale", 4, "--bits", bits, "--images", images, *extra, "-o", path]
-        _run([sys.executable, "-m", "calibration", weights, *arguments])
+        _run("calibration", weights, *arguments)
     return path
 
 
@@ -80,7 +78,7 @@ def _parity(weights: Path, images: Path, dataset: Path, bits: str, out: Path) ->
         }
         return {"bits": bits, **found}
 
-    return _kept(out / f"parity_w{bits}.json", measure)
+    return kept(out / f"parity_w{bits}.json", measure)
 
 
 def _coverage(weights: Path, images: Path, bits: str, precision: str, out: Path) -> dict[str, Any]:
@@ -93,53 +91,45 @@ def _coverage(weights: Path, images: Path, bits: str, precision: str, out: Path)
             started = time.perf_counter()
             _odm("export", model, "-o", bundle, "--precision", precision)
             row[f"{key}_export_s"] = time.perf_counter() - started
-            manifest = json.loads((bundle / "manifest.json").read_text())
+            manifest = read_json(bundle / "manifest.json")
             found = _odm("inspect", bundle)
             row[key] = f"{found['int8_layers']} of {found['quantized_layers']}"
             row[f"{key}_build_s"] = manifest["engine"]["build_s"]
             row[f"{key}_plan_mb"] = manifest["engine"]["plan_bytes"] / 1e6
         return row
 
-    return _kept(out / f"coverage_w{bits}_{precision}.json", measure)
+    return kept(out / f"coverage_w{bits}_{precision}.json", measure)
 
 
 def _parity_table(floating: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| bits | computed by | PSNR-Y / SSIM | identical values | largest step | PSNR between |",
-        "|---|---|---|---|---|---|",
-        f"| float | torch | {floating['psnr_y_db']:.3f} dB / {floating['ssim_y']:.4f} | | | |",
-    ]
+    head = ["bits", "computed by", "PSNR-Y / SSIM", "identical values", "largest step", "PSNR between"]
+    lines = [["float", "torch", _quality(floating), "", "", ""]]
     for row in rows:
         first = row[RUNTIMES[0]]
-        quality, floor = first["reference"], first["noise_floor"]
-        lines.append(f"| {row['bits']} | torch fake-quant (reference) | {_quality(quality)} | | | |")
-        lines.append(f"| {row['bits']} | *noise floor: torch float64* | | {_distance(floor)} |")
-        lines += [
-            f"| {row['bits']} | {name} | {_quality(row[name]['runtime'])} | {_distance(row[name])} |"
-            for name in RUNTIMES
-        ]
-    return "\n".join(lines) + "\n"
+        lines.append([row["bits"], "torch fake-quant (reference)", _quality(first["reference"]), "", "", ""])
+        lines.append([row["bits"], "*noise floor: torch float64*", "", *_distance(first["noise_floor"])])
+        lines += [[row["bits"], name, _quality(row[name]["runtime"]), *_distance(row[name])] for name in RUNTIMES]
+    return markdown_table(head, lines)
 
 
 def _quality(found: dict[str, float]) -> str:
     return f"{found['psnr_y_db']:.3f} dB / {found['ssim_y']:.4f}"
 
 
-def _distance(found: dict[str, float]) -> str:
-    return f"{found['identical_pixels']:.4%} | {found['max_lsb']} | {found['psnr_between_db']:.1f} dB"
+def _distance(found: dict[str, float]) -> list[str]:
+    return [f"{found['identical_pixels']:.4%}", str(found["max_lsb"]), f"{found['psnr_between_db']:.1f} dB"]
 
 
 def _coverage_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| bits | rest | int8, body quantized | build | plan | int8, body end and tail too | build | plan |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["bits", "rest"]
+    head += ["int8, body quantized", "build", "plan", "int8, body end and tail too", "build", "plan"]
+    lines: list[list[str]] = []
     for row in rows:
         cells = [row["bits"], row["precision"]]
         for key in ("body", "whole"):
             cells += [row[key], f"{row[f'{key}_build_s']:.2f} s", f"{row[f'{key}_plan_mb']:.1f} MB"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":
