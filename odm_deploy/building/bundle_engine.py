@@ -98,8 +98,8 @@ def rebuild_engine(
     manifest, folder, onnx_path = opened.require_manifest(), opened.folder, opened.onnx_path
     if folder is None or onnx_path is None:
         raise InputError(f"cannot build the engine of {bundle}", why=f"it holds no {ONNX_FILE}")
-    # `export` keeps no external data, so these bytes are the file's.
-    if hashlib.sha256(opened.onnx_bytes).hexdigest() != manifest.onnx.get("sha256"):
+    # Of the file as it lies there, which need not be a graph any more.
+    if hashlib.sha256(onnx_path.read_bytes()).hexdigest() != manifest.onnx.get("sha256"):
         # The manifest speaks for the engine, too: proofs and grids of one graph say nothing about another.
         raise InputError(
             f"cannot build the engine of {bundle}",
