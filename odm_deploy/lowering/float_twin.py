@@ -13,7 +13,6 @@ Needs onnx and numpy only, so that a machine without torch can measure a speedup
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.index import GraphIndex
 
 _BOUNDS = {"Max", "Min", "Clip"}
 _PRODUCTS = {"MatMul", "Gemm"}
@@ -56,21 +56,13 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     return twin
 
 
-class _Graph:
+class _Graph(GraphIndex):
     """A GraphProto with the look-ups that rewriting needs, kept current while it is edited."""
 
     def __init__(self, proto: onnx.GraphProto) -> None:
+        super().__init__(proto)
         self.proto = proto
-        self.constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in proto.initializer}
-        for node in proto.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
         self.outputs = {value.name for value in proto.output}
-        self.producers: dict[str, onnx.NodeProto] = {name: node for node in proto.node for name in node.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in proto.node:
-            for name in dict.fromkeys(node.input):
-                self.readers[name].append(node)
 
     def each(self, op_type: str, rewrite: Callable[[_Graph, onnx.NodeProto], None]) -> None:
         """Apply `rewrite` to every node of a type."""
@@ -79,16 +71,16 @@ class _Graph:
 
     def array(self, name: str) -> NDArray[Any] | None:
         """The value of a constant; None for a computed tensor."""
-        tensor = self.constants.get(name)
+        tensor = self.stored.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
     def add_constant(self, name: str, array: NDArray[Any]) -> str:
         """Add an initializer under an unused name made from `name`; returns that name."""
-        while name in self.constants or name in self.producers:
+        while name in self.stored or name in self.producers:
             name += "_"
         tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
         self.proto.initializer.append(tensor)
-        self.constants[name] = tensor
+        self.stored[name] = tensor
         return name
 
     def rewire(self, node: onnx.NodeProto, index: int, name: str) -> None:
@@ -98,7 +90,7 @@ class _Graph:
 
     def sole_reader(self, name: str) -> onnx.NodeProto | None:
         """The only node that reads `name`, when nothing else does and it is no graph output."""
-        readers = [node for node in self.readers[name] if name in node.input]
+        readers = list({id(node): node for node in self.readers[name] if name in node.input}.values())
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
     def bypass(self, node: onnx.NodeProto, source: str | None = None) -> None:

@@ -14,28 +14,24 @@ import onnx
 import onnx.inliner
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from odm_deploy.graphs.index import GraphIndex
+
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 
 
-class QdqGraph:
+class QdqGraph(GraphIndex):
     """Index over the main graph of a model: local functions are inlined first, bodies of If and Loop not entered."""
 
     def __init__(self, model: ModelProto) -> None:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        super().__init__(model.graph)
         self.model = model
         self.nodes: list[NodeProto] = list(model.graph.node)
-        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._inputs = {value.name: value for value in model.graph.input}
-        self._producers: dict[str, NodeProto] = {}
-        self._consumers: dict[str, list[NodeProto]] = {}
-        self._constants = set(self._initializers)
+        self._constants = {tensor.name for tensor in model.graph.initializer}
         for node in self.nodes:
-            for name in node.output:
-                self._producers[name] = node
-            for name in filter(None, node.input):
-                self._consumers.setdefault(name, []).append(node)
             # Nodes are in topological order, so one pass finds all that depends on nothing but constants.
             if all(name in self._constants for name in node.input if name) and not node.op_type.startswith("Random"):
                 self._constants.update(node.output)
@@ -51,11 +47,11 @@ class QdqGraph:
 
     def producer(self, tensor: str) -> NodeProto | None:
         """The node that computes `tensor`; None for initializers and graph inputs."""
-        return self._producers.get(tensor)
+        return self.producers.get(tensor)
 
     def consumers(self, tensor: str) -> list[NodeProto]:
         """The nodes that read `tensor`."""
-        return self._consumers.get(tensor, [])
+        return self.readers.get(tensor, [])
 
     def of_type(self, *op_types: str) -> Iterator[NodeProto]:
         """All nodes of these types, in graph order."""
@@ -67,7 +63,7 @@ class QdqGraph:
 
     def value(self, tensor: str) -> npt.NDArray[Any] | None:
         """The value of an initializer or Constant node; None where it is computed or unreadable."""
-        stored = self._stored(tensor)
+        stored = self.stored.get(tensor)
         if stored is None:
             return None
         try:
@@ -82,7 +78,7 @@ class QdqGraph:
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
         """Shape of a stored constant, without reading its values."""
-        stored = self._stored(tensor)
+        stored = self.stored.get(tensor)
         return None if stored is None else tuple(stored.dims)
 
     def attribute(self, node: NodeProto, name: str, default: Any = None) -> Any:
@@ -108,7 +104,7 @@ class QdqGraph:
 
     def element_type(self, tensor: str) -> int:
         """ONNX data type of a stored constant, a graph input or quantized codes; UNDEFINED for anything else."""
-        stored = self._stored(tensor)
+        stored = self.stored.get(tensor)
         if stored is not None:
             return stored.data_type
         if tensor in self._inputs:
@@ -117,15 +113,6 @@ class QdqGraph:
         if producer is not None and producer.op_type == QUANTIZE:
             return self.code_type(producer)
         return TensorProto.UNDEFINED
-
-    def _stored(self, tensor: str) -> TensorProto | None:
-        if tensor in self._initializers:
-            return self._initializers[tensor]
-        node = self._producers.get(tensor)
-        if node is None or node.op_type != "Constant":
-            return None
-        found = self._attribute(node, "value")
-        return None if found is None else found.t
 
     @staticmethod
     def _attribute(node: NodeProto, name: str) -> AttributeProto | None:

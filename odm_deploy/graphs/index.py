@@ -1,0 +1,28 @@
+"""Look-ups in an ONNX graph that several readers share: who computes a tensor, who reads it, what is stored in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from onnx import GraphProto, NodeProto, TensorProto
+
+
+class GraphIndex:
+    """The tensors of one graph by name. Bodies of If and Loop are not entered."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.stored: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        """Constants whose value the file holds: initializers, and values of Constant nodes."""
+        self.producers: dict[str, NodeProto] = {}
+        """The node that computes a tensor."""
+        self.readers: defaultdict[str, list[NodeProto]] = defaultdict(list)
+        """The nodes that read a tensor, once for each of their inputs."""
+        for node in graph.node:
+            for name in node.output:
+                self.producers[name] = node
+            for name in filter(None, node.input):
+                self.readers[name].append(node)
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        self.stored[node.output[0]] = attribute.t
