@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_WORTH_EXPLAINING = 1.5
+_LAYERS_SHOWN = 5
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One model's durations on one input shape."""
@@ -165,6 +169,24 @@ class BenchReport:
                     if part is not None:
                         table.add_row(f"  {label}", *_cells(part))
         return table
+
+    def explanation(self) -> tuple[str, ...]:
+        """What keeps the model from being faster, a line each; nothing for one that is fast, or has no twin."""
+        if self.speedup is None or self.speedup >= _WORTH_EXPLAINING:
+            return ()
+        known = "What keeps it from being faster:" if self.limits else "Nothing known keeps it from being faster."
+        said = [*self.limits]
+        said += [
+            f"{layer.name}, {layer.mac_share:.0%} of the multiply-accumulates: {layer.reason}"
+            for layer in self.slow_layers[:_LAYERS_SHOWN]
+        ]
+        if len(self.slow_layers) > _LAYERS_SHOWN:
+            said.append(f"and {len(self.slow_layers) - _LAYERS_SHOWN} more layers (--json has all)")
+        said += [
+            f"{layer.name} ({layer.precision}) takes {layer.ms:.3g} ms, {layer.share:.0%} of the sum"
+            for layer in self.layer_times[:_LAYERS_SHOWN]
+        ]
+        return (known, *(f"  - {line}" for line in said))
 
     def gpu_line(self) -> str:
         """What the GPU did meanwhile, or why that is unknown, as one line; empty on a CPU."""

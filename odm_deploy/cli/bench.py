@@ -12,8 +12,6 @@ from odm_deploy.sizes import SIZE
 from odm_deploy.terminal import emit_json, json_option, precision_option, progress, say
 
 _PIPED_WIDTH = 140
-_WORTH_EXPLAINING = 1.5
-_LAYERS_SHOWN = 5
 
 
 @click.command("bench")
@@ -84,22 +82,9 @@ def command(
             # Into a file or a pipe, the table keeps its columns whatever width is assumed there.
             console = Console(width=_PIPED_WIDTH)
         console.print(report.to_table())
-        if report.gpu_line():
-            click.echo(report.gpu_line())
-        if report.speedup is not None and report.speedup < _WORTH_EXPLAINING:
-            click.echo(
-                "What keeps it from being faster:" if report.limits else "Nothing known keeps it from being faster."
-            )
-            for limit in report.limits:
-                click.echo(f"  - {limit}")
-            for layer in report.slow_layers[:_LAYERS_SHOWN]:
-                click.echo(f"  - {layer.name}, {layer.mac_share:.0%} of the multiply-accumulates: {layer.reason}")
-            if len(report.slow_layers) > _LAYERS_SHOWN:
-                click.echo(f"  - and {len(report.slow_layers) - _LAYERS_SHOWN} more layers (--json has all)")
-            for layer in report.layer_times[:_LAYERS_SHOWN]:
-                click.echo(
-                    f"  - {layer.name} ({layer.precision}) takes {layer.ms:.3g} ms, {layer.share:.0%} of the sum"
-                )
+        for line in (report.gpu_line(), *report.explanation()):
+            if line:
+                click.echo(line)
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is not None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from odm_deploy.bench.gpu_watch import GpuState
+from odm_deploy.bench.limits import LayerLimit
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
@@ -79,6 +80,17 @@ def test_the_gpus_line_says_what_throttled_it() -> None:
     assert report(cpu(1), None).gpu_line() == ""
     unknown = replace(report(gpu(1, 1), None), gpu_note="the state of the GPU is unknown")
     assert unknown.gpu_line() == unknown.to_dict()["gpu_note"] == "the state of the GPU is unknown"
+
+
+def test_only_a_model_that_is_not_much_faster_is_explained() -> None:
+    layers = tuple(LayerLimit(f"conv{index}", "fp32", 0.1, "unquantized") for index in range(7))
+    slow = replace(report(cpu(10), cpu(12)), limits=("a limit",), slow_layers=layers)
+    lines = slow.explanation()
+    assert lines[:2] == ("What keeps it from being faster:", "  - a limit")
+    assert lines[-1] == "  - and 2 more layers (--json has all)"
+    assert replace(slow, baseline=cpu(16)).explanation() == ()
+    assert report(cpu(10), None).explanation() == ()
+    assert report(cpu(10), cpu(10)).explanation() == ("Nothing known keeps it from being faster.",)
 
 
 def test_layers_of_an_engine_are_sorted_by_their_time() -> None:
