@@ -15,15 +15,21 @@ if TYPE_CHECKING:
     from odm_deploy.engine import Engine
     from odm_deploy.errors import BuildError, GateError, InputError, MissingError, OdmError, UsageError
     from odm_deploy.grid import Grid
+    from odm_deploy.imaging.image import Image
+    from odm_deploy.imaging.reading import read_image
     from odm_deploy.proof.verify import VerifyOptions, verify
     from odm_deploy.quantization.one_call import quantize
+    from odm_deploy.runtimes.options import RuntimeOptions
 
 _HOMES = {
     "Bundle": "odm_deploy.bundle",
     "Engine": "odm_deploy.engine",
     "Grid": "odm_deploy.grid",
+    "Image": "odm_deploy.imaging.image",
+    "RuntimeOptions": "odm_deploy.runtimes.options",
     "VerifyOptions": "odm_deploy.proof.verify",
     "quantize": "odm_deploy.quantization.one_call",
+    "read_image": "odm_deploy.imaging.reading",
     "verify": "odm_deploy.proof.verify",
     "BuildError": "odm_deploy.errors",
     "GateError": "odm_deploy.errors",
@@ -39,13 +45,16 @@ __all__ = [
     "Engine",
     "GateError",
     "Grid",
+    "Image",
     "InputError",
     "MissingError",
     "OdmError",
+    "RuntimeOptions",
     "UsageError",
     "VerifyOptions",
     "__version__",
     "quantize",
+    "read_image",
     "verify",
 ]
 

@@ -34,8 +34,9 @@ from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.memory import memory_bytes
 from odm_deploy.pipeline import ahead
 from odm_deploy.progress import Track
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions, host_array
-from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack, host_array
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from odm_deploy.upscaling.pixel_network import PixelNetwork
 

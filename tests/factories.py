@@ -26,8 +26,10 @@ from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
-from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.base import GraphRuntime
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import Array
 
 GridKind = Literal["asymmetric", "symmetric", "post_relu", "negative", "free"]
 WeightKind = Literal["per_channel", "per_layer", "mid_rise"]

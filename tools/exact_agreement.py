@@ -35,7 +35,7 @@ from odm_deploy.quantization.exact.census import RoundingCensus
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from odm_deploy.terminal import run, say
 

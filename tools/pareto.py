@@ -27,7 +27,7 @@ from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import lower
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
 from odm_deploy.sizes import SIZE
 from odm_deploy.terminal import progress, run, say

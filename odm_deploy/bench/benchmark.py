@@ -17,8 +17,10 @@ from odm_deploy.building.layer_table import recorded_layers
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.progress import Track, untracked
-from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
+from odm_deploy.runtimes.tensor_info import Array
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 
 _SEED = 0

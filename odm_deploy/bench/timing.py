@@ -16,7 +16,8 @@ import numpy as np
 
 from odm_deploy.errors import UsageError
 from odm_deploy.progress import Track, untracked
-from odm_deploy.runtimes.base import Array, Runtime, RunTimes
+from odm_deploy.runtimes.base import Runtime, RunTimes
+from odm_deploy.runtimes.tensor_info import Array
 
 _WARM_UP_S = 0.5
 _WARM_UP_RUNS = 2

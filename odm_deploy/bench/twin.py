@@ -13,7 +13,8 @@ from odm_deploy.errors import InputError, MissingError, OdmError
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.float_twin import float_twin
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
 
 

@@ -55,7 +55,7 @@ def command(
     """
     from odm_deploy.bench.benchmark import benchmark
     from odm_deploy.bench.timing import Effort
-    from odm_deploy.runtimes.base import RuntimeOptions
+    from odm_deploy.runtimes.options import RuntimeOptions
 
     if fail_slower is not None and (fail_slower <= 0 or not baseline):
         raise UsageError("--fail-slower", why="it needs a positive ratio and the float twin")

@@ -18,7 +18,7 @@ def open_engine(
     """Open a bundle, and say which runtimes were passed over. Raises as `Engine.open`, also for a file outside one."""
     from odm_deploy.bundle import Bundle
     from odm_deploy.engine import Engine
-    from odm_deploy.runtimes.base import RuntimeOptions
+    from odm_deploy.runtimes.options import RuntimeOptions
 
     opened = Bundle.open(bundle)
     opened.require_manifest()

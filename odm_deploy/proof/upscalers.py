@@ -13,7 +13,7 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_batch, to_pixels
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 
 if TYPE_CHECKING:

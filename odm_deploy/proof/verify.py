@@ -20,7 +20,8 @@ from odm_deploy.proof.parity import compare
 from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.proof.reference import reference_of
 from odm_deploy.quantization.model import QuantizedModel
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
 
 

@@ -28,7 +28,8 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.crops import CropRow, crop_row
 from odm_deploy.report.layer_statistics import measure_layers, weight_errors
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.options import RuntimeOptions
 
 STATISTICS_IMAGES = 4
 """Images whose activations are counted: a few say as much about distributions as many."""

@@ -13,75 +13,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.bundle import Bundle, ModelKind
-from odm_deploy.bundle.image_format import ImageFormat
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, BorrowedTensor, SupportsDlpack
-
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One input or output of a model."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-    """One entry a dimension; None where the model leaves it open."""
-
-    stated: ImageFormat | None = None
-    """How images lie in it, where the bundle's manifest says so."""
-
-    @property
-    def images(self) -> ImageFormat:
-        """How images lie in it: as stated, else what can be told from the tensor itself."""
-        return self.stated or ImageFormat.told_from(self.name, self.dtype, self.shape)
-
-    def check(self, array: Array | BorrowedTensor) -> None:
-        """Raise InputError when `array` has another dtype, rank or fixed dimension than this tensor."""
-        fits = len(array.shape) == len(self.shape) and all(
-            want in (None, got) for want, got in zip(self.shape, array.shape, strict=True)
-        )
-        if array.dtype != self.dtype or not fits:
-            shape = "x".join("?" if size is None else str(size) for size in self.shape)
-            raise InputError(
-                f"input {self.name!r} does not fit the model",
-                why=f"it is {array.dtype} {'x'.join(map(str, array.shape))}, the model takes {self.dtype} {shape}",
-            )
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """How a model is to be run. None means the runtime's own default; each runtime refuses what it cannot honour."""
-
-    threads: int | None = None
-    """CPU threads; None takes one a physical core this process may use."""
-    optimize: bool = True
-    """False runs the graph node by node as written (ONNX Runtime only): the unfused reference of its own fusions."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the layers that are not int8 (bf16: OpenVINO only, on CPUs with bf16 instructions)."""
-    cuda_graph: bool = True
-    """Replay a captured CUDA graph per shape instead of launching kernel by kernel (TensorRT only)."""
-    kernel_cache: Path | None = None
-    """File that kernels compiled for this GPU are kept in from one process to the next, such as `engine.cache` beside
-    the plan (TensorRT for RTX only: others compile nothing when they run). None compiles them anew."""
-    contexts: int = 1
-    """How many runs may be under way at once, each with memory of its own (`Engine`, `Runtime.another`)."""
-
-    def __post_init__(self) -> None:
-        if self.contexts < 1:
-            raise UsageError(f"{self.contexts} contexts", why="a runtime needs at least one")
-        if self.precision not in ("fp32", "bf16"):
-            raise UsageError(f"--precision {self.precision}", fix="use fp32 or bf16")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"--threads {self.threads}", why="a runtime needs at least one thread")
+from odm_deploy.runtimes.dlpack import SupportsDlpack, host_array
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import Array, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -172,7 +114,8 @@ class Runtime(Closable):
             An array for every output, by name. They belong to the caller.
 
         Raises:
-            InputError: a feed is missing, unknown, or does not fit; or the runtime is closed.
+            InputError: a feed is missing, unknown, or does not fit.
+            UsageError: the runtime is closed.
         """
         checked = self._check(feeds)
         with self._lock:
@@ -187,30 +130,25 @@ class Runtime(Closable):
             return self._execute_timed(checked)
 
     def upscale(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run a model that has one image input and one image output, whatever its edge types and layout.
-
-        Args:
-            images: float32 [N, 3, H, W], RGB in 0..255.
-
-        Returns:
-            float32 [N, 3, H*scale, W*scale], RGB in 0..255, unclamped where the model's output is a float.
-
-        Raises:
-            InputError: the model has several inputs or outputs, or takes no RGB images of this shape.
-        """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
+        """`run_rgb` with a copy of the result: float32 [N, 3, H*scale, W*scale], whatever the model's type."""
         return np.ascontiguousarray(self.run_rgb(images), np.float32)
 
     def run_rgb(self, images: Array) -> Array:
-        """The same without any change to what comes out: a view of it as [N, 3, H*scale, W*scale], of the model's type.
+        """Run a model that has one image input and one image output, whatever its edge types, layout and order.
 
         Args:
             images: [N, 3, H, W], RGB in 0..255, any dtype; rounded where the model takes uint8.
 
+        Returns:
+            A view of what comes out as [N, 3, H*scale, W*scale], RGB in 0..255, of the model's type; floats are not
+            clamped.
+
         Raises:
-            InputError: the model has several inputs or outputs, or does not take images of this size.
+            InputError: the model has several inputs or outputs, or takes no RGB images of this shape.
+            UsageError: the runtime is closed.
         """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise InputError("cannot upscale these images", why=f"their shape is {images.shape}, not [N, 3, H, W]")
         source, sink = self.single_image_edges()
         return sink.images.as_rgb(self.run({source.name: source.images.from_rgb(images)})[sink.name])
 
@@ -259,7 +197,7 @@ class Runtime(Closable):
         Threads that share one runtime take turns; threads with a runtime each do not. Close each of them.
 
         Raises:
-            InputError: the runtime is closed.
+            UsageError: the runtime is closed.
         """
         with self._lock:
             self._require_open()
@@ -307,25 +245,4 @@ class Runtime(Closable):
 
     def _require_open(self) -> None:
         if self._closed:
-            raise InputError(f"this {self.name} model cannot run", why="it was closed")
-
-
-def host_array(array: Any, label: str) -> Array:
-    """`array` as a numpy array; tensors of other libraries come over by DLPack without a copy.
-
-    Raises:
-        InputError: it exports no DLPack, or lies in the memory of a GPU. `label` names it in the message.
-    """
-    if isinstance(array, np.ndarray):
-        return array
-    try:
-        device, _ = array.__dlpack_device__()
-        if device not in (CPU, CUDA_HOST):
-            raise BufferError("it lies in the memory of a device")
-        return np.from_dlpack(array)
-    except (AttributeError, BufferError, RuntimeError, TypeError) as error:
-        raise InputError(
-            f"{label} cannot be read as an array",
-            why=f"{type(array).__name__}: {error}",
-            fix="pass a numpy array or a tensor in host memory",
-        ) from error
+            raise UsageError(f"this {self.name} model cannot run", why="it was closed")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
 
@@ -70,6 +71,27 @@ class SupportsDlpack(Protocol):
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
+def host_array(array: Any, label: str) -> NDArray[Any]:
+    """`array` as a numpy array; tensors of other libraries come over by DLPack without a copy.
+
+    Raises:
+        InputError: it exports no DLPack, or lies in the memory of a GPU. `label` names it in the message.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    try:
+        device, _ = array.__dlpack_device__()
+        if device not in (CPU, CUDA_HOST):
+            raise BufferError("it lies in the memory of a device")
+        return np.from_dlpack(array)
+    except (AttributeError, BufferError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{label} cannot be read as an array",
+            why=f"{type(array).__name__}: {error}",
+            fix="pass a numpy array or a tensor in host memory",
+        ) from error
+
+
 class BorrowedTensor:
     """A contiguous tensor of another library. Its memory stays valid as long as this object lives."""
 
@@ -105,11 +127,6 @@ class BorrowedTensor:
             strides = tuple(tensor.strides[axis] for axis in range(tensor.ndim))
             if any(size > 1 and a != b for size, a, b in zip(self.shape, strides, _compact(self.shape), strict=True)):
                 raise InputError(f"{label} is not contiguous", why=f"its strides are {strides}", fix="copy it first")
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def export_dlpack(

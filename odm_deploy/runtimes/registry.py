@@ -11,7 +11,8 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.machine.builders import BUILDERS, find_builder
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.options import RuntimeOptions
 
 # name -> (module, class). The module is imported on demand: each brings its own heavy package.
 _HOMES = {

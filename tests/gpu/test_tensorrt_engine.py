@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,9 +25,10 @@ from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.builders import BUILDERS, TENSORRT_RTX, find_builder
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
 from odm_deploy.runtimes.tensorrt.cuda import Cuda, Stream
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
@@ -128,7 +130,7 @@ def to_gpu(cuda: Cuda, array: np.ndarray) -> DeviceArray:
 
 def from_gpu(cuda: Cuda, array: Any, stream: Stream) -> np.ndarray:
     borrowed = BorrowedTensor(array, stream=int(stream.handle))
-    with closing(cuda.buffer(borrowed.nbytes)) as staging:
+    with closing(cuda.buffer(math.prod(borrowed.shape) * borrowed.dtype.itemsize)) as staging:
         staging.copy_from(borrowed.pointer, stream)
         staging.download(stream)
         stream.synchronize()

@@ -116,7 +116,7 @@ import numpy as np
 from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
 from odm_deploy.engine import Engine
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.doctor import look_around
 options = RuntimeOptions(threads=1)
 with Engine.open(sys.argv[1], options=options) as engine:

@@ -17,7 +17,7 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.reading import list_images, read_image
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.terminal import one_line
 from tests.command_line import run_cli
 from tests.factories import exact_model

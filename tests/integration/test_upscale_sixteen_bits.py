@@ -15,7 +15,7 @@ from odm_deploy.imaging.reading import read_image, read_rgb
 from odm_deploy.imaging.tiles import Tiles
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.torch_reference import TorchReference
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images

@@ -11,7 +11,7 @@ import pytest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.image import Image
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from tests.command_line import run_cli
 from tests.factories import random_images, tiny_model
 

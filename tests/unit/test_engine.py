@@ -16,8 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.image_edges import add_uint8_io
-from odm_deploy.runtimes.base import Array, RuntimeOptions
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import Array
 from tests.sr_graphs import sr_model
 
 ONE_THREAD = RuntimeOptions(threads=1)
@@ -85,9 +86,9 @@ def test_contexts_do_not_disturb_each_other(bundle: Path, runtime: str) -> None:
         with ThreadPoolExecutor(6) as pool:
             for index, result in enumerate(pool.map(engine.upscale, pictures * 3)):
                 np.testing.assert_array_equal(result, alone[index % 6])
-    with pytest.raises(InputError, match="was closed"):
+    with pytest.raises(UsageError, match="was closed"):
         engine.upscale(pictures[0])
-    with pytest.raises(InputError, match="was closed"):
+    with pytest.raises(UsageError, match="was closed"):
         engine.runtime.another()
 
 

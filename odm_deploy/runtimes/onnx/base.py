@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.graphs.files import parse_onnx
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
+from odm_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     import onnx

@@ -10,9 +10,10 @@ import onnx
 
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.cpu import describe_cpu, physical_cpus
-from odm_deploy.runtimes.base import Array, RuntimeOptions
 from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.onnx.tensors import number_types
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import Array
 
 # 0 verbose .. 4 fatal. Warnings (2) about unused initializers and shape merges only frighten users.
 _LOG_ERRORS_ONLY = 3

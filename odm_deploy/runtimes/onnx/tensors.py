@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odm_deploy.runtimes.base import TensorInfo
+from odm_deploy.runtimes.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     import onnx

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 from odm_deploy.errors import InputError, OdmError
-from odm_deploy.runtimes.base import Array, TensorInfo
 from odm_deploy.runtimes.dlpack import BorrowedTensor
+from odm_deploy.runtimes.tensor_info import Array, TensorInfo
 from odm_deploy.runtimes.tensorrt.cuda import Buffer, Cuda, Graph, Stream
 
 

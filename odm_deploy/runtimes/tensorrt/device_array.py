@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -47,11 +46,6 @@ class DeviceArray:
         self._let_wait = let_wait
         # Not at exit: the driver has gone by then, and taken the memory along.
         weakref.finalize(self, free, pointer).atexit = False
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._device

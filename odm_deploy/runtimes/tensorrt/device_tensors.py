@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from odm_deploy.errors import InputError
-from odm_deploy.runtimes.base import TensorInfo
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor, SupportsDlpack
+from odm_deploy.runtimes.tensor_info import TensorInfo
 from odm_deploy.runtimes.tensorrt.cuda import Cuda, Event
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
 

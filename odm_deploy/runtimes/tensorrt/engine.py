@@ -18,8 +18,10 @@ from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
+from odm_deploy.runtimes.base import Runtime, RunTimes
 from odm_deploy.runtimes.dlpack import BorrowedTensor, SupportsDlpack
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import Array, TensorInfo
 from odm_deploy.runtimes.tensorrt.binding import ShapeBinding, make_layer_timer
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from odm_deploy.machine.builders import TENSORRT_RTX
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 from odm_deploy.runtimes.tensorrt.kernel_cache import KernelCache, file_in_folder

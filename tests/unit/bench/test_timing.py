@@ -12,8 +12,10 @@ import pytest
 from odm_deploy.bench.timing import Effort, Percentiles, time_runs
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.runtimes.base import Array, Runtime, RuntimeOptions, RunTimes, TensorInfo
+from odm_deploy.runtimes.base import Runtime, RunTimes
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import Array, TensorInfo
 from tests.sr_graphs import random_images, sr_model
 
 FEEDS = {"x": np.zeros(1, np.float32)}

@@ -15,9 +15,10 @@ from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.machine.builders import can_build, find_builder
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.options import RuntimeOptions
 from tests.sr_graphs import random_images, sr_model
 
 RTX = find_builder("tensorrt_rtx")

@@ -64,7 +64,6 @@ def test_tensors_of_other_libraries_are_read_in_place(make, dtype):
     borrowed = BorrowedTensor(make(array))
     assert (borrowed.shape, borrowed.dtype, borrowed.device) == ((2, 3, 4), np.dtype(dtype), (CPU, 0))
     assert borrowed.pointer == array.ctypes.data
-    assert borrowed.nbytes == array.nbytes
 
 
 def test_borrowed_memory_outlives_its_owner_as_long_as_it_is_borrowed():
@@ -86,7 +85,7 @@ def test_slices_count_from_their_first_element():
 
 def test_axes_of_length_one_may_have_any_stride():
     assert BorrowedTensor(torch.arange(12.0).reshape(3, 4).t()[:1].t()[:1]).shape == (1, 1)
-    assert BorrowedTensor(torch.empty(0, 3)).nbytes == 0
+    assert BorrowedTensor(torch.empty(0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import (
     FAITHFUL_FIRST,
     FASTEST_FIRST,

@@ -10,7 +10,7 @@ import pytest
 
 from odm_deploy.bundle.image_format import BGR_SUFFIX
 from odm_deploy.bundle.manifest import Manifest
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from tests.factories import lowered, random_images, tiny_model
 

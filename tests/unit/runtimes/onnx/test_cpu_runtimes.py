@@ -14,9 +14,10 @@ from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.image_edges import add_uint8_io
-from odm_deploy.runtimes.base import Runtime, RuntimeOptions
+from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.options import RuntimeOptions
 from tests.sr_graphs import FORMS, Form, random_images, sr_model
 
 RUNTIMES: list[type[Runtime]] = [OnnxRuntime, OpenVinoCpu]
@@ -102,7 +103,7 @@ def test_a_closed_runtime_says_so(kind: type[Runtime]) -> None:
     runtime = opened(kind, sr_model())
     runtime.close()
     runtime.close()
-    with pytest.raises(InputError, match="closed"):
+    with pytest.raises(UsageError, match="closed"):
         runtime.run({"image": random_images()})
 
 

@@ -8,8 +8,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import MissingError
-from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime, OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRt
+from odm_deploy.runtimes.options import RuntimeOptions
 from tests.factories import lowered, tiny_model
 from tests.sr_graphs import random_images, sr_model
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 from odm_deploy.runtimes.tensorrt.kernel_cache import FOLDER_VARIABLE

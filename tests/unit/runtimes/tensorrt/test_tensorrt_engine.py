@@ -7,7 +7,7 @@ import pytest
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.builders import find_builder
 from odm_deploy.machine.gpus import find_gpus
-from odm_deploy.runtimes.base import RuntimeOptions
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 from odm_deploy.runtimes.tensorrt.log import make_log
 from odm_deploy.runtimes.tensorrt.rtx_engine import TensorRtRtxEngine

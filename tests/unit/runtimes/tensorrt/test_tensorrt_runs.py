@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.runtimes.base import RuntimeOptions
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
+from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.pool import RuntimePool
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
@@ -56,7 +57,8 @@ def on_gpu(gpu: SimulatedCuda, array: np.ndarray) -> DeviceArray:
 def read(array: object) -> np.ndarray:
     """What lies at an array's address now, finished or not."""
     borrowed = BorrowedTensor(array, stream=-1)
-    return np.frombuffer(ctypes.string_at(borrowed.pointer, borrowed.nbytes), borrowed.dtype).reshape(borrowed.shape)
+    size = math.prod(borrowed.shape) * borrowed.dtype.itemsize
+    return np.frombuffer(ctypes.string_at(borrowed.pointer, size), borrowed.dtype).reshape(borrowed.shape)
 
 
 def test_shapes_come_and_go(engine):
