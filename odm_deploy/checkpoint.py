@@ -1,24 +1,8 @@
 """`model.pt`: the contract between whoever quantizes a network and whoever deploys it.
 
-A torch file holding tensors and plain values only, always read with `weights_only=True`:
-
-    format    "odm-deploy model"
-    version   1; 2 where a layer has offsets; 3 where the model is exact
-    network   {"name": "edsr", "config": {"scale": 4, "features": 64, ...}}     name and hyper-parameters
-    tensors   {key: float32 tensor}          everything that is not quantized, by public state-dict key
-    layers    {layer: {                      every quantized layer, by dotted name
-                  "grid":   {"scale": float, "zero_point": int, "bits": int[, "center": float]},
-                  "weight": {"packed": uint8 [bytes], "shape": [O, ...], "bits": int, "first": int, "step": 1 | 2,
-                             "scale": float32 [O] or [1]},
-                  "bias":   float32 [O] | None
-                  [, "offsets": {"shift": float32 [C] | None, "gain": float32 [C] | None}]}}
-    exact     None | {"float32_bits": 24, "bits": {layer: float}, "coarsened_channels": int}
-                                             the claim that no sum rounds, with what its proof found
-    metadata  {...}                          provenance, plain values; nothing needs it to run the model
-
-A weight is `scale * (first + step * k)` with k the packed b-bit number (`bitpacking`): b bits are stored per weight.
-The round trip is exact to the bit. Files of a newer version are refused, and the version is the lowest whose readers
-overlook nothing: programs that know nothing of `exact` would let engines use TF32.
+A torch file holding tensors and plain values only, always read with `weights_only=True`; `docs/formats.md` lists the
+keys. The round trip is exact to the bit. Files of a newer version are refused, and the version is the lowest whose
+readers overlook nothing: programs that know nothing of `exact` would let engines use TF32.
 
 `exact` is a claim: reading the file proves it again, and refuses the file where that fails. Files without the key, as
 older programs wrote them, have the claim in `metadata["exact"]`; there it counts only if the proof holds.

@@ -11,14 +11,14 @@ from odm_deploy.terminal import run
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made if need be.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; created if missing.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of RECIPE; repeatable.")
 @click.option("--finish", is_flag=True, help="Freeze what DIR holds now into model.pt instead of training on.")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too, into DIR/tensorboard.")
 def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
     """Train the network of RECIPE for few bits.
 
-    Interrupt it any way you like: the same command resumes, and ends with the same bits. On several GPUs or processes:
+    It may be interrupted at any time: the same command resumes, and ends with the same bits. On several GPUs or processes:
     torchrun --nproc-per-node N -m training RECIPE.toml --out DIR
 
     \b

@@ -1,11 +1,6 @@
-"""`golden.json`: what an exact model computes on fixed images, as hashes.
+"""`golden.json`: what an exact model computes on fixed images, as hashes (`docs/formats.md` lists the keys).
 
 Not every wrong number shows on every image, so each layer's part of the graph is hashed, too.
-
-    version     2
-    graph       {layer: SHA-256 of its nodes and initializers in model.onnx}, "" for what belongs to no layer
-    images      [{"name", "shape": [1, 3, H, W], "input", "output": SHA-256 of the uint8 RGB bytes,
-                  "codes": {layer: SHA-256 of its input's codes, uint8}}]
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ HEIGHT_PX, WIDTH_PX = 24, 32
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """Hashes of one image's way through the network; the module's docstring explains them."""
+    """Hashes of one image's way through the network; `docs/formats.md` explains them."""
 
     name: str
     shape: list[int]

@@ -1,20 +1,7 @@
 """`manifest.json`: everything a bundle knows about itself. A plan carries no metadata, so this file carries it all.
 
-    format         "odm-deploy bundle"
-    version        1
-    created_by     "odm-deploy 0.1.0"
-    network        {"name", "scale", "config": {...}}
-    checkpoint     {"path", "sha256"} of the model.pt it was made from
-    onnx           {"sha256", "opset", "precision", and of the images that go in and out "io": their type, "layout",
-                   "order"} (`bundle.image_format`); older ones have "dialect", which said nothing
-    receptive_radius_px   input pixels on each side that an output pixel depends on; null when unbounded
-    layers         {layer: {"grid": {...}, "weight_bits": int}}
-    exact          null, or the proof that the model's arithmetic never rounds: {"float32_bits": 24, "bits": {layer:
-                   bits its sums need}, "tf32": false, ...}; such a bundle has a golden.json
-    engine         null, or what built engine.plan: {"flavour", "version", "profile", "gpu", "compute_capability",
-                   "targets": GPUs asked for, "build_s", "trtexec", "layers": [...]}
-
-Everything but `engine` describes the model, `engine` describes the one machine-dependent file.
+`docs/formats.md` lists the keys. Everything but `engine` describes the model; `engine` describes the one file that
+depends on the machine.
 """
 
 from __future__ import annotations
@@ -40,7 +27,7 @@ GOLDEN_FILE = "golden.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's side-car; the module's docstring explains every key."""
+    """A bundle's side-car; `docs/formats.md` explains every key."""
 
     network: Mapping[str, Any]
     checkpoint: Mapping[str, Any]

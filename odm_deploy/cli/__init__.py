@@ -17,7 +17,7 @@ VERBS = {
     "export": "Lower a model.pt to a bundle: QDQ ONNX, manifest, TensorRT engine.",
     "build": "Build the TensorRT engine of a bundle for this machine.",
     "verify": "Prove on real images that a runtime computes what the reference computes.",
-    "bench": "Time a bundle on a runtime, beside its float twin.",
+    "bench": "Time a bundle on a runtime, next to its float twin.",
     "inspect": "Say which layers really run as int8, and why the others do not.",
     "lint": "Find what TensorRT would silently run as float, or refuse, in any QDQ ONNX.",
     "eval": "Measure PSNR and SSIM of a model or bundle on a benchmark set.",

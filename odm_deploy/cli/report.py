@@ -16,13 +16,13 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The page to write, .html.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the figures as markdown.")
 @click.option("--images", type=click.Path(path_type=Path), required=True, help="Input images: a folder, file or glob.")
-@click.option("--truth", type=click.Path(path_type=Path), help="Ground truth. [default: HR beside LR_bicubic/X4]")
+@click.option("--truth", type=click.Path(path_type=Path), help="Ground truth. [default: HR next to LR_bicubic/X4]")
 @click.option("--against", type=click.Path(path_type=Path), help="The model.pt. [default: the one the bundle names]")
 @click.option("--float", "weights", type=click.Path(path_type=Path), help="Float weights of the same network.")
 @click.option("--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]")
 @click.option("--max-images", type=click.IntRange(1), help="Stop after this many images.")
 @click.option("--crops", type=click.IntRange(0), default=3, show_default=True, help="Show crops of this many images.")
-@click.option("--bench/--no-bench", default=True, show_default=True, help="Time the bundle beside its float twin.")
+@click.option("--bench/--no-bench", default=True, show_default=True, help="Time the bundle next to its float twin.")
 @click.option("--build", is_flag=True, help="Build an engine for int8 coverage where the bundle has none.")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @trust_option
@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Write one self-contained HTML page about BUNDLE: verdict, quality, speed, layers, and crops to look at.
 
-    The page asks nothing of any server. It is written whatever the verdict; a no ends with exit code 3, as that of
-    `odm-deploy verify` does.
+    The page loads nothing from any server. It is written whatever the verdict; a no ends with exit code 3, as with
+    `odm-deploy verify`.
     """
     from odm_deploy.errors import GateError, UsageError
     from odm_deploy.files import atomic_path

@@ -23,7 +23,7 @@ from odm_deploy.terminal import json_option
     type=click.Choice(["png", "jpg", "webp"]),
     default="png",
     show_default=True,
-    help="Of the results, where IN is many images.",
+    help="Format of the results, if IN is many images.",
 )
 @click.option(
     "--depth",
@@ -32,16 +32,16 @@ from odm_deploy.terminal import json_option
     show_default=True,
     help="Bits of a sample in the results; auto: 16 where the image, OUT and the bundle have them.",
 )
-@click.option("--overwrite", is_flag=True, help="Do again what is done already, where IN is many images.")
-@click.option("--size", type=SIZE, metavar="WxH", help="Of the raw frames on stdin, where IN and OUT are -.")
+@click.option("--overwrite", is_flag=True, help="Do images again that are done already.")
+@click.option("--size", type=SIZE, metavar="WxH", help="Size of the raw frames on stdin, if IN and OUT are -.")
 @click.option(
     "--pix-fmt",
     type=click.Choice(["rgb24", "bgr24"]),
     default="rgb24",
     show_default=True,
-    help="Of raw frames, in and out.",
+    help="Format of raw frames, in and out.",
 )
-@click.option("--crf", type=click.IntRange(0, 51), help="Of video: 0 best, 51 worst. [default: looks lossless]")
+@click.option("--crf", type=click.IntRange(0, 51), help="Quality of video: 0 best, 51 worst. [default: looks lossless]")
 @click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
 @click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @json_option

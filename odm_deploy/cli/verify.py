@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), help="The model.pt. [default: the one the bundle names]")
 @click.option("--images", type=click.Path(path_type=Path), required=True, help="Input images: a folder, file or glob.")
-@click.option("--truth", type=click.Path(path_type=Path), help="Ground truth. [default: HR beside LR_bicubic/X4]")
+@click.option("--truth", type=click.Path(path_type=Path), help="Ground truth. [default: HR next to LR_bicubic/X4]")
 @click.option("--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]")
 @click.option("--max-images", type=click.IntRange(1), help="Stop after this many images.")
 @click.option("--layers/--no-layers", default=True, help="Compare the codes of every layer, teacher-forced.")
@@ -42,11 +42,12 @@ def command(
 ) -> None:
     """Prove that a runtime computes from BUNDLE (or a model.onnx) what the reference model computes.
 
-    The same image bytes go through the fake-quantized torch model and the runtime. Differences are shown beside the
-    noise floor: how far the reference's own legitimate roundings (float64, jittered float32) are from each other.
-    Exact models (`--profile exact` of the calibration) have to agree in every bit, here and on the golden images.
-    Without a gate, the verdict is whether every layer, fed with the reference's codes, flips no more of its own than
-    rounding ties explain, and the output is no further away than the floor; a no ends with exit code 3.
+    The same image bytes go through the fake-quantized torch model and the runtime. Differences are shown next to the
+    noise floor: how far the reference is from itself, computed in float64 or with jittered roundings. Exact models
+    (`--profile exact` of the calibration) must agree in every bit, also on the golden images.
+
+    Without a gate, the verdict is yes if each layer, fed with the reference's codes, flips no more codes than rounding
+    ties explain, and the output is no further away than the noise floor. A no ends with exit code 3.
     """
     from odm_deploy.errors import GateError
     from odm_deploy.files import atomic_path
