@@ -18,8 +18,8 @@ from odm_deploy.terminal import run
 def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
     """Train the network of RECIPE for few bits.
 
-    It may be interrupted at any time: the same command resumes, and ends with the same bits. On several GPUs or processes:
-    torchrun --nproc-per-node N -m training RECIPE.toml --out DIR
+    It may be interrupted at any time: the same command resumes, and ends with the same bits. On several GPUs or
+    processes: torchrun --nproc-per-node N -m training RECIPE.toml --out DIR
 
     \b
     DIR/config.json   the resolved recipe

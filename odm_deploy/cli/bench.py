@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Time MODEL: a bundle, a model.onnx or an engine.plan.
 
-    Its float twin is timed in alternation: the same network without quantization, on the same runtime with the same options.
+    Its float twin is timed in alternation: the same network without quantization, with the same runtime and options.
     """
     from odm_deploy.bench.benchmark import benchmark
     from odm_deploy.bench.timing import Effort
