@@ -29,8 +29,8 @@ from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.tiling import plan_tiles
 from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.proof.reference import TorchReference
 from odm_deploy.proof.stress_images import stress_images
-from odm_deploy.proof.torch_reference import TorchReference
 from odm_deploy.quantization.exact.census import RoundingCensus
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.trace import integer_program

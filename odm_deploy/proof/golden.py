@@ -6,19 +6,20 @@ Integers decide (`interpret`), not a float engine. Whoever runs the bundle, on w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
+from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.taps import read_taps
-from odm_deploy.proof.graph_hashes import hashes_by_layer
 from odm_deploy.proof.teacher_forcing import codes_from
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
@@ -136,15 +137,54 @@ def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Call
 
 def _layer_before(lowered: onnx.ModelProto, tensor: str) -> str | None:
     """The last convolution, in the order of the graph, that `tensor` depends on directly; None before the first."""
-    producer = {name: index for index, node in enumerate(lowered.graph.node) for name in node.output}
-    convolutions: set[int] = set()
-    waiting = [tensor]
+    producers = GraphIndex(lowered.graph).producers
+    waiting, reached = [tensor], set[str]()
     while waiting:
-        index = producer.pop(waiting.pop(), None)
-        if index is None:
-            continue
-        if lowered.graph.node[index].op_type == "Conv":
-            convolutions.add(index)
-        else:
-            waiting += lowered.graph.node[index].input
-    return lowered.graph.node[max(convolutions)].name if convolutions else None
+        name = waiting.pop()
+        if name not in reached and name in producers and producers[name].op_type != "Conv":
+            waiting += producers[name].input
+        reached.add(name)
+    found = [node.name for node in lowered.graph.node if node.op_type == "Conv" and reached.intersection(node.output)]
+    return found[-1] if found else None
+
+
+def hashes_by_layer(lowered: onnx.ModelProto, layers: list[str]) -> dict[str, str]:
+    """A hash of each layer's nodes and initializers, and under "" of the graph's inputs, outputs and operator sets.
+
+    Args:
+        lowered: a graph whose convolutions, quantizers and their initializers are named after layers.
+        layers: dotted names, in network order.
+
+    Returns:
+        SHA-256 in hexadecimal, by layer; every node and every initializer that is read belongs to one.
+    """
+    digests = {layer: hashlib.sha256() for layer in [*layers, ""]}
+    for edge in (*lowered.graph.input, *lowered.graph.output, *lowered.opset_import):
+        digests[""].update(edge.SerializeToString(deterministic=True))
+    owners: dict[str, str] = {}
+    for node, layer in _nodes_by_layer(lowered, layers):
+        digests[layer].update(node.SerializeToString(deterministic=True))
+        for name in node.input:
+            owners.setdefault(name, _named(name, layers) or layer)
+    for tensor in sorted(lowered.graph.initializer, key=lambda tensor: tensor.name):
+        array = numpy_helper.to_array(tensor)
+        content = f"{tensor.name} {array.dtype} {array.shape}".encode() + array.tobytes()
+        digests[owners.get(tensor.name, "")].update(content)
+    return {layer: digest.hexdigest() for layer, digest in digests.items()}
+
+
+def _nodes_by_layer(lowered: onnx.ModelProto, layers: list[str]) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """Every node with its layer: the one it is named after, else the last one before it, else the first of all."""
+    position = {layer: index for index, layer in enumerate(["", *layers])}
+    makers: dict[str, str] = {}
+    for node in lowered.graph.node:
+        before = [makers[name] for name in node.input if name in makers]
+        layer = _named(node.name, layers) or max(before, key=position.__getitem__, default=layers[0] if layers else "")
+        makers.update(dict.fromkeys(node.output, layer))
+        yield node, layer
+
+
+def _named(name: str, layers: list[str]) -> str:
+    """The layer that a node or an initializer is named after; "" for none."""
+    # The longest match: `body.1` must not take what belongs to `body.1.body.0`.
+    return max((layer for layer in layers if f"{name}.".startswith(f"{layer}.")), key=len, default="")

@@ -1,4 +1,11 @@
-"""One layer's flips, and whether rounding explains them."""
+"""One layer's flips, and whether rounding explains them.
+
+A quantizer rounds x / s to the nearest code. Runtimes compute that quotient in their own way: OpenVINO multiplies by
+1 / s, rounded to float32, and folds the scales of the convolution before into the same factor. So values on the middle
+between two codes (a tie), or within a few units of float32's last place, get either. On scales with few significant
+bits (`quantization.exact`) sums are exact, and then whole groups of values lie exactly on such a middle. Which code
+they get says nothing about whether a layer is computed rightly; a value far from the middle that changes its code does.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +16,15 @@ from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import FloatArray, Grid
-from odm_deploy.proof.ties import TIE_STEPS, count_ties, steps_to_code
 
 OUTPUT = "output"
 """Name under which the 8-bit image itself is compared, as the last "layer"."""
 
+TIE_STEPS = 2.0**-16
+"""Distance from a tie, in steps of the grid, at which either code is right. OpenVINO's int8 quantizers add an offset of
+128 in float32, where numbers are this far apart. Of values spread evenly, 3 in 100,000 are as near to a tie."""
+PIXELS = Grid(1.0, 0, 8)
+"""The grid of the 8-bit image."""
 MAX_TIE_RATE = 1e-4
 """Share of codes off ties that may flip in a layer that computes the right thing. On EDSR-baseline x4, ONNX Runtime and
 OpenVINO stay below 3e-5 in every layer."""
@@ -51,17 +62,17 @@ class LayerParity:
     @property
     def flip_rate(self) -> float:
         """Share of differing codes."""
-        return self.flips / self.codes if self.codes else 0.0
+        return self.flips / max(self.codes, 1)
 
     @property
     def tie_flip_rate(self) -> float:
         """Share of codes that differ on a rounding tie."""
-        return self.tie_flips / self.codes if self.codes else 0.0
+        return self.tie_flips / max(self.codes, 1)
 
     @property
     def floor_flip_rate(self) -> float:
         """Share of codes that rounding alone flips."""
-        return self.floor_flips / self.codes if self.codes else 0.0
+        return self.floor_flips / max(self.codes, 1)
 
     @property
     def is_clean(self) -> bool:
@@ -108,3 +119,32 @@ class LayerParity:
         self.furthest_steps = max(self.furthest_steps, float(distances.max(initial=0.0)))
         self.max_step = max(self.max_step, int(difference.max(initial=0)))
         self.floor_flips += int((floor != expected).sum())
+
+
+def steps_to_code(values: FloatArray, codes: NDArray[np.integer], grid: Grid) -> NDArray[np.float64]:
+    """How far each value would have to move to be rounded to its code; 0 where it is.
+
+    Args:
+        values: what arrived at the quantizer, any shape.
+        codes: the grid's codes 0 .. 2^bits - 1, same shape.
+        grid: the quantizer's grid.
+
+    Returns:
+        Steps of the grid, same shape. Ends of the grid reach to infinity.
+    """
+    position = _position(values, grid)
+    below = np.where(codes > 0, codes - 0.5 - position, 0.0)
+    above = np.where(codes < grid.code_max, position - codes - 0.5, 0.0)
+    return np.maximum(np.maximum(below, above), 0.0)
+
+
+def count_ties(values: FloatArray, grid: Grid) -> int:
+    """How many values, of any shape, lie exactly between two codes of the grid."""
+    position = _position(values, grid)
+    lower = np.floor(position)
+    return int(((position - lower == 0.5) & (lower >= 0) & (lower < grid.code_max)).sum())
+
+
+def _position(values: FloatArray, grid: Grid) -> NDArray[np.float64]:
+    """Where values lie among the codes, before rounding."""
+    return (values.astype(np.float64) - (grid.center or 0.0)) / grid.scale + grid.zero_point

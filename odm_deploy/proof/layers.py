@@ -18,9 +18,8 @@ from torch import Tensor
 from odm_deploy.grid import FloatArray
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
-from odm_deploy.proof.layer_parity import OUTPUT, LayerParity
+from odm_deploy.proof.layer_parity import OUTPUT, PIXELS, LayerParity
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
-from odm_deploy.proof.ties import PIXELS
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime

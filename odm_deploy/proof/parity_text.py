@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from odm_deploy.proof.distance import Distance
 from odm_deploy.proof.layer_parity import LayerParity
-from odm_deploy.proof.parity_report import NO_GATES, Gates, ParityReport
+from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,13 +1,20 @@
-"""The model.pt that a bundle is held against."""
+"""The reference: the model.pt that a bundle is held against, computed by torch as it was trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import file_sha256, load_model
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.model import QuantizedModel, tapped
 
 
 def reference_of(bundle: Bundle, against: Path | None = None) -> QuantizedModel:
@@ -30,3 +37,58 @@ def reference_of(bundle: Bundle, against: Path | None = None) -> QuantizedModel:
             fix=f"export again: odm-deploy export {against} -o {bundle}",
         )
     return model
+
+
+class TorchReference:
+    """A quantized model that takes and returns numpy arrays.
+
+    Args:
+        model: the model; float64 makes a copy of it.
+        dtype: `float32`, what runtimes are compared with, or `float64`, which measures the noise floor.
+    """
+
+    def __init__(self, model: QuantizedModel, dtype: str = "float32") -> None:
+        self._dtype = {"float32": torch.float32, "float64": torch.float64}[dtype]
+        self._model = model if dtype == "float32" else model.double()
+
+    @torch.no_grad()
+    def upscale(self, images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """[N, 3, H, W] RGB in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the reference's own precision."""
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._dtype)
+        return self._model(batch).numpy()
+
+    @torch.no_grad()
+    def upscale_jittered(
+        self, images: NDArray[np.float32], seed: int, noise_steps: float = 0.0, tie_share: float = 1.0
+    ) -> NDArray[np.floating[Any]]:
+        """The same with every quantizer's input moved, at random.
+
+        By one unit in the last place that is as legitimate a result as any: summing a convolution in another order
+        moves its output by more. Several of them show how far rounding alone can carry the output (Monte Carlo
+        arithmetic, Parker 1997).
+
+        Args:
+            images: float32 [N, 3, H, W] in 0..255.
+            seed: equal seeds give equal results.
+            noise_steps: how far a value moves at most, in steps of its layer's grid, where that is more than one unit
+                in its last place.
+            tie_share: share, 0..1, of the values exactly between two codes that are moved at all.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        unit = torch.finfo(self._dtype).eps
+
+        def jitter(name: str) -> Callable[[Tensor], Tensor]:
+            grid = self._model.layers[name].grid
+
+            def move(x: Tensor) -> Tensor:
+                noise = torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1
+                if tie_share < 1.0:
+                    steps = (x.double() - (grid.center or 0.0)) / grid.scale
+                    chance = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+                    noise[(steps - steps.floor() == 0.5) & (chance >= tie_share)] = 0.0
+                return x + noise * torch.clamp(x.abs() * unit, min=noise_steps * grid.scale)
+
+            return move
+
+        with tapped(self._model, jitter):
+            return self.upscale(images)

@@ -11,6 +11,7 @@ The quantized convolutions stay what they are to a runtime, DQ -> Conv on int8, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from odm_deploy.building.options import BuildOptions
+from odm_deploy.building.throwaway import build_plan
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.shapes import infer_types
+from odm_deploy.graphs.files import parse_onnx
+from odm_deploy.graphs.index import GraphIndex
+from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.graphs.shapes import infer_shapes, infer_types
 from odm_deploy.lowering.taps import Tap, read_taps
+from odm_deploy.runtimes.base import Runtime
 
 GIVEN = ".given"
 _IMAGE_RANK = 4
@@ -58,25 +65,30 @@ def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
     codes = {tap.codes for tap in taps}
     sources = {tap.source for tap in taps}
     graph_inputs = {value.name for value in graph.input}
-    entries = {_quantizer_entry(graph, tap): tap for tap in taps}
+    entries = _quantizer_entries(model.graph, taps)
     given_sources: dict[str, str] = {}
-    for index, node in enumerate(graph.node):
+    for node in graph.node:
         for slot, name in enumerate(node.input):
             if name in codes and node.op_type == "DequantizeLinear":
                 node.input[slot] = name + GIVEN
-            elif name in sources - graph_inputs and index not in entries:
+            elif name in sources - graph_inputs and node.output[0] not in entries:
                 node.input[slot] = name + GIVEN
                 half = types.get(name) == onnx.TensorProto.FLOAT16
                 given_sources[name] = "float16" if half else "float32"
-    ranks = _ranks(model)
+    # Convolutions read 4 dimensions, linear layers 3 or more.
+    ranks = {name: len(kind.shape.dim) for name, kind in infer_types(model).items() if kind.HasField("shape")}
+
+    def add_input(name: str, kind: int) -> None:
+        sizes = [f"{name}{GIVEN}/{axis}" for axis in range(ranks.get(name, _IMAGE_RANK))]
+        graph.input.append(helper.make_tensor_value_info(name + GIVEN, kind, sizes))
+
     for name in sorted(codes):
         graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
-        graph.input.append(_dynamic_input(name + GIVEN, onnx.TensorProto.INT8, ranks.get(name, _IMAGE_RANK)))
+        add_input(name, onnx.TensorProto.INT8)
     for name, kind in given_sources.items():
-        graph.input.append(
-            _dynamic_input(name + GIVEN, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), ranks.get(name, _IMAGE_RANK))
-        )
-    _rank_free(cut)
+        add_input(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+    # Outputs keep whatever rank and size they have: shapes between the cuts are the runtime's to infer.
+    del graph.value_info[:]
     return ForcedGraph(cut, taps, given_sources)
 
 
@@ -110,31 +122,65 @@ def codes_from(tap: Tap, output: NDArray[np.int8]) -> NDArray[np.int16]:
     return inner.astype(np.int16) + tap.code_offset
 
 
-def _quantizer_entry(graph: onnx.GraphProto, tap: Tap) -> int:
-    """Index of the node with which a layer's quantizer begins: walking back from its codes to its source."""
-    producer = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    if tap.codes not in producer:
-        raise InputError("the model's metadata is damaged", why=f"{tap.layer}: no tensor {tap.codes}")
-    index = producer[tap.codes]
-    while tap.source not in graph.node[index].input:
-        upstream = graph.node[index].input[0]
-        if upstream not in producer:
-            raise InputError(
-                "the model's metadata is damaged", why=f"{tap.layer}: no path from its codes to its source"
-            )
-        index = producer[upstream]
-    return index
+def forced_engine_opener(
+    runtime: Runtime, lowered: onnx.ModelProto, size: tuple[int, int], *, tf32: bool
+) -> Callable[[bytes], Runtime]:
+    """What opens a teacher-forced graph with the builder of an open engine; for `compare_layers`.
+
+    An engine has fused its layers beyond recognition, and none of its tensors can be watched. So a second one is built
+    by the same builder from the graph cut open at its quantizers: the same convolutions on int8, told apart. It is
+    built for one image size, which settles the sizes of everything between the cuts.
+
+    Args:
+        runtime: the engine under test.
+        lowered: the graph it was built from.
+        size: height and width of the images to compare on, in pixels.
+        tf32: how the engine was built.
+    """
+
+    def open_bytes(forced: bytes) -> Runtime:
+        model = parse_onnx(forced)
+        fix_shapes(model, lowered, size)
+        options = BuildOptions(builder=runtime.name, shapes=InputShapes.static(1, *size), tf32=tf32)
+        plan = build_plan(model, options)
+        return type(runtime).open_bytes(plan, label="the engine of the cut graph")
+
+    return open_bytes
 
 
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Dimensions of every tensor, as far as can be inferred: convolutions read 4 of them, linear layers 3 or more."""
-    return {name: len(kind.shape.dim) for name, kind in infer_types(model).items() if kind.HasField("shape")}
+def fix_shapes(forced: onnx.ModelProto, lowered: onnx.ModelProto, size: tuple[int, int]) -> None:
+    """Replace the dynamic dimensions of a teacher-forced graph's inputs, in place.
+
+    Args:
+        forced: the graph, cut open.
+        lowered: the graph it was cut from, which tells what lies between the cuts.
+        size: height and width of the image, in pixels.
+
+    Raises:
+        InputError: the graph computes sizes in a way that cannot be followed.
+    """
+    shapes = infer_shapes(lowered, InputShapes.static(1, *size))
+    for value in forced.graph.input:
+        shape = shapes.get(value.name.removesuffix(GIVEN))
+        dims = value.type.tensor_type.shape.dim
+        if shape is None or len(shape) != len(dims):
+            raise InputError("cannot check this graph layer by layer", why=f"the size of {value.name} is not known")
+        for dim, extent in zip(dims, shape, strict=True):
+            dim.dim_value = extent
 
 
-def _dynamic_input(name: str, kind: int, rank: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, [f"{name}/{axis}" for axis in range(rank)])
-
-
-def _rank_free(model: onnx.ModelProto) -> None:
-    """Let outputs keep whatever rank and size they have: shapes between the cuts are the runtime's to infer."""
-    del model.graph.value_info[:]
+def _quantizer_entries(graph: onnx.GraphProto, taps: list[Tap]) -> set[str]:
+    """First output of each node with which a layer's quantizer begins: walking back from its codes to its source."""
+    producers = GraphIndex(graph).producers
+    entries: set[str] = set()
+    for tap in taps:
+        if tap.codes not in producers:
+            raise InputError("the model's metadata is damaged", why=f"{tap.layer}: no tensor {tap.codes}")
+        node = producers[tap.codes]
+        while tap.source not in node.input:
+            if node.input[0] not in producers:
+                why = f"{tap.layer}: no path from its codes to its source"
+                raise InputError("the model's metadata is damaged", why=why)
+            node = producers[node.input[0]]
+        entries.add(node.output[0])
+    return entries

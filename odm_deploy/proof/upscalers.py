@@ -75,7 +75,7 @@ def open_upscaler(
         return upscaler_of(network_from_state_dict(network, read_state_dict(model), scale)), scale
     if model.suffix in (".pt", ".pth"):
         from odm_deploy.checkpoint import load_model
-        from odm_deploy.proof.torch_reference import TorchReference
+        from odm_deploy.proof.reference import TorchReference
 
         quantized = load_model(model)
         upscale, own = TorchReference(quantized).upscale, quantized.scale

@@ -12,13 +12,13 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError
 from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.progress import Say, Track, silent, untracked
-from odm_deploy.proof.forced_engine import forced_engine_opener
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.layers import LAYER_IMAGES, center_crops, compare_layers
 from odm_deploy.proof.parity import compare
 from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.proof.reference import reference_of
+from odm_deploy.proof.teacher_forcing import forced_engine_opener
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions

@@ -10,7 +10,7 @@ from odm_deploy.checkpoint import load_model
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.proof.metrics import psnr_y, ssim_y
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.reference import TorchReference
 from tests.command_line import run_cli
 from tests.factories import tiny_network
 

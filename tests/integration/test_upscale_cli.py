@@ -17,7 +17,7 @@ from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.imaging.reading import read_image
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.reference import TorchReference
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
 from tests.video_clips import frame_times_s, write_clip

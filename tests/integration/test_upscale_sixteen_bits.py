@@ -14,7 +14,7 @@ from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import read_image, read_rgb
 from odm_deploy.imaging.tiles import Tiles
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.reference import TorchReference
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from tests.command_line import run_cli

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.proof.noise_floor import FLOOR_DRAWS
+from odm_deploy.proof.parity import FLOOR_DRAWS
 from tests.command_line import run_cli
 from tests.factories import exact_model, model_on_ties, tiny_model
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from odm_deploy.proof.layers import compare_layers
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.reference import TorchReference
 from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model, tiny_network
 
 

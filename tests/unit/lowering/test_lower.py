@@ -18,7 +18,7 @@ from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.layer_parity import OUTPUT
 from odm_deploy.proof.layers import compare_layers
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.reference import TorchReference
 from odm_deploy.quantization.layers import QuantizedLinear
 from tests.factories import (
     OPENERS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.proof.distance import Distance
+from odm_deploy.proof.parity_report import Distance
 
 
 def pixels(*values, shape=(2, 2, 3)):

@@ -13,9 +13,8 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.machine.builders import can_build, find_builder
-from odm_deploy.proof.forced_engine import fix_shapes
 from odm_deploy.proof.layers import compare_layers
-from odm_deploy.proof.teacher_forcing import force_by_teacher
+from odm_deploy.proof.teacher_forcing import fix_shapes, force_by_teacher
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
 from tests.factories import OPENERS, exact_model, lowered, quantized, random_images, tiny_model, tiny_network

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from odm_deploy.proof.graph_hashes import hashes_by_layer
+from odm_deploy.proof.golden import hashes_by_layer
 from tests.exact_models import SIZES, calibrated_exact
 from tests.factories import lowered
 

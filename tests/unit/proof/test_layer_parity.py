@@ -7,8 +7,7 @@ import pytest
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from odm_deploy.proof.layer_parity import MAX_FLIP_STEPS, LayerParity
-from odm_deploy.proof.ties import PIXELS
+from odm_deploy.proof.layer_parity import MAX_FLIP_STEPS, PIXELS, LayerParity
 
 
 def test_rates_of_a_layer_without_codes_are_zero():

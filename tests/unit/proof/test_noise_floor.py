@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from odm_deploy.imaging.pixels import to_pixels
-from odm_deploy.proof.distance import Distance
-from odm_deploy.proof.layer_parity import FEW_TIES, MAX_TIE_RATE, OUTPUT, LayerParity
-from odm_deploy.proof.noise_floor import FLOOR_DRAWS, Rounding, floor_draws, rounding_of
-from odm_deploy.proof.ties import TIE_STEPS
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.layer_parity import FEW_TIES, MAX_TIE_RATE, OUTPUT, TIE_STEPS, LayerParity
+from odm_deploy.proof.parity import FLOOR_DRAWS, Rounding, floor_draws, rounding_of
+from odm_deploy.proof.parity_report import Distance
+from odm_deploy.proof.reference import TorchReference
 from tests.factories import exact_model, model_on_ties, random_images, tiny_model
 
 

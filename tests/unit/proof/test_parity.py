@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from odm_deploy.imaging.pairs import Sample
-from odm_deploy.proof.noise_floor import FLOOR_DRAWS
-from odm_deploy.proof.parity import compare
+from odm_deploy.proof.parity import FLOOR_DRAWS, compare
 from odm_deploy.proof.parity_report import Gates
-from odm_deploy.proof.torch_reference import TorchReference
+from odm_deploy.proof.reference import TorchReference
 from tests.factories import OPENERS, exact_model, lowered, random_images, tiny_model
 
 

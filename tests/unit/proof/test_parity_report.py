@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.proof.distance import Distance
 from odm_deploy.proof.evaluation import Quality
 from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.layer_parity import LayerParity
-from odm_deploy.proof.noise_floor import CLEAN_DB, CLEAN_FACTOR_DB
-from odm_deploy.proof.parity_report import Gates, ParityReport
+from odm_deploy.proof.parity_report import CLEAN_DB, CLEAN_FACTOR_DB, Distance, Gates, ParityReport
 
 
 def pixels(*values, shape=(2, 2, 3)):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from rich.console import Console
 
-from odm_deploy.proof.distance import Distance
 from odm_deploy.proof.evaluation import Quality
 from odm_deploy.proof.layer_parity import LayerParity
-from odm_deploy.proof.parity_report import Gates, ParityReport
+from odm_deploy.proof.parity_report import Distance, Gates, ParityReport
 from odm_deploy.proof.parity_text import WORST_LAYERS, rows, summary_table, to_markdown, verdict, worst_layers_table
 
 

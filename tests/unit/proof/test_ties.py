@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odm_deploy.grid import Grid
-from odm_deploy.proof.ties import PIXELS, TIE_STEPS, count_ties, steps_to_code
+from odm_deploy.proof.layer_parity import PIXELS, TIE_STEPS, count_ties, steps_to_code
 from tests.grid_strategies import grids
 
 
