@@ -1,5 +1,5 @@
 """What runs a bundle. Most callers want `odm_deploy.Engine`.
 
 Every runtime is a subclass of `base.Runtime`, found by name in `registry`: `onnx/` loads the model.onnx,
-`tensorrt/` the engine.plan, and `proof.torch_reference` is what both are held against.
+`tensorrt/` the engine.plan, and `proof.reference` is what both are held against.
 """
