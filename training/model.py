@@ -18,9 +18,8 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
-from training.quantizers.base import Quantizable, Quantizers
+from training.quantizers.base import PixelGrid, Quantizable, Quantizers
 from training.quantizers.layers import TrainableLayer, trainable_layer
-from training.quantizers.pixel_grid import PixelGrid
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.registry import build_network, network_from_state_dict
+from odm_deploy.networks.registry import build_network, network_from_state_dict, network_names
 from odm_deploy.networks.state_dict import read_state_dict
 from training.data import CALIBRATION_STREAM, ImagePool, find_images, load_pairs, split_validation
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
-from training.loop.rescaling import rescaled
 from training.loop.step import GradientStep
 from training.methods.base import Gradients, Method
 from training.model import TrainableModel
@@ -69,6 +69,34 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
     state = read_state_dict(expand_places(section.weights))
     network = network_from_state_dict(section.name, state, section.weights_scale or section.scale, section.config)
     return rescaled(network, section.scale, recipe.run.seed) if section.weights_scale else network
+
+
+def rescaled(donor: SuperResolutionNetwork, scale: int, seed: int) -> SuperResolutionNetwork:
+    """A network like `donor` for another scale.
+
+    Args:
+        donor: any of this project's networks, with its weights; left as it is.
+        scale: output pixels per input pixel along each axis.
+        seed: of what `donor` has nothing for: parts of the upsampler, that other scales lack or shape differently.
+
+    Returns:
+        The network, in eval mode, with every tensor of `donor` that has the same name and shape.
+
+    Raises:
+        InputError: a network from elsewhere, whose scale is not known to be a setting of it.
+    """
+    if donor.name not in network_names():
+        raise InputError(
+            f"cannot take weights of another scale for {donor.name}",
+            why="it is built elsewhere",
+            fix="leave out network.weights_scale",
+        )
+    torch.manual_seed(seed)
+    network = build_network(donor.name, {**dataclasses.asdict(donor.config), "scale": scale})
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    fitting = {key: value for key, value in donor.state_dict().items() if shapes.get(key) == value.shape}
+    network.load_state_dict(fitting, strict=False)
+    return network.eval()
 
 
 def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNetwork) -> TrainableModel:

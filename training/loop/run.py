@@ -14,11 +14,9 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.pipeline import map_ahead
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
-from training.loop.diagnostics import logged, ranges
-from training.loop.divergence import check_finite, first_broken_layer
+from training.loop.diagnostics import check_finite, first_broken_layer, logged, ranges
 from training.loop.ending import write_result
 from training.loop.evaluate import validate
-from training.loop.folder import claim_folder
 from training.loop.interruption import interruptible
 from training.loop.journal import Journal, open_board
 from training.loop.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
@@ -30,7 +28,7 @@ from training.loop.preparation import (
     load_float_network,
     load_images,
 )
-from training.loop.state import Progress, load_state, save_state
+from training.loop.state import Progress, claim_folder, load_state, save_state
 from training.loop.step import follow
 from training.methods.base import Method
 from training.methods.registry import build_method

@@ -1,4 +1,4 @@
-"""`last.pt`: everything a run needs to go on as if it had never stopped.
+"""A run's folder, which belongs to one recipe, and its `last.pt`, all that a run needs to go on as if it never stopped.
 
     format     "odm-deploy training state"
     iteration  int                        optimizer steps done
@@ -13,6 +13,7 @@ There is no random state: batches depend on the seed and the iteration alone. Wr
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.torch_files import read_torch_file
+from training.config import to_tables
 from training.loop.optimizer import MovingAverage
 from training.model import TrainableModel
+from training.recipe import Recipe
 
 FORMAT = "odm-deploy training state"
+
+# Settings a resumed run may change, because they do not change what is computed.
+_FREE_SETTINGS = {
+    ("run", "checkpoint_every"),
+    ("run", "log_every"),
+    ("run", "device"),
+    ("run", "cuda_graphs"),
+    ("method", "remove_gates"),
+}
 
 
 @dataclass
@@ -87,3 +99,40 @@ def load_state(path: Path, model: TrainableModel, optimizer: torch.optim.Optimiz
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot resume from {path}", why=reason[:200], fix="choose another --out") from None
+
+
+def claim_folder(folder: Path, recipe: Recipe) -> None:
+    """Write the resolved recipe into the run's folder, or check that it is the one already there.
+
+    Raises:
+        UsageError: the folder belongs to a run with other settings; the line names them.
+        InputError: the folder cannot be written to.
+    """
+    tables, path = to_tables(recipe), folder / "config.json"
+    if (folder / "last.pt").exists() and path.exists():
+        changed = _differences(json.loads(path.read_text(encoding="utf-8")), tables)
+        if changed:
+            raise UsageError(
+                f"{folder} belongs to another run", why="; ".join(changed[:4]), fix="choose another --out, or remove it"
+            )
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two resolved recipes disagree on. Settings that the older one does not know had their default value."""
+    defaults = to_tables(Recipe())
+    before = {
+        section: {**(defaults.get(section, {}) if section != "method" else {}), **before.get(section, {})}
+        for section in defaults
+    }
+    free = set(_FREE_SETTINGS)
+    if now["optimizer"]["schedule"] != "cosine":
+        # Only a cosine depends on where the run ends.
+        free.add(("run", "iterations"))
+    return [
+        f"{section}.{key} was {before.get(section, {}).get(key)!r}, now {now.get(section, {}).get(key)!r}"
+        for section in sorted(before.keys() | now.keys())
+        for key in sorted(before.get(section, {}).keys() | now.get(section, {}).keys())
+        if (section, key) not in free and before.get(section, {}).get(key) != now.get(section, {}).get(key)
+    ]

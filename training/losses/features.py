@@ -1,14 +1,20 @@
-"""Losses on features, as the methods' papers define them. Features are in units of the 0..255 image."""
+"""Losses on features and outputs, as the methods' papers define them. Features are in units of the 0..255 image."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
+from odm_deploy.quantization.policy import quantizable_layers
+from training.acceleration import bfloat16_convolutions
 from training.distributed import World
+from training.model import TrainableModel
 
 
 def mismatch_loss(records: Sequence[tuple[Tensor, Tensor]], world: World) -> Tensor:
@@ -43,3 +49,61 @@ def structured_knowledge(features: Tensor) -> Tensor:
 def structured_knowledge_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     """L_SKT, the mean squared distance between the two structured knowledges; float32 []."""
     return (structured_knowledge(student) - structured_knowledge(teacher)).square().mean()
+
+
+class KnowledgeTransfer:
+    """L_SKT between a model in training and its float origin (PAMS, Li et al., ECCV 2020, Sec. 3.3).
+
+    The features compared are what enters the upsampler: body output plus global skip.
+    """
+
+    def __init__(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        self._teacher = _frozen_copy(float_network, model)
+        layer = _first_tail_layer(float_network)
+        self._features: dict[str, Tensor] = {}
+        self._tap("student", model.network.get_submodule(layer))
+        self._tap("teacher", self._teacher.get_submodule(layer))
+
+    def loss(self, low: Tensor) -> Tensor:
+        """L_SKT of the latest forward of the model, whose input was `low`; float32 []."""
+        student = self._features.pop("student")
+        with torch.no_grad():
+            self._teacher(low)
+        return structured_knowledge_transfer(student, self._features.pop("teacher"))
+
+    def _tap(self, name: str, module: nn.Module) -> None:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._features[name] = inputs[0]
+
+        module.register_forward_pre_hook(keep)
+
+
+class TeacherSupervision:
+    """The float network's output as a second target (He et al., FAKD, ICIP 2020: teacher supervision)."""
+
+    def __init__(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        self._teacher = _frozen_copy(float_network, model)
+
+    def loss(self, low: Tensor, output: Tensor, *, autocast: bool) -> Tensor:
+        """Mean absolute difference between `output` and what the float network makes of `low`; float32 [].
+
+        Args:
+            low: float32 [N, 3, H, W] in 0..255.
+            output: float32 [N, 3, scale*H, scale*W], the model in training's answer to `low`.
+            autocast: compute the float network in bfloat16.
+        """
+        with torch.no_grad(), bfloat16_convolutions(low.device, autocast):
+            target: Tensor = self._teacher(low)
+        return F.l1_loss(output, target.float())
+
+
+def _frozen_copy(float_network: SuperResolutionNetwork, model: TrainableModel) -> SuperResolutionNetwork:
+    teacher = copy.deepcopy(float_network).eval().requires_grad_(False)
+    return teacher.to(next(model.network.parameters()).device)
+
+
+def _first_tail_layer(network: SuperResolutionNetwork) -> str:
+    for name in quantizable_layers(network):
+        if network.region_of(name) is Region.TAIL:
+            return name
+    raise InputError(f"{network.name} has no upsampler to transfer knowledge to", fix="set method.skt_weight=0")

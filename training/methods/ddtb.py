@@ -23,11 +23,10 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
 from training.quantizers.learnable_range import LearnableRange
-from training.quantizers.percentile_weight import PercentileWeight
-from training.quantizers.saved_flag import SavedFlag
 from training.quantizers.straight_through.range import range_quantize
+from training.quantizers.weights import PercentileWeight
 
 GATE_BITS = 2
 GATE_FEATURES = 32

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from training.methods.base import Method
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.quantizers.learnable_range import LearnableRange, RangeInit
-from training.quantizers.symmetric_weights import LargestWeight
+from training.quantizers.weights import LargestWeight
 
 
 @dataclass(frozen=True)

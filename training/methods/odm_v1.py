@@ -22,15 +22,13 @@ from torch import Tensor, nn
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import ChannelOffsets
 from training.losses.cooperative import combine_cooperatively, combine_naively
-from training.losses.features import variance_loss
-from training.losses.knowledge import KnowledgeTransfer
+from training.losses.features import KnowledgeTransfer, variance_loss
 from training.methods.base import Method, Step
 from training.model import TrainableModel
-from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
 from training.quantizers.learnable_range import LearnableRange, RangeInit
-from training.quantizers.percentile_weight import PercentileWeight
-from training.quantizers.saved_flag import SavedFlag
 from training.quantizers.straight_through.symmetric import symmetric_quantize
+from training.quantizers.weights import PercentileWeight
 
 OFFSET_BITS = 4
 

@@ -23,15 +23,14 @@ from odm_deploy.errors import UsageError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.losses.cooperative import combine_cooperatively, combine_naively
-from training.losses.features import mismatch_loss
-from training.losses.knowledge import TeacherSupervision
+from training.losses.features import TeacherSupervision, mismatch_loss
 from training.methods.base import Method, Step
 from training.model import TrainableModel
 from training.quantizers.annealing import Exponents, anneal
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, per_row, weight_rows
 from training.quantizers.learnable_range import LearnableRange, RangeInit
 from training.quantizers.statistics import row_percentile
-from training.quantizers.symmetric_weights import SMALLEST_BOUND, SymmetricWeight
+from training.quantizers.weights import SMALLEST_BOUND, SymmetricWeight
 
 _SMALLEST_GAMMA = 1e-3
 _GAMMAS = tuple(0.1 * 1.06**step for step in range(60))  # up to 3.1: at 8 bits the largest weights matter

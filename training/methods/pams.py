@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
-from training.losses.knowledge import KnowledgeTransfer
+from training.losses.features import KnowledgeTransfer
 from training.methods.base import Method, Step
 from training.model import TrainableModel
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.quantizers.straight_through.step import step_quantize
-from training.quantizers.symmetric_weights import LargestWeight
+from training.quantizers.weights import LargestWeight
 
 _SMALLEST_SCALE = 1e-4
 

@@ -1,10 +1,11 @@
-"""What a quantizer is: the interface between methods and the layers that they quantize."""
+"""What a quantizer is: the interface between methods and the layers that they quantize, and what quantizers share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
@@ -112,3 +113,57 @@ def needs_channel_axis(layer: Quantizable, what: str) -> nn.Conv2d:
     if isinstance(layer, nn.Linear):
         raise InputError(f"{what} needs convolutions", why="a quantized layer is linear", fix="choose another method")
     return layer
+
+
+class PixelGrid(ActivationQuantizer):
+    """The grid that holds 8-bit images as they are; nothing of it is learned.
+
+    Args:
+        pixel_grid: of the network in training, `SuperResolutionNetwork.pixel_grid`.
+    """
+
+    def __init__(self, pixel_grid: Grid) -> None:
+        super().__init__(pixel_grid.bits)
+        self._grid = pixel_grid
+
+    def observe(self, x: Tensor) -> None:
+        """Images need no statistics."""
+
+    def initialize(self) -> None:
+        """Nothing to set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels of `x`."""
+        grid = self._grid
+        codes = torch.clamp(torch.round(x / grid.scale) + grid.zero_point, 0, grid.code_max)
+        return (codes - grid.zero_point) * grid.scale
+
+    def grid(self) -> Grid:
+        """The static grid."""
+        return self._grid
+
+
+class SavedFlag(nn.Module):
+    """A fact about a layer that a resumed run has to know.
+
+    It is a buffer, so that it is saved; and a plain bool, so that asking costs nothing: reading a buffer waits for
+    the device, breaks a compiled graph in two, and cannot be part of a CUDA graph.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: bool) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.tensor(value))
+        self.is_set = value
+        self.register_load_state_dict_post_hook(_read)
+
+    def set(self, value: bool) -> None:
+        """Make it `value`."""
+        if value != self.is_set:
+            self.value.fill_(value)
+            self.is_set = value
+
+
+def _read(flag: SavedFlag, _keys: Any) -> None:
+    flag.is_set = bool(flag.value)

@@ -7,14 +7,16 @@ DDTB, where the first convolution of each block reads an unquantized tensor.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.quantization.model import FrozenLayer
+from odm_deploy.quantization.power_of_two import round_to_multiples
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
-from training.quantizers.straight_through.rounding import round_straight_through
 
 
 class TrainableLayer(nn.Module, ABC):
@@ -50,7 +52,7 @@ class TrainableLayer(nn.Module, ABC):
         if self.bias is None or not self.rounds_bias:
             return self.bias
         scale = self.weight_quantizer.codes(self.weight.detach()).scale.to(self.bias.device)
-        return round_straight_through(self.bias, scale.double() * self.activation.grid().scale)
+        return _RoundToMultiples.apply(self.bias, scale.double() * self.activation.grid().scale)  # type: ignore[no-any-return]
 
     def pad(self, x: Tensor) -> Tensor:
         """`x` with the layer's border of zeros around it."""
@@ -124,3 +126,15 @@ def trainable_layer(
     if isinstance(layer, nn.Linear):
         return TrainableLinear(name, layer, activation, weight_quantizer)
     raise InputError(f"cannot train {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
+
+
+class _RoundToMultiples(torch.autograd.Function):
+    """The nearest multiple of a unit, the gradient passed straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, unit: Tensor) -> Tensor:
+        return round_to_multiples(values, unit)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.quantizers.straight_through.rounding import scale_near_power_of_two
+from training.quantizers.annealing import scale_near_power_of_two
 
 
 def symmetric_codes(

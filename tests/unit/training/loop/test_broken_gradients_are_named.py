@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from odm_deploy.errors import InputError
-from training.loop.divergence import check_finite
+from training.loop.diagnostics import check_finite
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -9,8 +9,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from odm_deploy.quantization.one_call import quantize
 from tests.factories import random_images
-from training.loop.preparation import load_float_network
-from training.loop.rescaling import rescaled
+from training.loop.preparation import load_float_network, rescaled
 from training.recipe import NetworkSection, Recipe
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.quantizers.saved_flag import SavedFlag
+from training.quantizers.base import SavedFlag
 
 
 def test_a_flag_is_saved_and_loaded():

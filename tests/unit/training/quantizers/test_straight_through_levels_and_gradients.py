@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from odm_deploy.grid import Grid
+from training.quantizers.annealing import scale_near_power_of_two
 from training.quantizers.straight_through.range import range_quantize, snapped_grid
-from training.quantizers.straight_through.rounding import scale_near_power_of_two
 from training.quantizers.straight_through.symmetric import symmetric_codes, symmetric_quantize
 
 

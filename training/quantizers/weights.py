@@ -1,4 +1,4 @@
-"""Weights on a symmetric range [-u, u]: the base of ODM v2's, and the max|W| of PAMS and of plain training."""
+"""Ranges of weights: between two percentiles (ODM v1, DDTB), or symmetric (ODM v2; PAMS and plain training)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,54 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from odm_deploy.errors import InputError
 from odm_deploy.quantization.weights import WeightCodes
 from training.quantizers.base import WeightQuantizer, per_row, weight_rows
+from training.quantizers.statistics import percentile
+from training.quantizers.straight_through.range import range_quantize, snapped_grid
 from training.quantizers.straight_through.symmetric import symmetric_codes, symmetric_quantize
 
 SMALLEST_BOUND = 1e-8
+
+
+class PercentileWeight(WeightQuantizer):
+    """Weights between the (100 - p)-th and p-th percentile of W.
+
+    The range is recomputed every forward and held fixed in the backward. Zero is snapped onto the grid, so that the
+    codes minus the zero point are the integers an engine multiplies.
+
+    Args:
+        bits: width of a code, up to 7: 8-bit codes minus a zero point do not fit int8.
+        percent: p.
+
+    Raises:
+        InputError: 8 bits.
+    """
+
+    def __init__(self, bits: int, *, percent: float) -> None:
+        if bits > 7:
+            raise InputError("no asymmetric weights at 8 bits", why="codes minus a zero point do not fit int8")
+        super().__init__(bits)
+        self.percent = percent
+
+    def range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(l, u), widened to hold zero; float32 scalars."""
+        lower = percentile(weight, 100.0 - self.percent).clamp(max=0.0)
+        upper = percentile(weight, self.percent).clamp(min=0.0)
+        return lower, torch.maximum(upper, lower + SMALLEST_BOUND)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Levels of `weight`."""
+        return range_quantize(weight, *self.range(weight), self.bits)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> WeightCodes:
+        """The integer weights: codes minus the zero point."""
+        scale, zero_point = snapped_grid(*self.range(weight), self.bits)
+        index = torch.clamp(torch.round(weight.float() / scale) + zero_point, 0, 2**self.bits - 1)
+        return WeightCodes(
+            (index - zero_point).to(torch.int8).cpu(), scale.reshape(1).cpu(), self.bits, -int(zero_point.item())
+        )
 
 
 class SymmetricWeight(WeightQuantizer):
