@@ -1,4 +1,4 @@
-"""Every network at several widths: int8 coverage, agreement, times and sizes, as docs/networks.md shows them.
+"""Every network at several widths: int8 coverage, agreement, times and sizes, as in docs/measurements/agreement.md.
 
 python tools/network_table.py --out table.json                            all of it, tens of minutes on one core
 python tools/network_table.py --network swinir --bits 4 --out table.json  adds to, or replaces in, the same file

@@ -1,4 +1,4 @@
-"""Plans of every network at every width: int8 coverage, bytes and build times, as docs/engines.md shows them.
+"""Plans of every network at every width: int8 coverage, bytes and build times, as in docs/measurements/engines.md.
 
 python tools/plan_table.py --out plans.json                            all of it, ten minutes on one core
 python tools/plan_table.py --network swinir --bits 4 --out plans.json  adds to, or replaces in, the same file

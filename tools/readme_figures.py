@@ -1,4 +1,4 @@
-"""Everything the README claims in figures, measured again: `python tools/readme_figures.py --out DIR`.
+"""The tables of docs/measurements on agreement and engines, measured again: `python tools/readme_figures.py --out DIR`.
 
 Calibrates EDSR-baseline x4 at several widths, exports each, and writes two markdown tables: quality and agreement on a
 benchmark set for the torch reference, ONNX Runtime and OpenVINO, and the coverage and build time of TensorRT-RTX
