@@ -29,8 +29,8 @@ from odm_deploy.networks.builders import BuilderError, UntrustedBuilderError, tr
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import proven
-from odm_deploy.quantization.layers import ChannelOffsets, QuantizedLayer
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer, QuantizedLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes
 from odm_deploy.torch_files import read_torch_file
 

@@ -22,7 +22,8 @@ from odm_deploy.grid import Grid
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight

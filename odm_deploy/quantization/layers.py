@@ -31,6 +31,20 @@ class ChannelOffsets:
     """float32 [C]; None: no gain."""
 
 
+@dataclass(frozen=True)
+class FrozenLayer:
+    """What calibration or training decided for one layer."""
+
+    weight: WeightCodes
+    """Integer weights and their scale."""
+    grid: Grid
+    """Static grid of the layer's input."""
+    bias: Tensor | None
+    """float32 [O], or None."""
+    offsets: ChannelOffsets | None = None
+    """What happens to its input channels before they are quantized, or None."""
+
+
 class QuantizedLayer(nn.Module):
     """A layer whose input lies on a static grid and whose weights are integer codes.
 
@@ -45,18 +59,15 @@ class QuantizedLayer(nn.Module):
     shift: Tensor | None
     gain: Tensor | None
 
-    def __init__(
-        self, name: str, weight: WeightCodes, bias: Tensor | None, grid: Grid, offsets: ChannelOffsets | None = None
-    ) -> None:
+    def __init__(self, name: str, frozen: FrozenLayer) -> None:
         super().__init__()
-        self.name = name
-        self.grid = grid
+        self.name, self.grid = name, frozen.grid
+        weight, bias, offsets = frozen.weight, frozen.bias, frozen.offsets or ChannelOffsets()
         self.weight_bits = weight.bits
         self._first, self._step = weight.first, weight.step
         self.register_buffer("codes", weight.codes.clone())
         self.register_buffer("scale", weight.scale.clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone().float())
-        offsets = offsets or ChannelOffsets()
         for key, value in (("shift", offsets.shift), ("gain", offsets.gain)):
             self.register_buffer(key, None if value is None else value.detach().clone().float().reshape(-1, 1, 1))
         # Set by `proof`: sees what arrives at the quantizer and may hand on something else. None otherwise.
@@ -94,15 +105,8 @@ class QuantizedLayer(nn.Module):
 class QuantizedConv2d(QuantizedLayer):
     """A convolution on integer codes: float [N, I, H, W] -> float [N, O, H', W']."""
 
-    def __init__(
-        self,
-        name: str,
-        conv: nn.Conv2d,
-        weight: WeightCodes,
-        bias: Tensor | None,
-        grid: Grid,
-        offsets: ChannelOffsets | None = None,
-    ) -> None:
+    def __init__(self, name: str, conv: nn.Conv2d, frozen: FrozenLayer) -> None:
+        offsets = frozen.offsets
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise InputError(
                 f"cannot quantize {name}",
@@ -114,11 +118,11 @@ class QuantizedConv2d(QuantizedLayer):
                 raise InputError(
                     f"offsets do not fit {name}", why=f"{list(values.shape)} for {conv.in_channels} channels"
                 )
-        if offsets and grid.is_free and any(conv.padding):
+        if offsets and frozen.grid.is_free and any(conv.padding):
             raise InputError(
                 f"cannot quantize {name}", why="offsets in front of a free grid, whose border is not a level"
             )
-        super().__init__(name, weight, bias, grid, offsets)
+        super().__init__(name, frozen)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,14 +146,7 @@ class QuantizedLinear(QuantizedLayer):
         return F.linear(self.quantized_input(x), self.weight, self.bias)
 
 
-def quantized_layer(
-    name: str,
-    layer: nn.Module,
-    weight: WeightCodes,
-    bias: Tensor | None,
-    grid: Grid,
-    offsets: ChannelOffsets | None = None,
-) -> QuantizedLayer:
+def quantized_layer(name: str, layer: nn.Module, frozen: FrozenLayer) -> QuantizedLayer:
     """The frozen counterpart of a float Conv2d or Linear.
 
     Raises:
@@ -157,12 +154,11 @@ def quantized_layer(
     """
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         raise InputError(f"cannot quantize {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
-    if weight.codes.shape != layer.weight.shape:
-        raise InputError(
-            f"codes do not fit {name}", why=f"{list(weight.codes.shape)} against {list(layer.weight.shape)}"
-        )
+    shape = frozen.weight.codes.shape
+    if shape != layer.weight.shape:
+        raise InputError(f"codes do not fit {name}", why=f"{list(shape)} against {list(layer.weight.shape)}")
     if isinstance(layer, nn.Conv2d):
-        return QuantizedConv2d(name, layer, weight, bias, grid, offsets)
-    if offsets:
+        return QuantizedConv2d(name, layer, frozen)
+    if frozen.offsets:
         raise InputError(f"cannot quantize {name}", why="offsets per channel in front of a linear layer")
-    return QuantizedLinear(name, weight, bias, grid)
+    return QuantizedLinear(name, frozen)

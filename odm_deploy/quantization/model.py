@@ -9,27 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.quantization.layers import ChannelOffsets, QuantizedLayer, quantized_layer
-from odm_deploy.quantization.weights import WeightCodes
-
-
-@dataclass(frozen=True)
-class FrozenLayer:
-    """What calibration or training decided for one layer."""
-
-    weight: WeightCodes
-    """Integer weights and their scale."""
-    grid: Grid
-    """Static grid of the layer's input."""
-    bias: Tensor | None
-    """float32 [O], or None."""
-    offsets: ChannelOffsets | None = None
-    """What happens to its input channels before they are quantized, or None."""
+from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer, quantized_layer
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,5 @@ def freeze(
                 f"{network.name} has no layer {name}", why=f"layers are {', '.join(list(modules)[1:5])} ..."
             )
         parent_name, _, child = name.rpartition(".")
-        replacement = quantized_layer(name, modules[name], layer.weight, layer.bias, layer.grid, layer.offsets)
-        parent: nn.Module = modules[parent_name]
-        setattr(parent, child, replacement)
+        setattr(modules[parent_name], child, quantized_layer(name, modules[name], layer))
     return QuantizedModel(frozen, dict(metadata or {}))

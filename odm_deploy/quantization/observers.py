@@ -95,18 +95,12 @@ class InputObserver:
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self.histogram.add(values)
         if self._percentile is not None:
-            lower, upper = _percentiles(values, self._percentile)
-            self._lower_sum += lower
-            self._upper_sum += upper
+            # numpy selects in linear time; torch.quantile sorts, and refuses more than 16 million values.
+            lower, upper = np.percentile(values.cpu().numpy(), [100 - self._percentile, self._percentile])
+            self._lower_sum += float(lower)
+            self._upper_sum += float(upper)
 
     @property
     def percentile_range(self) -> tuple[float, float]:
         """Means over the images of the mirrored and of the plain percentile."""
         return self._lower_sum / self.images, self._upper_sum / self.images
-
-
-def _percentiles(values: Tensor, percentile: float) -> tuple[float, float]:
-    """The (100 - percentile)-th and the percentile-th percentile, linearly interpolated."""
-    # numpy selects in linear time; torch.quantile sorts, and refuses more than 16 million values.
-    lower, upper = np.percentile(values.cpu().numpy(), [100 - percentile, percentile])
-    return float(lower), float(upper)

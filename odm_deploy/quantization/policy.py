@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -54,10 +55,6 @@ class LayerBits:
             weight, activation, both = match.groups()
             return cls(int(weight or both), int(activation or both))
         raise UsageError(f"no such width {text!r}", fix="write 8, w4a8 or float")
-
-
-EIGHT_BITS = LayerBits(8, 8)
-"""What the exact profile gives to layers of which nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -100,23 +97,18 @@ class QuantizationPolicy:
             )
 
     @classmethod
-    def exact(
-        cls,
-        body: LayerBits,
-        *,
-        body_end: LayerBits | None = EIGHT_BITS,
-        tail: LayerBits | None = EIGHT_BITS,
-        head: LayerBits | None = EIGHT_BITS,
-        overrides: Mapping[str, LayerBits | None] | None = None,
-        per_channel: bool = True,
-        free: bool = False,
-    ) -> QuantizationPolicy:
-        """What a model needs to be exact: every layer quantized, on power-of-two scales.
+    def exact(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
+        """What a model needs to be exact: power-of-two scales, and 8 bits for regions of which nothing is said.
+
+        Args:
+            body: widths of the body.
+            others: further fields.
 
         Raises:
             UsageError: a layer left float, or free grids.
         """
-        return cls(body, body_end, tail, head, overrides or {}, per_channel, free, power_of_two=True)
+        regions: dict[str, Any] = dict.fromkeys(("body_end", "tail", "head"), LayerBits(8, 8))
+        return cls(body, **{**regions, **others}, power_of_two=True)
 
     @classmethod
     def parse(
@@ -131,17 +123,9 @@ class QuantizationPolicy:
         per_channel: bool = True,
         free: bool = False,
     ) -> QuantizationPolicy:
-        """The policy that a profile makes of widths as `LayerBits.parse` reads them.
+        """The policy that a profile, `paper` or `exact`, makes of widths as `LayerBits.parse` reads them.
 
-        Args:
-            profile: `paper` or `exact`.
-            body: width of the body.
-            body_end: of the convolutions between body and upsampler; None: the profile's own.
-            tail: of the upsampler and the last convolution; None: the profile's own.
-            head: of the first convolution; None: the profile's own.
-            overrides: by layer name or pattern.
-            per_channel: one weight scale per output channel.
-            free: activation grids need not hold zero.
+        The other arguments are the fields; None leaves a region as the profile has it.
 
         Raises:
             UsageError: no such profile or width, a float body, or what the profile does not allow.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.refine import refine_grids
 from odm_deploy.quantization.exact.sums import with_exact_sums
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
@@ -146,8 +147,15 @@ def observe(
     Raises:
         InputError: no image, or activations that are not finite.
     """
+    modules = dict(network.named_modules())
     observers = {name: InputObserver(name, percentile) for name in layers}
-    with _observed(network, observers), torch.no_grad():
+
+    def watched_by(observer: InputObserver) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: observer.add(inputs[0])
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, observer in observers.items():
+            hooks.enter_context(modules[name].register_forward_pre_hook(watched_by(observer)))
         for image in images:
             network(image)
     if unseen := [name for name, observer in observers.items() if not observer.images]:
@@ -155,25 +163,6 @@ def observe(
             "nothing to calibrate on", why=f"no image reached {unseen[0]}", fix="give --images more images"
         )
     return observers
-
-
-@contextmanager
-def _observed(network: nn.Module, observers: Mapping[str, InputObserver]) -> Generator[None]:
-    """Hook the observers in front of their layers, and out again whatever happens."""
-    modules = dict(network.named_modules())
-
-    def hook_of(observer: InputObserver) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            observer.add(inputs[0])
-
-        return hook
-
-    handles = [modules[name].register_forward_pre_hook(hook_of(observer)) for name, observer in observers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _freeze_layer(

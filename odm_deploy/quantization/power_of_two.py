@@ -22,12 +22,6 @@ def nearest_power_of_two(values: Tensor) -> Tensor:
     return torch.exp2(torch.round(torch.log2(values.double()))).to(values.dtype)
 
 
-def is_power_of_two(values: Tensor) -> bool:
-    """Whether every value is a power of two."""
-    mantissa, _ = torch.frexp(values.double())
-    return bool((mantissa == 0.5).all())
-
-
 def round_to_multiples(values: Tensor, unit: Tensor | float) -> Tensor:
     """The multiple of `unit` nearest to each value, ties to even; in the dtype of `values`.
 

@@ -47,7 +47,13 @@ def choose_grid(
     """
     if not observer.images:
         raise InputError(f"nothing is known of the input of {observer.name}", why="it saw no image")
-    grid_of = _grid_maker(bits, free=free, power_of_two=power_of_two)
+
+    def grid_of(lower: float, upper: float) -> Grid:
+        # A constant input leaves a free grid no range; an ordinary one spans from zero to it.
+        if free and lower < upper:
+            return Grid.free(lower, upper, bits)
+        return Grid.from_range(lower, upper, bits, power_of_two=power_of_two)
+
     if method is RangeMethod.PERCENTILE:
         return grid_of(*observer.percentile_range)
     if method is RangeMethod.MINMAX:
@@ -67,16 +73,6 @@ def clipped_share(observer: InputObserver, grid: Grid) -> float:
     values, counts = observer.histogram.occupied()
     outside = (values < grid.lower - grid.scale / 2) | (values > grid.upper + grid.scale / 2)
     return float(counts[outside].sum() / counts.sum())
-
-
-def _grid_maker(bits: int, *, free: bool, power_of_two: bool) -> Callable[[float, float], Grid]:
-    def make(lower: float, upper: float) -> Grid:
-        # A constant input leaves a free grid no range; an ordinary one spans from zero to it.
-        if free and lower < upper:
-            return Grid.free(lower, upper, bits)
-        return Grid.from_range(lower, upper, bits, power_of_two=power_of_two)
-
-    return make
 
 
 def _squared_error(values: FloatArray, counts: FloatArray, grid: Grid) -> float:

@@ -64,10 +64,6 @@ class WeightCodes:
         """The largest code the levels allow."""
         return self.first + self.step * (2**self.bits - 1)
 
-    def dequantize(self) -> Tensor:
-        """float32 weights, shaped like the codes."""
-        return self.codes.float() * per_output(self.scale, self.codes)
-
 
 def per_output(scale: Tensor, weight: Tensor) -> Tensor:
     """A scale [O] or [1] shaped so that it broadcasts over a weight [O, ...]."""

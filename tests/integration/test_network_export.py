@@ -11,7 +11,8 @@ from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.grid import Grid
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.model import FrozenLayer, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.weights import quantize_weight
 

@@ -25,8 +25,8 @@ from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import lower
 from odm_deploy.machine.builders import can_build, find_builder
-from odm_deploy.quantization.layers import ChannelOffsets
-from odm_deploy.quantization.model import FrozenLayer, freeze
+from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer
+from odm_deploy.quantization.model import freeze
 from tests.factories import body_only, quantized, tiny_network
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 

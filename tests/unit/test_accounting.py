@@ -9,7 +9,8 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.model import FrozenLayer, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.weights import quantize_weight
 

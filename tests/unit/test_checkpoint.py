@@ -8,7 +8,8 @@ from odm_deploy.checkpoint import file_sha256, load_model, save_model
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from tests.exact_models import calibrated_exact
 

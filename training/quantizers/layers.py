@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.quantization.model import FrozenLayer
+from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.power_of_two import round_to_multiples
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 

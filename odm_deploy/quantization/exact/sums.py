@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from odm_deploy.grid import Grid, nearest_zero_point
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel
-from odm_deploy.quantization.power_of_two import FLOAT32_BITS, round_to_multiples
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.power_of_two import FLOAT32_BITS, as_integer, common_exponent, round_to_multiples
 from odm_deploy.quantization.weights import WeightCodes, nearest_codes
 
 SPLITS = ((6, 6), (5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 2), (1, 1))
@@ -71,45 +72,33 @@ def _with_exact_sums(layer: FrozenLayer, weight: Tensor) -> FrozenLayer | None:
 
 def significant_bits(values: Tensor) -> int:
     """Bits of the longest significand among `values` (float32, all > 0)."""
-    mantissa, _ = torch.frexp(values.double())
-    whole = torch.ldexp(mantissa, torch.tensor(FLOAT32_BITS)).long()
-    trailing_zeros = torch.log2((whole & -whole).double())
-    return FLOAT32_BITS - int(trailing_zeros.min())
+    return max(as_integer(value)[0].bit_length() for value in values.tolist())
 
 
 def sums_are_exact(model: QuantizedModel) -> bool:
     """Whether no sum in any quantized layer of `model` can round."""
-    return all(
-        _sums_are_exact(FrozenLayer(layer.weight_codes, layer.grid, layer.bias)) for layer in model.layers.values()
-    )
+    layers = (FrozenLayer(layer.weight_codes, layer.grid, layer.bias) for layer in model.layers.values())
+    return all(not layer.grid.is_free and _needed_bits(layer) <= FLOAT32_BITS for layer in layers)
 
 
-def _sums_are_exact(layer: FrozenLayer) -> bool:
-    """Whether products and bias are multiples of one unit, few enough of them for a float32."""
-    scale, weight_scale = layer.grid.scale, layer.weight.scale
-    scale_bits = significant_bits(torch.tensor([scale])) + significant_bits(weight_scale)
-    needed = sum_bound_bits(layer) + scale_bits + _bias_bits(layer)
-    return not layer.grid.is_free and needed <= FLOAT32_BITS
+def _needed_bits(layer: FrozenLayer) -> float:
+    """Bits of the largest sum in the unit that all products and the bias are multiples of."""
+    scale_bits = significant_bits(torch.tensor([layer.grid.scale])) + significant_bits(layer.weight.scale)
+    halvings = 0 if layer.bias is None else -min(common_exponent(_in_products(layer, layer.bias).numpy()), 0)
+    return sum_bound_bits(layer) + scale_bits + halvings
 
 
-def _bias_bits(layer: FrozenLayer) -> int:
-    """How many times the products' unit has to be halved before every bias is a multiple of it."""
-    if layer.bias is None:
-        return 0
-    units = layer.bias.double() / (layer.weight.scale.double() * layer.grid.scale)
-    halvings = 0
-    while halvings <= FLOAT32_BITS and not torch.equal(units, torch.round(units)):
-        units, halvings = units * 2, halvings + 1
-    return halvings
+def _in_products(layer: FrozenLayer, bias: Tensor) -> Tensor:
+    """A bias in units of input scale * weight scale, float64."""
+    return bias.double() / (layer.weight.scale.double() * layer.grid.scale)
 
 
 def sum_bound_bits(layer: FrozenLayer) -> float:
     """Bits that the largest possible |partial sum| needs, in products of codes; the scales' own bits come on top."""
-    grid, weight = layer.grid, layer.weight
-    largest_input = max(grid.zero_point, grid.code_max - grid.zero_point)
-    sums = weight.codes.long().abs().flatten(1).sum(1) * largest_input
+    largest_input = max(layer.grid.zero_point, layer.grid.code_max - layer.grid.zero_point)
+    sums = layer.weight.codes.long().abs().flatten(1).sum(1) * largest_input
     if layer.bias is not None:
-        sums = sums + torch.ceil((layer.bias.double() / (weight.scale.double() * grid.scale)).abs()).long()
+        sums = sums + torch.ceil(_in_products(layer, layer.bias).abs()).long()
     return math.log2(max(int(sums.max()), 1))
 
 

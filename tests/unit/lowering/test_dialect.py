@@ -14,7 +14,8 @@ from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.proof.reference import TorchReference
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.weights import quantize_weight
 from tests.factories import OPENERS, lowered, model_of_all_kinds, random_images
 

@@ -5,8 +5,8 @@ from torch import nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from odm_deploy.quantization.fake_quant import fake_quantize
-from odm_deploy.quantization.layers import QuantizedConv2d, QuantizedLinear, quantized_layer
+from odm_deploy.quantization.fake_quant import dequantize_weight, fake_quantize
+from odm_deploy.quantization.layers import FrozenLayer, QuantizedConv2d, QuantizedLinear, quantized_layer
 from odm_deploy.quantization.weights import quantize_weight
 
 GRID = Grid(0.1, 5, 4)
@@ -28,10 +28,16 @@ def _seeded():
 )
 def test_a_convolution_is_the_float_one_on_quantized_input_and_weight(conv):
     codes = quantize_weight(conv.weight, 4)
-    layer = quantized_layer("c", conv, codes, conv.bias, GRID)
+    layer = quantized_layer("c", conv, FrozenLayer(codes, GRID, conv.bias))
     x = torch.randn(2, 4, 9, 11)
     expected = F.conv2d(
-        fake_quantize(x, GRID), codes.dequantize(), conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        fake_quantize(x, GRID),
+        dequantize_weight(codes.codes, codes.scale),
+        conv.bias,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
     )
     assert isinstance(layer, QuantizedConv2d)
     assert torch.equal(layer(x), expected)
@@ -40,17 +46,19 @@ def test_a_convolution_is_the_float_one_on_quantized_input_and_weight(conv):
 def test_a_linear_layer_is_the_float_one_on_quantized_input_and_weight():
     linear = nn.Linear(7, 3)
     codes = quantize_weight(linear.weight, 3, per_channel=False)
-    layer = quantized_layer("fc", linear, codes, linear.bias, GRID)
+    layer = quantized_layer("fc", linear, FrozenLayer(codes, GRID, linear.bias))
     x = torch.randn(2, 5, 7)
     assert isinstance(layer, QuantizedLinear)
-    assert torch.equal(layer(x), F.linear(fake_quantize(x, GRID), codes.dequantize(), linear.bias))
+    assert torch.equal(
+        layer(x), F.linear(fake_quantize(x, GRID), dequantize_weight(codes.codes, codes.scale), linear.bias)
+    )
 
 
 def test_a_free_grid_pads_with_the_level_nearest_zero():
     grid = Grid.free(0.3, 2.4, 3)
     conv = nn.Conv2d(1, 1, 3, padding=(1, 2), bias=False)
     codes = quantize_weight(torch.ones(1, 1, 3, 3), 2)
-    layer = quantized_layer("c", conv, codes, None, grid)
+    layer = quantized_layer("c", conv, FrozenLayer(codes, grid, None))
     x = torch.full((1, 1, 1, 1), grid.upper)
     border = grid.pad_value
     assert border == pytest.approx(0.3)
@@ -61,7 +69,7 @@ def test_a_free_grid_pads_with_the_level_nearest_zero():
 
 def test_after_double_everything_is_computed_in_float64():
     conv = nn.Conv2d(2, 2, 3, padding=1)
-    layer = quantized_layer("c", conv, quantize_weight(conv.weight, 4), conv.bias, GRID)
+    layer = quantized_layer("c", conv, FrozenLayer(quantize_weight(conv.weight, 4), GRID, conv.bias))
     x = torch.randn(1, 2, 5, 5)
     single, double = layer(x), layer.double()(x.double())
     assert double.dtype == torch.float64
@@ -71,7 +79,7 @@ def test_after_double_everything_is_computed_in_float64():
 
 def test_a_tap_sees_the_input_before_quantization_and_may_replace_it():
     conv = nn.Conv2d(1, 1, 1)
-    layer = quantized_layer("c", conv, quantize_weight(conv.weight, 4), conv.bias, GRID)
+    layer = quantized_layer("c", conv, FrozenLayer(quantize_weight(conv.weight, 4), GRID, conv.bias))
     x, other = torch.randn(2, 1, 1, 2, 2)
     untapped = layer(other)
     seen: list[torch.Tensor] = []
@@ -92,14 +100,14 @@ def test_a_tap_sees_the_input_before_quantization_and_may_replace_it():
 )
 def test_other_paddings_are_refused(conv):
     with pytest.raises(InputError, match="explicit zero padding"):
-        quantized_layer("c", conv, quantize_weight(conv.weight, 4), conv.bias, GRID)
+        quantized_layer("c", conv, FrozenLayer(quantize_weight(conv.weight, 4), GRID, conv.bias))
 
 
 def test_other_layers_are_refused():
     with pytest.raises(InputError, match="it is a PReLU"):
-        quantized_layer("act", nn.PReLU(), quantize_weight(torch.ones(1, 1), 4), None, GRID)
+        quantized_layer("act", nn.PReLU(), FrozenLayer(quantize_weight(torch.ones(1, 1), 4), GRID, None))
 
 
 def test_codes_of_another_shape_are_refused():
     with pytest.raises(InputError, match=r"\[1, 1\] against \[3, 7\]"):
-        quantized_layer("fc", nn.Linear(7, 3), quantize_weight(torch.ones(1, 1), 4), None, GRID)
+        quantized_layer("fc", nn.Linear(7, 3), FrozenLayer(quantize_weight(torch.ones(1, 1), 4), GRID, None))

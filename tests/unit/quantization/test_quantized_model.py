@@ -4,7 +4,8 @@ import torch
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization.model import FrozenLayer, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.weights import quantize_weight
 
 

@@ -11,7 +11,8 @@ from odm_deploy.proof.stress_images import stress_images
 from odm_deploy.quantization.exact.bounds import prove
 from odm_deploy.quantization.exact.freeze import bias_unit, freeze_exact
 from odm_deploy.quantization.exact.trace import integer_program
-from odm_deploy.quantization.model import FrozenLayer, QuantizedModel, freeze
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import quantizable_layers
 from odm_deploy.quantization.weights import quantize_weight
 from tests.exact_models import calibrated_exact, small_network
