@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from onnx import ModelProto
+
+from odm_deploy.building.build import build_plan
 from odm_deploy.building.options import BuildOptions
-from odm_deploy.building.throwaway import build_plan
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import ONNX_FILE
 from odm_deploy.errors import InputError, MissingError, OdmError
-from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.runtimes.base import Runtime
@@ -51,11 +52,11 @@ def open_twin(
     if runtime.model_kind == "onnx":
         label = "float twin" if options is None else f"float twin ({options.precision})"
         return chosen.open_bytes(twin.SerializeToString(), options, label="the float twin"), label
-    plan = _build_half(twin.SerializeToString(), runtime.name, shape)
+    plan = _build_half(twin, runtime.name, shape)
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
 
 
-def _build_half(twin: bytes, builder: str, shape: tuple[int, int, int, int]) -> bytes:
+def _build_half(twin: ModelProto, builder: str, shape: tuple[int, int, int, int]) -> bytes:
     if importlib.util.find_spec("onnx_ir") is None:
         raise MissingError("no half-precision twin", why="onnx-ir is not installed", fix="pip install onnx-ir")
     import onnx
@@ -64,7 +65,7 @@ def _build_half(twin: bytes, builder: str, shape: tuple[int, int, int, int]) -> 
     from odm_deploy.lowering.half_precision import convert_rest_to_half
 
     # The pass goes by the types of tensors, which the twin does not carry.
-    typed = onnx.shape_inference.infer_shapes(parse_onnx(twin))
+    typed = onnx.shape_inference.infer_shapes(twin)
     half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     if not any(tensor.data_type in half for tensor in typed.graph.initializer):
         graph = ir.from_proto(typed)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from onnx import ModelProto
+
 from odm_deploy.building.layer_table import LayerRecord, parse_inspector, parse_log
-from odm_deploy.building.options import BuildOptions
+from odm_deploy.building.options import BuildOptions, BuildRequest
 from odm_deploy.building.parent import BuildProgress, run_child
-from odm_deploy.building.protocol import BuildRequest
 from odm_deploy.building.trtexec import trtexec_command
+from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.files import read_onnx
 from odm_deploy.lowering.exact_mark import is_marked_exact
@@ -75,15 +76,10 @@ def build_engine(
     options = options or BuildOptions()
     builder = choose_builder(options.builder)
     options, warnings = _resolve(options, builder, exact=is_marked_exact(graph))
-    with ExitStack() as stack:
-        if log_path is None:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="odm-deploy-")))
-            log = scratch / "build.log"
-        else:
-            log = Path(log_path)
-            log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as scratch, atomic_path(plan_path) as plan:
+        log = Path(log_path or Path(scratch) / "build.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("")
-        plan = stack.enter_context(atomic_path(plan_path))
         done = run_child(BuildRequest(str(onnx_file.resolve()), str(plan), str(log), options), on_progress)
         plan_bytes = plan.stat().st_size
         with log.open(errors="replace") as lines:
@@ -100,13 +96,18 @@ def build_engine(
         layers=tuple(layers),
         warnings=tuple(dict.fromkeys(" ".join(warning.split()) for warning in (*done["warnings"], *warnings))),
         trtexec_equivalent=trtexec_command(
-            onnx_file,
-            Path(plan_path),
-            options,
-            version=done["version"],
-            inputs=dict(zip(done["inputs"], done["input_dims"], strict=True)),
+            onnx_file, Path(plan_path), options, version=done["version"], inputs=done["inputs"]
         ),
     )
+
+
+def build_plan(graph: ModelProto, options: BuildOptions) -> bytes:
+    """Build a graph in memory; returns the plan and leaves no file. Raises as `build_engine`."""
+    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
+        onnx_path, plan_path = Path(folder) / ONNX_FILE, Path(folder) / PLAN_FILE
+        onnx_path.write_bytes(graph.SerializeToString())
+        build_engine(onnx_path, plan_path, options)
+        return plan_path.read_bytes()
 
 
 def _resolve(options: BuildOptions, builder: Builder, *, exact: bool) -> tuple[BuildOptions, list[str]]:
@@ -118,13 +119,8 @@ def _resolve(options: BuildOptions, builder: Builder, *, exact: bool) -> tuple[B
         warnings.append("a timing cache has no effect on TensorRT-RTX")
         cache = None
     elif cache is not None and cache.is_dir():
-        cache = _timing_cache_in(cache, builder)
+        # A file for this version and this GPU.
+        gpu = next((re.sub(r"[^A-Za-z0-9]+", "-", found.name) for found in find_gpus()), "no-gpu")
+        cache /= f"{builder.name}-{builder.version}-{gpu}.timing"
     # TF32 keeps 11 significant bits of what an engine falls back to float for: too few for sums that never round.
     return replace(options, builder=builder.name, timing_cache=cache, tf32=options.tf32 and not exact), warnings
-
-
-def _timing_cache_in(folder: Path, builder: Builder) -> Path:
-    """The file for this version and this GPU."""
-    gpus = find_gpus()
-    gpu = re.sub(r"[^A-Za-z0-9]+", "-", gpus[0].name) if gpus else "no-gpu"
-    return folder / f"{builder.name}-{builder.version}-{gpu}.timing"

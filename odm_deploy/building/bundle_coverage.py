@@ -21,7 +21,7 @@ from odm_deploy.progress import Say, silent
 def bundle_coverage(
     bundle: Bundle, shapes: InputShapes, *, rebuild: bool = False, timeout_s: float = 600.0, say: Say = silent
 ) -> tuple[Coverage, str]:
-    """Compare what a bundle's graph asks for with what its engine does.
+    """Compare what a bundle's graph asks for with what its engine does; returns that, and where the layers are from.
 
     Args:
         bundle: a bundle, an engine.plan in one, or a model.onnx, of which an engine is built and thrown away.
@@ -30,13 +30,9 @@ def bundle_coverage(
         timeout_s: how long a build may take.
         say: takes lines about a build.
 
-    Returns:
-        The coverage, and where the engine's layers are known from.
-
     Raises:
         InputError: there is no graph, or it is unreadable.
-        BuildError: the builder refused the graph, crashed or ran out of time.
-        MissingError: no builder can build here.
+        BuildError, MissingError: as `build_engine`.
     """
     graph = bundle.graph
     engine = None if bundle.kind == "onnx" or bundle.manifest is None else bundle.manifest.engine

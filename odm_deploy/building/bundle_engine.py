@@ -36,16 +36,8 @@ def build_bundle_engine(
 ) -> BuildReport | None:
     """Build the engine next to a bundle's ONNX file; None where no builder is named, and none can build here.
 
-    Args:
-        onnx_path: what to build.
-        plan_path: where the engine goes.
-        options: how.
-        say: takes lines of progress, the builder's warnings, or the reason for None.
-        on_progress: takes the builder's progress.
-
-    Raises:
-        BuildError: the builder refused, crashed or ran out of time.
-        MissingError: the builder that was asked for by name cannot build here.
+    `say` takes lines of progress, the builder's warnings, or the reason for None. Raises as `build_engine`;
+    MissingError only where a builder was asked for by name.
     """
     try:
         builder = choose_builder(options.builder)
@@ -77,16 +69,7 @@ def rebuild_engine(
 ) -> Manifest:
     """Build, or build anew, the engine of an existing bundle on this machine, and write down in its manifest how.
 
-    A build that fails leaves plan and manifest as they were.
-
-    Args:
-        bundle: what `export` wrote.
-        options: how.
-        say: takes a line of progress.
-        on_progress: takes the builder's progress.
-
-    Returns:
-        The manifest as it is now.
+    A build that fails leaves plan and manifest as they were. Returns the manifest as it is now.
 
     Raises:
         InputError: no bundle, a damaged one, one whose model.onnx is another than its manifest says, or one that cannot
@@ -127,12 +110,12 @@ def shapes_of(bundle: Bundle | Path | str) -> InputShapes | None:
 
 def describe_engine(built: BuildReport) -> dict[str, Any]:
     """The manifest's `engine` entry of a finished build."""
-    options, gpus = built.options, find_gpus()
+    options, gpu = built.options, next(iter(find_gpus()), None)
     return {
         "flavour": built.builder,
         "version": built.version,
-        "gpu": gpus[0].name if gpus else None,
-        "compute_capability": list(gpus[0].compute_capability) if gpus else None,
+        "gpu": gpu and gpu.name,
+        "compute_capability": gpu and list(gpu.compute_capability),
         "profile": str(options.shapes),
         "tf32": options.tf32,
         "version_compatible": options.version_compatible,
@@ -142,9 +125,5 @@ def describe_engine(built: BuildReport) -> dict[str, Any]:
         "plan_bytes": built.plan_bytes,
         "trtexec": built.trtexec_equivalent,
         "warnings": list(built.warnings[:_WARNINGS_KEPT]),
-        # What `inspect` needs; the tensors of each layer would make the manifest unreadable.
-        "layers": [
-            {"name": layer.name, "kind": layer.kind, "precision": layer.precision, "onnx_nodes": list(layer.onnx_nodes)}
-            for layer in built.layers
-        ],
+        "layers": [dataclasses.asdict(layer) | {"onnx_nodes": list(layer.onnx_nodes)} for layer in built.layers],
     }

@@ -1,7 +1,12 @@
 """The process in which a TensorRT builder runs: `python -m odm_deploy.building.child`.
 
 Builders are native code that a bad graph can crash (a scale computed at run time segfaults TensorRT-RTX 1.7), hang or
-starve of memory, so `build.build_engine` never calls one in its own process. See `protocol` for what the two say.
+starve of memory, so `build.build_engine` never calls one in its own process. What the two say to each other:
+
+* stdin: one JSON object, the fields of `BuildRequest`. Without a whole one the child ends: its parent has gone.
+* stdout: one JSON object a line, each with an `event`: `phase`, `step` and `finished` while building, and last `done`
+  or `failed`.
+* the log file: every line the builder logs, flushed as it comes, so that a crash leaves the builder's last words.
 
 One code path serves `tensorrt` 10.13 to 11 and `tensorrt_rtx`: networks are always strongly typed (precision lives in
 the ONNX graph), and nothing that TensorRT 11 removed is named.
@@ -10,18 +15,35 @@ the ONNX graph), and nothing that TensorRT 11 removed is named.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from odm_deploy.building.options import HARDWARE_LEVELS, BuildOptions
-from odm_deploy.building.protocol import BuildRequest, Channel
+from odm_deploy.building.options import HARDWARE_LEVELS, BuildOptions, BuildRequest
 from odm_deploy.errors import BuildError
 from odm_deploy.files import atomic_path
+from odm_deploy.machine.builders import TENSORRT_RTX
 
 _ERRORS = ("INTERNAL_ERROR", "ERROR")
+
+
+class Channel:
+    """Writes events as JSON lines. Reports to a parent that is gone are dropped: the build is being cancelled."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.open = True
+
+    def send(self, event: str, **values: Any) -> None:
+        """Send one event."""
+        try:
+            self._stream.write(json.dumps({"event": event, **values}) + "\n")
+            self._stream.flush()
+        except OSError:
+            self.open = False
 
 
 def make_logger(trt: Any, log: TextIO) -> Any:
@@ -99,10 +121,9 @@ def build(request: BuildRequest, channel: Channel, log: TextIO) -> dict[str, Any
     return {
         "seconds": time.perf_counter() - started,
         "version": str(trt.__version__),
-        "inputs": [network.get_input(index).name for index in range(network.num_inputs)],
-        "input_dims": [list(network.get_input(index).shape) for index in range(network.num_inputs)],
+        "inputs": {each.name: list(each.shape) for each in map(network.get_input, range(network.num_inputs))},
         "warnings": list(dict.fromkeys(logger.warnings)),
-        "inspection": None if request.builder == "tensorrt_rtx" else _inspect(trt, logger, plan),
+        "inspection": None if request.builder == TENSORRT_RTX else _inspect(trt, logger, plan),
     }
 
 
@@ -120,8 +141,8 @@ def configure(trt: Any, builder: Any, config: Any, network: Any, options: BuildO
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware != "this":
-        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE_LEVELS[options.hardware])
-        config.hardware_compatibility_level = level
+        level = HARDWARE_LEVELS[options.hardware]
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, name in enumerate(options.compute_capabilities):
@@ -131,13 +152,11 @@ def configure(trt: Any, builder: Any, config: Any, network: Any, options: BuildO
                 fix = "leave the compute capability out for the default: Ampere and later"
                 raise BuildError(f"{options.builder} cannot build for {name}", why=f"it knows {known}", fix=fix)
     profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        graph_input = network.get_input(index)
+    for graph_input in map(network.get_input, range(network.num_inputs)):
         profile.set_shape(graph_input.name, *options.shapes.for_input(tuple(graph_input.shape), graph_input.name))
     config.add_optimization_profile(profile)
-    if options.timing_cache is None:
+    if (stored := options.timing_cache) is None:
         return None
-    stored = options.timing_cache
     cache = config.create_timing_cache(stored.read_bytes() if stored.exists() else b"")
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         # Timings of another GPU or version would choose wrong kernels: begin anew, and replace the file.

@@ -112,9 +112,23 @@ def coverage(
     shapes = infer_shapes(graph.model, sizes)
     asked = find_layers(graph)
     names = Counter(layer.name for layer in asked)
-    return Coverage(
-        tuple(_cover(graph, layer, layers, findings, shapes, unique=names[layer.name] == 1) for layer in asked)
-    )
+    covered: list[LayerCoverage] = []
+    for layer in asked:
+        unique = names[layer.name] == 1
+        record = find_compute_layer(layers, layer.name) if unique else None
+        precision = record.precision if record else _MISSING if unique else _AMBIGUOUS
+        covered.append(
+            LayerCoverage(
+                name=layer.name,
+                op=layer.node.op_type,
+                quantized=layer.quantized,
+                precision=precision,
+                reason="" if precision == "int8" else _reason(layer, record, findings),
+                macs=count_macs(graph, layer.node, shapes),
+                engine_layer=record.name if record else "",
+            )
+        )
+    return Coverage(tuple(covered))
 
 
 def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
@@ -132,28 +146,6 @@ def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
         return prod(first) * prod(second[1:])
     transposed = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
     return prod(output) * (first[-2] if transposed else first[-1])
-
-
-def _cover(
-    graph: QdqGraph,
-    layer: Layer,
-    records: Sequence[LayerRecord],
-    findings: Sequence[Finding],
-    shapes: Shapes,
-    *,
-    unique: bool,
-) -> LayerCoverage:
-    record = find_compute_layer(records, layer.name) if unique else None
-    precision = record.precision if record else _MISSING if unique else _AMBIGUOUS
-    return LayerCoverage(
-        name=layer.name,
-        op=layer.node.op_type,
-        quantized=layer.quantized,
-        precision=precision,
-        reason="" if precision == "int8" else _reason(layer, record, findings),
-        macs=count_macs(graph, layer.node, shapes),
-        engine_layer=record.name if record else "",
-    )
 
 
 def _reason(layer: Layer, record: LayerRecord | None, findings: Sequence[Finding]) -> str:

@@ -11,28 +11,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from odm_deploy.errors import InputError
 
-# Spellings of a number type in logs and inspector JSON (also inside format descriptions such as
-# "Thirty-two wide channel vectorized row major Int8 format"). First match wins, so longer names come first.
-_TYPES = (
-    ("bf16", r"bf16|bfloat16"),
-    ("fp16", r"fp16|half|float16"),
-    ("fp8", r"fp8|float8\w*"),
-    ("fp4", r"fp4"),
-    ("int8", r"int8"),
-    ("int4", r"int4"),
-    ("int32", r"int32"),
-    ("int64", r"int64"),
-    ("uint8", r"uint8"),
-    ("bool", r"bool"),
-    ("fp32", r"fp32|float32|float"),
-)
-_WIDEST_FIRST = ("fp32", "bf16", "fp16", "fp8", "fp4", "int64", "int32", "uint8", "int8", "int4", "bool")
+# How number types are spelled in logs and inspector JSON, also inside format descriptions such as
+# "Thirty-two wide channel vectorized row major Int8 format". The widest come first.
+_TYPES = {
+    "fp32": r"fp32|float32|float",
+    "bf16": r"bf16|bfloat16",
+    "fp16": r"fp16|half|float16",
+    "fp8": r"fp8|float8\w*",
+    **{name: name for name in ("fp4", "int64", "int32", "uint8", "int8", "int4", "bool")},
+}
 
 # Layer types that multiply and accumulate; everything else moves or transforms values point by point.
 # Generated kernels (`kgen`, `runtime_fusion`) say in their name what they fuse: `__myl_CastMulCastMulCastFc_myl0_1`.
@@ -45,25 +38,11 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*[\x1e,;]?\s*(?:\[|$))")
 _LOG_ROW = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[(?P<constants>.*?)\], )?"
-    r"Outputs: \[(?P<outputs>.*?)\], (?P<rest>(?:TacticName|StreamId|Metadata): .*)$"
+    r"Outputs: \[.*?\], (?P<rest>(?:TacticName|StreamId|Metadata): .*)$"
 )
-_LOG_TENSOR = re.compile(
-    r"\{ Name: (?P<name>.*?), .*?Dimensions: \[(?P<dims>[^\]]*)\].*?"
-    r"(?:Datatype|Format/Datatype): (?P<type>[^,}]*?)(?:, Format: (?P<layout>[^}]*?))? \}"
+_LOG_TYPE = re.compile(
+    r"\{ Name: .*?, .*?Dimensions: \[[^\]]*\].*?(?:Datatype|Format/Datatype): ([^,}]*?)(?:, Format: [^}]*?)? \}"
 )
-
-
-@dataclass(frozen=True)
-class TensorFormat:
-    """One input, constant or output of an engine layer."""
-
-    name: str
-    dims: tuple[int, ...]
-    """-1 where dynamic."""
-    dtype: str
-    """`fp32`, `fp16`, `bf16`, `int8`, ...; `unknown` where the source does not say."""
-    layout: str = ""
-    """The memory layout in the runtime's words."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +54,6 @@ class LayerRecord:
     """The runtime's own layer type, for example `correlation`, `gemm`, `kgen`, `CaskConvolution`."""
     precision: str
     """Type of the arithmetic: `int8` only where both operands of the multiplication are int8."""
-    inputs: tuple[TensorFormat, ...]
-    constants: tuple[TensorFormat, ...]
-    outputs: tuple[TensorFormat, ...]
     onnx_nodes: tuple[str, ...]
     """Names of the ONNX nodes this layer computes, wholly or in part."""
 
@@ -128,11 +104,9 @@ def parse_inspector(text: str) -> list[LayerRecord]:
 
 
 def recorded_layers(engine: Mapping[str, Any]) -> list[LayerRecord]:
-    """The layers that a manifest's `engine` entry lists; empty where it lists none. Their tensors are not recorded."""
-    return [
-        LayerRecord(row["name"], row["kind"], row["precision"], (), (), (), tuple(row["onnx_nodes"]))
-        for row in engine.get("layers", ())
-    ]
+    """The layers that a manifest's `engine` entry lists; empty where it lists none."""
+    rows = engine.get("layers", ())
+    return [LayerRecord(row["name"], row["kind"], row["precision"], tuple(row["onnx_nodes"])) for row in rows]
 
 
 def find_compute_layer(layers: Sequence[LayerRecord], onnx_node: str) -> LayerRecord | None:
@@ -141,15 +115,12 @@ def find_compute_layer(layers: Sequence[LayerRecord], onnx_node: str) -> LayerRe
     A node's bias or rescaling often ends up in another layer, so compute layers win over pointwise ones.
     """
     covering = [layer for layer in layers if onnx_node in layer.onnx_nodes]
-    for layer in covering:
-        if layer.is_compute:
-            return layer
-    return covering[0] if covering else None
+    return next((layer for layer in covering if layer.is_compute), covering[0] if covering else None)
 
 
 def normalize_type(text: str) -> str:
     """`Float` -> `fp32`, `Row major linear FP16 format (kLINEAR)` -> `fp16`, ..., `unknown` for anything else."""
-    for name, pattern in _TYPES:
+    for name, pattern in _TYPES.items():
         if re.search(rf"(?<![a-z0-9])(?:{pattern})(?![a-z0-9])", text, re.IGNORECASE):
             return name
     return "unknown"
@@ -162,56 +133,44 @@ def _is_compute(kind: str, name: str) -> bool:
 
 
 def _log_record(match: re.Match[str]) -> LayerRecord:
-    inputs = tuple(_log_tensors(match["inputs"]))
-    constants = tuple(_log_tensors(match["constants"] or ""))
-    outputs = tuple(_log_tensors(match["outputs"]))
+    name, kind = match["name"], match["kind"]
+    inputs, constants = (
+        [*map(normalize_type, _LOG_TYPE.findall(match[side] or ""))] for side in ("inputs", "constants")
+    )
     metadata = match["rest"].partition("Metadata: ")[2]
-    precision = _precision(match["kind"], match["name"], inputs, constants)
-    return LayerRecord(match["name"], match["kind"], precision, inputs, constants, outputs, _onnx_nodes(metadata))
-
-
-def _log_tensors(text: str) -> Iterator[TensorFormat]:
-    for match in _LOG_TENSOR.finditer(text):
-        dims = tuple(int(dim) for dim in match["dims"].split(",") if dim.strip())
-        yield TensorFormat(match["name"], dims, normalize_type(match["type"]), (match["layout"] or "").strip())
+    return LayerRecord(name, kind, _precision(kind, name, inputs, constants), _onnx_nodes(metadata))
 
 
 def _inspector_record(layer: str | Mapping[str, Any]) -> LayerRecord:
     if isinstance(layer, str):
-        return LayerRecord(layer, "", "unknown", (), (), (), ())
+        return LayerRecord(layer, "", "unknown", ())
     name = str(layer.get("Name") or "")
     kind = str(layer.get("ParameterType") or layer.get("LayerType") or "")
-    inputs = tuple(map(_inspector_tensor, layer.get("Inputs") or ()))
-    constants = tuple(map(_inspector_tensor, layer.get("Constants") or ()))
+    inputs, constants = ([*map(_inspector_type, layer.get(side) or ())] for side in ("Inputs", "Constants"))
     weights = layer.get("Weights")
     if isinstance(weights, dict) and weights.get("Type"):
-        # Classic convolution layers list their weights apart, by type and count only.
-        constants += (TensorFormat("weights", (int(weights.get("Count") or 0),), normalize_type(str(weights["Type"]))),)
-    outputs = tuple(map(_inspector_tensor, layer.get("Outputs") or ()))
+        # Classic convolution layers list their weights apart.
+        constants.append(normalize_type(str(weights["Type"])))
     nodes = _onnx_nodes(str(layer.get("Metadata") or ""))
-    return LayerRecord(name, kind, _precision(kind, name, inputs, constants), inputs, constants, outputs, nodes)
+    return LayerRecord(name, kind, _precision(kind, name, inputs, constants), nodes)
 
 
-def _inspector_tensor(item: Mapping[str, Any]) -> TensorFormat:
-    dims = tuple(int(dim) for dim in item.get("Dimensions") or ())
-    described = str(item.get("Format/Datatype") or item.get("Format") or "")
-    return TensorFormat(
-        str(item.get("Name") or ""), dims, normalize_type(str(item.get("Datatype") or described)), described
-    )
+def _inspector_type(tensor: Mapping[str, Any]) -> str:
+    return normalize_type(str(tensor.get("Datatype") or tensor.get("Format/Datatype") or tensor.get("Format") or ""))
 
 
 def _onnx_nodes(metadata: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_ONNX_NODE.findall(metadata)))
 
 
-def _precision(kind: str, name: str, inputs: Sequence[TensorFormat], constants: Sequence[TensorFormat]) -> str:
-    """The type a layer computes in.
+def _precision(kind: str, name: str, inputs: Sequence[str], constants: Sequence[str]) -> str:
+    """The type a layer computes in, from those of its operands.
 
     A product runs as int8 only when two of its operands are int8: an int8 input alone is dequantized on the fly.
     Residuals, biases and scales are further, float, operands of the same layer and do not count against it. Products
     inside generated kernels never count as int8: every one seen casts its int8 operands to float first.
     """
-    types = [tensor.dtype for tensor in (*inputs, *constants)]
+    types = [*inputs, *constants]
     if _is_compute(kind, name):
         if kind in _GENERATED:
             types = [dtype for dtype in types if dtype != "int8"] or ["fp32"]
@@ -220,5 +179,5 @@ def _precision(kind: str, name: str, inputs: Sequence[TensorFormat], constants: 
         else:
             types = [dtype for dtype in types if dtype != "int8"] or types
     elif inputs:
-        types = [tensor.dtype for tensor in inputs]
-    return next((dtype for dtype in _WIDEST_FIRST if dtype in types), "unknown" if types else "none")
+        types = [*inputs]
+    return next((dtype for dtype in _TYPES if dtype in types), "unknown" if types else "none")

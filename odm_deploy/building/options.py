@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from odm_deploy.errors import UsageError
@@ -68,6 +69,37 @@ class BuildOptions:
                 why="plans of tensorrt_rtx run on every GPU from Ampere on, and on their own version only",
                 fix="leave --version-compatible and --hardware out, or use tensorrt",
             )
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """All that the process of a builder (`child`) needs to know to build one engine."""
+
+    onnx: str
+    plan: str
+    """Where to write the plan; the parent renames it into place."""
+    log: str
+    options: BuildOptions
+    """How to build it; `builder` is named, and every option is one it has."""
+
+    @property
+    def builder(self) -> str:
+        """`tensorrt` or `tensorrt_rtx`; also the name of its Python module."""
+        assert self.options.builder is not None
+        return self.options.builder
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> BuildRequest:
+        """Inverse of `to_json`."""
+        document = json.loads(text)
+        options = document.pop("options")
+        shapes = InputShapes(**{name: tuple(shape) for name, shape in options.pop("shapes").items()})
+        cache = options.pop("timing_cache")
+        return cls(**document, options=BuildOptions(shapes=shapes, timing_cache=cache and Path(cache), **options))
 
 
 def _target(name: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import odm_deploy
-from odm_deploy.building.protocol import BuildRequest
+from odm_deploy.building.options import BuildRequest
 from odm_deploy.errors import BuildError
 from odm_deploy.lowering.lint import Severity, lint
 
@@ -46,16 +46,10 @@ def run_child(request: BuildRequest, on_progress: Callable[[BuildProgress], None
     command = [sys.executable, "-P", "-m", "odm_deploy.building.child"]
     timeout_s, log = request.options.timeout_s, Path(request.log)
     expired = threading.Event()
+    environment, pipe = {**os.environ, "PYTHONPATH": path}, subprocess.PIPE
     with (
         log.open("a") as errors,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        ) as child,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as child,
     ):
 
         def expire() -> None:

@@ -11,19 +11,13 @@ from odm_deploy.machine.builders import TENSORRT_RTX
 
 
 def trtexec_command(
-    onnx_path: Path,
-    plan_path: Path,
-    options: BuildOptions,
-    *,
-    version: str,
-    inputs: Mapping[str, Sequence[int]],
+    onnx_path: Path, plan_path: Path, options: BuildOptions, *, version: str, inputs: Mapping[str, Sequence[int]]
 ) -> str:
     """The command that builds the same engine.
 
     Args:
-        onnx_path: the graph. Where it and the plan lie in one folder, the command is meant to be run there: bundles
-            move between machines.
-        plan_path: the engine.
+        onnx_path: the graph.
+        plan_path: the engine. Where both lie in one folder, the command is meant to be run there: bundles move.
         options: how it was built; `builder` is named.
         version: the builder's version.
         inputs: dimensions of the graph's inputs by name, -1 where dynamic.
@@ -32,13 +26,10 @@ def trtexec_command(
         onnx_path, plan_path = Path(onnx_path.name), Path(plan_path.name)
     rtx = options.builder == TENSORRT_RTX
     words = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={onnx_path}", f"--saveEngine={plan_path}"]
-    dynamic = {name: dims for name, dims in inputs.items() if min(dims) < 0}
-    for index, option in enumerate(("minShapes", "optShapes", "maxShapes")):
-        shapes = [
-            f"{name}:{'x'.join(map(str, options.shapes.for_input(dims)[index]))}" for name, dims in dynamic.items()
-        ]
-        if shapes:
-            words.append(f"--{option}={','.join(shapes)}")
+    ranges = {name: options.shapes.for_input(dims) for name, dims in inputs.items() if min(dims) < 0}
+    for index, option in enumerate(("minShapes", "optShapes", "maxShapes") if ranges else ()):
+        shapes = (f"{name}:{'x'.join(map(str, shape[index]))}" for name, shape in ranges.items())
+        words.append(f"--{option}={','.join(shapes)}")
     if not rtx and version.startswith("10."):
         # TensorRT 11 and RTX know no other mode.
         words.append("--stronglyTyped")

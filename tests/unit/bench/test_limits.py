@@ -14,7 +14,7 @@ HEAD, BODY, TAIL = (10 * 20 * 9 * c_in * c_out for c_in, c_out in ((3, WIDTH), (
 
 
 def record(name: str, kind: str, precision: str) -> LayerRecord:
-    return LayerRecord(name, kind, precision, (), (), (), (name,))
+    return LayerRecord(name, kind, precision, (name,))
 
 
 def names() -> tuple[str, str]:

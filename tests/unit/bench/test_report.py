@@ -94,7 +94,7 @@ def test_only_a_model_that_is_not_much_faster_is_explained() -> None:
 
 
 def test_layers_of_an_engine_are_sorted_by_their_time() -> None:
-    known = [LayerRecord("conv", "correlation", "int8", (), (), (), ())]
+    known = [LayerRecord("conv", "correlation", "int8", ())]
     slow, fast = LayerTime.of({"scale": 0.5, "conv": 1.5}, known)
     assert (slow.name, slow.precision, slow.ms, slow.share) == ("conv", "int8", 1.5, 0.75)
     assert (fast.name, fast.precision, fast.ms, fast.share) == ("scale", "unknown", 0.5, 0.25)

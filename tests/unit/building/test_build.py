@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,8 @@ import onnx
 import pytest
 
 from odm_deploy.building.build import build_engine
-from odm_deploy.building.child import configure, make_logger
-from odm_deploy.building.options import HARDWARE_LEVELS, BuildOptions
-from odm_deploy.building.protocol import BuildRequest, Channel
+from odm_deploy.building.child import Channel, configure, make_logger
+from odm_deploy.building.options import HARDWARE_LEVELS, BuildOptions, BuildRequest
 from odm_deploy.building.trtexec import trtexec_command
 from odm_deploy.errors import BuildError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes
@@ -168,6 +169,13 @@ def test_the_end_of_a_builder_is_explained(fake_tensorrt, tmp_path, program, wor
     with pytest.raises(BuildError, match=words):
         build_engine(tmp_path / "model.onnx", tmp_path / "engine.plan", BuildOptions("tensorrt"))
     assert not (tmp_path / "engine.plan").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"onnx": "model.onnx", "pl'])
+def test_a_builder_whose_parent_goes_before_all_is_said_ends(text):
+    command = [sys.executable, "-m", "odm_deploy.building.child"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_channel_writes_json_lines_and_notices_a_parent_that_is_gone():

@@ -17,7 +17,7 @@ PROFILE = InputShapes.static(1, 10, 12, channels=16)
 
 
 def record(node, precision="int8"):
-    return LayerRecord(f"{node}_engine", "correlation", precision, (), (), (), (node,))
+    return LayerRecord(f"{node}_engine", "correlation", precision, (node,))
 
 
 def macs_of(op, weight_shape, **attributes):
