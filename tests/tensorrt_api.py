@@ -21,7 +21,7 @@ FILES = (
     "building/child.py",
     "runtimes/tensorrt/engine.py",
     "runtimes/tensorrt/rtx_engine.py",
-    "runtimes/tensorrt/log.py",
+    "runtimes/tensorrt/listeners.py",
     "runtimes/tensorrt/binding.py",
     "runtimes/tensorrt/kernel_cache.py",
 )

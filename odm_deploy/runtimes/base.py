@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.runtimes.dlpack import SupportsDlpack, host_array
+from odm_deploy.runtimes.dlpack import Tensors, host_array
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array, TensorInfo
 
@@ -86,14 +86,18 @@ class Runtime(Closable):
         return opened
 
     @classmethod
-    @abstractmethod
     def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
-        """Load a model from its serialized bytes. `label` names it in error messages. Raises as `open` does."""
+        """Load a model from its serialized bytes. `label` names it in error messages. Raises as `open`."""
+        return cls._load_bytes(model, options or RuntimeOptions(), label)
+
+    @classmethod
+    @abstractmethod
+    def _load_bytes(cls, model: bytes, options: RuntimeOptions, label: str) -> Self: ...
 
     @classmethod
     @abstractmethod
     def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
-        """Load this runtime's file of a bundle. Raises as `open` does."""
+        """Load this runtime's file of a bundle. Raises as `open`."""
 
     @abstractmethod
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -123,7 +127,7 @@ class Runtime(Closable):
             return self._execute(checked)
 
     def timed_run(self, feeds: Mapping[str, Array]) -> RunTimes:
-        """Run once for its duration. The feeds are checked before the clock starts. Raises as `run` does."""
+        """Run once for its duration. The feeds are checked before the clock starts. Raises as `run`."""
         checked = self._check(feeds)
         with self._lock:
             self._require_open()
@@ -165,12 +169,7 @@ class Runtime(Closable):
             )
         return self.inputs[0], self.outputs[0]
 
-    def run_on_device(
-        self,
-        feeds: Mapping[str, SupportsDlpack],
-        out: Mapping[str, SupportsDlpack] | None = None,
-        stream: int | None = None,
-    ) -> Mapping[str, SupportsDlpack]:
+    def run_on_device(self, feeds: Tensors, out: Tensors | None = None, stream: int | None = None) -> Tensors:
         """Run the model on tensors in GPU memory, without a detour through the host. Engines only.
 
         Args:
@@ -183,7 +182,9 @@ class Runtime(Closable):
             For every output the tensor of `out`, or a new `DeviceArray`: `torch.from_dlpack(array)`.
 
         Raises:
-            InputError: this runtime computes in host memory; or as for `run`.
+            InputError: this runtime computes in host memory; or a tensor is missing, unknown, on another device, not
+                contiguous, or does not fit.
+            UsageError: the runtime is closed.
         """
         raise InputError(
             f"{self.name} cannot run on tensors in GPU memory",
@@ -194,7 +195,7 @@ class Runtime(Closable):
     def another(self) -> Self:
         """A second runtime on the same loaded model, whose runs overlap with those of this one.
 
-        Threads that share one runtime take turns; threads with a runtime each do not. Close each of them.
+        Close each of them.
 
         Raises:
             UsageError: the runtime is closed.
@@ -238,10 +239,12 @@ class Runtime(Closable):
                 f"these are not the inputs of the model on {self.name}",
                 why=f"given {sorted(feeds)}, the model takes {sorted(wanted)}",
             )
-        arrays = {info.name: host_array(feeds[info.name], f"input {info.name!r}") for info in self.inputs}
+        checked: dict[str, Array] = {}
         for info in self.inputs:
-            info.check(arrays[info.name])
-        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            array = host_array(feeds[info.name], f"input {info.name!r}")
+            info.check(array)
+            checked[info.name] = np.ascontiguousarray(array)
+        return checked
 
     def _require_open(self) -> None:
         if self._closed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +69,10 @@ class SupportsDlpack(Protocol):
 
     def __dlpack__(self, *, stream: Any = None) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+Tensors = Mapping[str, SupportsDlpack]
+"""Tensors by name."""
 
 
 def host_array(array: Any, label: str) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_directory
 from odm_deploy.graphs.input_shapes import InputShapes, Shape, parse_shapes
 from odm_deploy.machine.builders import TENSORRT
-from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
+from odm_deploy.runtimes.onnx.base import graph_inputs, graph_outputs
 from odm_deploy.runtimes.tensor_info import TensorInfo
 from odm_deploy.serving.pbtxt import Enum, to_pbtxt
 

@@ -30,8 +30,8 @@ from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
-from odm_deploy.runtimes.tensorrt.cuda import Cuda, Stream
-from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
+from odm_deploy.runtimes.tensorrt.cuda import Buffer, Cuda, Stream
+from odm_deploy.runtimes.tensorrt.device_tensors import DeviceArray
 from odm_deploy.runtimes.tensorrt.kernel_cache import FOLDER_VARIABLE
 from tests.command_line import run_cli
 from tests.factories import lowered, tiny_model
@@ -119,7 +119,7 @@ def test_parts_of_a_run_add_up(engine: Runtime) -> None:
 
 
 def to_gpu(cuda: Cuda, array: np.ndarray) -> DeviceArray:
-    with closing(cuda.buffer(array.nbytes)) as staging, closing(cuda.stream()) as stream:
+    with closing(Buffer(cuda, array.nbytes)) as staging, closing(cuda.stream()) as stream:
         staging.bytes[:] = array.reshape(-1).view(np.uint8)
         pointer = cuda.allocate(array.nbytes)
         staging.upload(stream)
@@ -130,7 +130,7 @@ def to_gpu(cuda: Cuda, array: np.ndarray) -> DeviceArray:
 
 def from_gpu(cuda: Cuda, array: Any, stream: Stream) -> np.ndarray:
     borrowed = BorrowedTensor(array, stream=int(stream.handle))
-    with closing(cuda.buffer(math.prod(borrowed.shape) * borrowed.dtype.itemsize)) as staging:
+    with closing(Buffer(cuda, math.prod(borrowed.shape) * borrowed.dtype.itemsize)) as staging:
         staging.copy_from(borrowed.pointer, stream)
         staging.download(stream)
         stream.synchronize()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Self
 
+import numpy as np
+
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.runtimes.base import Runtime
-from odm_deploy.runtimes.onnx.tensors import graph_inputs, graph_outputs
 from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
     import onnx
@@ -30,17 +32,29 @@ class GraphRuntime(Runtime):
         return cls._load(bundle.onnx_bytes, bundle.graph, options, str(bundle))
 
     @classmethod
-    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
-        """Load a serialized ONNX model. `label` names it in error messages.
-
-        Raises:
-            InputError: these bytes are no ONNX model, or the runtime refuses the graph.
-            MissingError: the runtime's package or its device is not on this machine.
-            UsageError: the runtime cannot honour one of the options.
-        """
-        return cls._load(model, parse_onnx(model, label=label), options or RuntimeOptions(), label)
+    def _load_bytes(cls, model: bytes, options: RuntimeOptions, label: str) -> Self:
+        return cls._load(model, parse_onnx(model, label=label), options, label)
 
     @classmethod
     @abstractmethod
     def _load(cls, model: bytes, graph: onnx.ModelProto, options: RuntimeOptions, label: str) -> Self:
-        """Load what `open_bytes` got, and what it parses to."""
+        """Load a serialized model, and what it parses to."""
+
+
+def graph_inputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """What a caller has to feed: the graph's inputs without those that an initializer already fills."""
+    filled = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_info(value) for value in model.graph.input if value.name not in filled)
+
+
+def graph_outputs(model: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """What a run returns, in the graph's order."""
+    return tuple(map(_info, model.graph.output))
+
+
+def _info(value: onnx.ValueInfoProto) -> TensorInfo:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    tensor = value.type.tensor_type
+    shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
+    return TensorInfo(value.name, np.dtype(tensor_dtype_to_np_dtype(tensor.elem_type)), shape)

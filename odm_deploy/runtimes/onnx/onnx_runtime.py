@@ -11,7 +11,6 @@ import onnx
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.cpu import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
-from odm_deploy.runtimes.onnx.tensors import number_types
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
 
@@ -44,7 +43,6 @@ class OnnxRuntime(GraphRuntime):
         self._session: Any = session
         self._options = options
         self._threads = options.threads or physical_cpus()
-        self._output_names = [info.name for info in self.outputs]
         self.device = self._device()
 
     @classmethod
@@ -89,7 +87,7 @@ class OnnxRuntime(GraphRuntime):
         try:
             session = ort.InferenceSession(model, settings, providers=[(cls.provider, dict(provider_options))])
         except Exception as error:  # its exception types share no base but Exception
-            raise InputError(f"ONNX Runtime cannot load {label}", why=first_line(error)) from error
+            raise InputError(f"ONNX Runtime cannot load {label}", why=_first_line(error)) from error
         if cls.provider not in session.get_providers():
             # It falls back to the CPU with a mere log line when CUDA's libraries do not load.
             raise MissingError(
@@ -98,11 +96,12 @@ class OnnxRuntime(GraphRuntime):
         return session
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        names = [info.name for info in self.outputs]
         try:
-            results = self._session.run(self._output_names, dict(feeds))
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
-            raise InputError(f"ONNX Runtime cannot run the model on {_shapes(feeds)}", why=first_line(error)) from error
-        return dict(zip(self._output_names, results, strict=True))
+            shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+            raise InputError(f"ONNX Runtime cannot run the model on {shapes}", why=_first_line(error)) from error
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, execution provider, threads and whether fusions are on."""
@@ -149,7 +148,7 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
         The scales of the graph make a calibration table needless. Float32 layers of a graph with float16 in it may be
         computed in float16, too.
         """
-        found = number_types(graph)
+        found = _number_types(graph.graph)
         return {switch: "1" for switch, kind in _TENSORRT_SWITCHES.items() if kind in found}
 
 
@@ -161,11 +160,18 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
     speed_note: ClassVar[str] = ""
 
 
-def first_line(error: BaseException) -> str:
+def _number_types(graph: onnx.GraphProto) -> set[int]:
+    """Types of the numbers a graph computes with, as members of `onnx.TensorProto.DataType`."""
+    declared = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    casts = [attribute for node in graph.node if node.op_type == "Cast" for attribute in node.attribute]
+    return (
+        declared
+        | {tensor.data_type for tensor in graph.initializer}
+        | {attribute.i for attribute in casts if attribute.name == "to"}
+    )
+
+
+def _first_line(error: BaseException) -> str:
     """The informative first line of a runtime's exception, without its boilerplate prefix."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].removeprefix("[ONNXRuntimeError] : ") if lines else type(error).__name__
-
-
-def _shapes(feeds: Mapping[str, Array]) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())

@@ -6,9 +6,12 @@ its context had at capture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.runtimes.dlpack import BorrowedTensor
@@ -47,15 +50,14 @@ class ShapeBinding:
         try:
             context.set_optimization_profile_async(profile, int(stream.handle))
             for name, array in feeds.items():
-                self._inputs[name] = self._allocate(cuda, TensorInfo(name, array.dtype, array.shape))
+                self._inputs[name] = _allocate(cuda, array.shape, array.dtype)
                 context.set_input_shape(name, array.shape)
             for info in outputs:
                 shape = tuple(int(size) for size in context.get_tensor_shape(info.name))
                 if min(shape, default=0) < 0:
-                    raise InputError(
-                        f"cannot run this engine: the shape of its output {info.name!r} depends on the data"
-                    )
-                self._outputs[info.name] = self._allocate(cuda, TensorInfo(info.name, info.dtype, shape))
+                    what = f"cannot run this engine: the shape of its output {info.name!r} depends on the data"
+                    raise InputError(what)
+                self._outputs[info.name] = _allocate(cuda, shape, info.dtype)
             for name, (buffer, _) in (self._inputs | self._outputs).items():
                 context.set_tensor_address(name, buffer.device)
             # The first run after a change of shape does work on the host that a graph must not contain.
@@ -81,9 +83,13 @@ class ShapeBinding:
         for buffer, _ in self._inputs.values():
             buffer.upload(self._stream)
 
-    def compute(self) -> None:
-        """Queue one run of the network."""
-        self._compute_on(self._stream)
+    def compute(self, stream: Stream | None = None) -> None:
+        """Queue one run of the network, on the binding's stream or another."""
+        stream = stream or self._stream
+        if self._graph is not None:
+            self._graph.launch(stream)
+        else:
+            self._enqueue(stream)
 
     def run_on(self, stream: Stream, feeds: Mapping[str, int], results: Mapping[str, int]) -> None:
         """Queue a whole run on any stream, from and to device memory given by its addresses.
@@ -95,10 +101,10 @@ class ShapeBinding:
         stream.wait_for(self._done)
         for name, address in feeds.items():
             self._inputs[name][0].copy_from(address, stream)
-        self._compute_on(stream)
+        self.compute(stream)
         for name, address in results.items():
             self._outputs[name][0].copy_to(address, stream)
-        stream.record(self._done.handle)
+        stream.record(self._done)
 
     def time_layers(self, timer: Any, runs: int) -> None:
         """Run some times with TensorRT reporting the time of each layer to `timer`, a `trt.IProfiler`."""
@@ -131,35 +137,11 @@ class ShapeBinding:
         self._graph, self._context = None, None
         self._inputs, self._outputs = {}, {}
 
-    def _compute_on(self, stream: Stream) -> None:
-        if self._graph is not None:
-            self._graph.launch(stream)
-        else:
-            self._enqueue(stream)
-
     def _enqueue(self, stream: Stream) -> None:
         if not self._context.execute_async_v3(int(stream.handle)):
             raise OdmError("TensorRT could not run the engine", fix="check the GPU with nvidia-smi")
 
-    @staticmethod
-    def _allocate(cuda: Cuda, tensor: TensorInfo) -> tuple[Buffer, Array]:
-        shape = tuple(size or 0 for size in tensor.shape)
-        count = 1
-        for size in shape:
-            count *= size
-        buffer = cuda.buffer(count * tensor.dtype.itemsize)
-        return buffer, buffer.bytes.view(tensor.dtype).reshape(shape)
 
-
-def make_layer_timer(trt: Any) -> Any:
-    """A TensorRT profiler that adds up the milliseconds of each layer, in the order of the engine."""
-
-    class LayerTimer(trt.IProfiler):
-        def __init__(self) -> None:
-            trt.IProfiler.__init__(self)
-            self.total_ms: dict[str, float] = {}
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self.total_ms[layer_name] = self.total_ms.get(layer_name, 0.0) + ms
-
-    return LayerTimer()
+def _allocate(cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Buffer, Array]:
+    buffer = Buffer(cuda, math.prod(shape) * dtype.itemsize)
+    return buffer, buffer.bytes.view(dtype).reshape(shape)

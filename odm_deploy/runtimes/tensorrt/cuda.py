@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import weakref
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,10 +65,6 @@ class Cuda:
         """A new stream that does not synchronize with the default one."""
         return Stream(self, self.call("cudaStreamCreateWithFlags", self._api.cudaStreamNonBlocking))
 
-    def buffer(self, size: int) -> Buffer:
-        """`size` bytes of device memory with a page-locked twin in host memory."""
-        return Buffer(self, size)
-
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
         """Queue a copy of `size` bytes; addresses tell the driver what lies on the host and what on the GPU."""
         self.call("cudaMemcpyAsync", target, source, size, self._api.cudaMemcpyKind.cudaMemcpyDefault, stream.handle)
@@ -78,9 +73,10 @@ class Cuda:
         """A stream of somebody else, by its handle."""
         return Stream(self, self._api.cudaStream_t(handle))
 
-    def event(self) -> Event:
-        """An event to order streams by; it measures no time."""
-        return Event(self, self.call("cudaEventCreateWithFlags", self._api.cudaEventDisableTiming))
+    def event(self, *, timed: bool = False) -> Event:
+        """An event to order streams by; `timed` ones measure time, too, and cost more."""
+        flags = self._api.cudaEventDefault if timed else self._api.cudaEventDisableTiming
+        return Event(self, self.call("cudaEventCreateWithFlags", flags))
 
     def allocate(self, size: int) -> int:
         """Address of `size` bytes of device memory."""
@@ -112,22 +108,6 @@ class Cuda:
         finally:
             self.call("cudaGraphDestroy", graph)
 
-    @contextmanager
-    def events(self, count: int) -> Generator[list[Any]]:
-        """`count` events, destroyed at the end."""
-        created: list[Any] = []
-        try:
-            for _ in range(count):
-                created.append(self.call("cudaEventCreate"))  # noqa: PERF401 - what exists must be destroyed on failure
-            yield created
-        finally:
-            for event in created:
-                self.call("cudaEventDestroy", event)
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two recorded and finished events."""
-        return float(self.call("cudaEventElapsedTime", start, end))
-
 
 class Stream:
     """A CUDA stream."""
@@ -140,9 +120,9 @@ class Stream:
         """Wait for all that was queued."""
         self._cuda.call("cudaStreamSynchronize", self.handle)
 
-    def record(self, event: Any) -> None:
+    def record(self, event: Event) -> None:
         """Queue an event."""
-        self._cuda.call("cudaEventRecord", event, self.handle)
+        self._cuda.call("cudaEventRecord", event.handle, self.handle)
 
     def wait_for(self, event: Event) -> None:
         """Let what is queued from now on wait for the latest recording of `event`, without blocking the host."""
@@ -165,9 +145,16 @@ class Event:
         """Block until the latest recording has been reached."""
         self._cuda.call("cudaEventSynchronize", self.handle)
 
+    def ms_until(self, end: Event) -> float:
+        """Milliseconds from here to another event, both timed and reached."""
+        return float(self._cuda.call("cudaEventElapsedTime", self.handle, end.handle))
+
 
 class Buffer:
-    """Device memory with a page-locked host twin: copies from pageable memory would neither overlap nor be stable."""
+    """`size` bytes of device memory with a page-locked host twin.
+
+    Copies from pageable memory would neither overlap nor be stable.
+    """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
         self._cuda = cuda

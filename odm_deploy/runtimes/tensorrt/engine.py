@@ -9,6 +9,7 @@ import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,14 +20,13 @@ from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime, RunTimes
-from odm_deploy.runtimes.dlpack import BorrowedTensor, SupportsDlpack
+from odm_deploy.runtimes.dlpack import BorrowedTensor, Tensors
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array, TensorInfo
-from odm_deploy.runtimes.tensorrt.binding import ShapeBinding, make_layer_timer
+from odm_deploy.runtimes.tensorrt.binding import ShapeBinding
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
-from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
-from odm_deploy.runtimes.tensorrt.device_tensors import borrow_tensors, new_arrays
-from odm_deploy.runtimes.tensorrt.log import make_log
+from odm_deploy.runtimes.tensorrt.device_tensors import DeviceArray, borrow_tensors, new_arrays
+from odm_deploy.runtimes.tensorrt.listeners import make_layer_timer, make_log
 from odm_deploy.runtimes.tensorrt.plan_file import built_for, require_gpu
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
@@ -66,38 +66,17 @@ class TensorRtEngine(Runtime):
         for gpu in find_gpus()[:1]:
             require_gpu(facts, gpu, label=label)
         origin = built_for(facts)
-        return cls.open_bytes(
-            plan,
-            cls._options_for(plan, options),
-            label=f"{label} ({origin})" if origin else label,
-            version_compatible=bool(facts.get("version_compatible")),
-        )
+        label = f"{label} ({origin})" if origin else label
+        # Such a plan brings code of its own, with which later versions run it: open it only if you would run a program
+        # from the same source.
+        brings_code = bool(facts.get("version_compatible"))
+        return cls._load_bytes(plan, cls._options_for(plan, options), label, version_compatible=brings_code)
 
     @classmethod
-    def open_bytes(
-        cls,
-        model: bytes,
-        options: RuntimeOptions | None = None,
-        *,
-        label: str = "the plan",
-        version_compatible: bool = False,
+    def _load_bytes(
+        cls, model: bytes, options: RuntimeOptions, label: str, *, version_compatible: bool = False
     ) -> Self:
-        """Deserialize an engine.
-
-        Args:
-            model: a serialized engine.
-            options: how to run it.
-            label: names it in error messages.
-            version_compatible: the plan brings code of its own, with which later versions run it. Only for plans from
-                where you would take a program from.
-
-        Raises:
-            InputError: these bytes are no engine, or one of another TensorRT, version or GPU.
-            MissingError: TensorRT, cuda-python or a GPU is missing.
-            UsageError: unoptimized execution or bf16 was asked for: both are decided when the engine is built.
-        """
-        chosen = options or RuntimeOptions()
-        if not chosen.optimize or chosen.precision != "fp32":
+        if not options.optimize or options.precision != "fp32":
             raise UsageError(
                 f"{cls.name} cannot change how an engine computes", fix="build another engine, or leave the option out"
             )
@@ -114,7 +93,7 @@ class TensorRtEngine(Runtime):
         engine = runtime.deserialize_cuda_engine(model)
         if engine is None:
             raise InputError(f"{cls.name} cannot load {label}", why=log.last_error, fix=REBUILD)
-        return cls(trt, engine, cuda, log, chosen, find_gpus()[0].name)
+        return cls(trt, engine, cuda, log, options, find_gpus()[0].name)
 
     @classmethod
     def _options_for(cls, plan: bytes, options: RuntimeOptions) -> RuntimeOptions:
@@ -146,19 +125,19 @@ class TensorRtEngine(Runtime):
     def _execute_timed(self, feeds: Mapping[str, Array]) -> RunTimes:
         binding = self._bind(feeds)
         binding.fill(feeds)
-        with self._cuda.events(4) as events:
-            self._stream.record(events[0])
-            for event, step in zip(events[1:], (binding.upload, binding.compute, binding.download), strict=True):
-                step()
-                self._stream.record(event)
-            self._stream.synchronize()
-            h2d, compute, d2h = (self._cuda.elapsed_ms(events[at], events[at + 1]) for at in range(3))
+        events = [self._cuda.event(timed=True) for _ in range(4)]
+        self._stream.record(events[0])
+        for event, step in zip(events[1:], (binding.upload, binding.compute, binding.download), strict=True):
+            step()
+            self._stream.record(event)
+        self._stream.synchronize()
+        h2d, compute, d2h = (start.ms_until(end) for start, end in pairwise(events))
         return RunTimes(latency_ms=h2d + compute + d2h, h2d_ms=h2d, compute_ms=compute, d2h_ms=d2h)
 
     def layer_times_ms(self, feeds: Mapping[str, Array], runs: int) -> dict[str, float]:
         """Mean milliseconds that each layer of the engine takes, by its name there, as TensorRT itself measures them.
 
-        Measuring costs time, and happens kernel by kernel: the sum is more than a run takes. Raises as `run` does.
+        Measuring costs time, and happens kernel by kernel: the sum is more than a run takes. Raises as `run`.
         """
         checked = self._check(feeds)
         with self._lock:
@@ -173,17 +152,8 @@ class TensorRtEngine(Runtime):
                 binding.close()
         return {name: total / runs for name, total in timer.total_ms.items()}
 
-    def run_on_device(
-        self,
-        feeds: Mapping[str, SupportsDlpack],
-        out: Mapping[str, SupportsDlpack] | None = None,
-        stream: int | None = None,
-    ) -> Mapping[str, SupportsDlpack]:
-        """Run on tensors in GPU memory; see `Runtime.run_on_device`.
-
-        Raises:
-            InputError: a tensor is missing, unknown, on another device, not contiguous, or does not fit.
-        """
+    def run_on_device(self, feeds: Tensors, out: Tensors | None = None, stream: int | None = None) -> Tensors:
+        """As `Runtime.run_on_device`."""
         with self._lock:
             self._require_open()
             queue = self._stream if stream is None else self._cuda.borrowed_stream(stream)
@@ -192,7 +162,7 @@ class TensorRtEngine(Runtime):
             binding = self._bind(sources)
             shapes = binding.output_shapes
             wanted = [TensorInfo(info.name, info.dtype, shapes[info.name]) for info in self.outputs]
-            results: Mapping[str, SupportsDlpack]
+            results: Tensors
             targets: Mapping[str, BorrowedTensor | DeviceArray]
             ready = self._cuda.event()
             if out is None:
@@ -204,7 +174,7 @@ class TensorRtEngine(Runtime):
                 {name: tensor.pointer for name, tensor in sources.items()},
                 {name: tensor.pointer for name, tensor in targets.items()},
             )
-            queue.record(ready.handle)
+            queue.record(ready)
             if stream is None:
                 ready.synchronize()
         return results

@@ -35,7 +35,7 @@ class Diary(Runtime):
         self.runs = 0
 
     @classmethod
-    def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "") -> Self:
+    def _load_bytes(cls, model: bytes, options: RuntimeOptions, label: str) -> Self:
         return cls(label, [])
 
     @classmethod

@@ -9,7 +9,7 @@ from odm_deploy.machine.builders import find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
-from odm_deploy.runtimes.tensorrt.log import make_log
+from odm_deploy.runtimes.tensorrt.listeners import make_log
 from odm_deploy.runtimes.tensorrt.rtx_engine import TensorRtRtxEngine
 
 RTX_PLAN = b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes([1, 7, 1, 116])

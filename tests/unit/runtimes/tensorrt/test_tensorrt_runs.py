@@ -17,7 +17,7 @@ from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.pool import RuntimePool
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
-from odm_deploy.runtimes.tensorrt.device_array import DeviceArray
+from odm_deploy.runtimes.tensorrt.device_tensors import DeviceArray
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 from tests.simulated_gpu import BEST, TENSORRT, SimulatedCuda, SimulatedEngine
 
