@@ -19,8 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.build import build_plan
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.index import GraphIndex
