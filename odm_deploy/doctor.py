@@ -13,8 +13,8 @@ from typing import Any
 
 from odm_deploy.errors import MissingError
 from odm_deploy.machine.builders import choose_builder, find_builders
-from odm_deploy.machine.cpu import cpu_features, cpu_name, physical_cpus
 from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.machine.host import cpu_features, cpu_name, physical_cpus
 from odm_deploy.runtimes.registry import why_unusable
 
 # Distributions that put an `onnxruntime` module in the same place; the last one installed wins, half broken.

@@ -31,7 +31,7 @@ from odm_deploy.imaging.pixels import Bits, Pixels
 from odm_deploy.imaging.png import write_png
 from odm_deploy.imaging.tiles import Tiles, whole_limit_px
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.machine.memory import memory_bytes
+from odm_deploy.machine.host import memory_bytes
 from odm_deploy.pipeline import ahead
 from odm_deploy.progress import Track
 from odm_deploy.runtimes.base import Runtime

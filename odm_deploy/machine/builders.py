@@ -16,6 +16,7 @@ import importlib.util
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,11 +82,7 @@ def builder_name(name: str) -> str:
 
 
 def find_builder(name: str) -> Builder:
-    """Look up one builder by name (`tensorrt`, `tensorrt_rtx` or `tensorrt-rtx`) without importing it.
-
-    Raises:
-        UsageError: there is no such builder.
-    """
+    """Look up one builder by name without importing it. Raises as `builder_name`."""
     module = builder_name(name)
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -145,11 +142,9 @@ def _advice(candidates: tuple[Builder, ...]) -> str:
 def _version(module: str) -> str:
     # The meta package of an Ubuntu or tar installation has another name than its module, hence the list.
     names = ("", "_cu13", "_cu12", "_bindings", "_cu13_bindings", "_cu12_bindings")
-    for package in (module + name for name in names):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(module + name)
     return "0"
 
 
@@ -161,13 +156,10 @@ def _version_pair(version: str) -> tuple[int, int]:
 
 def _has_libraries(module: str, package: Path) -> bool:
     """Whether the core library of `module` lies in its wheel, in its libs wheel, or on the loader's path."""
-    stem = "tensorrt_rtx" if module == TENSORRT_RTX else "nvinfer"
+    stem = TENSORRT_RTX if module == TENSORRT_RTX else "nvinfer"
     folders = [package, package.parent / f"{module}_libs"]
-    folders += [Path(item) for item in os.environ.get(_loader_variable(), "").split(os.pathsep) if item]
+    variable = "PATH" if sys.platform == "win32" else "LD_LIBRARY_PATH"
+    folders += [Path(item) for item in os.environ.get(variable, "").split(os.pathsep) if item]
     folders += [Path("/usr/lib") / f"{platform.machine()}-linux-gnu", Path("/usr/local/lib"), Path("/usr/lib64")]
     patterns = (f"lib{stem}.so*", f"{stem}*.dll")
     return any(next(folder.glob(pattern), None) for folder in folders if folder.is_dir() for pattern in patterns)
-
-
-def _loader_variable() -> str:
-    return "PATH" if sys.platform == "win32" else "LD_LIBRARY_PATH"

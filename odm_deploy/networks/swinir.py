@@ -125,7 +125,7 @@ class SwinIR(SuperResolutionNetwork):
         height, width = x.shape[2], x.shape[3]
         window, scale = self.config.window, self.config.scale
         rows, cols = (height + window - 1) // window, (width + window - 1) // window
-        # Padded before it is normalised: OpenVINO 2026.4 crashes on the opposite order (`openvino_probe`).
+        # Padded before it is normalised: OpenVINO 2026.4 crashes on the opposite order (`openvino_faults`).
         shallow = self.conv_first(pad_reflected(x, rows, cols, window) / 255.0 - self.mean)
         mask = shifted_window_mask(rows, cols, window, window // 2, like=shallow)
         tokens = self.patch_embed(shallow.permute(0, 2, 3, 1))

@@ -89,23 +89,15 @@ def host_array(array: Any, label: str) -> NDArray[Any]:
             raise BufferError("it lies in the memory of a device")
         return np.from_dlpack(array)
     except (AttributeError, BufferError, RuntimeError, TypeError) as error:
-        raise InputError(
-            f"{label} cannot be read as an array",
-            why=f"{type(array).__name__}: {error}",
-            fix="pass a numpy array or a tensor in host memory",
-        ) from error
+        why, fix = f"{type(array).__name__}: {error}", "pass a numpy array or a tensor in host memory"
+        raise InputError(f"{label} cannot be read as an array", why=why, fix=fix) from error
 
 
 class BorrowedTensor:
     """A contiguous tensor of another library. Its memory stays valid as long as this object lives."""
 
     def __init__(self, source: SupportsDlpack, *, stream: int | None = None, label: str = "the tensor") -> None:
-        """Borrow the memory of `source`.
-
-        Args:
-            source: exports DLPack.
-            stream: CUDA stream the memory will be used on; the other library makes it wait for pending writes.
-            label: names it in error messages.
+        """Borrow the memory of `source`, to use it on a CUDA stream, which the other library makes wait for its writes.
 
         Raises:
             InputError: it exports nothing, is not contiguous, or of a type that numpy has no name for.
@@ -113,11 +105,8 @@ class BorrowedTensor:
         try:
             capsule: Any = source.__dlpack__() if stream is None else source.__dlpack__(stream=stream)
         except (AttributeError, BufferError, RuntimeError, TypeError) as error:
-            raise InputError(
-                f"{label} cannot be read as an array",
-                why=f"{type(source).__name__}: {error}",
-                fix="pass a numpy array or a detached, contiguous tensor",
-            ) from error
+            why, fix = f"{type(source).__name__}: {error}", "pass a numpy array or a detached, contiguous tensor"
+            raise InputError(f"{label} cannot be read as an array", why=why, fix=fix) from error
         if not _is_valid(id(capsule), _CAPSULE):
             raise InputError(f"{label} cannot be read as an array", why=f"{type(source).__name__} exports no dltensor")
         # The capsule is never marked as consumed: when it goes, it frees the export by itself.

@@ -24,8 +24,7 @@ _HOMES = {
     "onnxruntime_tensorrt": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntimeTensorRt"),
     "onnxruntime_rtx": ("odm_deploy.runtimes.onnx.onnx_runtime", "OnnxRuntimeRtx"),
 }
-_NEEDS_GPU = ("onnxruntime_cuda", "onnxruntime_tensorrt", "onnxruntime_rtx")
-_PACKAGES = {"openvino": "openvino", "onnxruntime": "onnxruntime", **dict.fromkeys(_NEEDS_GPU, "onnxruntime")}
+_CPU_ONLY = ("openvino", "onnxruntime")
 
 RUNTIME_NAMES = tuple(_HOMES)
 
@@ -56,15 +55,14 @@ def why_unusable(name: str) -> str:
         UsageError: there is no such runtime.
     """
     canonical = _canonical(name)
+    package = canonical.partition("_")[0]
     if canonical in BUILDERS:
         problem = find_builder(canonical).problem
-        return problem or ("" if find_gpus() else "no NVIDIA GPU that the driver can use")
-    package = _PACKAGES[canonical]
-    if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed"
-    if canonical in _NEEDS_GPU and not find_gpus():
+    else:
+        problem = "" if importlib.util.find_spec(package) else f"{package} is not installed"
+    if not problem and canonical not in _CPU_ONLY and not find_gpus():
         return "no NVIDIA GPU that the driver can use"
-    return ""
+    return problem
 
 
 def open_runtime(
@@ -111,12 +109,9 @@ def _open_first(bundle: Bundle, options: RuntimeOptions | None, order: Sequence[
         except OdmError as error:
             failures.append(error)
             continue
-        opened.passed_over = tuple(
-            # Nobody expects an engine to run where there is no GPU.
-            str(error)
-            for error in failures
-            if find_gpus() or not isinstance(error, MissingError)
-        )
+        # Nobody expects an engine to run where there is no GPU.
+        told = (error for error in failures if find_gpus() or not isinstance(error, MissingError))
+        opened.passed_over = tuple(map(str, told))
         return opened
     if not failures:
         raise InputError(f"cannot run {bundle}", why=f"none of {', '.join(order)} takes such a file")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from odm_deploy.cli.doctor import command
 from odm_deploy.doctor import conflicting_onnxruntimes, look_around
-from odm_deploy.machine.cpu import cpu_features, cpu_name, describe_cpu, physical_cpus
+from odm_deploy.machine.host import cpu_features, cpu_name, describe_cpu, physical_cpus
 from odm_deploy.runtimes.registry import why_unusable
 
 

@@ -17,7 +17,7 @@ from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import read_image
 from odm_deploy.imaging.tiles import Tiles, whole_limit_px
 from odm_deploy.lowering.activation_memory import activation_bytes_per_px
-from odm_deploy.machine.memory import memory_bytes
+from odm_deploy.machine.host import memory_bytes
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
 from tests.command_line import run_cli

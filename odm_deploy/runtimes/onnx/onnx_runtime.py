@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import onnx
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.machine.cpu import describe_cpu, physical_cpus
+from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
@@ -43,7 +43,7 @@ class OnnxRuntime(GraphRuntime):
         self._session: Any = session
         self._options = options
         self._threads = options.threads or physical_cpus()
-        self.device = self._device()
+        self.device = "CUDA device 0" if self.on_gpu else describe_cpu(self._threads)
 
     @classmethod
     def _load(cls, model: bytes, graph: onnx.ModelProto, options: RuntimeOptions, label: str) -> Self:
@@ -116,9 +116,6 @@ class OnnxRuntime(GraphRuntime):
             "optimized": self._options.optimize,
         }
 
-    def _device(self) -> str:
-        return describe_cpu(self._threads)
-
     def _release(self) -> None:
         self._session = None
 
@@ -129,9 +126,6 @@ class OnnxRuntimeCuda(OnnxRuntime):
     name: ClassVar[str] = "onnxruntime_cuda"
     on_gpu: ClassVar[bool] = True
     provider: ClassVar[str] = "CUDAExecutionProvider"
-
-    def _device(self) -> str:
-        return "CUDA device 0"
 
 
 class OnnxRuntimeTensorRt(OnnxRuntimeCuda):

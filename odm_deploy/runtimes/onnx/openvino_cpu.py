@@ -13,10 +13,16 @@ from onnx import ModelProto
 
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.lowering.exact_mark import is_marked_exact
-from odm_deploy.machine.cpu import describe_cpu, physical_cpus
+from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
-from odm_deploy.runtimes.onnx.openvino_probe import needs_probe, probe
-from odm_deploy.runtimes.onnx.openvino_shapes import KEPT, CompiledSizes, Shapes, wants_fixed_sizes
+from odm_deploy.runtimes.onnx.openvino_faults import (
+    KEPT,
+    CompiledSizes,
+    Shapes,
+    needs_probe,
+    probe,
+    wants_fixed_sizes,
+)
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
 

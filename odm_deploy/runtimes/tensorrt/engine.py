@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -102,15 +102,12 @@ class TensorRtEngine(Runtime):
 
     @classmethod
     def _import(cls) -> Any:
-        builder = find_builder(cls.name)
+        builder, what = find_builder(cls.name), f"cannot run engines of {cls.name}"
         if not builder.usable:
-            raise MissingError(f"cannot run engines of {cls.name}", why=builder.problem, fix=builder.install)
+            raise MissingError(what, why=builder.problem, fix=builder.install)
         if not find_gpus():
-            raise MissingError(
-                f"cannot run engines of {cls.name}",
-                why="the driver finds no NVIDIA GPU",
-                fix="run the bundle's model.onnx on the CPU with --runtime openvino (pip install 'odm-deploy[cpu]')",
-            )
+            fix = "run the bundle's model.onnx on the CPU with --runtime openvino (pip install 'odm-deploy[cpu]')"
+            raise MissingError(what, why="the driver finds no NVIDIA GPU", fix=fix)
         return importlib.import_module(cls.name)
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -201,20 +198,16 @@ class TensorRtEngine(Runtime):
         """The index of the first optimization profile that these shapes lie in."""
         ranges: list[str] = []
         for profile in range(self._engine.num_optimization_profiles):
-            limits = {info.name: self._limits(info.name, profile) for info in self.inputs}
-            if all(_within(feeds[name].shape, low, high) for name, (low, high) in limits.items()):
+            limits = {each.name: self._engine.get_tensor_profile_shape(each.name, profile) for each in self.inputs}
+            if all(_within(feeds[name].shape, low, high) for name, (low, _, high) in limits.items()):
                 return profile
-            ranges.extend(f"{name} {_dims(low)} to {_dims(high)}" for name, (low, high) in limits.items())
+            ranges.extend(f"{name} {_dims(low)} to {_dims(high)}" for name, (low, _, high) in limits.items())
         given = ", ".join(f"{name} {_dims(array.shape)}" for name, array in feeds.items())
         raise InputError(
             f"the engine was not built for {given}",
             why=f"it takes {'; '.join(ranges)}",
             fix="use tiles or images within it, or build it again with wider --shapes",
         )
-
-    def _limits(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        low, _, high = self._engine.get_tensor_profile_shape(name, profile)
-        return tuple(low), tuple(high)
 
     _captures_graphs: ClassVar[bool] = True
     """Whether graphs are captured here, around TensorRT."""
@@ -259,9 +252,9 @@ class TensorRtEngine(Runtime):
         self._engine = None
 
 
-def _within(shape: tuple[int, ...], low: tuple[int, ...], high: tuple[int, ...]) -> bool:
+def _within(shape: Iterable[int], low: Iterable[int], high: Iterable[int]) -> bool:
     return all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True))
 
 
-def _dims(shape: tuple[int, ...]) -> str:
+def _dims(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))

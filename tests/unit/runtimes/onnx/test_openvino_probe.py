@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
-from odm_deploy.runtimes.onnx.openvino_probe import needs_probe
+from odm_deploy.runtimes.onnx.openvino_faults import needs_probe
 from odm_deploy.runtimes.registry import open_runtime
 from tests.factories import lowered, quantized, random_images, tiny_model, tiny_network
 

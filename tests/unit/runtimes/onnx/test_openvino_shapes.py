@@ -6,15 +6,15 @@ import numpy as np
 import torch
 
 from odm_deploy.networks.registry import build_network
-from odm_deploy.runtimes.onnx import openvino_shapes
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.onnx.openvino_faults import KEPT
 from tests.factories import lowered, quantized, random_images, tiny_model
 
 
 def test_every_size_is_computed_and_few_are_kept() -> None:
     model = tiny_model(8)
     sizes = [(12, 16), (7, 9), (20, 8), (9, 9), (16, 12), (12, 16), (5, 31)]
-    assert len(set(sizes)) > openvino_shapes.KEPT
+    assert len(set(sizes)) > KEPT
     with OpenVinoCpu.open_bytes(lowered(model).SerializeToString()) as runtime, runtime.another() as second:
         for height, width in sizes:
             images = random_images(height, width)
@@ -24,7 +24,7 @@ def test_every_size_is_computed_and_few_are_kept() -> None:
                 assert found.shape == expected.shape
                 assert np.quantile(np.abs(found - expected), 0.9) < 0.01
         assert runtime._sizes is second._sizes
-        assert len(runtime._sizes._compiled) == len(runtime._requests) == openvino_shapes.KEPT
+        assert len(runtime._sizes._compiled) == len(runtime._requests) == KEPT
 
 
 def test_a_network_whose_first_convolution_is_quantized_too() -> None:

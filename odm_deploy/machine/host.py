@@ -1,4 +1,4 @@
-"""What processor this is: its name for reports, and the instructions that decide how fast int8 and bf16 run."""
+"""The processor, with the instructions that decide how fast int8 and bf16 run, and the memory of this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_ASSUMED_MEMORY_BYTES = 8 << 30
 
 # cpuinfo flag -> what the field calls it, in the order of what they bring to quantized inference.
 _FEATURES = {
@@ -44,14 +45,20 @@ def physical_cpus() -> int:
     """
     if not hasattr(os, "sched_getaffinity"):
         return max(1, (os.cpu_count() or 1))
-    allowed = os.sched_getaffinity(0)
-    cores = {_core_of(cpu) for cpu in allowed}
-    return max(1, len(cores))
+    return max(1, len({_core_of(cpu) for cpu in os.sched_getaffinity(0)}))
 
 
 def describe_cpu(threads: int) -> str:
     """A device line for reports, such as "AMD EPYC 9354, 2 threads"."""
     return f"{cpu_name()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def memory_bytes() -> int:
+    """All memory, in use or not; 8 GiB on systems that do not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return _ASSUMED_MEMORY_BYTES
 
 
 def _core_of(cpu: int) -> str:
@@ -67,8 +74,5 @@ def _cpuinfo(key: str) -> str:
         lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
+    facts = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in facts if name.strip() == key), "")
