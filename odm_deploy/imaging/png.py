@@ -166,7 +166,7 @@ def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel: int) -> 
     """
     up = np.concatenate([above[None], rows[:-1]])
     left, up_left = _shifted(rows, pixel), _shifted(up, pixel)
-    candidates = {_SUB: rows - left, _UP: rows - up, _PAETH: rows - _paeth(left, up, up_left)}
+    candidates = {_SUB: rows - left, _UP: rows - up, _PAETH: rows - paeth_predictor(left, up, up_left)}
     # Bytes wrap: 255 is a difference of -1. The smallest sum of magnitudes is what compresses best, as a rule.
     costs = [np.minimum(each, np.negative(each)).sum(axis=1, dtype=np.uint32) for each in candidates.values()]
     numbers = np.array(list(candidates), np.uint8)[np.argmin(costs, axis=0)]
@@ -186,7 +186,7 @@ def _shifted(rows: NDArray[np.uint8], pixel: int) -> NDArray[np.uint8]:
     return result
 
 
-def _paeth(left: NDArray[np.uint8], up: NDArray[np.uint8], up_left: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def paeth_predictor(left: NDArray[np.uint8], up: NDArray[np.uint8], up_left: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Whichever neighbour is nearest to left + up - up_left; ties go to left, then to up (section 9.4).
 
     up_left is nearest only where it lies between the other two, and its distance then is the difference of theirs. So

@@ -79,7 +79,7 @@ def refused(outcome):
     "name",
     ["missing.pt", "text.pt", "cut.pt", "empty.pt", "evil.pt", "pickle.pt", "weights.pt", "noise.png", "empty"],
 )
-def test_checkpoints(broken, tiny_set, name):
+def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(broken, tiny_set, name):
     out = broken / "out"
     before = sorted(broken.iterdir())
     line = refused(run_cli("export", broken / name, "-o", out))
@@ -92,7 +92,7 @@ def test_checkpoints(broken, tiny_set, name):
 
 @pytest.mark.parametrize("name", ["missing.onnx", "text.onnx", "empty.onnx", "cut.onnx"])
 @pytest.mark.parametrize("verb", ["lint", "inspect", "bench", "verify", "eval"])
-def test_onnx_files(broken, tiny_checkpoint, tiny_set, verb, name):
+def test_a_broken_onnx_file_is_one_line(broken, tiny_checkpoint, tiny_set, verb, name):
     options = {
         "verify": ("--against", tiny_checkpoint, "--images", tiny_set / "LR_bicubic" / "X2"),
         "eval": ("--dataset", tiny_set, "--scale", 2),
@@ -102,7 +102,7 @@ def test_onnx_files(broken, tiny_checkpoint, tiny_set, verb, name):
 
 @pytest.mark.parametrize("name", ["missing", "empty", "nothing"])
 @pytest.mark.parametrize("verb", ["inspect", "bench", "verify", "upscale"])
-def test_bundles(broken, tiny_set, verb, name):
+def test_a_broken_bundle_is_one_line_and_leaves_nothing(broken, tiny_set, verb, name):
     image = next((tiny_set / "HR").iterdir())
     arguments = {
         "verify": ("verify", broken / name, "--images", tiny_set / "LR_bicubic" / "X2"),
@@ -117,7 +117,7 @@ def test_plan_that_is_none(broken, verb):
     refused(run_cli(verb, broken / "engine.plan"))
 
 
-def test_images(broken, tiny_bundle, tiny_set):
+def test_broken_and_missing_images_are_named_and_nothing_is_written(broken, tiny_bundle, tiny_set):
     for source in ("noise.png", "missing.png", "text.pt", "empty"):
         line = refused(run_cli("upscale", broken / source, broken / "out.png", "--model", tiny_bundle))
         assert source in line

@@ -2,12 +2,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.files import _prefix, atomic_directory, atomic_path
+from odm_deploy.files import atomic_directory, atomic_path
 
 
 def names_in(folder: Path) -> list[str]:
@@ -150,8 +151,9 @@ def dead_process() -> int:
 
 def leave(folder: Path, target: str, process: int | str, ending: str = "abc", host: str = "") -> Path:
     """A temporary folder as `process` leaves it behind when it is killed."""
-    left = folder / _prefix(target, str(process)).replace("@", f"@{host}")
-    left = left.with_name(left.name + ending)
+    with tempfile.TemporaryDirectory() as elsewhere, atomic_path(Path(elsewhere) / f"{target}.tmp") as temporary:
+        prefix, _, _ = temporary.name.rsplit(".", 2)
+    left = folder / f"{prefix.replace(f'.{os.getpid()}@', f'.{process}@{host}')}.{ending}"
     left.mkdir()
     fill(left, str(process))
     return left

@@ -105,7 +105,7 @@ def test_8_bit_files_are_not_deepened(tmp_path):
     assert read(tmp_path / "x.png").bits == 8
 
 
-def test_truncated(tmp_path):
+def test_a_truncated_file_is_refused(tmp_path):
     whole = ffmpeg_png(tmp_path / "x.png", NOISE).read_bytes()
     (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"cannot read image .*x\.png: "):

@@ -193,7 +193,7 @@ def test_missing_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-def test_truncated(tmp_path, suffix):
+def test_a_truncated_file_is_refused(tmp_path, suffix):
     big = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     write_image(tmp_path / f"x{suffix}", big)
     whole = (tmp_path / f"x{suffix}").read_bytes()

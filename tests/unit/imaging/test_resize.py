@@ -90,7 +90,7 @@ def test_order_of_the_passes_matters():
     assert not np.array_equal(imresize(image, 0.5), imresize(image.T, 0.5).T)
 
 
-def test_golden(golden):
+def test_values_are_those_that_matlab_gave(golden):
     expected = json.loads((golden / "imresize_bicubic.json").read_text())
     image = np.array(expected["image"], np.uint8)
     for factor, rows in expected["resized"].items():

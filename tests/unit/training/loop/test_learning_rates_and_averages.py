@@ -7,7 +7,7 @@ from training.loop.optimizer import MovingAverage, build_optimizer, rate_factor,
 from training.recipe import OptimizerSection
 
 
-def test_halving():
+def test_the_rate_halves_every_so_many_iterations():
     settings = OptimizerSection(schedule="halving", halve_every=100)
     assert [rate_factor(settings, i, 1000) for i in (0, 99, 100, 250)] == [1.0, 1.0, 0.5, 0.25]
 
