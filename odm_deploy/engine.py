@@ -33,7 +33,7 @@ from odm_deploy.imaging.tiles import Tiles, whole_limit_px
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.host import memory_bytes
 from odm_deploy.pipeline import ahead
-from odm_deploy.progress import Track
+from odm_deploy.progress import Track, untracked
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.dlpack import CPU, CUDA_HOST, SupportsDlpack, host_array
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -138,15 +138,15 @@ class Engine(Closable):
 
     @overload
     def upscale(
-        self, image: Image, *, tile: int | None = None, bits: Bits | None = None, track: Track | None = None
+        self, image: Image, *, tile: int | None = None, bits: Bits | None = None, track: Track = untracked
     ) -> Image: ...
     @overload
     def upscale(
-        self, image: ArrayLike, *, tile: int | None = None, bits: Literal[8], track: Track | None = None
+        self, image: ArrayLike, *, tile: int | None = None, bits: Literal[8], track: Track = untracked
     ) -> NDArray[np.uint8]: ...
     @overload
     def upscale(
-        self, image: ArrayLike, *, tile: int | None = None, bits: Bits | None = None, track: Track | None = None
+        self, image: ArrayLike, *, tile: int | None = None, bits: Bits | None = None, track: Track = untracked
     ) -> Pixels: ...
     def upscale(
         self,
@@ -154,7 +154,7 @@ class Engine(Closable):
         *,
         tile: int | None = None,
         bits: Bits | None = None,
-        track: Track | None = None,
+        track: Track = untracked,
     ) -> Image | Pixels:
         """Upscale one image.
 
@@ -189,22 +189,12 @@ class Engine(Closable):
         *,
         tile: int | None = None,
         bits: Bits | None = None,
-        track: Track | None = None,
+        track: Track = untracked,
     ) -> Generator[Pixels]:
-        """The same, from top to bottom, a row of tiles at a time: for results too large to be held whole.
-
-        Args:
-            image: see `upscale`.
-            tile: see `upscale`; with 0 there is one band.
-            bits: see `upscale`.
-            track: see `upscale`.
+        """`upscale` from top to bottom, a row of tiles at a time: for results too large to be held whole.
 
         Yields:
             uint8 or uint16 [h, scale*W, 3], or 4 with the transparency of an `Image`; the heights add up to scale*H.
-
-        Raises:
-            InputError: as `upscale`.
-            UsageError: as `upscale`.
         """
         if not isinstance(image, Image):
             yield from self._network.bands(host_array(image, "the image"), tile, bits or self._bits or 8, track)
@@ -214,7 +204,7 @@ class Engine(Closable):
         if image.alpha is None:
             yield from colours
             return
-        for rgb, alpha in zip(colours, self._network.bands(_as_rgb(image.alpha), tile, bits, None), strict=True):
+        for rgb, alpha in zip(colours, self._network.bands(_as_rgb(image.alpha), tile, bits), strict=True):
             yield np.concatenate([rgb, alpha[..., 1:2]], axis=2)
 
     def upscale_to(
@@ -224,20 +214,11 @@ class Engine(Closable):
         *,
         tile: int | None = None,
         bits: Bits | None = None,
-        track: Track | None = None,
+        track: Track = untracked,
     ) -> None:
-        """Upscale into a file. PNG is written while the next tiles are computed, so that it is never held whole.
+        """`upscale` and `write_image` in one, with the arguments and errors of both.
 
-        Args:
-            path: see `write_image`.
-            image: see `upscale`.
-            tile: see `upscale`.
-            bits: see `upscale`.
-            track: see `upscale`.
-
-        Raises:
-            InputError: as `upscale` and `write_image`.
-            UsageError: as `upscale` and `write_image`.
+        PNG is written while the next tiles are computed, so that it is never held whole.
         """
         # Whether a gray image stayed gray, and is stored as such, shows after its last row only.
         if self.tiles is None or Path(path).suffix.lower() != ".png" or image.gray:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pixels import Pixels
 from odm_deploy.imaging.tiling import run_checked
-from odm_deploy.progress import Track
+from odm_deploy.progress import Track, untracked
 
 ALIGN_PX = 16
 """A multiple of the windows (8 and 16 pixels) of the networks in the field."""
@@ -82,25 +82,11 @@ def blended_bands(
     *,
     tile: int,
     scale: int,
-    track: Track | None = None,
+    track: Track = untracked,
 ) -> Generator[Pixels]:
-    """Run a network over an image in tiles that fade into each other; yield the result from top to bottom.
+    """`Tiles.bands` with tiles that fade into each other, of a side that `plan_fades` takes, or 0.
 
-    Where tiles agree, the result is what they agree on, to the bit.
-
-    Args:
-        run: [N, C, h, w] -> [N, C', h * scale, w * scale], uint8 or uint16.
-        image: [N, C, H, W], uint8 or uint16.
-        tile: side of square tiles in input pixels, see `plan_fades`; 0 runs the image whole.
-        scale: of the network.
-        track: shows progress, one step a tile.
-
-    Yields:
-        [N, C', h, W * scale], of the type `run` returns, rounded half to even; the h add up to H * scale.
-
-    Raises:
-        UsageError: tiles are too small.
-        InputError: `run` returned another shape than the scale says.
+    Where tiles agree, the result is what they agree on, to the bit; elsewhere it is rounded half to even.
     """
     height, width = image.shape[2:]
     side = tile or max(height, width, SMALLEST_BLENDED_TILE_PX)
@@ -108,7 +94,7 @@ def blended_bands(
     pieces = [(row, column) for row in rows for column in columns]
     below: NDArray[np.float32] | None = None
     band: NDArray[np.float32] | None = None
-    for row, column in pieces if track is None else track(pieces, len(pieces)):
+    for row, column in track(pieces, len(pieces)):
         result = run_checked(run, image[..., row.start : row.stop, column.start : column.stop], scale)
         shown = result[..., _within(row, scale), _within(column, scale)]
         weights = np.outer(_weights(row, scale), _weights(column, scale))

@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.deep_png import deep_samples, is_deep
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import Bits, Pixels, to_eight_bits
 
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+# Of PNG files of 16 bits a sample, Pillow keeps all bits of gray ones only. Its decoder learns the order of a sample's
+# bytes by a "raw mode", and of colours keeps the upper byte. Read once as what the file is, the upper bytes are left;
+# read once more as if its bytes were swapped, the lower ones are.
+_LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+"""Raw mode of a file -> the one by which the lower bytes of its samples are kept instead of the upper ones."""
+_GRAY_ALPHA, _FOUR_BYTES = "LA;16B", "RGBA"
+"""Gray with alpha takes four bytes a pixel, which an 8-bit raw mode keeps in one pass."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,13 @@ def decode(encoded: EncodedImage, opened: PillowImage.Image, max_bits: Bits) -> 
     # Bytes 16..20 of an ICC profile name its colour space; a CMYK or gray profile would garble RGB pixels.
     keeps_profile = isinstance(profile, bytes) and profile[16:20] == b"RGB "
     gray = opened.mode in _GRAY_MODES
+    samples: Pixels | None = None
     if opened.format == "PNG":
         # Decoding passes over the checksums of the pixels, and with them over most damage.
         with encoded.open(("PNG",)) as unread:
             unread.verify()
-    if is_deep(opened):
-        samples: Pixels = deep_samples(opened, lambda: encoded.open(("PNG",)))
-    else:
+        samples = _deep_samples(encoded, opened)
+    if samples is None:
         samples = _samples(encoded, ImageOps.exif_transpose(opened))
     if samples.dtype == np.uint16:
         gray = samples.shape[2] < 3
@@ -101,3 +109,28 @@ def _with_transparent_colour(samples: Pixels, colour: Any) -> Pixels:
         return samples
     opaque = (samples != np.array(colour, np.uint16)).any(axis=2, keepdims=True)
     return np.concatenate([samples, np.where(opaque, 65535, 0).astype(np.uint16)], axis=2)
+
+
+def _deep_samples(encoded: EncodedImage, opened: PillowImage.Image) -> NDArray[np.uint16] | None:
+    """Of a PNG of 16 bits a sample, upright uint16 [H, W, C], C = 2 with alpha, 3 or 4; None where Pillow keeps all."""
+    tiles: list[Any] = getattr(opened, "tile", [])
+    raw_mode = str(tiles[0].args) if tiles else ""
+    if raw_mode == _GRAY_ALPHA:
+        pairs = _decoded(encoded, _FOUR_BYTES)
+        return _joined(pairs[..., 0::2], pairs[..., 1::2])
+    if raw_mode in _LOWER_BYTES:
+        return _joined(_decoded(encoded, raw_mode), _decoded(encoded, _LOWER_BYTES[raw_mode]))
+    return None
+
+
+def _decoded(encoded: EncodedImage, raw_mode: str) -> NDArray[np.uint8]:
+    with encoded.open(("PNG",)) as opened:
+        opened.tile = [tile._replace(args=raw_mode) for tile in opened.tile]
+        return np.asarray(ImageOps.exif_transpose(opened))
+
+
+def _joined(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    samples = upper.astype(np.uint16)
+    samples <<= 8
+    samples |= lower
+    return samples

@@ -80,15 +80,7 @@ class PngWriter:
         bits: int = 8,
         icc_profile: bytes | None = None,
     ) -> None:
-        """Write what comes in front of the pixels.
-
-        Args:
-            stream: where the file goes.
-            height: of the image, in pixels.
-            width: of the image, in pixels.
-            channels: 1 for gray, 3 for RGB, 4 for RGB with alpha.
-            bits: of a sample, 8 or 16.
-            icc_profile: the colour profile to store.
+        """Write what comes before the pixels: 1 channel is gray, 3 are RGB, 4 RGB with alpha, of 8 or 16 bits each.
 
         Raises:
             InputError: PNG cannot hold an image this large.
@@ -109,10 +101,7 @@ class PngWriter:
             self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
 
     def write(self, rows: Pixels) -> None:
-        """Append rows of the image.
-
-        Args:
-            rows: [n, width, channels], uint8 or, with 16 bits, uint16.
+        """Append rows of the image, [n, width, channels] of uint8 or, with 16 bits, uint16.
 
         Raises:
             InputError: they have another shape or type, or are more than the image has left.
@@ -134,7 +123,7 @@ class PngWriter:
         self._rows_left -= len(rows)
 
     def close(self) -> None:
-        """Write what comes behind the pixels.
+        """Write what comes after the pixels.
 
         Raises:
             InputError: rows are missing.
@@ -157,13 +146,7 @@ class PngWriter:
 
 
 def _filtered(rows: NDArray[np.uint8], above: NDArray[np.uint8], pixel: int) -> NDArray[np.uint8]:
-    """Rows as differences, each behind the number of its filter: [n, b] -> [n, 1 + b].
-
-    Args:
-        rows: uint8 [n, b], the bytes of consecutive rows.
-        above: uint8 [b], the row in front of them.
-        pixel: bytes a pixel takes.
-    """
+    """Rows [n, b] as differences, each after the number of its filter: [n, 1 + b]; `above` is the row before them."""
     up = np.concatenate([above[None], rows[:-1]])
     left, up_left = _shifted(rows, pixel), _shifted(up, pixel)
     candidates = {_SUB: rows - left, _UP: rows - up, _PAETH: rows - paeth_predictor(left, up, up_left)}

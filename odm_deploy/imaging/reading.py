@@ -78,13 +78,13 @@ def read_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, max_
             ) from error
 
 
-def read_rgb(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_rgb(path: Path | str) -> NDArray[np.uint8]:
     """The pixels of `read_image` alone: uint8 [H, W, 3]; any alpha channel is ignored.
 
     Raises:
         InputError: as `read_image`.
     """
-    return to_eight_bits(read_image(path, max_pixels=max_pixels).rgb)
+    return to_eight_bits(read_image(path).rgb)
 
 
 def list_images(source: Path | str) -> list[Path]:

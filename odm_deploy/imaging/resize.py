@@ -23,7 +23,6 @@ def imresize(
     scale: Fraction | float | None = None,
     *,
     size: tuple[int, int] | None = None,
-    antialias: bool = True,
 ) -> NDArray[np.uint8]:
     """Resize by cubic convolution as MATLAB's `imresize(image, scale, "bicubic")` does for uint8.
 
@@ -36,7 +35,6 @@ def imresize(
         scale: output size over input size, both dimensions alike; the output has ceil(scale * size) pixels. A Fraction
             such as `Fraction(1, 3)` avoids an accidental extra pixel from the float's rounding.
         size: (height, width) of the output instead of `scale`.
-        antialias: stretch the kernel when shrinking.
 
     Returns:
         uint8, the resized image, with as many dimensions as `image`.
@@ -58,7 +56,7 @@ def imresize(
     result = image
     for axis in sorted((0, 1), key=lambda axis: factors[axis][1]):
         length, factor = factors[axis]
-        indices, weights = _contributions(image.shape[axis], length, factor, antialias)
+        indices, weights = _contributions(image.shape[axis], length, factor)
         result = _resampled(result, axis, indices, weights)
     return result
 
@@ -105,9 +103,9 @@ def _factors(
 
 
 @lru_cache(maxsize=64)
-def _contributions(old: int, new: int, factor: float, antialias: bool) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _contributions(old: int, new: int, factor: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Which input samples make each output sample: indices and weights, both [taps, new]."""
-    stretch = factor if antialias and factor < 1 else 1.0
+    stretch = min(factor, 1.0)
     width = _KERNEL_WIDTH / stretch
     # 1-based like the original, so that the floating-point rounding of the centres is the same.
     centres = np.arange(1, new + 1, dtype=np.float64) / factor + 0.5 * (1 - 1 / factor)

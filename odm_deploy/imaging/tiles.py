@@ -66,7 +66,7 @@ class Tiles:
         return self.radius_px is None and 0 < side < max(height, width)
 
     def bands(
-        self, run: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any], side: int, track: Track | None
+        self, run: Callable[[NDArray[Any]], NDArray[Any]], image: NDArray[Any], side: int, track: Track
     ) -> Generator[NDArray[Any]]:
         """Run a network over an image in tiles; yield the result from top to bottom.
 

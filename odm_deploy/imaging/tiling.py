@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.progress import Track
+from odm_deploy.progress import Track, untracked
 
 _Array = NDArray[Any]
 
@@ -31,20 +31,12 @@ class Span:
     core_stop: int
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A rectangle of the input image."""
-
-    rows: Span
-    columns: Span
-
-
-def plan_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
-    """Cover an image with tiles of one size whose cores partition it, row by row.
+def plan_tiles(height: int, width: int, tile: int, overlap: int) -> list[tuple[Span, Span]]:
+    """Cover an image with tiles of one size, (rows, columns) each, whose cores partition it, row by row.
 
     Args:
-        height: of the input image, in pixels.
-        width: of the input image, in pixels.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
         tile: side of the square that the network is run on, overlap included, in input pixels. Along an axis where the
             image is smaller, tiles have the image's size. 0 means the whole image at once.
         overlap: radius of the network's receptive field, in input pixels.
@@ -66,7 +58,7 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
             fix=f"use --tile {2 * overlap + 1} or more (several times that to be fast), or --tile 0 for no tiles",
         )
     columns = _spans(width, tile, overlap)
-    return [Tile(row, column) for row in _spans(height, tile, overlap) for column in columns]
+    return [(row, column) for row in _spans(height, tile, overlap) for column in columns]
 
 
 def tiled_bands(
@@ -76,35 +68,19 @@ def tiled_bands(
     tile: int,
     overlap: int,
     scale: int,
-    track: Track | None = None,
+    track: Track = untracked,
 ) -> Generator[_Array]:
-    """Run a network over an image tile by tile; yield the result from top to bottom, a row of tiles at a time.
+    """`Tiles.bands` without a seam; `tile` and `overlap` are those of `plan_tiles`.
 
     For networks whose output depends on no more than `overlap` pixels around each pixel, the bands together are what
     `run(image)` gives, as exactly as `run` itself is independent of the size it is called with. Types are the caller's:
-    with a `run` that rounds to uint8, only uint8 is ever held of a band.
-
-    Args:
-        run: [N, C, h, w] -> [N, C', h * scale, w * scale].
-        image: [N, C, H, W], any dtype.
-        tile: see `plan_tiles`.
-        overlap: see `plan_tiles`.
-        scale: of the network.
-        track: shows progress, one step a tile.
-
-    Yields:
-        [N, C', h * scale, W * scale], of the dtype `run` returns; joined tiles have their channels last in memory,
-        because image files store them so.
-
-    Raises:
-        UsageError: see `plan_tiles`.
-        InputError: `run` returned another shape than the scale says.
+    with a `run` that rounds to uint8, only uint8 is ever held of a band. Joined tiles have their channels last in
+    memory, because image files store them so.
     """
     width = image.shape[3]
     band: _Array | None = None
     tiles = plan_tiles(image.shape[2], width, tile, overlap)
-    for piece in tiles if track is None else track(tiles, len(tiles)):
-        rows, columns = piece.rows, piece.columns
+    for rows, columns in track(tiles, len(tiles)):
         result = run_checked(run, image[..., rows.start : rows.stop, columns.start : columns.stop], scale)
         core = result[..., _kept(rows, scale), _kept(columns, scale)]
         if core.shape[3] == width * scale:

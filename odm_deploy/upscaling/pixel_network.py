@@ -11,7 +11,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, from_network, to_network
 from odm_deploy.imaging.tiles import Tiles
 from odm_deploy.imaging.tiling import join_bands
-from odm_deploy.progress import Track
+from odm_deploy.progress import Track, untracked
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.pool import RuntimePool
 
@@ -38,12 +38,12 @@ class PixelNetwork(Closable):
             why = "this model takes and returns uint8"
             raise UsageError("no results of 16 bits a sample", why=why, fix="export it without --io uint8")
 
-    def whole(self, rgb: Pixels, tile: int | None, bits: Bits, track: Track | None) -> Pixels:
+    def whole(self, rgb: Pixels, tile: int | None, bits: Bits, track: Track = untracked) -> Pixels:
         """[H, W, 3] -> [scale*H, scale*W, 3]: all of `bands` in one array. Raises as `bands`."""
         height = None if self._tiles is None else self._tiles.scale * rgb.shape[0]
         return join_bands(self.bands(rgb, tile, bits, track), height)
 
-    def bands(self, rgb: Pixels, tile: int | None, bits: Bits, track: Track | None) -> Generator[Pixels]:
+    def bands(self, rgb: Pixels, tile: int | None, bits: Bits, track: Track = untracked) -> Generator[Pixels]:
         """Upscale an image; yield the result from top to bottom, a row of tiles at a time.
 
         Args:

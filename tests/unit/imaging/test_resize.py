@@ -134,10 +134,9 @@ def test_output_sizes():
     assert imresize(image[:1, :1], 4).shape == (4, 4, 3)
 
 
-def test_without_antialiasing_only_four_pixels_count():
+def test_shrinking_looks_further_than_four_pixels():
     image = np.zeros((32, 1), np.uint8)
     image[::8] = 255  # never among the four neighbours of a centre at 3.5, 11.5, ...
-    assert imresize(image, Fraction(1, 8), antialias=False).max() == 0
     assert imresize(image, Fraction(1, 8)).min() > 0
 
 

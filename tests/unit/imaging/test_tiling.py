@@ -70,8 +70,7 @@ def test_cores_partition_and_margins_hold(height, width, overlap, data):
     tile = data.draw(st.integers(2 * overlap + 1, 2 * overlap + 60))
     tiles = plan_tiles(height, width, tile, overlap)
     answered = np.zeros((height, width), int)
-    for piece in tiles:
-        rows, columns = piece.rows, piece.columns
+    for rows, columns in tiles:
         answered[rows.core_start : rows.core_stop, columns.core_start : columns.core_stop] += 1
         for span, length in ((rows, height), (columns, width)):
             assert span.stop - span.start == min(tile, length)
@@ -83,14 +82,14 @@ def test_cores_partition_and_margins_hold(height, width, overlap, data):
 
 def test_no_more_tiles_than_needed():
     # 100 pixels in tiles of 40 that keep 20 inside, 30 at each border: 30 + 20 + 20 + 30.
-    assert [tile.columns.core_stop for tile in plan_tiles(8, 100, 40, 10)] == [30, 50, 70, 100]
+    assert [columns.core_stop for _, columns in plan_tiles(8, 100, 40, 10)] == [30, 50, 70, 100]
     assert len(plan_tiles(100, 100, 40, 10)) == 16
 
 
 @pytest.mark.parametrize("tile", [0, 64])
 def test_small_image_runs_whole(tile):
-    (only,) = plan_tiles(50, 64, tile, 10)
-    assert (only.rows.stop, only.columns.stop) == (50, 64)
+    ((rows, columns),) = plan_tiles(50, 64, tile, 10)
+    assert (rows.stop, columns.stop) == (50, 64)
 
 
 def test_output_has_the_type_that_run_returns():
