@@ -79,11 +79,7 @@ class Grid:
     def from_range(cls, lower: float, upper: float, bits: int, *, power_of_two: bool = False) -> Grid:
         """The grid whose levels span [lower, upper] once the range is widened to hold zero and zero is snapped.
 
-        Args:
-            lower: smallest value to represent.
-            upper: largest value to represent.
-            bits: width of a code.
-            power_of_two: round the scale up to a power of two, so that no arithmetic on the grid ever rounds.
+        With `power_of_two` the scale is rounded up to a power of two, so that no arithmetic on the grid ever rounds.
 
         Raises:
             InputError: a bound that is not finite, or lower > upper.
@@ -208,13 +204,6 @@ def zero_point_step(bits: int, *, exact_ties: bool) -> int:
 
 
 def nearest_zero_point(lower: float, scale: float, bits: int, *, exact_ties: bool) -> int:
-    """The code of zero on the grid that begins nearest to `lower`.
-
-    Args:
-        lower: smallest value to represent.
-        scale: distance between two levels.
-        bits: width of a code.
-        exact_ties: see `zero_point_step`.
-    """
+    """The code of zero on the grid that begins nearest to `lower`; a multiple of `zero_point_step`."""
     step = zero_point_step(bits, exact_ties=exact_ties)
     return step * min(max(round(-lower / scale / step), 0), (2**bits - 1) // step)

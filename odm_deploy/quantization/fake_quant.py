@@ -48,24 +48,15 @@ def _(codes: Tensor, scale: Tensor, name: str) -> Tensor:
 def fake_quantize(x: Tensor, grid: Grid, name: str = "") -> Tensor:
     """The level of `grid` nearest to each value of `x`: float32, or float64 for float64 input; same shape.
 
-    Args:
-        x: activations, any shape.
-        grid: the layer's static grid.
-        name: the layer's dotted name, kept on the exported node.
+    `name` is the layer's, dotted; the exported node keeps it.
     """
     return _fake_quantize(x, grid.scale, grid.zero_point, grid.bits, grid.center, name)
 
 
 def dequantize_weight(codes: Tensor, scale: Tensor, name: str = "") -> Tensor:
-    """Real weights of integer codes.
+    """Real weights `codes * scale`: codes int8 [O, ...], scale float32 or float64, [O] or [1], whose dtype is kept.
 
-    Args:
-        codes: int8 [O, ...].
-        scale: float32 or float64, [O] per output channel or [1] per layer.
-        name: the layer's dotted name, kept on the exported node.
-
-    Returns:
-        `codes * scale`, in the dtype of `scale`.
+    `name` as in `fake_quantize`.
     """
     return _dequantize_weight(codes, scale, name)
 

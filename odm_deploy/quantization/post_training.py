@@ -136,13 +136,7 @@ def _keeping_parts(images: Iterable[Tensor], parts: list[Tensor]) -> Iterator[Te
 def observe(
     network: SuperResolutionNetwork, images: Iterable[Tensor], layers: Iterable[str], percentile: float | None = None
 ) -> dict[str, InputObserver]:
-    """Statistics of the inputs of `layers` while the float network runs over `images`.
-
-    Args:
-        network: the float network, in eval mode.
-        images: float32 [N, 3, H, W] in 0..255.
-        layers: dotted names.
-        percentile: passed to each `InputObserver`.
+    """Statistics of the inputs of `layers` while the float network runs over `images`, float32 [N, 3, H, W] in 0..255.
 
     Raises:
         InputError: no image, or activations that are not finite.

@@ -71,15 +71,9 @@ def per_output(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 def nearest_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Mid-tread codes whose levels are nearest to a float weight.
+    """Mid-tread codes whose levels are nearest to a float weight [O, ...], for a scale [O] or [1], > 0.
 
-    Args:
-        weight: float [O, ...].
-        scale: [O] or [1], > 0.
-        bits: width of a code, 2 to 8.
-
-    Returns:
-        Floats, whole numbers from -2^(bits-1)+1 to 2^(bits-1)-1, shaped like `weight`.
+    Whole numbers from -2^(bits-1)+1 to 2^(bits-1)-1, but floats, shaped like `weight`.
     """
     limit = 2 ** (bits - 1) - 1
     return torch.clamp(torch.round(weight / per_output(scale, weight)), -limit, limit)

@@ -37,8 +37,8 @@ def upscale_stream(
         How many frames there were.
 
     Raises:
-        InputError: as `read_frames`.
-        OdmError: as `write_frame`.
+        InputError: the frames are too large, or the stream ends within a frame.
+        OdmError: the program at the other end has gone.
     """
     count = 0
     with closing(map_ahead(upscale, ahead(read_frames(source, *size, pixel_format)))) as frames:
@@ -49,13 +49,7 @@ def upscale_stream(
 
 
 def read_frames(stream: BinaryIO, width: int, height: int, pixel_format: str) -> Generator[NDArray[np.uint8]]:
-    """Yield frames until the stream ends.
-
-    Args:
-        stream: bytes, row by row, frame after frame.
-        width: of every frame, in pixels.
-        height: of every frame, in pixels.
-        pixel_format: one of `PIXEL_FORMATS`.
+    """Yield frames until the stream ends, which holds one after the other, row by row.
 
     Yields:
         uint8 [height, width, 3] RGB, writable.
@@ -80,12 +74,7 @@ def read_frames(stream: BinaryIO, width: int, height: int, pixel_format: str) ->
 
 
 def write_frame(stream: BinaryIO, rgb: NDArray[np.uint8], pixel_format: str) -> None:
-    """Write one frame.
-
-    Args:
-        stream: where its bytes go.
-        rgb: uint8 [H, W, 3] RGB.
-        pixel_format: one of `PIXEL_FORMATS`.
+    """Write one frame, uint8 [H, W, 3] RGB.
 
     Raises:
         OdmError: the program at the other end has gone.

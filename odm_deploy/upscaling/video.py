@@ -7,7 +7,7 @@ names none; the result always names its own, because the assumption depends on t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
 from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.pipeline import ahead, map_ahead
+from odm_deploy.progress import Track, untracked
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ _FORMATS = {
     ".mp4": _Format("mp4", *_H264),
     ".webm": _Format("webm", *_VP9),
 }
-HIGHEST_CRF = 51
-"""The worst quality that every encoder here knows."""
 
 # Numbers of ITU-T H.273, which FFmpeg shares.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
@@ -99,7 +98,7 @@ def upscale_video(
     scale: int,
     *,
     crf: int | None = None,
-    track: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+    track: Track = untracked,
 ) -> VideoResult:
     """Upscale the first video stream of a file; decoding, upscaling and encoding overlap.
 
@@ -111,7 +110,7 @@ def upscale_video(
         destination: ends in .mp4, .mkv, .mov or .webm; whole or not at all.
         upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from one thread.
         scale: of `upscale`.
-        crf: the encoder's constant rate factor, 0 (best) to `HIGHEST_CRF`; None looks lossless.
+        crf: the encoder's constant rate factor, 0 (best) to 51; None looks lossless.
         track: shows progress, one step a frame; called with the number of frames the file claims.
 
     Raises:
@@ -147,7 +146,7 @@ def _transcode(
     chosen: _Format,
     upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     scale: int,
-    track: Callable[[Iterable[Any], int], Iterable[Any]] | None,
+    track: Track,
 ) -> VideoResult:
     from av.video.frame import VideoFrame
 
@@ -181,7 +180,7 @@ def _transcode(
         writer.mux(encoder.encode(None))
 
     frames = 0
-    for frames in written() if track is None else track(written(), _expected_frames(video, reader)):  # noqa: B007
+    for frames in track(written(), _expected_frames(video, reader)):  # noqa: B007
         pass
     if frames == 0:
         raise InputError(f"cannot read video {path}", why="it holds no frames", fix="give a video with frames")

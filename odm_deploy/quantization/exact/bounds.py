@@ -221,23 +221,16 @@ def _add(a: _Values, b: _Values) -> _Finding:
 def _shuffle(step: steps.PixelShuffle, source: _Values) -> _Finding:
     """Every f^2 channels become one, with the finest of their units."""
     count = step.factor**2
-    groups = [slice(start, start + count) for start in range(0, len(source.unit), count)]
-    unit = _whole([min(source.unit[group]) for group in groups])
-    largest, _ = source.in_units(np.repeat(unit, count))
-    return _settled(
-        unit,
-        _whole([max(largest[group]) for group in groups]),
-        [
-            frozenset[Channel]().union(
-                *(
-                    origin
-                    for origin, own in zip(source.origins[group], source.unit[group], strict=True)
-                    if own == finest
-                )
-            )
-            for group, finest in zip(groups, unit, strict=True)
-        ],
-    )
+    unit = source.unit.reshape(-1, count).min(1)
+    finest = np.repeat(unit, count)
+    largest, _ = source.in_units(finest)
+    origins = [
+        frozenset[Channel]().union(
+            *(source.origins[c] for c in range(first, first + count) if source.unit[c] == finest[c])
+        )
+        for first in range(0, len(finest), count)
+    ]
+    return _settled(unit, largest.reshape(-1, count).max(1), origins)
 
 
 def _settled(unit: Exact, largest: Exact, origins: list[frozenset[Channel]]) -> _Finding:

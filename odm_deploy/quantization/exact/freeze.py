@@ -49,11 +49,7 @@ def freeze_exact(model: QuantizedModel, weights: Mapping[str, Tensor] | None = N
 
 
 def proven(model: QuantizedModel, *, coarsened_channels: int = 0) -> QuantizedModel:
-    """The model with the proof that its arithmetic never rounds.
-
-    Args:
-        model: the frozen model, left as it is.
-        coarsened_channels: how many output channels got coarser weight scales, for the record.
+    """The model, left as it is, with the proof that its arithmetic never rounds, which records `coarsened_channels`.
 
     Raises:
         InputError: the model is not integer arithmetic throughout, or a sum exceeds what float32 holds.
