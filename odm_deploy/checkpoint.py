@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from odm_deploy.bitpacking import pack_bits, unpack_bits
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
-from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.builders import BuilderError, UntrustedBuilderError, trusting
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
@@ -47,17 +48,15 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
     if isinstance(model.network, ForeignNetwork):
         _check_rebuilds(model)
     quantized = model.layers
-    tensors = {
-        key: value.detach().cpu().contiguous()
-        for key, value in model.network.state_dict().items()
-        if key.rpartition(".")[0] not in quantized
-    }
     offsets = any(layer.offsets for layer in quantized.values())
     document = {
         "format": FORMAT,
         "version": 3 if model.exact else 2 if offsets else 1,
         "network": {"name": model.network.name, "config": dataclasses.asdict(model.network.config)},
-        "tensors": tensors,
+        "tensors": {
+            key: value.detach().cpu().contiguous()
+            for key, value in _float_tensors(model.network, quantized.keys()).items()
+        },
         "layers": {name: _layer_to_dict(layer) for name, layer in quantized.items()},
         "exact": None if model.exact is None else dataclasses.asdict(model.exact),
         "metadata": model.metadata,
@@ -105,9 +104,9 @@ def file_sha256(path: Path | str) -> str:
 
 def _from_document(document: dict[str, Any]) -> QuantizedModel:
     network = build_network(document["network"]["name"], document["network"]["config"])
-    tensors: dict[str, Tensor] = document["tensors"]
+    tensors: StateDict = document["tensors"]
     layers = {name: _layer_from_dict(plain) for name, plain in document["layers"].items()}
-    _check_fit(tensors, set(layers), network)
+    _check_fit(tensors, _float_tensors(network, layers.keys()))
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"its tensor {key} is unusable", why="it is not finite")
@@ -124,19 +123,20 @@ def _with_old_claim(model: QuantizedModel) -> QuantizedModel:
     metadata = dict(model.metadata)
     claim = metadata.pop("exact", None)
     model = dataclasses.replace(model, metadata=metadata)
-    if not isinstance(claim, dict):
-        return model
     with contextlib.suppress(InputError):
-        return proven(model, coarsened_channels=int(cast("dict[str, Any]", claim).get("coarsened_channels", 0)))
+        if isinstance(claim, dict):
+            return proven(model, coarsened_channels=int(cast("dict[str, Any]", claim).get("coarsened_channels", 0)))
     return model
 
 
-def _check_fit(tensors: dict[str, Tensor], layers: set[str], network: SuperResolutionNetwork) -> None:
-    """Refuse float tensors that are not those of the network's unquantized parts."""
-    expected = {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in layers}
-    if set(tensors) != set(expected):
-        difference = sorted(set(tensors) ^ set(expected))
-        raise InputError("its tensors do not fit its network", why=f"{', '.join(difference[:3])}")
+def _float_tensors(network: SuperResolutionNetwork, layers: Set[str]) -> StateDict:
+    """The state of a network without that of its quantized `layers`."""
+    return {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in layers}
+
+
+def _check_fit(tensors: StateDict, expected: StateDict) -> None:
+    if difference := sorted(set(tensors) ^ set(expected)):
+        raise InputError("its tensors do not fit its network", why=", ".join(difference[:3]))
     for key, value in tensors.items():
         if value.shape != expected[key].shape:
             raise InputError(
@@ -145,19 +145,14 @@ def _check_fit(tensors: dict[str, Tensor], layers: set[str], network: SuperResol
 
 
 def _check_rebuilds(model: QuantizedModel) -> None:
-    """Refuse to write a file that nobody could read: built from its config alone, the network must be this one.
-
-    Raises:
-        InputError: it cannot be built, or has other tensors.
-    """
-    config, layers = cast("ForeignConfig", model.network.config), set(model.layers)
+    """Refuse to write a file that nobody could read: built from its config alone, the network must be this one."""
+    config, layers = cast("ForeignConfig", model.network.config), model.layers
     # Whoever quantized the network runs its code already.
     with trusting(*filter(None, [config.builder])):
         again = ForeignNetwork(config)
-    own = {key: value for key, value in model.network.state_dict().items() if key.rpartition(".")[0] not in layers}
     try:
-        _check_fit(own, layers, again)
-        for name, layer in model.layers.items():
+        _check_fit(_float_tensors(model.network, layers.keys()), _float_tensors(again, layers.keys()))
+        for name, layer in layers.items():
             if again.get_submodule(name).get_parameter("weight").shape != layer.codes.shape:
                 raise InputError(f"layer {name} has another shape")
     except (InputError, AttributeError) as error:

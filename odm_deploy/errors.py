@@ -27,18 +27,8 @@ class OdmError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
-        self.what = what
-        self.why = why
-        self.fix = fix
-        super().__init__(self._line())
-
-    def _line(self) -> str:
-        line = self.what
-        if self.why:
-            line += f": {self.why}"
-        if self.fix:
-            line += f"; {self.fix}"
-        return line
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(what + (f": {why}" if why else "") + (f"; {fix}" if fix else ""))
 
 
 class InputError(OdmError):

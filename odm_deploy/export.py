@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,11 +78,7 @@ def write_bundle(
 
 
 def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -> None:
-    """Write down what an exact model computes.
-
-    Raises:
-        InputError: torch computes something else than integers do.
-    """
+    """Write down what an exact model computes; refuse where torch computes something else than integers do."""
     golden, outputs = golden_of(integer_program(model), proto)
     for name, image in golden_images().items():
         found = to_pixels(model(torch.from_numpy(image).float()).numpy())
@@ -102,14 +97,10 @@ def _describe(
 ) -> Manifest:
     return Manifest(
         created_by=f"odm-deploy {__version__}",
-        network={
-            "name": model.network.name,
-            "scale": model.scale,
-            "config": dataclasses.asdict(model.network.config),
-        },
+        network={"name": model.network.name, "scale": model.scale, "config": dataclasses.asdict(model.network.config)},
         checkpoint={"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
         onnx={
-            "sha256": hashlib.sha256(onnx_path.read_bytes()).hexdigest(),
+            "sha256": file_sha256(onnx_path),
             "opset": proto.opset_import[0].version,
             **dataclasses.asdict(lowering),
         },

@@ -34,14 +34,8 @@ def atomic_path(destination: Path | str) -> Generator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise InputError(f"cannot write {target}", why=f"it is {kind}", fix="name a file with -o")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent, target.stem)
+    with _room_for(target, target.stem):
         descriptor, name = tempfile.mkstemp(prefix=_prefix(target.stem), suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
-        ) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -72,14 +66,8 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
             why="it exists and is not a bundle",
             fix="choose another place with -o, or remove it first",
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent, target.name)
+    with _room_for(target, target.name):
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(target.name), dir=target.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
-        ) from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -96,11 +84,23 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
         raise
 
 
+@contextmanager
+def _room_for(target: Path, name: str) -> Generator[None]:
+    """Make `target`'s folder, remove what dead processes left there for `name`, and say what fails meanwhile."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target.parent, name)
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
+        ) from error
+
+
 def _prefix(name: str, process: str = "") -> str:
     """How temporary names for `name` begin: with the process they belong to, and its host, for shared folders."""
-    process = process or str(os.getpid())
     host = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())
-    return f".{name}.{process}@{host}."
+    return f".{name}.{process or os.getpid()}@{host}."
 
 
 def _remove_leftovers(folder: Path, name: str) -> None:

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto
 
 from odm_deploy.building.layer_table import LayerRecord, find_compute_layer
 from odm_deploy.graphs.files import read_onnx
+from odm_deploy.graphs.index import attribute
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.graphs.shapes import Shapes, infer_shapes
 from odm_deploy.lowering.lint import Finding, lint
@@ -144,7 +145,7 @@ def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
         return prod(output) * prod(second[1:])
     if node.op_type == "ConvTranspose":
         return prod(first) * prod(second[1:])
-    transposed = node.op_type == "Gemm" and graph.attribute(node, "transA", 0)
+    transposed = node.op_type == "Gemm" and attribute(node, "transA", 0)
     return prod(output) * (first[-2] if transposed else first[-1])
 
 

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
-from onnx import GraphProto, NodeProto, TensorProto
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Value of a node's attribute, `default` where it is absent."""
+    return next((helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
 
 
 class GraphIndex:
@@ -22,7 +29,13 @@ class GraphIndex:
                 self.producers[name] = node
             for name in filter(None, node.input):
                 self.readers[name].append(node)
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        self.stored[node.output[0]] = attribute.t
+            if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
+                self.stored[node.output[0]] = value
+
+    def value(self, tensor: str) -> NDArray[Any] | None:
+        """The value of a stored constant; None where it is computed or unreadable."""
+        stored = self.stored.get(tensor)
+        try:
+            return None if stored is None else numpy_helper.to_array(stored)
+        except (ValueError, TypeError, KeyError):
+            return None

@@ -50,9 +50,8 @@ class InputShapes:
     @classmethod
     def up_to(cls, h: int, w: int, n: int = 1) -> InputShapes:
         """Tuned for h x w, and everything smaller is taken, too."""
-        side = SMALLEST_SIDE_PX
-        best = (1, RGB_CHANNELS, h, w)
-        return cls((1, RGB_CHANNELS, min(side, h), min(side, w)), best, (n, RGB_CHANNELS, h, w))
+        smallest = (1, RGB_CHANNELS, min(SMALLEST_SIDE_PX, h), min(SMALLEST_SIDE_PX, w))
+        return cls(smallest, (1, RGB_CHANNELS, h, w), (n, RGB_CHANNELS, h, w))
 
     def for_input(self, dims: Sequence[int], name: str = "input") -> tuple[tuple[int, ...], ...]:
         """Fit the shapes to one graph input.
@@ -78,10 +77,9 @@ class InputShapes:
             )
         channels_last = dims[3] == RGB_CHANNELS and dims[1] != RGB_CHANNELS
         order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
-        return (
-            _fixed(self.min, order, dims),
-            _fixed(self.opt, order, dims),
-            _fixed(self.max, order, dims),
+        return tuple(
+            tuple(shape[axis] if dim < 0 else dim for axis, dim in zip(order, dims, strict=True))
+            for shape in (self.min, self.opt, self.max)
         )
 
 
@@ -106,27 +104,9 @@ def parse_shapes(text: str) -> InputShapes:
     """
     if text in PRESETS:
         return PRESETS[text]
-    shapes = [_shape(part, text) for part in text.split(":")]
-    if len(shapes) == 1:
-        shapes *= 3
-    if len(shapes) != 3:
-        raise _unreadable(text)
-    return InputShapes(shapes[0], shapes[1], shapes[2])
-
-
-def _shape(part: str, text: str) -> Shape:
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})x(\d{1,6})", part.strip())
-    if match is None:
-        raise _unreadable(text)
-    n, c, h, w = map(int, match.groups())
-    return n, c, h, w
-
-
-def _unreadable(text: str) -> UsageError:
-    fix = f"use one of {', '.join(PRESETS)}, a shape like 1x3x540x960, or min:opt:max of three such shapes"
-    return UsageError("cannot read the input shapes", why=repr(text), fix=fix)
-
-
-def _fixed(shape: Shape, order: tuple[int, ...], dims: Sequence[int]) -> Shape:
-    n, c, h, w = (shape[axis] if dim < 0 else dim for axis, dim in zip(order, dims, strict=True))
-    return n, c, h, w
+    parts = [re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})x(\d{1,6})", part.strip()) for part in text.split(":")]
+    shapes = [(int(part[1]), int(part[2]), int(part[3]), int(part[4])) for part in parts if part is not None]
+    if len(parts) not in (1, 3) or len(shapes) != len(parts):
+        fix = f"use one of {', '.join(PRESETS)}, a shape like 1x3x540x960, or min:opt:max of three such shapes"
+        raise UsageError("cannot read the input shapes", why=repr(text), fix=fix)
+    return InputShapes(*(shapes if len(shapes) == 3 else 3 * shapes))

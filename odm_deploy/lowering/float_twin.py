@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.index import GraphIndex
+from odm_deploy.graphs.index import GraphIndex, attribute
 
 _BOUNDS = {"Max", "Min", "Clip"}
-_PRODUCTS = {"MatMul", "Gemm"}
 
 
 def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -68,11 +67,6 @@ class _Graph(GraphIndex):
         """Apply `rewrite` to every node of a type."""
         for node in [node for node in self.proto.node if node.op_type == op_type]:
             rewrite(self, node)
-
-    def array(self, name: str) -> NDArray[Any] | None:
-        """The value of a constant; None for a computed tensor."""
-        tensor = self.stored.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
 
     def add_constant(self, name: str, array: NDArray[Any]) -> str:
         """Add an initializer under an unused name made from `name`; returns that name."""
@@ -133,11 +127,11 @@ class _Graph(GraphIndex):
 
 def _dequantize_constant(graph: _Graph, node: onnx.NodeProto) -> None:
     """DequantizeLinear of a constant becomes its value (and in half precision, so does the Cast behind it)."""
-    codes, scale = graph.array(node.input[0]), graph.array(node.input[1])
+    codes, scale = graph.value(node.input[0]), graph.value(node.input[1])
     if codes is None or scale is None:
         return
-    zero = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
+    axis = attribute(node, "axis", 1)
 
     def aligned(values: NDArray[Any]) -> NDArray[Any]:
         return values.reshape([-1 if at == axis % codes.ndim else 1 for at in range(codes.ndim)])
@@ -172,7 +166,7 @@ def _drop_shift(graph: _Graph, quantize: onnx.NodeProto) -> None:
     subtract = graph.producers.get(first)
     if layer is None or subtract is None or subtract.op_type != "Sub":
         return
-    center = graph.array(subtract.input[1])
+    center = graph.value(subtract.input[1])
     if center is None or center.size != 1 or graph.sole_reader(first) is None:
         return
     if not _give_back_bias(graph, layer, levels, float(center.reshape(()))):
@@ -180,7 +174,7 @@ def _drop_shift(graph: _Graph, quantize: onnx.NodeProto) -> None:
     source = subtract.input[0]
     pad = graph.producers.get(source)
     if layer.op_type == "Conv" and pad is not None and pad.op_type == "Pad" and graph.sole_reader(source) is not None:
-        pads = graph.array(pad.input[1])
+        pads = graph.value(pad.input[1])
         rank = 2 if pads is None else pads.size // 2
         if pads is not None and not pads[:2].any() and not pads[rank : rank + 2].any():
             _set_pads(layer, [*pads[2:rank].tolist(), *pads[rank + 2 :].tolist()])
@@ -194,7 +188,7 @@ def _give_back_bias(graph: _Graph, layer: onnx.NodeProto, levels: str, center: f
     if weight is None:
         return False
     if layer.op_type == "Conv" or (layer.op_type == "Gemm" and len(layer.input) > 2):
-        bias = graph.array(layer.input[2]) if len(layer.input) > 2 else None
+        bias = graph.value(layer.input[2]) if len(layer.input) > 2 else None
         if bias is None:
             return False
         back = bias.astype(np.float64) - center * weight
@@ -203,7 +197,7 @@ def _give_back_bias(graph: _Graph, layer: onnx.NodeProto, levels: str, center: f
     add = graph.sole_reader(layer.output[0])
     if add is None or add.op_type != "Add":
         return False
-    term = next((array for name in add.input if (array := graph.array(name)) is not None), None)
+    term = next((array for name in add.input if (array := graph.value(name)) is not None), None)
     if term is None or term.size != weight.size or not np.allclose(term.ravel(), center * weight, rtol=1e-2, atol=1e-3):
         return False
     graph.bypass(add, layer.output[0])
@@ -212,26 +206,26 @@ def _give_back_bias(graph: _Graph, layer: onnx.NodeProto, levels: str, center: f
 
 def _constant_weight(graph: _Graph, layer: onnx.NodeProto, levels: str) -> NDArray[Any] | None:
     """The sum of `layer`'s weights for each output channel, float64; None when they are not constant."""
-    if layer.op_type not in {"Conv", *_PRODUCTS}:
+    if layer.op_type not in {"Conv", "MatMul", "Gemm"}:
         return None
     name = next((name for name in layer.input[:2] if name != levels), "")
     transpose = graph.producers.get(name)
     transposed = transpose is not None and transpose.op_type == "Transpose"
-    weight = graph.array(transpose.input[0] if transpose is not None and transposed else name)
+    weight = graph.value(transpose.input[0] if transpose is not None and transposed else name)
     if weight is None:
         return None
     if layer.op_type == "Gemm":
-        transposed ^= any(attribute.name == "transB" and attribute.i for attribute in layer.attribute)
+        transposed ^= bool(attribute(layer, "transB", 0))
     summed = tuple(range(1, weight.ndim)) if layer.op_type == "Conv" or transposed else (0,)
     return weight.astype(np.float64).sum(summed)
 
 
 def _before_bounds(graph: _Graph, quantize: onnx.NodeProto, name: str) -> str:
     """The tensor in front of the Max, Min and Clip that only state the range of `quantize`."""
-    scale = graph.array(quantize.input[1])
+    scale = graph.value(quantize.input[1])
     node = graph.producers.get(name)
     while scale is not None and node is not None and node.op_type in _BOUNDS and graph.sole_reader(name) is not None:
-        limits = [graph.array(bound) for bound in node.input[1:] if bound]
+        limits = [graph.value(bound) for bound in node.input[1:] if bound]
         # A quantizer's own bounds are whole steps of its scale; anything else is the network's.
         if not limits or not all(limit is not None and _whole_steps(limit, scale) for limit in limits):
             break
@@ -263,20 +257,17 @@ def _drop_cast_pair(graph: _Graph, down: onnx.NodeProto) -> None:
     if up is None or _cast_target(up) != onnx.TensorProto.FLOAT or _cast_target(down) != onnx.TensorProto.FLOAT16:
         return
     before = graph.producers.get(up.input[0])
-    is_half = before is not None and before.op_type != "Cast"
     # In our half-precision graphs a Cast to float32 whose source is computed (not an image) comes from float16.
-    if is_half:
+    if before is not None and before.op_type != "Cast":
         graph.bypass(down, up.input[0])
 
 
 def _cast_target(node: onnx.NodeProto) -> int | None:
-    if node.op_type != "Cast":
-        return None
-    return next(attribute.i for attribute in node.attribute if attribute.name == "to")
+    return attribute(node, "to") if node.op_type == "Cast" else None
 
 
 def _set_pads(conv: onnx.NodeProto, pads: list[int]) -> None:
-    kept = [attribute for attribute in conv.attribute if attribute.name not in ("pads", "auto_pad")]
-    copies = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
+    kept = [each for each in conv.attribute if each.name not in ("pads", "auto_pad")]
+    copies = [onnx.AttributeProto.FromString(each.SerializeToString()) for each in kept]
     del conv.attribute[:]
     conv.attribute.extend([*copies, helper.make_attribute("pads", pads)])

@@ -9,15 +9,13 @@ from onnx import NodeProto, TensorProto
 
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QdqGraph, type_name
-from odm_deploy.lowering.lint.operands import activation_quantizers, dequantizers_of, find_layers, layers_behind
+from odm_deploy.lowering.lint.operands import activation_quantizers, dequantizers_of, layers_behind
 
 _LEGAL_CODES = frozenset((TensorProto.INT8, TensorProto.UINT8, TensorProto.FLOAT8E4M3FN))
 
 
 def _layers_after(graph: QdqGraph, quantizer: NodeProto) -> tuple[str, ...]:
-    layers = find_layers(graph)
-    names = [name for node in dequantizers_of(graph, quantizer) for name in layers_behind(layers, node)]
-    return tuple(dict.fromkeys(names))
+    return layers_behind(graph, *dequantizers_of(graph, quantizer))
 
 
 @rule(
@@ -29,14 +27,11 @@ def _layers_after(graph: QdqGraph, quantizer: NodeProto) -> tuple[str, ...]:
 def activation_zero_point(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT quantizes symmetrically: a zero point other than 0 is a parse error (NVIDIA/TensorRT#2774, #4698)."""
     for node in activation_quantizers(graph):
-        zero_point = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        zero_point = graph.zero_point(node)
         if zero_point is not None and np.any(zero_point.astype(np.int64) != 0):
             values = np.unique(zero_point.astype(np.int64)).tolist()
-            yield (
-                graph.name(node),
-                f"zero point {values[0] if len(values) == 1 else values}",
-                _layers_after(graph, node),
-            )
+            shown = values[0] if len(values) == 1 else values
+            yield graph.name(node), f"zero point {shown}", _layers_after(graph, node)
 
 
 @rule("activation-uint8", Severity.SATURATES, fix="give Q and DQ an int8 zero point 0 and a scale of amax / 127")
@@ -49,7 +44,7 @@ def activation_uint8(graph: QdqGraph) -> Iterator[Hit]:
     for node in activation_quantizers(graph):
         if graph.code_type(node) == TensorProto.UINT8:
             given = len(node.input) > 2 and bool(node.input[2])
-            if given and np.any(graph.value(node.input[2])):
+            if given and np.any(graph.zero_point(node)):
                 continue  # refused altogether: activation-zero-point
             scale = graph.scale(node)
             limit = "127 * scale" if scale is None or scale.size != 1 else f"{127 * float(scale.reshape(-1)[0]):g}"
@@ -71,7 +66,7 @@ def codes_from_outside(graph: QdqGraph) -> Iterator[Hit]:
     """A DequantizeLinear straight from a uint8 graph input is a parse error: TensorRT knows no uint8 codes."""
     for node in graph.of_type(DEQUANTIZE):
         source = node.input[0]
-        if graph.is_constant(source) or graph.producer(source) is not None:
+        if graph.is_constant(source) or graph.producers.get(source) is not None:
             continue
         kind = graph.element_type(source)
         if kind not in (TensorProto.INT8, TensorProto.FLOAT8E4M3FN):
@@ -93,14 +88,12 @@ def scale_shape(graph: QdqGraph) -> Iterator[Hit]:
 
     Weights and matrix products do not mind (TensorRT-RTX 1.7 layer table).
     """
-    layers = [layer for layer in find_layers(graph) if layer.node.op_type == "Conv"]
     for node in activation_quantizers(graph):
-        for each in (node, *dequantizers_of(graph, node)):
-            shape = graph.shape(each.input[1])
-            behind = [name for after in dequantizers_of(graph, node) for name in layers_behind(layers, after)]
-            if shape is not None and shape == (1,) and behind:
-                yield graph.name(each), "scale of shape [1] instead of a scalar", tuple(dict.fromkeys(behind))
-                break
+        after = list(dequantizers_of(graph, node))
+        behind = layers_behind(graph, *after, op_type="Conv")
+        at_fault = next((each for each in (node, *after) if graph.shape(each.input[1]) == (1,)), None)
+        if at_fault is not None and behind:
+            yield graph.name(at_fault), "scale of shape [1] instead of a scalar", behind
 
 
 @rule("scale-precision", Severity.WARNING, fix="store activation scales as float32 and Cast around Q and DQ")

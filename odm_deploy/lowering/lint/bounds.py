@@ -42,7 +42,7 @@ def range_needs_zero_point(graph: QdqGraph) -> Iterator[Hit]:
 def clip_before_quantize(graph: QdqGraph) -> Iterator[Hit]:
     """Data-centre TensorRT has lost the upper bound of a Clip before Q (NVIDIA/TensorRT#4606, also #3938)."""
     for node in activation_quantizers(graph):
-        before = graph.producer(node.input[0])
+        before = graph.producers.get(node.input[0])
         if before is not None and before.op_type == "Clip" and len(before.input) > 2 and before.input[2]:
             yield graph.name(before), f"Clip with an upper bound before {graph.name(node)}", ()
 
@@ -51,8 +51,8 @@ def clip_before_quantize(graph: QdqGraph) -> Iterator[Hit]:
 def integer_clip(graph: QdqGraph) -> Iterator[Hit]:
     """A Clip of codes between Q and DQ (QCDQ) works on TensorRT-RTX; TensorRT's parser lists Clip as float-only."""
     for node in graph.of_type("Clip"):
-        before = graph.producer(node.input[0])
-        after = graph.consumers(node.output[0])
+        before = graph.producers.get(node.input[0])
+        after = graph.readers[node.output[0]]
         if before is not None and before.op_type == QUANTIZE and any(one.op_type == DEQUANTIZE for one in after):
             yield graph.name(node), "Clip of integer codes between Q and DQ", ()
 
@@ -61,7 +61,7 @@ def integer_clip(graph: QdqGraph) -> Iterator[Hit]:
 def relu_half_range(graph: QdqGraph) -> Iterator[Hit]:
     """After a ReLU half of the int8 codes are never used: 7 bits, not 8 (NVIDIA/TensorRT#2081)."""
     for node in activation_quantizers(graph):
-        before = graph.producer(node.input[0])
+        before = graph.producers.get(node.input[0])
         if before is not None and before.op_type == "Relu" and graph.code_type(node) == TensorProto.INT8:
             yield graph.name(node), f"codes below 0 are never used after {graph.name(before)}", ()
 
@@ -69,11 +69,11 @@ def relu_half_range(graph: QdqGraph) -> Iterator[Hit]:
 def _declared_range(graph: QdqGraph, tensor: str) -> tuple[float, float]:
     """The interval that the Min, Max, Clip and Relu nodes right before `tensor` confine it to."""
     low, high = -math.inf, math.inf
-    node = graph.producer(tensor)
+    node = graph.producers.get(tensor)
     while node is not None and node.op_type in ("Min", "Max", "Clip", "Relu"):
         tensor, node_low, node_high = _bounds(graph, node)
         low, high = max(low, node_low), min(high, node_high)
-        node = graph.producer(tensor)
+        node = graph.producers.get(tensor)
     return low, high
 
 

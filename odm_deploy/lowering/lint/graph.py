@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnx.inliner
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
-from odm_deploy.graphs.index import GraphIndex
+from odm_deploy.graphs.index import GraphIndex, attribute
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
@@ -45,14 +44,6 @@ class QdqGraph(GraphIndex):
         """The node's name, or what TensorRT's parser calls a node without one."""
         return node.name or f"node_of_{node.output[0]}"
 
-    def producer(self, tensor: str) -> NodeProto | None:
-        """The node that computes `tensor`; None for initializers and graph inputs."""
-        return self.producers.get(tensor)
-
-    def consumers(self, tensor: str) -> list[NodeProto]:
-        """The nodes that read `tensor`."""
-        return self.readers.get(tensor, [])
-
     def of_type(self, *op_types: str) -> Iterator[NodeProto]:
         """All nodes of these types, in graph order."""
         return (node for node in self.nodes if node.op_type in op_types)
@@ -60,16 +51,6 @@ class QdqGraph(GraphIndex):
     def is_constant(self, tensor: str) -> bool:
         """Whether `tensor` depends on no graph input."""
         return tensor in self._constants
-
-    def value(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of an initializer or Constant node; None where it is computed or unreadable."""
-        stored = self.stored.get(tensor)
-        if stored is None:
-            return None
-        try:
-            return numpy_helper.to_array(stored)
-        except (ValueError, TypeError, KeyError):
-            return None
 
     def scalar(self, tensor: str) -> float | None:
         """The value of a stored constant with one element."""
@@ -81,10 +62,9 @@ class QdqGraph(GraphIndex):
         stored = self.stored.get(tensor)
         return None if stored is None else tuple(stored.dims)
 
-    def attribute(self, node: NodeProto, name: str, default: Any = None) -> Any:
-        """Value of an attribute, `default` where it is absent."""
-        found = self._attribute(node, name)
-        return default if found is None else onnx.helper.get_attribute_value(found)
+    def zero_point(self, node: NodeProto) -> npt.NDArray[Any] | None:
+        """Zero points of a Q or DQ node; None where they are left out or computed."""
+        return self.value(node.input[2]) if len(node.input) > 2 else None
 
     def scale(self, node: NodeProto) -> npt.NDArray[np.float64] | None:
         """Scales of a Q or DQ node; None where they are computed."""
@@ -99,7 +79,7 @@ class QdqGraph(GraphIndex):
                 return zero_point
         if node.op_type == QUANTIZE:
             # The standard's default is uint8, which surprises whoever leaves the zero point out.
-            return int(self.attribute(node, "output_dtype", 0)) or TensorProto.UINT8
+            return int(attribute(node, "output_dtype", 0)) or TensorProto.UINT8
         return self.element_type(node.input[0])
 
     def element_type(self, tensor: str) -> int:
@@ -109,14 +89,10 @@ class QdqGraph(GraphIndex):
             return stored.data_type
         if tensor in self._inputs:
             return self._inputs[tensor].type.tensor_type.elem_type
-        producer = self.producer(tensor)
+        producer = self.producers.get(tensor)
         if producer is not None and producer.op_type == QUANTIZE:
             return self.code_type(producer)
         return TensorProto.UNDEFINED
-
-    @staticmethod
-    def _attribute(node: NodeProto, name: str) -> AttributeProto | None:
-        return next((attribute for attribute in node.attribute if attribute.name == name), None)
 
 
 def type_name(data_type: int) -> str:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from onnx import NodeProto
 
+from odm_deploy.graphs.index import attribute
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
 
 LAYER_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -74,13 +75,16 @@ def find_layers(graph: QdqGraph) -> list[Layer]:
     return _FOUND[graph]
 
 
-def layers_behind(layers: list[Layer], dequantizer: NodeProto) -> tuple[str, ...]:
-    """Names of the layers one of whose operands comes from `dequantizer`."""
-    return tuple(
+def layers_behind(graph: QdqGraph, *dequantizers: NodeProto, op_type: str | None = None) -> tuple[str, ...]:
+    """Names of the layers, of one type or any, that have an operand from one of `dequantizers`."""
+    names = [
         layer.name
-        for layer in layers
-        if any(dequantizer is node for node in (*layer.activation.dequantizers, *layer.weight.dequantizers))
-    )
+        for dequantizer in dequantizers
+        for layer in find_layers(graph)
+        if op_type in (None, layer.node.op_type)
+        and any(dequantizer is node for node in (*layer.activation.dequantizers, *layer.weight.dequantizers))
+    ]
+    return tuple(dict.fromkeys(names))
 
 
 def activation_quantizers(graph: QdqGraph) -> Iterator[NodeProto]:
@@ -90,11 +94,11 @@ def activation_quantizers(graph: QdqGraph) -> Iterator[NodeProto]:
 
 def dequantizers_of(graph: QdqGraph, quantizer: NodeProto) -> Iterator[NodeProto]:
     """DQ nodes that read the codes of `quantizer`, directly or through an integer Clip."""
-    for node in graph.consumers(quantizer.output[0]):
+    for node in graph.readers[quantizer.output[0]]:
         if node.op_type == DEQUANTIZE:
             yield node
         elif node.op_type == "Clip":
-            yield from (after for after in graph.consumers(node.output[0]) if after.op_type == DEQUANTIZE)
+            yield from (after for after in graph.readers[node.output[0]] if after.op_type == DEQUANTIZE)
 
 
 def trace(graph: QdqGraph, tensor: str) -> Operand:
@@ -105,7 +109,7 @@ def trace(graph: QdqGraph, tensor: str) -> Operand:
     loose_ends = 0
     pending, seen = [tensor], {tensor}
     while pending:
-        node = graph.producer(pending.pop())
+        node = graph.producers.get(pending.pop())
         if node is None:
             loose_ends += 1
         elif node.op_type == DEQUANTIZE:
@@ -129,7 +133,7 @@ def is_transparent(graph: QdqGraph, node: NodeProto) -> bool:
     """Whether a layer behind this operation still runs as int8."""
     if node.op_type == "Pad":
         # Padding with a number, even with zero, is done in float; repeating border values is not.
-        return graph.attribute(node, "mode", b"constant") != b"constant"
+        return attribute(node, "mode", b"constant") != b"constant"
     if node.op_type in _SCALING:
         return _scales_uniformly(graph, node)
     return node.op_type in _TRANSPARENT
@@ -157,7 +161,7 @@ def _reads_codes(graph: QdqGraph, blocker: NodeProto, *, constant: bool) -> bool
     pending = [name for name in blocker.input if name]
     seen = set(pending)
     while pending:
-        node = graph.producer(pending.pop())
+        node = graph.producers.get(pending.pop())
         if node is None:
             continue
         if node.op_type == DEQUANTIZE and graph.is_constant(node.output[0]) == constant:

@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
-from odm_deploy.lowering.lint.operands import find_layers, layers_behind
+from odm_deploy.lowering.lint.operands import layers_behind
 
 Scales = npt.NDArray[np.float64]
 
@@ -47,13 +47,11 @@ def scale_at_run_time(graph: QdqGraph) -> Iterator[Hit]:
 
 def _users_of_scales(graph: QdqGraph) -> Iterator[tuple[NodeProto, tuple[str, ...]]]:
     """For every scale tensor the first Q or DQ node that uses it, and the layers behind all of them."""
-    layers = find_layers(graph)
     users: dict[str, list[NodeProto]] = {}
     for node in graph.of_type(QUANTIZE, DEQUANTIZE):
         users.setdefault(node.input[1], []).append(node)
     for nodes in users.values():
-        behind = [name for node in nodes for name in layers_behind(layers, node)]
-        yield nodes[0], tuple(dict.fromkeys(behind))
+        yield nodes[0], layers_behind(graph, *nodes)
 
 
 def _scales_that(graph: QdqGraph, are_bad: Callable[[Scales], npt.NDArray[np.bool_]]) -> Iterator[Hit]:

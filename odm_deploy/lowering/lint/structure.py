@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from onnx import TensorProto
 
+from odm_deploy.graphs.index import attribute
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
-from odm_deploy.lowering.lint.operands import Operand, find_layers
+from odm_deploy.lowering.lint.operands import Layer, Operand, find_layers
 
 NEWEST_COMMON_OPSET = 20
 
@@ -56,22 +57,17 @@ def operation_after_dequantize(graph: QdqGraph) -> Iterator[Hit]:
     Add, ReLU, Clip, Resize, average pooling and padding with a number do, even with zero; operations that only move
     values, and Mul by a scalar, do not.
     """
-    for layer in find_layers(graph):
-        if layer.node.op_type == "ConvTranspose":
-            continue
-        for operand, other in ((layer.activation, layer.weight), (layer.weight, layer.activation)):
-            for node in operand.blockers if other.quantized else ():
-                yield graph.name(node), f"{node.op_type} between DequantizeLinear and {layer.name}", (layer.name,)
+    for layer, operand in _operands_beside_codes(graph):
+        for node in operand.blockers if layer.node.op_type != "ConvTranspose" else ():
+            yield graph.name(node), f"{node.op_type} between DequantizeLinear and {layer.name}", (layer.name,)
 
 
 @rule("concat-scales", Severity.SILENT_FLOAT, fix="quantize once after the Concat, or give its inputs one common scale")
 def concat_scales(graph: QdqGraph) -> Iterator[Hit]:
     """A Concat of tensors with different scales, or of quantized and float ones, leaves the layer behind in float."""
-    for layer in find_layers(graph):
-        for operand, other in ((layer.activation, layer.weight), (layer.weight, layer.activation)):
-            problem = _concat_problem(graph, operand)
-            if problem and other.quantized:
-                yield graph.name(operand.concats[0]), f"{problem} reach {layer.name}", (layer.name,)
+    for layer, operand in _operands_beside_codes(graph):
+        if problem := _concat_problem(graph, operand):
+            yield graph.name(operand.concats[0]), f"{problem} reach {layer.name}", (layer.name,)
 
 
 @rule(
@@ -97,7 +93,7 @@ def integer_operators(graph: QdqGraph) -> Iterator[Hit]:
 def uint8_inside(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT knows uint8 at the edges of a graph only: inputs that feed a Cast, and outputs that come from one."""
     images = {value.name for value in graph.model.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
-    images |= {node.output[0] for node in graph.of_type("Cast") if graph.attribute(node, "to") == TensorProto.UINT8}
+    images |= {node.output[0] for node in graph.of_type("Cast") if attribute(node, "to") == TensorProto.UINT8}
     for node in graph.model.graph.node:
         read = [name for name in node.input if name in images]
         if read and node.op_type not in _READERS_OF_BYTES:
@@ -118,6 +114,14 @@ def duplicate_names(graph: QdqGraph) -> Iterator[Hit]:
     for name, count in counts.items():
         if count > 1:
             yield name, f"{count} layers have this name", (name,)
+
+
+def _operands_beside_codes(graph: QdqGraph) -> Iterator[tuple[Layer, Operand]]:
+    """Every layer's operands whose other operand is quantized."""
+    for layer in find_layers(graph):
+        for operand, other in ((layer.activation, layer.weight), (layer.weight, layer.activation)):
+            if other.quantized:
+                yield layer, operand
 
 
 def _concat_problem(graph: QdqGraph, operand: Operand) -> str:

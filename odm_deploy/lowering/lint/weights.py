@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from odm_deploy.graphs.index import attribute
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QdqGraph, type_name
 from odm_deploy.lowering.lint.operands import Layer, find_layers, layers_behind
@@ -17,10 +18,9 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 def _weight_dequantizers(graph: QdqGraph) -> Iterator[tuple[NodeProto, tuple[str, ...]]]:
     """DQ nodes of constants, with the layers they serve as a factor."""
-    layers = find_layers(graph)
     for node in graph.of_type(DEQUANTIZE):
         if graph.is_constant(node.input[0]):
-            yield node, layers_behind(layers, node)
+            yield node, layers_behind(graph, node)
 
 
 @rule("weight-type", Severity.ERROR, fix="store weight codes as int8; fewer bits are simply smaller int8 codes")
@@ -37,7 +37,7 @@ def bias_int32(graph: QdqGraph) -> Iterator[Hit]:
     """A bias stored as int32 with a DequantizeLinear, as onnxruntime's quantizer writes it, does not parse."""
     for node, layers in _weight_dequantizers(graph):
         if graph.code_type(node) == TensorProto.INT32:
-            after = tuple(graph.name(consumer) for consumer in graph.consumers(node.output[0]))
+            after = tuple(graph.name(consumer) for consumer in graph.readers[node.output[0]])
             yield graph.name(node), "int32 codes behind a DequantizeLinear", layers or after
 
 
@@ -45,7 +45,7 @@ def bias_int32(graph: QdqGraph) -> Iterator[Hit]:
 def weight_zero_point(graph: QdqGraph) -> Iterator[Hit]:
     """A zero point other than 0 on weights is a parse error, per channel as well as per tensor."""
     for node, layers in _weight_dequantizers(graph):
-        zero_point = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        zero_point = graph.zero_point(node)
         if zero_point is not None and np.any(zero_point.astype(np.float64) != 0):
             yield graph.name(node), "weights with a zero point other than 0", layers
 
@@ -101,7 +101,7 @@ def blocked_weights(graph: QdqGraph) -> Iterator[Hit]:
 
 def _axis(graph: QdqGraph, node: NodeProto) -> int | None:
     """The axis of a per-axis DQ node, from the front; None where a negative one cannot be resolved."""
-    axis = int(graph.attribute(node, "axis", 1))
+    axis = int(attribute(node, "axis", 1))
     if axis >= 0:
         return axis
     shape = graph.shape(node.input[0])
@@ -115,17 +115,17 @@ def _is_reduced(graph: QdqGraph, layer: Layer, node: NodeProto, axis: int) -> bo
     tensor = node.output[0]
     # Follow the axis through Transpose nodes to the matrix the product sees. Reshapes end the analysis.
     while tensor != layer.weight.tensor:
-        following = graph.consumers(tensor)
+        following = graph.readers[tensor]
         if len(following) != 1 or following[0].op_type not in ("Transpose", "Cast"):
             return False
         if following[0].op_type == "Transpose":
-            permutation = graph.attribute(following[0], "perm")
+            permutation = attribute(following[0], "perm")
             if permutation is None:
                 return False
             axis = list(permutation).index(axis)
         tensor = following[0].output[0]
     rank = len(graph.shape(node.input[0]) or ())
-    transposed = bool(graph.attribute(layer.node, "transB" if layer.weight_index else "transA", 0))
+    transposed = bool(attribute(layer.node, "transB" if layer.weight_index else "transA", 0))
     # The right factor is summed over its rows, the left one over its columns.
     summed = rank - 2 if bool(layer.weight_index) != transposed else rank - 1
     return rank >= 2 and axis == summed
