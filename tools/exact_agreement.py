@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from toolbox import COMMAND
 
-from odm_deploy.bundle.manifest import read_manifest
+from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import load_model
 from odm_deploy.engine import Engine
 from odm_deploy.export import write_bundle
@@ -77,10 +77,9 @@ def command(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile
     census = RoundingCensus(program)
     expected: list[Pixels] = []
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = Path(scratch) / "bundle"
-        write_bundle(quantized, model, bundle, LoweringOptions(), None, say)
+        bundle = write_bundle(quantized, model, Path(scratch) / "bundle", LoweringOptions(), None, say)
         # Tiles that are too small are refused now, not after all the rest.
-        plan_tiles(side, side, tile, read_manifest(bundle).receptive_radius_px or 0)
+        plan_tiles(side, side, tile, bundle.require_manifest().receptive_radius_px or 0)
         for index, batch in enumerate(batches):
             expected.append(interpret(program, batch, census.watch))
             say(f"integers: {index + 1} of {len(batches)}")
@@ -98,7 +97,7 @@ def command(model: Path, folders: tuple[Path, ...], stress: int, side: int, tile
 
 
 def _contestants(
-    model: QuantizedModel, bundle: Path, tile: int, photos: int, everything: int
+    model: QuantizedModel, bundle: Bundle, tile: int, photos: int, everything: int
 ) -> Iterator[tuple[str, Upscale, int]]:
     """Name, function, and how many of the batches it is tried on: tiles make sense on photos only."""
     for name, dtype, threads in TORCH:
@@ -122,7 +121,7 @@ def _contestants(
 
 
 @contextmanager
-def _tiled(bundle: Path, runtime: str, tile: int) -> Generator[Upscale]:
+def _tiled(bundle: Bundle, runtime: str, tile: int) -> Generator[Upscale]:
     with Engine.open(bundle, runtime) as engine:
 
         def upscale(batch: Pixels) -> Pixels:

@@ -20,10 +20,9 @@ from sample_networks import load_crops, random_network
 from toolbox import COMMAND, ROOT, SAMPLES, kept, markdown_table, run_python, write_text
 
 from odm_deploy import quantize
-from odm_deploy.bundle.manifest import ONNX_FILE, read_manifest
+from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import MissingError, OdmError
-from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import BUILDERS
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
@@ -146,7 +145,7 @@ def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Seq
     bundles: dict[str, Path] = {}
     # The CPU runtimes of this project take a float32 rest; engines are timed with the rest in half precision, too.
     for rest in ("fp32", "fp16") if name in BUILDERS else ("fp32",):
-        if rest == "fp16" and bundles and read_manifest(bundles["fp32"]).exact is not None:
+        if rest == "fp16" and bundles and Bundle.open(bundles["fp32"]).require_manifest().exact is not None:
             lines.append("- rest fp16: not of an exact model, whose sums need float32's 24 bits")
             continue
         bundle = out / rest
@@ -219,7 +218,7 @@ def _latency(
     if name in BUILDERS and "fp32" in bundles:
         plan = out / f"float32-{size}.onnx"
         if not plan.exists():
-            plan.write_bytes(float_twin(parse_onnx((bundles["fp32"] / ONNX_FILE).read_bytes())).SerializeToString())
+            plan.write_bytes(float_twin(Bundle.open(bundles["fp32"]).graph).SerializeToString())
         rows.append(_row(size, "fp32", _float32(name, plan, size, common, out)))
     return rows
 

@@ -21,7 +21,7 @@ from odm_deploy.building.trtexec import trtexec_command
 from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.files import read_onnx
-from odm_deploy.lowering.exact_mark import is_marked_exact
+from odm_deploy.lowering.metadata import is_marked_exact
 from odm_deploy.machine.builders import Builder, choose_builder
 from odm_deploy.machine.gpus import find_gpus
 

@@ -33,7 +33,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
-from odm_deploy.lowering.taps import Tap, write_taps
+from odm_deploy.lowering.metadata import Tap, write_taps
 
 INT8_MIN, INT8_MAX = -128, 127
 
@@ -71,7 +71,9 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
         consumer = only_consumer(marker.outputs[0])
         if consumer is None:
             raise InputError(f"cannot lower {layer}", why="its quantized input feeds several operators")
-        center = grid.center if grid.center is not None else _float32(grid.scale * (grid.code_half - grid.zero_point))
+        center = grid.center
+        if center is None:
+            center = float(np.float32(grid.scale * (grid.code_half - grid.zero_point)))
         padding = _take_padding(consumer)
         if padding:
             pads = editor.constant(f"{layer}.pads", [0, 0, padding, padding] * 2, np.int64)
@@ -124,11 +126,7 @@ def _quantize(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: i
 
 
 def _take_padding(consumer: ir.Node) -> int:
-    """Set a convolution's padding to zero and return what it was; 0 for a matrix product.
-
-    Raises:
-        InputError: padding that differs between the four sides.
-    """
+    """Set a convolution's padding to zero and return what it was; 0 for a matrix product."""
     if consumer.op_type != "Conv":
         return 0
     pads = list(consumer.attributes["pads"].as_ints()) if "pads" in consumer.attributes else [0]
@@ -139,11 +137,7 @@ def _take_padding(consumer: ir.Node) -> int:
 
 
 def _shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: float) -> None:
-    """Add center * sum(w^) per output channel to what `consumer` computes.
-
-    Raises:
-        InputError: a consumer whose weight is not a marked one.
-    """
+    """Add center * sum(w^) per output channel to what `consumer` computes."""
     weight = next((value for value in consumer.inputs if _weight_marker(value) is not None), None)
     marker = _weight_marker(weight)
     if marker is None:
@@ -194,15 +188,6 @@ def _lower_weight(editor: GraphEditor, marker: ir.Node) -> None:
     shape = scale.shape if per_channel else ()
     scale_w = editor.constant(f"{layer}.scale_w", scale.reshape(shape), np.float32)
     zero_w = editor.constant(f"{layer}.zero_point_w", np.zeros(shape), np.int8)
-    weight = editor.node_before(
-        marker,
-        "DequantizeLinear",
-        [codes, scale_w, zero_w],
-        f"{layer}.weight",
-        {"axis": 0} if per_channel else None,
-    )
+    axis = {"axis": 0} if per_channel else None
+    weight = editor.node_before(marker, "DequantizeLinear", [codes, scale_w, zero_w], f"{layer}.weight", axis)
     replace_node(marker, weight)
-
-
-def _float32(value: float) -> float:
-    return float(np.float32(value))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from odm_deploy.bundle.image_format import BGR_SUFFIX, ChannelOrder, Layout
 from odm_deploy.graphs.editor import GraphEditor
-from odm_deploy.lowering.taps import rename_source
+from odm_deploy.lowering.metadata import rename_source
 
 
 def add_uint8_io(model: ir.Model, layout: Layout = "nchw", order: ChannelOrder = "rgb") -> None:

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from odm_deploy.bundle.image_format import ChannelOrder, Layout
 from odm_deploy.errors import UsageError
 from odm_deploy.lowering.dialect import lower_to_tensorrt
-from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.lowering.markers import export_marked
+from odm_deploy.lowering.metadata import mark_exact
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
 

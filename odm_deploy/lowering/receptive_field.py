@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import onnx
-from onnx import numpy_helper
+
+from odm_deploy.graphs.index import attribute
 
 _POINTWISE = (
     frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Neg", "Abs", "Sqrt", "Pow", "Exp", "Round", "Erf"})
     | {"Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Softplus"}
     | {"Cast", "QuantizeLinear", "DequantizeLinear", "Identity", "Concat", "Gather", "Slice", "Split"}
+    # Zeros around the image, taken away again by the convolution that follows.
+    | {"Pad"}
 )
 
 
@@ -46,49 +49,37 @@ def receptive_radius_px(model: onnx.ModelProto) -> int | None:
         if result is None:
             return None
         reach.update(dict.fromkeys(node.output, result))
-    outputs = [reach.get(value.name) for value in model.graph.output]
-    if not all(outputs):
+    outputs = [reach[value.name] for value in model.graph.output if value.name in reach]
+    if len(outputs) < len(model.graph.output):
         return None
-    return max(math.ceil(found.radius) for found in outputs if found is not None)
+    return max(math.ceil(found.radius) for found in outputs)
 
 
 def _after(node: onnx.NodeProto, sources: list[_Reach], constants: dict[str, onnx.TensorProto]) -> _Reach | None:
     """The reach of a node's output; None when it is unbounded."""
     widest = max(sources, key=lambda source: source.radius)
-    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    block = attribute(node, "blocksize")
     if node.op_type == "Conv":
-        return _after_convolution(node, widest, attributes, constants)
+        return _after_convolution(node, widest, constants)
     if node.op_type == "DepthToSpace":
-        return _Reach(widest.radius, widest.scale * attributes["blocksize"])
+        return _Reach(widest.radius, widest.scale * block)
     if node.op_type == "SpaceToDepth":
         # One coarse pixel covers a block of fine ones.
-        return _Reach(
-            widest.radius + (attributes["blocksize"] - 1) / widest.scale, widest.scale / attributes["blocksize"]
-        )
-    if node.op_type == "Pad":
-        # Zeros around the image, taken away again by the convolution that follows.
-        return widest
-    if node.op_type == "Transpose" and len(attributes.get("perm", ())) == 4:
+        return _Reach(widest.radius + (block - 1) / widest.scale, widest.scale / block)
+    if node.op_type == "Transpose" and len(attribute(node, "perm", ())) == 4:
         return widest
     return widest if node.op_type in _POINTWISE else None
 
 
-def _after_convolution(
-    node: onnx.NodeProto, source: _Reach, attributes: dict[str, object], constants: dict[str, onnx.TensorProto]
-) -> _Reach | None:
-    kernel = attributes.get("kernel_shape")
+def _after_convolution(node: onnx.NodeProto, source: _Reach, constants: dict[str, onnx.TensorProto]) -> _Reach | None:
+    weight = constants.get(node.input[1])
+    kernel: list[int] | None = attribute(node, "kernel_shape", None if weight is None else list(weight.dims[2:]))
     if kernel is None:
-        weight = constants.get(node.input[1])
-        if weight is None:
-            return None
-        kernel = numpy_helper.to_array(weight).shape[2:]
-    assert isinstance(kernel, (list, tuple))
-    dilations = attributes.get("dilations") or [1] * len(kernel)
-    strides = attributes.get("strides") or [1] * len(kernel)
-    assert isinstance(dilations, (list, tuple))
-    assert isinstance(strides, (list, tuple))
-    span = max((int(size) - 1) * int(dilation) for size, dilation in zip(kernel, dilations, strict=True))
+        return None
+    strides: list[int] = attribute(node, "strides", [1] * len(kernel))
+    dilations: list[int] = attribute(node, "dilations", [1] * len(kernel))
+    span = max((size - 1) * dilation for size, dilation in zip(kernel, dilations, strict=True))
     # Half of the span on each side; an even kernel reaches further on one of them. Behind a stride one coarse pixel
     # stands for several fine ones, and the last of those is that much further from what its first one sees.
-    side = math.ceil(span / 2) + max(int(stride) for stride in strides) - 1
-    return _Reach(source.radius + Fraction(side) / source.scale, source.scale / int(strides[0]))
+    side = math.ceil(span / 2) + max(strides) - 1
+    return _Reach(source.radius + Fraction(side) / source.scale, source.scale / strides[0])

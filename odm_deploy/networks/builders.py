@@ -13,7 +13,7 @@ import re
 import typing
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -77,7 +77,8 @@ def build_module(path: str, arguments: Mapping[str, Any]) -> nn.Module:
             fix=f"look at that code, then add --trust {path}",
         )
     builder = _find(path)
-    if is_spandrel(path) and not _is_class_of(builder, "spandrel.architectures."):
+    home: object = getattr(builder, "__module__", "")
+    if is_spandrel(path) and not (isinstance(builder, type) and str(home).startswith("spandrel.architectures.")):
         raise BuilderError(f"{path} is not an architecture of spandrel")
     if not _builds_modules(builder):
         raise BuilderError(
@@ -124,7 +125,3 @@ def _builds_modules(builder: object) -> typing.TypeGuard[Callable[..., object]]:
         except (NameError, TypeError, AttributeError):
             return False
     return isinstance(result, type) and issubclass(result, nn.Module)
-
-
-def _is_class_of(builder: object, package: str) -> bool:
-    return isinstance(builder, type) and cast("type[object]", builder).__module__.startswith(package)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ class NetworkConfig:
     """Upscaling factors it comes in; empty: any."""
     telling_keys: ClassVar[tuple[str, ...]] = ()
     """Keys by which its state dicts are known from others."""
+    upsampler_keys: ClassVar[tuple[str, ...]] = ()
+    """Weights of the convolutions before each pixel shuffle and of the one after the last; some scales lack some."""
 
     scale: int
     """Output pixels per input pixel along each axis."""
@@ -68,8 +71,10 @@ class NetworkConfig:
 
     @classmethod
     def scale_of(cls, state: Mapping[str, Tensor]) -> int:
-        """The upscaling factor a state dict with this network's keys was made for."""
-        raise NotImplementedError
+        """The upscaling factor a state dict with this network's keys was made for: a shuffle trades channels for it."""
+        weights = [state[key] for key in cls.upsampler_keys if key in state]
+        traded = (before.shape[0] // after.shape[1] for before, after in itertools.pairwise(weights))
+        return math.isqrt(math.prod(traded))
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -100,14 +105,3 @@ class NetworkConfig:
 def count_numbers(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers the group of a regular expression takes at the start of a state dict's keys."""
     return len({match[1] for key in state if (match := re.match(pattern, key))})
-
-
-def upsampler_scale(first_stage: Tensor, width: int, *, stages: int = 1) -> int:
-    """The factor of an upsampler whose stages are alike.
-
-    Args:
-        first_stage: weight of the convolution before the first pixel shuffle, [width * factor^2, ...].
-        width: channels after a shuffle.
-        stages: how many follow each other.
-    """
-    return int(math.isqrt(first_stage.shape[0] // width) ** stages)

@@ -19,7 +19,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, conv3x3, upsampler
-from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
+from odm_deploy.networks.config import NetworkConfig, count_numbers
 
 MEAN_UNIT = 0.125
 """What the mean colour is rounded to where sums have to be exact, in grey levels."""
@@ -39,6 +39,7 @@ class EdsrConfig(NetworkConfig):
     title: ClassVar[str] = "EDSR"
     scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
     telling_keys: ClassVar[tuple[str, ...]] = ("head.0.weight", "tail.0.0.weight", "tail.1.weight")
+    upsampler_keys: ClassVar[tuple[str, ...]] = ("tail.0.0.weight", "tail.0.2.weight", "tail.1.weight")
 
     features: int = 64
     """Channels of every body convolution."""
@@ -46,12 +47,6 @@ class EdsrConfig(NetworkConfig):
     """Residual blocks."""
     residual_scale: float = 1.0
     """Factor on each block's residual; 0.1 in the full-size network. Not visible in a state dict."""
-
-    @classmethod
-    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
-        """Two stages where `tail.0.2` is, one otherwise."""
-        first = state["tail.0.0.weight"]
-        return upsampler_scale(first, first.shape[1], stages=2 if "tail.0.2.weight" in state else 1)
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -70,11 +65,7 @@ class EdsrConfig(NetworkConfig):
 
 
 def _check_mean_shifts(state: Mapping[str, Tensor]) -> None:
-    """Refuse mean shifts that also mix or scale colours: `MeanShift` only adds.
-
-    Raises:
-        InputError: a frozen 1x1 convolution that is not the identity.
-    """
+    """Refuse mean shifts that also mix or scale colours: `MeanShift` only adds."""
     for key in ("sub_mean.weight", "add_mean.weight"):
         weight = state.get(key)
         if weight is not None and not torch.equal(weight.reshape(3, -1).float(), torch.eye(3)):

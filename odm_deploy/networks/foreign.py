@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
-from odm_deploy.networks.branches import fold_branches
 from odm_deploy.networks.builders import build_module, is_spandrel
 from odm_deploy.networks.config import NetworkConfig
+from odm_deploy.networks.folding import fold_branches
 
 PROBE_PX = (48, 64)
 """Height and width of the image the layers are watched on: many networks need multiples of 16."""
@@ -61,7 +61,7 @@ class ForeignNetwork(SuperResolutionNetwork):
 
     def __init__(self, config: ForeignConfig, module: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.net = build_foreign_module(config) if module is None else module
+        self.net = _build(config) if module is None else module
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale."""
@@ -117,13 +117,8 @@ def foreign_network(
     return ForeignNetwork(config, module)
 
 
-def build_foreign_module(config: ForeignConfig) -> nn.Module:
-    """The module a config describes, with fresh weights, in eval mode.
-
-    Raises:
-        UsageError: its builder is not trusted.
-        InputError: it cannot be built.
-    """
+def _build(config: ForeignConfig) -> nn.Module:
+    """The module a config describes, with fresh weights, in eval mode. Raises as `build_module`."""
     if not config.builder:
         raise InputError(
             "nobody said what builds this network",
@@ -183,11 +178,7 @@ def _inside(names: Any) -> tuple[str, ...]:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Refuse what a model.pt cannot hold as a plain value.
-
-    Raises:
-        InputError: naming the place.
-    """
+    """Refuse what a model.pt cannot hold as a plain value."""
     if isinstance(value, dict):
         for key, item in value.items():
             _check_plain(item, f"{where}.{key}")

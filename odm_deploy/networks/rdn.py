@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.blocks import conv3x3, upsampler
-from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
+from odm_deploy.networks.config import NetworkConfig, count_numbers
 
 _FIRST_GROWTH = "RDBs.0.convs.0.conv.0.weight"
 
@@ -26,7 +26,8 @@ class RdnConfig(NetworkConfig):
 
     title: ClassVar[str] = "RDN"
     scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
-    telling_keys: ClassVar[tuple[str, ...]] = (_FIRST_GROWTH, "UPNet.0.weight")
+    telling_keys: ClassVar[tuple[str, ...]] = (_FIRST_GROWTH, "UPNet.0.weight", "UPNet.2.weight")
+    upsampler_keys: ClassVar[tuple[str, ...]] = ("UPNet.0.weight", "UPNet.2.weight", "UPNet.4.weight")
 
     blocks: int = 16
     """Residual dense blocks, D."""
@@ -36,12 +37,6 @@ class RdnConfig(NetworkConfig):
     """Channels each of these adds, G."""
     features: int = 64
     """Channels between blocks, G0."""
-
-    @classmethod
-    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
-        """Two stages where `UPNet.4` is, one otherwise."""
-        growth = state[_FIRST_GROWTH].shape[0]
-        return upsampler_scale(state["UPNet.0.weight"], growth, stages=2 if "UPNet.4.weight" in state else 1)
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

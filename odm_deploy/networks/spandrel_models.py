@@ -11,7 +11,7 @@ from typing import Any
 
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.networks.base import StateDict
-from odm_deploy.networks.branches import fold_branches
+from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.foreign import ForeignNetwork, foreign_network
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
-from odm_deploy.networks.batch_norm import EPSILON, fold_batch_norms
 from odm_deploy.networks.blocks import conv3x3, upsampler
-from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
+from odm_deploy.networks.config import NetworkConfig, count_numbers
+from odm_deploy.networks.folding import EPSILON, fold_batch_norms
 
 SLOPE_UNIT = 2.0**-4
 """What the slopes of PReLUs are rounded to in an exact network; each bit of them is one less for its sums."""
@@ -35,7 +35,13 @@ class SrresnetConfig(NetworkConfig):
 
     title: ClassVar[str] = "SRResNet"
     scales: ClassVar[tuple[int, ...]] = (2, 3, 4)
-    telling_keys: ClassVar[tuple[str, ...]] = ("conv_input.weight", "conv_mid.weight", "upscale.0.weight")
+    telling_keys: ClassVar[tuple[str, ...]] = (
+        "conv_input.weight",
+        "conv_mid.weight",
+        "upscale.0.weight",
+        "conv_output.weight",
+    )
+    upsampler_keys: ClassVar[tuple[str, ...]] = ("upscale.0.weight", "upscale.3.weight", "conv_output.weight")
 
     features: int = 64
     """Channels of every body convolution."""
@@ -51,12 +57,6 @@ class SrresnetConfig(NetworkConfig):
         super().__post_init__()
         if not (math.isfinite(self.input_range) and self.input_range > 0):
             raise InputError("no such SRResNet", why=f"input_range {self.input_range}", fix="it is usually 255 or 1")
-
-    @classmethod
-    def scale_of(cls, state: Mapping[str, Tensor]) -> int:
-        """Two stages where `upscale.3` is, one otherwise."""
-        first = state["upscale.0.weight"]
-        return upsampler_scale(first, first.shape[1], stages=2 if "upscale.3.weight" in state else 1)
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

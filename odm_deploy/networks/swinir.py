@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
 from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, conv3x3
-from odm_deploy.networks.config import NetworkConfig, count_numbers, upsampler_scale
+from odm_deploy.networks.config import NetworkConfig, count_numbers
 from odm_deploy.networks.window_attention import (
     WindowAttention,
     merge_windows,
@@ -65,7 +65,7 @@ class SwinirConfig(NetworkConfig):
 
     @classmethod
     def scale_of(cls, state: Mapping[str, Tensor]) -> int:
-        """One stage, from features to colours.
+        """As of its only stage, from features to colours.
 
         Raises:
             InputError: another kind of SwinIR, which upsamples otherwise.
@@ -76,7 +76,7 @@ class SwinirConfig(NetworkConfig):
                 why="its upsampler is not pixelshuffledirect, or its residual connection not a single convolution",
                 fix="only SwinIR-light (SwinIR-S) is known",
             )
-        return upsampler_scale(state["upsample.0.weight"], 3)
+        return math.isqrt(state["upsample.0.weight"].shape[0] // 3)
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

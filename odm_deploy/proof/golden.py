@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
 from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.imaging.pixels import round_to_uint8
-from odm_deploy.lowering.taps import read_taps
+from odm_deploy.lowering.metadata import read_taps
 from odm_deploy.proof.teacher_forcing import codes_from
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step

@@ -26,7 +26,7 @@ from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.graphs.shapes import infer_shapes, infer_types
-from odm_deploy.lowering.taps import Tap, read_taps
+from odm_deploy.lowering.metadata import Tap, read_taps
 from odm_deploy.runtimes.base import Runtime
 
 GIVEN = ".given"

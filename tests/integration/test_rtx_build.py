@@ -19,9 +19,9 @@ from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import BuildError, InputError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes
-from odm_deploy.lowering.exact_mark import mark_exact
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import lower
+from odm_deploy.lowering.metadata import mark_exact
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer
 from odm_deploy.quantization.model import freeze

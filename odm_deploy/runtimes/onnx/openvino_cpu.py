@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.lowering.exact_mark import is_marked_exact
+from odm_deploy.lowering.metadata import is_marked_exact
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.onnx.openvino_faults import (

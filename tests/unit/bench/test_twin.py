@@ -57,5 +57,5 @@ def test_the_twin_of_an_engine_is_an_engine_in_half_precision(precision: str) ->
         graph = ir.from_proto(model)
         convert_rest_to_half(graph)
         model = ir.to_proto(graph)
-    plan = _build_half(float_twin(model).SerializeToString(), "tensorrt_rtx", SHAPE)
+    plan = _build_half(float_twin(model), "tensorrt_rtx", SHAPE)
     assert PlanHeader.of_bytes(plan).builder == "tensorrt_rtx"

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.lowering.taps import Tap, write_taps
+from odm_deploy.lowering.metadata import Tap, write_taps
 from odm_deploy.proof.teacher_forcing import GIVEN, codes_from, feeds_for, force_by_teacher
 from tests.factories import exact_model, lowered, tiny_model
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.lowering.taps import Tap, read_taps, rename_source, write_taps
+from odm_deploy.lowering.metadata import Tap, read_taps, rename_source, write_taps
 from tests.factories import lowered, model_of_all_kinds, tiny_model
 
 TAPS = [Tap("a", "input", "a.codes", 3, 3), Tap("b", "x", "b.codes", 128, 0, padding=1)]

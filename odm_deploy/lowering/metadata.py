@@ -1,7 +1,7 @@
-"""Taps: where each layer's quantizer sits in a lowered graph, so that `verify` can watch it there.
+"""What a lowered graph says of itself, in the metadata of its ONNX file: where its quantizers sit, and if it is exact.
 
-They travel inside the ONNX file (model metadata, one JSON value): a graph on its own can then be checked layer by
-layer, whichever dialect it is in.
+By its *taps* a graph on its own can be checked layer by layer. By the mark of an exact model, runtimes keep their float
+additions in float32.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-
-import onnx
+from typing import TYPE_CHECKING
 
 from odm_deploy.errors import InputError
 
-_KEY = "odm.taps"
+if TYPE_CHECKING:
+    import onnx
+
+_TAPS = "odm.taps"
+_EXACT = "odm.exact"
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,14 @@ class Tap:
 
 
 def write_taps(metadata: dict[str, str], taps: Iterable[Tap]) -> None:
-    """Put the taps into a model's metadata."""
-    metadata[_KEY] = json.dumps([asdict(tap) for tap in taps])
+    """Put the taps into a model's metadata, as one JSON value."""
+    metadata[_TAPS] = json.dumps([asdict(tap) for tap in taps])
 
 
 def rename_source(metadata: dict[str, str], old: str, new: str) -> None:
     """Follow a pass that gave a source tensor another name."""
-    if _KEY in metadata:
-        taps = [Tap(**plain) for plain in json.loads(metadata[_KEY])]
+    if _TAPS in metadata:
+        taps = [Tap(**plain) for plain in json.loads(metadata[_TAPS])]
         write_taps(metadata, [replace(tap, source=new) if tap.source == old else tap for tap in taps])
 
 
@@ -54,9 +57,19 @@ def read_taps(model: onnx.ModelProto) -> list[Tap]:
         InputError: metadata that cannot be understood.
     """
     for entry in model.metadata_props:
-        if entry.key == _KEY:
+        if entry.key == _TAPS:
             try:
                 return [Tap(**plain) for plain in json.loads(entry.value)]
             except (ValueError, TypeError) as error:
-                raise InputError("the model's metadata is damaged", why=f"{_KEY}: {error}") from None
+                raise InputError("the model's metadata is damaged", why=f"{_TAPS}: {error}") from None
     return []
+
+
+def mark_exact(metadata: dict[str, str]) -> None:
+    """Say in a model's metadata that its arithmetic never rounds in float32."""
+    metadata[_EXACT] = "float32"
+
+
+def is_marked_exact(model: onnx.ModelProto) -> bool:
+    """Whether this program wrote the file from a model that is proven exact."""
+    return any(entry.key == _EXACT for entry in model.metadata_props)

@@ -1,21 +1,26 @@
-"""Folding batch normalisation into the convolution before it.
+"""Folding what computes as one convolution into one, before quantization: weight codes are those of the folded weight.
 
-At inference a batch norm is a fixed scale and shift per channel. It has to go before quantization: a quantizer placed
-between convolution and norm would see other values than the one the network ends up with, and weight codes are those of
-the folded weight.
+Batch norms, at inference a fixed scale and shift per channel, go into the convolution before them: a quantizer between
+the two would see other values than the one the network ends up with. Blocks that train as several branches become the
+one convolution they compute as: structural reparameterization (Ding et al., RepVGG, CVPR 2021), here in the form that
+SPAN (Wan et al., CVPRW 2024) gives its blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odm_deploy.networks.base import StateDict
 
 EPSILON = 1e-5
 """What torch adds to the variance, `nn.BatchNorm2d`'s default; no state dict shows it."""
+
+_SPAN_SLOPE = 0.05
+"""Of the leaky ReLU inside SPAN's blocks."""
 
 
 def fold_batch_norms(state: Mapping[str, Tensor], norm_of: Mapping[str, str]) -> StateDict:
@@ -49,3 +54,18 @@ def fold_batch_norms(state: Mapping[str, Tensor], norm_of: Mapping[str, str]) ->
         for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             folded.pop(f"{norm}.{part}", None)
     return folded
+
+
+def fold_branches(module: nn.Module) -> None:
+    """Replace, in place, blocks of branches that a single convolution stands for by that convolution.
+
+    SPAN trains such blocks and computes the convolution anew in every forward; a quantized layer has to own it.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            block: Any = child
+            if not (isinstance(getattr(child, "eval_conv", None), nn.Conv2d) and hasattr(child, "update_params")):
+                continue
+            block.update_params()
+            conv = block.eval_conv
+            setattr(parent, name, nn.Sequential(conv, nn.LeakyReLU(_SPAN_SLOPE)) if block.has_relu else conv)
