@@ -7,15 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from odm_deploy.bundle.golden import Golden, read_golden
+from odm_deploy.bundle.image_format import ImageFormat
 from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, read_manifest
+from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.files import read_bytes, read_onnx
 
 if TYPE_CHECKING:
     import onnx
-
-    from odm_deploy.bundle.golden import Golden
-    from odm_deploy.bundle.image_format import ImageFormat
-    from odm_deploy.bundle.plan_header import PlanHeader
 
 ModelKind = Literal["onnx", "plan"]
 """The two files of a bundle that runtimes load: `model.onnx` and `engine.plan`."""
@@ -110,8 +110,6 @@ class Bundle:
 
         None where no readable manifest tells: then every runtime goes by its own tensors (`ImageFormat.told_from`).
         """
-        from odm_deploy.bundle.image_format import ImageFormat
-
         if self.kind is not None and self.path.name not in (ONNX_FILE, PLAN_FILE):
             # Another file that somebody put into the bundle's folder: the manifest does not speak of it.
             return None
@@ -143,8 +141,6 @@ class Bundle:
 
     @cached_property
     def _onnx(self) -> tuple[onnx.ModelProto, bytes]:
-        from odm_deploy.graphs.files import read_onnx
-
         return read_onnx(self._require(self.onnx_path, ONNX_FILE))
 
     @cached_property
@@ -154,8 +150,6 @@ class Bundle:
         Raises:
             InputError: there is none, or it is unreadable or empty.
         """
-        from odm_deploy.graphs.files import read_bytes
-
         return read_bytes(self._require(self.plan_path, PLAN_FILE))
 
     @cached_property
@@ -165,8 +159,6 @@ class Bundle:
         Raises:
             InputError: there is none, or it is unreadable, no TensorRT engine or only the beginning of one.
         """
-        from odm_deploy.bundle.plan_header import PlanHeader
-
         return PlanHeader.of_file(self._require(self.plan_path, PLAN_FILE))
 
     @cached_property
@@ -176,8 +168,6 @@ class Bundle:
         Raises:
             InputError: a damaged record, one of a newer version, or of other images than this program makes.
         """
-        from odm_deploy.bundle.golden import read_golden
-
         return read_golden(self._around)
 
     def _require(self, file: Path | None, name: str) -> Path:

@@ -55,12 +55,11 @@ class Manifest:
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` into `folder`, whole or not at all; returns its path."""
         document = asdict(self)
-        document.update(document.pop("extra"))
-        order = ["format", "version", "created_by"]
-        ordered = {key: document[key] for key in (*order, *(key for key in document if key not in order))}
+        extra = document.pop("extra")
+        first = {key: document.pop(key) for key in ("format", "version", "created_by")}
         path = folder / MANIFEST_FILE
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(first | document | extra, indent=1) + "\n", encoding="utf-8")
         return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class GraphEditor:
         op: str,
         inputs: Sequence[ir.Value | None],
         output: str,
-        attributes: dict[str, object] | None = None,
+        attributes: Mapping[str, object] | None = None,
         dtype: ir.DataType = ir.DataType.FLOAT,
     ) -> ir.Value:
         """A new node in front of `anchor`; its only output, named `output`."""

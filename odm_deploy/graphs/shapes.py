@@ -33,6 +33,17 @@ def infer_shapes(model: ModelProto, sizes: InputShapes | None) -> Shapes:
     Returns:
         Fully known shapes by tensor name; tensors whose shape cannot be inferred are absent.
     """
+    fixed = with_sizes(model, sizes)
+    shapes = _inferred(fixed)
+    for _ in range(_MAX_ROUNDS):
+        if not _fold_sizes(fixed, shapes):
+            break
+        shapes = _inferred(fixed)
+    return shapes
+
+
+def with_sizes(model: ModelProto, sizes: InputShapes | None) -> ModelProto:
+    """A copy of a graph with its inputs as in `infer_shapes`, from which all other shapes can be inferred."""
     fixed = ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
@@ -45,12 +56,7 @@ def infer_shapes(model: ModelProto, sizes: InputShapes | None) -> Shapes:
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
-    shapes = _inferred(fixed)
-    for _ in range(_MAX_ROUNDS):
-        if not _fold_sizes(fixed, shapes):
-            break
-        shapes = _inferred(fixed)
-    return shapes
+    return fixed
 
 
 def infer_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:

@@ -6,7 +6,8 @@ import math
 
 import onnx
 
-from odm_deploy.graphs.shapes import infer_types
+from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.graphs.shapes import infer_types, with_sizes
 
 _PROBE_PX = 64
 """Side of the image the graph is measured on; a multiple of every window and stride in use."""
@@ -24,9 +25,10 @@ def activation_bytes_per_px(model: onnx.ModelProto) -> float | None:
     Returns:
         Bytes; None where the shapes inside the graph cannot be inferred.
     """
-    sizes = _sizes(model)
-    if sizes is None:
+    types = infer_types(with_sizes(model, InputShapes.static(1, _PROBE_PX, _PROBE_PX)))
+    if any(not kind.HasField("shape") or any(not dim.dim_value for dim in kind.shape.dim) for kind in types.values()):
         return None
+    sizes = {name: _FLOAT_BYTES * math.prod(dim.dim_value for dim in kind.shape.dim) for name, kind in types.items()}
     owner: dict[str, str] = {}
     last_use: dict[str, int] = {}
     for position, node in enumerate(model.graph.node):
@@ -46,19 +48,3 @@ def activation_bytes_per_px(model: onnx.ModelProto) -> float | None:
         for name in [name for name in alive if last_use.get(name, -1) <= position]:
             del alive[name]
     return peak / _PROBE_PX**2
-
-
-def _sizes(model: onnx.ModelProto) -> dict[str, int] | None:
-    """Bytes as float32 of every tensor computed from the image; None where one is unknown."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    for axis, dim in enumerate(probe.graph.input[0].type.tensor_type.shape.dim):
-        if not dim.dim_value:
-            dim.dim_value = _PROBE_PX if axis else 1
-    for value in probe.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del probe.graph.value_info[:]
-    types = infer_types(probe)
-    if any(not kind.HasField("shape") or any(not dim.dim_value for dim in kind.shape.dim) for kind in types.values()):
-        return None
-    return {name: _FLOAT_BYTES * math.prod(dim.dim_value for dim in kind.shape.dim) for name, kind in types.items()}

@@ -104,23 +104,15 @@ class _Graph(GraphIndex):
 
     def sweep(self) -> None:
         """Remove the nodes and constants that no output depends on any more."""
-        needed = set(self.outputs)
-        kept: list[onnx.NodeProto] = []
-        for node in reversed(self.proto.node):
-            if any(name in needed for name in node.output):
-                kept.append(node)
-                needed.update(node.input)
-        # Copies: deleting from a repeated field invalidates the messages in it.
-        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
-        constants = [
-            onnx.TensorProto.FromString(tensor.SerializeToString())
-            for tensor in self.proto.initializer
-            if tensor.name in needed
-        ]
-        del self.proto.node[:]
-        del self.proto.initializer[:]
-        self.proto.node.extend(nodes)
-        self.proto.initializer.extend(constants)
+        needed, nodes, constants = set(self.outputs), self.proto.node, self.proto.initializer
+        for position in reversed(range(len(nodes))):
+            if needed.isdisjoint(nodes[position].output):
+                del nodes[position]
+            else:
+                needed.update(nodes[position].input)
+        for position in reversed(range(len(constants))):
+            if constants[position].name not in needed:
+                del constants[position]
         # Shapes and types of tensors that are gone, or had another type.
         del self.proto.value_info[:]
 
@@ -267,7 +259,6 @@ def _cast_target(node: onnx.NodeProto) -> int | None:
 
 
 def _set_pads(conv: onnx.NodeProto, pads: list[int]) -> None:
-    kept = [each for each in conv.attribute if each.name not in ("pads", "auto_pad")]
-    copies = [onnx.AttributeProto.FromString(each.SerializeToString()) for each in kept]
-    del conv.attribute[:]
-    conv.attribute.extend([*copies, helper.make_attribute("pads", pads)])
+    for old in [each for each in conv.attribute if each.name in ("pads", "auto_pad")]:
+        conv.attribute.remove(old)
+    conv.attribute.append(helper.make_attribute("pads", pads))

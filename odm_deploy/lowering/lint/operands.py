@@ -107,19 +107,14 @@ def trace(graph: QdqGraph, tensor: str) -> Operand:
     blockers: dict[int, NodeProto] = {}
     concats: dict[int, NodeProto] = {}
     loose_ends = 0
-    pending, seen = [tensor], {tensor}
-    while pending:
-        node = graph.producers.get(pending.pop())
+    for node in _upstream(graph, [tensor]):
         if node is None:
             loose_ends += 1
         elif node.op_type == DEQUANTIZE:
             dequantizers[id(node)] = node
-        elif is_transparent(graph, node):
+        elif _is_transparent(graph, node):
             if node.op_type == "Concat":
                 concats[id(node)] = node
-            before = [name for name in _data_inputs(graph, node) if name not in seen]
-            seen.update(before)
-            pending += before
         else:
             loose_ends += 1
             # A layer in between is no obstacle to remove: its float output is simply not quantized.
@@ -129,7 +124,19 @@ def trace(graph: QdqGraph, tensor: str) -> Operand:
     return Operand(tensor, *found, loose_ends)
 
 
-def is_transparent(graph: QdqGraph, node: NodeProto) -> bool:
+def _upstream(graph: QdqGraph, tensors: list[str]) -> Iterator[NodeProto | None]:
+    """The nodes on the way back from `tensors`, up to the first that is not transparent; None where no node is."""
+    pending, seen = list(tensors), set(tensors)
+    while pending:
+        node = graph.producers.get(pending.pop())
+        yield node
+        if node is not None and _is_transparent(graph, node):
+            before = [name for name in _data_inputs(graph, node) if name not in seen]
+            seen.update(before)
+            pending += before
+
+
+def _is_transparent(graph: QdqGraph, node: NodeProto) -> bool:
     """Whether a layer behind this operation still runs as int8."""
     if node.op_type == "Pad":
         # Padding with a number, even with zero, is done in float; repeating border values is not.
@@ -158,19 +165,10 @@ def _data_inputs(graph: QdqGraph, node: NodeProto) -> list[str]:
 
 def _reads_codes(graph: QdqGraph, blocker: NodeProto, *, constant: bool) -> bool:
     """Whether a DQ (of weights if `constant`, else of activations) lies before `blocker`."""
-    pending = [name for name in blocker.input if name]
-    seen = set(pending)
-    while pending:
-        node = graph.producers.get(pending.pop())
-        if node is None:
-            continue
-        if node.op_type == DEQUANTIZE and graph.is_constant(node.output[0]) == constant:
-            return True
-        if is_transparent(graph, node):
-            before = [name for name in _data_inputs(graph, node) if name not in seen]
-            seen.update(before)
-            pending += before
-    return False
+    return any(
+        node is not None and node.op_type == DEQUANTIZE and graph.is_constant(node.output[0]) == constant
+        for node in _upstream(graph, [name for name in blocker.input if name])
+    )
 
 
 def _layer(graph: QdqGraph, node: NodeProto) -> Layer:

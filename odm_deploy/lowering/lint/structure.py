@@ -14,22 +14,9 @@ from odm_deploy.lowering.lint.operands import Layer, Operand, find_layers
 
 NEWEST_COMMON_OPSET = 20
 
-_INTEGER_OPERATORS = (
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "DynamicQuantizeLinear",
-    "QLinearAdd",
-    "QLinearMul",
-    "QLinearConcat",
-    "QLinearSigmoid",
-    "QLinearLeakyRelu",
-    "QLinearAveragePool",
-    "QLinearGlobalAveragePool",
-    "QGemm",
-)
-
+_QLINEAR = ("Conv", "MatMul", "Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool")
+_QLINEAR_OPERATORS = tuple(f"QLinear{name}" for name in _QLINEAR)
+_INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger", "QGemm", "DynamicQuantizeLinear", *_QLINEAR_OPERATORS)
 
 # Others have rules of their own about these.
 _READERS_OF_BYTES = ("Cast", QUANTIZE, DEQUANTIZE, *_INTEGER_OPERATORS)
