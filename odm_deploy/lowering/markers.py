@@ -101,6 +101,21 @@ def layer_of(node: ir.Node) -> str:
     return node.attributes["name"].as_string()
 
 
+def stored_weight(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The initializer that a layer's operand is made of, and whether it is transposed on its way; None for activations.
+
+    Looks through transposes and weight markers, or what became of these.
+    """
+    transposed = False
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", DEQUANTIZE_WEIGHT, "DequantizeLinear"):
+            return None, False
+        transposed ^= node.op_type == "Transpose"
+        value = node.inputs[0]
+    return value, transposed
+
+
 def _name_dimensions(model: ir.Model, scale: int, batch: str | int) -> None:
     """Give the dynamic axes the names people look for: n, h, w in; n, scale*h, scale*w out.
 
@@ -121,21 +136,12 @@ def _name_layers(model: ir.Model) -> None:
     runs: Counter[str] = Counter()
     for node in model.graph:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            owners = [owner for value in node.inputs[:2] if (owner := _owner_of(value)) is not None]
+            weights = [weight for value in node.inputs[:2] if (weight := stored_weight(value)[0]) is not None]
+            owners = [owner for weight in weights if (owner := (weight.name or "").rpartition(".")[0])]
             if owners:
                 name = owners[0]
                 node.name = f"{name}:{runs[name]}" if runs[name] else name
                 runs[name] += 1
-
-
-def _owner_of(value: ir.Value | None) -> str | None:
-    """The layer whose weight `value` is, looking through transposes and weight markers; None for activations."""
-    while value is not None and value.const_value is None:
-        node = value.producer()
-        if node is None or node.op_type not in ("Transpose", DEQUANTIZE_WEIGHT):
-            return None
-        value = node.inputs[0]
-    return value.name.rpartition(".")[0] or None if value is not None and value.name is not None else None
 
 
 def _forget_origin(model: ir.Model) -> None:

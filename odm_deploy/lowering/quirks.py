@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from odm_deploy.graphs.editor import constant_array, only_consumer
+from odm_deploy.lowering.markers import stored_weight
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
@@ -30,7 +31,11 @@ def missing_additions(consumer: ir.Node) -> list[int]:
         if constant is None or constant.ndim != 1:
             break
         width, found, value = constant.size, found + 1, user.outputs[0]
-    width = width or _columns(consumer.inputs[1])
+    if not width:
+        # As many columns as the weight has; none where both factors are computed.
+        weight, transposed = stored_weight(consumer.inputs[1])
+        array = constant_array(weight)
+        width = 0 if array is None or array.ndim != 2 else array.shape[0 if transposed else 1]
     return [width] * (2 - min(found, 2)) if width else []
 
 
@@ -72,16 +77,3 @@ def _with_constant(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
     constants = [array for value in node.inputs if (array := constant_array(value)) is not None]
     computed = [value for value in node.inputs if value is not None and value.const_value is None]
     return (computed[0], constants[0].shape) if len(constants) == len(computed) == 1 else None
-
-
-def _columns(weight: ir.Value | None) -> int:
-    """Columns of a matrix product's weight, before or behind its markers and a transpose; 0 for anything computed."""
-    transposed = False
-    while weight is not None and weight.const_value is None:
-        node = weight.producer()
-        if node is None or node.op_type not in ("Transpose", "DequantizeLinear", "DequantizeWeight"):
-            return 0
-        transposed ^= node.op_type == "Transpose"
-        weight = node.inputs[0]
-    array = constant_array(weight)
-    return 0 if array is None or array.ndim != 2 else array.shape[0 if transposed else 1]

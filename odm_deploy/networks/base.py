@@ -53,7 +53,7 @@ class SuperResolutionNetwork(nn.Module):
     def round_float_edges(self) -> None:
         """Round the float layers between image and body so that their sums on 8-bit pixels are exact, in place.
 
-        See `quantization.exact_sums`. Networks that cannot promise it leave their weights alone.
+        See `quantization.exact.sums`. Networks that cannot promise it leave their weights alone.
         """
 
     def make_exact(self) -> None:

@@ -12,16 +12,15 @@ from odm_deploy.networks.builders import build_module, is_builder_path, trusting
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.state_dict import load_state
 
-# name -> module, network class, config class
+# Network and config class by name, which is the module's, too.
 _NETWORKS = {
-    "edsr": ("odm_deploy.networks.edsr", "EDSR", "EdsrConfig"),
-    "rdn": ("odm_deploy.networks.rdn", "RDN", "RdnConfig"),
-    "srresnet": ("odm_deploy.networks.srresnet", "SRResNet", "SrresnetConfig"),
-    "swinir": ("odm_deploy.networks.swinir", "SwinIR", "SwinirConfig"),
+    "edsr": ("EDSR", "EdsrConfig"),
+    "rdn": ("RDN", "RdnConfig"),
+    "srresnet": ("SRResNet", "SrresnetConfig"),
+    "swinir": ("SwinIR", "SwinirConfig"),
 }
-
 # Not for `--network`: what it builds is said by a model.pt.
-_FOREIGN = {"foreign": ("odm_deploy.networks.foreign", "ForeignNetwork", "ForeignConfig")}
+_FOREIGN = {"foreign": ("ForeignNetwork", "ForeignConfig")}
 
 
 def network_names() -> list[str]:
@@ -98,9 +97,9 @@ def _from_spandrel(state: StateDict, scale: int, overrides: Mapping[str, Any]) -
 
 
 def _classes(name: str) -> tuple[type[SuperResolutionNetwork], type[NetworkConfig]]:
-    homes = _NETWORKS | _FOREIGN
-    if name not in homes:
+    known = _NETWORKS | _FOREIGN
+    if name not in known:
         raise UsageError(f"no network {name!r}", why=f"known are {', '.join(network_names())}")
-    module_name, network, config = homes[name]
-    module = importlib.import_module(module_name)
+    network, config = known[name]
+    module = importlib.import_module(f"odm_deploy.networks.{name}")
     return getattr(module, network), getattr(module, config)
