@@ -198,14 +198,9 @@ def _layer_from_dict(plain: dict[str, Any]) -> FrozenLayer:
     for name, values in vars(offsets).items() if offsets else ():
         if values is not None and not bool(torch.isfinite(values).all()):
             raise InputError(f"a {name} is unusable", why="it is not finite")
-    return FrozenLayer(
-        WeightCodes(
-            codes.to(torch.int8).reshape(shape), weight["scale"], weight["bits"], weight["first"], weight["step"]
-        ),
-        Grid.from_dict(plain["grid"]),
-        bias,
-        offsets,
-    )
+    codes = codes.to(torch.int8).reshape(shape)
+    stored = WeightCodes(codes, weight["scale"], weight["bits"], weight["first"], weight["step"])
+    return FrozenLayer(stored, Grid.from_dict(plain["grid"]), bias, offsets)
 
 
 def _what_it_is(document: Any) -> str:

@@ -48,11 +48,8 @@ class ImageFormat:
             return None
         # Bundles of before `--order` took RGB.
         found = cls(stated["io"], stated.get("layout", "nchw"), stated.get("order", "rgb"))
-        if (
-            found.type not in ("float32", "uint8")
-            or found.layout not in ("nchw", "nhwc")
-            or found.order not in ("rgb", "bgr")
-        ):
+        known = found.type in ("float32", "uint8") and found.layout in ("nchw", "nhwc")
+        if not known or found.order not in ("rgb", "bgr"):
             raise InputError("the manifest is damaged", why=f"it names no known format of images: {found}")
         return found
 

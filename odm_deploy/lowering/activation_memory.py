@@ -17,13 +17,10 @@ _VIEWS = frozenset({"QuantizeLinear", "DequantizeLinear", "Identity", "Reshape",
 
 
 def activation_bytes_per_px(model: onnx.ModelProto) -> float | None:
-    """Bytes of activations that are alive at the same time at the worst moment, per pixel of the input image.
+    """Bytes of activations alive at the worst moment, per input pixel; None where shapes inside the graph are unknown.
 
     Operators run in the order of the file and everything counts as float32, so runtimes that compute in int8 or reorder
     stay below; their scratch memory comes on top.
-
-    Returns:
-        Bytes; None where the shapes inside the graph cannot be inferred.
     """
     types = infer_types(with_sizes(model, InputShapes.static(1, _PROBE_PX, _PROBE_PX)))
     if any(not kind.HasField("shape") or any(not dim.dim_value for dim in kind.shape.dim) for kind in types.values()):

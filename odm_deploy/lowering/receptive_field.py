@@ -33,11 +33,10 @@ class _Reach:
 
 
 def receptive_radius_px(model: onnx.ModelProto) -> int | None:
-    """Input pixels on each side that one output pixel depends on.
+    """Input pixels on each side that one output pixel depends on, rounded up.
 
-    Returns:
-        The radius, rounded up; None when an operator looks arbitrarily far (attention over windows, global pooling,
-        matrix products) and tiles can only approximate the whole image.
+    None when an operator looks arbitrarily far (attention over windows, global pooling, matrix products): then tiles
+    can only approximate the whole image.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     reach = {value.name: _Reach(Fraction(0), Fraction(1)) for value in model.graph.input}

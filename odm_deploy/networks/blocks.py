@@ -20,12 +20,7 @@ def upsampler(
 ) -> list[nn.Module]:
     """Sub-pixel convolutions, [N, inputs, H, W] -> [N, width, scale*H, scale*W]: two x2 stages for x4, else one.
 
-    Args:
-        scale: 2, 3 or 4.
-        inputs: channels of the input.
-        width: channels after each stage.
-        bias: whether the convolutions have one.
-        activation: makes what ends each stage; None: nothing does.
+    Every stage ends with what `activation` makes, if anything.
     """
     layers: list[nn.Module] = []
     for factor in [2, 2] if scale == 4 else [scale]:

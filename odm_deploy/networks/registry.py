@@ -29,11 +29,7 @@ def network_names() -> list[str]:
 
 
 def build_network(name: str, config: Mapping[str, Any]) -> SuperResolutionNetwork:
-    """A network with fresh weights.
-
-    Args:
-        name: one of `network_names()`, or `foreign`.
-        config: its hyper-parameters, plain values (fields of the network's config class).
+    """The network `name`, or a `foreign` one, with fresh weights, from the plain values of its config class's fields.
 
     Raises:
         UsageError: no network of that name, or a foreign one whose builder is not trusted.

@@ -15,16 +15,12 @@ from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.foreign import ForeignNetwork, foreign_network
 
 
-def network_from_spandrel(state: StateDict, scale: int | None = None) -> ForeignNetwork:
+def network_from_spandrel(state: StateDict, scale: int) -> ForeignNetwork:
     """The network that a public state dict belongs to, with its weights.
-
-    Args:
-        state: float tensors by key.
-        scale: how much it should enlarge; None takes what it does.
 
     Raises:
         MissingError: spandrel is not installed.
-        InputError: spandrel does not know it, or it is no network that enlarges RGB images.
+        InputError: spandrel does not know it, or it is no network that enlarges RGB images by `scale`.
     """
     try:
         from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
