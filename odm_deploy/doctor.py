@@ -71,7 +71,14 @@ def look_around() -> Environment:
         cpu={"name": cpu_name(), "physical_cores": physical_cpus(), "features": list(cpu_features())},
         gpus=[{"name": gpu.name, "compute_capability": gpu.sm, "memory_mib": gpu.memory_mib} for gpu in gpus],
         driver=_driver_version(),
-        abilities=[_calibrate(), _export(), _build(), _run_cpu(), _run_gpu(), _verify()],
+        abilities=[
+            _needs("calibrate and train (from a clone)", ["torch", "PIL"], "pip install -e '.[train]'"),
+            _export(),
+            _build(),
+            _run_cpu(),
+            _run_gpu(),
+            _verify(),
+        ],
         warnings=_warnings(),
     )
 
@@ -120,10 +127,6 @@ def _needs(name: str, modules: Sequence[str], fix: str) -> Ability:
     return Ability(name, works=True, with_what=", ".join(modules))
 
 
-def _calibrate() -> Ability:
-    return _needs("calibrate and train (from a clone)", ["torch", "PIL"], "pip install -e '.[train]'")
-
-
 def _export() -> Ability:
     return _needs("export to ONNX", ["torch", "onnxscript", "onnx_ir"], "pip install 'odm-deploy[export]'")
 
@@ -170,7 +173,9 @@ def _verify() -> Ability:
 
 def _warnings() -> list[str]:
     installed = [name for name in _ONNXRUNTIMES if _version(name)]
-    found = [conflicting_onnxruntimes(installed), *(f"{f.problem}: {f.install}" for f in find_builders() if _stub(f))]
+    # Installed, and yet not usable: the surprise worth a warning.
+    broken = (builder for builder in find_builders() if builder.version and not builder.usable)
+    found = [conflicting_onnxruntimes(installed), *(f"{builder.problem}: {builder.install}" for builder in broken)]
     features = cpu_features()
     if "AVX2" in features and not {"AVX512-VNNI", "AVX-VNNI"} & set(features):
         found.append(
@@ -178,8 +183,3 @@ def _warnings() -> list[str]:
             "8 bits; use 7 bits or fewer on one side, or OpenVINO"
         )
     return [warning for warning in found if warning]
-
-
-def _stub(builder: Any) -> bool:
-    """Installed, and yet not usable: the surprise worth a warning."""
-    return bool(builder.version) and not builder.usable

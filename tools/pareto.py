@@ -29,8 +29,7 @@ from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import lower
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
-from odm_deploy.sizes import SIZE
-from odm_deploy.terminal import progress, run, say
+from odm_deploy.terminal import SIZE, progress, run, say
 
 
 @dataclass(frozen=True)

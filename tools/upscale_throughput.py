@@ -34,8 +34,7 @@ from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.runtimes.options import RuntimeOptions
-from odm_deploy.sizes import SIZE
-from odm_deploy.terminal import emit_json, json_option, progress, run, say
+from odm_deploy.terminal import SIZE, emit_json, json_option, progress, run, say
 from odm_deploy.upscaling.batch import plan_jobs, run_jobs
 
 WAYS = ("network", "upscale", "loop")

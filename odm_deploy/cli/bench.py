@@ -8,8 +8,7 @@ from typing import Literal
 import click
 
 from odm_deploy.errors import GateError, UsageError
-from odm_deploy.sizes import SIZE
-from odm_deploy.terminal import emit_json, json_option, precision_option, progress, say
+from odm_deploy.terminal import SIZE, emit_json, json_option, precision_option, progress, say
 
 _PIPED_WIDTH = 140
 

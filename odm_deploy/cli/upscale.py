@@ -8,8 +8,7 @@ import click
 
 from odm_deploy.cli.opening import open_engine
 from odm_deploy.errors import UsageError
-from odm_deploy.sizes import SIZE
-from odm_deploy.terminal import json_option
+from odm_deploy.terminal import SIZE, json_option
 
 
 @click.command("upscale")

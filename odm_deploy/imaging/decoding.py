@@ -50,11 +50,6 @@ class EncodedImage:
 def decode(encoded: EncodedImage, opened: PillowImage.Image, max_bits: Bits) -> Image:
     """Decode an opened file: `imaging.reading.read_image` without its checks, and with Pillow's own errors.
 
-    Args:
-        encoded: the file.
-        opened: the same, opened, nothing of it decoded yet.
-        max_bits: see `read_image`.
-
     Raises:
         InputError: its samples are no integers of up to 16 bits.
         Whatever Pillow raises on broken files.

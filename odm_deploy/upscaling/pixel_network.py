@@ -44,13 +44,9 @@ class PixelNetwork(Closable):
         return join_bands(self.bands(rgb, tile, bits, track), height)
 
     def bands(self, rgb: Pixels, tile: int | None, bits: Bits, track: Track = untracked) -> Generator[Pixels]:
-        """Upscale an image; yield the result from top to bottom, a row of tiles at a time.
+        """Upscale uint8 or uint16 [H, W, 3]; yield the result from top to bottom, a row of tiles at a time.
 
-        Args:
-            rgb: uint8 or uint16 [H, W, 3].
-            tile: side of square tiles in input pixels; 0 runs the image whole; None chooses.
-            bits: of the result's samples.
-            track: shows progress, one step a tile.
+        `tile` is their side in input pixels: 0 runs the image whole, None chooses. `bits` are those of the result.
 
         Yields:
             uint8 or uint16 [h, scale*W, 3], rounded half to even and clamped; the h add up to scale*H.

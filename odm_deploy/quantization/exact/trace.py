@@ -77,7 +77,8 @@ class _Translator:
 
     def _result(self, node: fx.Node) -> str | Tensor:
         if node.op == "get_attr":
-            return _attribute(self._network, str(node.target))
+            owner, _, name = str(node.target).rpartition(".")
+            return getattr(self._network.get_submodule(owner), name)
         if node.op == "call_module":
             return self._module(node, self._modules[str(node.target)])
         arguments = [self._results[value] if isinstance(value, fx.Node) else value for value in node.args]
@@ -184,11 +185,6 @@ class _Translator:
             why=f"{why} (at {node.name})",
             fix="quantize every layer on power-of-two grids: python -m calibration ... --profile exact",
         )
-
-
-def _attribute(network: nn.Module, target: str) -> Tensor:
-    owner, _, name = target.rpartition(".")
-    return getattr(network.get_submodule(owner), name)
 
 
 def _in_units(values: NDArray[np.float64], exponent: int, name: str) -> NDArray[np.int64]:
