@@ -50,6 +50,8 @@ class Runtime(Closable):
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    version: str
+    """Version of the runtime's package."""
     device: str
     """What it runs on, for humans, such as "AMD EPYC 9354, 2 threads"."""
     rounding_note: ClassVar[str] = ""
@@ -103,9 +105,9 @@ class Runtime(Closable):
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run checked, C-contiguous feeds. The arrays returned must not be overwritten by a later run."""
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain values for a report: runtime, version, device, and the settings that influence results and speed."""
+        return {"runtime": self.name, "version": self.version, "device": self.device}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model once.

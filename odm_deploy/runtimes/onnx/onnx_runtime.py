@@ -39,7 +39,10 @@ class OnnxRuntime(GraphRuntime):
     )
 
     def __init__(self, session: Any, graph: onnx.ModelProto, options: RuntimeOptions) -> None:
+        import onnxruntime as ort
+
         super().__init__(graph)
+        self.version = ort.__version__
         self._session: Any = session
         self._options = options
         self._threads = options.threads or physical_cpus()
@@ -104,17 +107,9 @@ class OnnxRuntime(GraphRuntime):
             raise InputError(f"ONNX Runtime cannot run the model on {shapes}", why=_first_line(error)) from error
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, version, device, execution provider, threads and whether fusions are on."""
-        import onnxruntime as ort
-
-        return {
-            "runtime": self.name,
-            "version": ort.__version__,
-            "device": self.device,
-            "provider": self.provider,
-            "threads": self._threads,
-            "optimized": self._options.optimize,
-        }
+        """As every runtime, and the execution provider, threads and whether fusions are on."""
+        own = {"provider": self.provider, "threads": self._threads, "optimized": self._options.optimize}
+        return super().describe() | own
 
     def _release(self) -> None:
         self._session = None

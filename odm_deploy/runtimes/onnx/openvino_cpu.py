@@ -15,14 +15,7 @@ from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.lowering.metadata import is_marked_exact
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
-from odm_deploy.runtimes.onnx.openvino_faults import (
-    KEPT,
-    CompiledSizes,
-    Shapes,
-    needs_probe,
-    probe,
-    wants_fixed_sizes,
-)
+from odm_deploy.runtimes.onnx.openvino_faults import KEPT, CompiledSizes, Shapes, needs_probe, probe, wants_fixed_sizes
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
 
@@ -53,7 +46,7 @@ class OpenVinoCpu(GraphRuntime):
         self._compiled: Any = compiled
         self._sizes = sizes
         self._requests: OrderedDict[Shapes, Any] = OrderedDict()
-        self._version = version
+        self.version = version
         self._options = options
         self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self.device = describe_cpu(self._threads)
@@ -118,14 +111,8 @@ class OpenVinoCpu(GraphRuntime):
         self._requests = OrderedDict()
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, version, device, threads and the precision of the layers that are not int8."""
-        return {
-            "runtime": self.name,
-            "version": self._version,
-            "device": self.device,
-            "threads": self._threads,
-            "precision": self._options.precision,
-        }
+        """As every runtime, and threads and the precision of the layers that are not int8."""
+        return super().describe() | {"threads": self._threads, "precision": self._options.precision}
 
     def _release(self) -> None:
         self._requests = OrderedDict()

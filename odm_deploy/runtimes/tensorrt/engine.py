@@ -44,6 +44,7 @@ class TensorRtEngine(Runtime):
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
         super().__init__()
         self._trt = trt
+        self.version = str(trt.__version__)
         self._engine: Any = engine
         self._cuda = cuda
         # TensorRT keeps a bare pointer to its logger: it has to outlive the engine.
@@ -234,15 +235,10 @@ class TensorRtEngine(Runtime):
         return tuple(best)
 
     def describe(self) -> dict[str, Any]:
-        """Runtime, version, device, whether runs replay a CUDA graph, and what each shape in use takes at most."""
-        return {
-            "runtime": self.name,
-            "version": str(self._trt.__version__),
-            "device": self.device,
-            "cuda_graph": self._options.cuda_graph,
-            # Of the profile's largest shape; weights and image buffers come on top.
-            "context_memory_mib": self._context_bytes >> 20,
-        }
+        """As every runtime, and whether runs replay a CUDA graph, and what each shape in use takes at most."""
+        # Of the profile's largest shape; weights and image buffers come on top.
+        memory_mib = self._context_bytes >> 20
+        return super().describe() | {"cuda_graph": self._options.cuda_graph, "context_memory_mib": memory_mib}
 
     def _release(self) -> None:
         for binding in self._bindings.values():

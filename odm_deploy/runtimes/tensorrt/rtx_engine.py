@@ -41,7 +41,7 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     def describe(self) -> dict[str, Any]:
         """As every engine, and the file that compiled kernels are kept in."""
-        return {**super().describe(), "kernel_cache": str(self._options.kernel_cache or "") or None}
+        return super().describe() | {"kernel_cache": str(self._options.kernel_cache or "") or None}
 
     def _release(self) -> None:
         try:
