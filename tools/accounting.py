@@ -83,12 +83,7 @@ def _entry(bits: int, cost: Accounting, *, show_layers: bool) -> dict[str, Any]:
     }
     if show_layers:
         entry["layers"] = [
-            {
-                "name": layer.name,
-                "weight_bits": layer.weight_bits,
-                "activation_bits": layer.activation_bits,
-                **layer.to_dict(),
-            }
+            {key: getattr(layer, key) for key in ("name", "weight_bits", "activation_bits")} | layer.to_dict()
             for layer in cost.layers
         ]
     return entry

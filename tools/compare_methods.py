@@ -10,7 +10,6 @@ matplotlib is installed, results.png, of everything measured under --out; withou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from toolbox import (
     load_recipes,
     markdown_table,
     read_json,
+    read_log,
     save_figure,
     set_option,
     variant_option,
@@ -55,21 +55,18 @@ class Result:
     recipe: str
     """File name of the recipe without suffix, and the variant's settings; `start` for the network all start from."""
     method: str
-    """Name of the method."""
     width: str
     """Width of the body, such as w4a4."""
     iterations: int
-    """Optimizer steps."""
     psnr_y_db: dict[str, float]
-    """Mean PSNR of luma by test set."""
+    """Mean over the images, by test set; so is SSIM."""
     ssim_y: dict[str, float]
-    """Mean SSIM of luma by test set."""
     storage_mb: float
     """Weights, scales and everything else of the network, in 10^6 bytes."""
     bit_operations_t: float
     """10^12 bit operations for one full-HD output."""
     seconds_per_step: float
-    """Wall time of one optimizer step on this machine."""
+    """Wall time on this machine."""
     exportable: str
     """`yes`, or why not."""
 
@@ -147,7 +144,7 @@ def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]
         iterations=recipe.run.iterations,
         **benchmark_scores(model, recipe, benchmarks, recipe.run.device),
         **costs(model.float_network(), recipe.quantization.policy() if method.quantizes else None),
-        seconds_per_step=seconds_per_step(folder / "log.jsonl"),
+        seconds_per_step=seconds_per_step(folder),
         exportable=method.why_not_exportable() or "yes",
     )
     write_json(path, {"key": key, "result": asdict(result)})
@@ -202,12 +199,11 @@ def stored_results(out: Path) -> list[Result]:
     return results
 
 
-def seconds_per_step(log: Path) -> float:
+def seconds_per_step(folder: Path) -> float:
     """Wall time of a step, from the last record of a run that made any."""
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    rates = [record["iterations_per_s"] for record in records if record.get("iterations_per_s")]
+    rates = [record["iterations_per_s"] for record in read_log(folder) if record.get("iterations_per_s")]
     if not rates:
-        raise InputError(f"{log} holds no step", fix="remove its folder and train again")
+        raise InputError(f"the log in {folder} holds no step", fix="remove the folder and train again")
     return 1.0 / rates[-1]
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -103,33 +103,22 @@ def _contestants(
     for name, dtype, threads in TORCH:
         reference = TorchReference(model, dtype)
         torch.set_num_threads(threads)
-        yield (
-            name,
-            lambda batch, reference=reference: round_to_uint8(reference.upscale(batch.astype(np.float32))),
-            everything,
-        )
+        yield name, _rounded(reference.upscale), everything
     for name, (runtime, options) in RUNTIMES.items():
         with open_runtime(bundle, runtime, options) as opened:
-            yield (
-                name,
-                lambda batch, opened=opened: round_to_uint8(opened.upscale(batch.astype(np.float32))),
-                everything,
-            )
+            yield name, _rounded(opened.upscale), everything
     for runtime in ("onnxruntime", "openvino") if tile else ():
-        with _tiled(bundle, runtime, tile) as upscale:
-            yield f"{runtime}, tiles of {tile}", upscale, photos
+        with Engine.open(bundle, runtime) as engine:
+            yield f"{runtime}, tiles of {tile}", partial(_upscale_image, engine, tile), photos
 
 
-@contextmanager
-def _tiled(bundle: Bundle, runtime: str, tile: int) -> Generator[Upscale]:
-    with Engine.open(bundle, runtime) as engine:
+def _rounded(upscale: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Upscale:
+    return lambda batch: round_to_uint8(upscale(batch.astype(np.float32)))
 
-        def upscale(batch: Pixels) -> Pixels:
-            return engine.upscale(np.ascontiguousarray(batch[0].transpose(1, 2, 0)), tile=tile, bits=8).transpose(
-                2, 0, 1
-            )[None]
 
-        yield upscale
+def _upscale_image(engine: Engine, tile: int, batch: Pixels) -> Pixels:
+    image = np.ascontiguousarray(batch[0].transpose(1, 2, 0))
+    return engine.upscale(image, tile=tile, bits=8).transpose(2, 0, 1)[None]
 
 
 if __name__ == "__main__":

@@ -20,9 +20,12 @@ from sample_networks import load_crops, random_network
 from toolbox import COMMAND, ROOT, SAMPLES, kept, markdown_table, run_python, write_text
 
 from odm_deploy import quantize
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import MissingError, OdmError
+from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import BUILDERS
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
@@ -102,7 +105,7 @@ def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
 
     def measure() -> dict[str, Any]:
         try:
-            code, output, errors = run_verb([*map(str, arguments), "--json"])
+            code, output, errors = run_python("odm_deploy", *arguments, "--json", timeout_s=STEP_LIMIT_S)
         except subprocess.TimeoutExpired:
             return {"failed": f"took longer than {STEP_LIMIT_S} s"}
         # 3: a gate was not met, which is a result.
@@ -112,15 +115,6 @@ def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
         return {"failed": f"exit code {code}: {last}"}
 
     return kept(path, measure)
-
-
-def run_verb(arguments: Sequence[str]) -> tuple[int, str, str]:
-    """Run a verb of odm-deploy in a process of its own; returns exit code, stdout and stderr.
-
-    Raises:
-        subprocess.TimeoutExpired: it took longer than `STEP_LIMIT_S`.
-    """
-    return run_python("odm_deploy", *arguments, timeout_s=STEP_LIMIT_S)
 
 
 def _environment(out: Path) -> str:
@@ -224,10 +218,6 @@ def _latency(
 
 
 def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: Path) -> dict[str, Any]:
-    from odm_deploy.building.build import build_engine
-    from odm_deploy.building.options import BuildOptions
-    from odm_deploy.graphs.input_shapes import parse_shapes
-
     plan = onnx_path.with_suffix(".plan")
     try:
         if not plan.exists():
@@ -244,13 +234,9 @@ def _row(size: str, label: str, found: dict[str, Any]) -> list[str]:
     gpu = found.get("gpu") or {}
     clock = gpu.get("sm_clock_mhz")
     clocks = "" if clock is None else f"{clock[0]}-{clock[1]} MHz {' '.join(gpu['throttles'])}".strip()
-    numbers = [
-        f"{times['p50']:.3g}",
-        f"{times['p99']:.3g}",
-        f"{found['images_per_s']:.4g}",
-        f"{found['mpix_per_s']:.3g}",
-    ]
-    return [size, label, *numbers, str(gpu.get("memory_mib") or ""), clocks]
+    latency = [f"{times['p50']:.3g}", f"{times['p99']:.3g}"]
+    speed = [f"{found['images_per_s']:.4g}", f"{found['mpix_per_s']:.3g}"]
+    return [size, label, *latency, *speed, str(gpu.get("memory_mib") or ""), clocks]
 
 
 def _tests(out: Path) -> str:

@@ -123,14 +123,12 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     lines: list[list[str]] = []
     for row in rows.values():
         size = (row["onnx_bytes"] + row.get("plan_bytes", 0)) / 2**20
-        cells = [row["network"], str(row["bits"])]
-        if "int8_layers" in row:
-            cells += [f"{row['int8_layers']} of {row['quantized_layers']}", f"{row['int8_share_of_macs']:.1%}"]
-        else:
-            cells += [f"? of {row['quantized_layers']}", "?"]
-        cells += [f"{row['export_s']:.1f} s", f"{row['build_s']:.1f} s" if "build_s" in row else "?"]
-        cells += [f"{row['model_bytes'] / 2**20:.2f} MiB", f"{size:.2f} MiB"]
-        lines.append(cells + [_agreement_cell(row["runtimes"][name]) for name in RUNTIMES])
+        built = "build_s" in row
+        cells = [row["network"], str(row["bits"]), f"{row.get('int8_layers', '?')} of {row['quantized_layers']}"]
+        cells += [f"{row['int8_share_of_macs']:.1%}" if built else "?", f"{row['export_s']:.1f} s"]
+        cells += [f"{row['build_s']:.1f} s" if built else "?", f"{row['model_bytes'] / 2**20:.2f} MiB"]
+        cells += [f"{size:.2f} MiB", *(_agreement_cell(row["runtimes"][name]) for name in RUNTIMES)]
+        lines.append(cells)
     return markdown_table(head, lines)
 
 

@@ -9,15 +9,13 @@ reconstruction and mismatch gradients have a negative cosine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from toolbox import COMMAND, import_pyplot, save_figure
+from toolbox import COMMAND, import_pyplot, read_log, save_figure
 
-from odm_deploy.errors import InputError
 from odm_deploy.terminal import run, say
 
 _WINDOW = 25  # logged values behind each point of a smoothed curve
@@ -40,24 +38,6 @@ def command(runs: tuple[Path, ...], output: Path) -> None:
     logs = {folder.name: read_log(folder) for folder in runs}
     draw(logs, output)
     say(f"wrote {output}")
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's log, oldest first.
-
-    Raises:
-        InputError: there is no log, it is empty, or a line of it cannot be read.
-    """
-    path = folder / "log.jsonl"
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise InputError(f"cannot read {path}", why=str(error.strerror or error), fix="name a run's folder") from None
-    except ValueError as error:
-        raise InputError(f"cannot read {path}", why=str(error)) from None
-    if not records:
-        raise InputError(f"nothing to plot in {path}", why="it holds no record yet")
-    return records
 
 
 def series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -28,20 +28,13 @@ RUNTIMES = ("onnxruntime", "openvino")
 @click.option("--dataset", default="{data}/benchmark/Set5", show_default=True, help="Folder of a benchmark set.")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/figures", show_default=True)
 def main(weights: str, images: str, dataset: str, out: Path) -> None:
-    """Measure, and print the tables as markdown."""
-    measure(expand_places(weights), expand_places(images), expand_places(dataset), out)
-
-
-def measure(weights: Path, images: Path, dataset: Path, out: Path) -> None:
-    """Every row that `out` does not hold yet, and both tables."""
+    """Measure every row that DIR does not hold yet, and print the tables as markdown."""
     out.mkdir(parents=True, exist_ok=True)
-    parity = [_parity(weights, images, dataset, bits, out) for bits in PARITY_BITS]
-    floating = kept(
-        out / "float.json", lambda: _odm("eval", weights, "--network", "edsr", "--scale", "4", "--dataset", dataset)
-    )
-    coverage = [
-        _coverage(weights, images, bits, precision, out) for bits in COVERAGE_BITS for precision in ("fp32", "fp16")
-    ]
+    start, photos, test_set = map(expand_places, (weights, images, dataset))
+    parity = [_parity(start, photos, test_set, bits, out) for bits in PARITY_BITS]
+    of_edsr = ("--network", "edsr", "--scale", "4", "--dataset", test_set)
+    floating = kept(out / "float.json", lambda: _odm("eval", start, *of_edsr))
+    coverage = [_coverage(start, photos, bits, rest, out) for bits in COVERAGE_BITS for rest in ("fp32", "fp16")]
     click.echo(_parity_table(floating, parity))
     click.echo(_coverage_table(coverage))
 
@@ -73,10 +66,8 @@ def _parity(weights: Path, images: Path, dataset: Path, bits: str, out: Path) ->
         model = _model(weights, images, bits, out)
         _odm("export", model, "-o", bundle, "--no-engine")
         low = dataset / "LR_bicubic" / "X4"
-        found = {
-            name: _odm("verify", bundle, "--against", model, "--images", low, "--runtime", name) for name in RUNTIMES
-        }
-        return {"bits": bits, **found}
+        check = ("verify", bundle, "--against", model, "--images", low, "--runtime")
+        return {"bits": bits, **{name: _odm(*check, name) for name in RUNTIMES}}
 
     return kept(out / f"parity_w{bits}.json", measure)
 

@@ -25,7 +25,6 @@ from toolbox import COMMAND, load_recipes, set_option, variant_option
 from odm_deploy.terminal import emit_json, json_option, run, say
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
-from training.loop.optimizer import build_optimizer
 from training.loop.preparation import (
     Images,
     build_gradient_step,
@@ -34,7 +33,7 @@ from training.loop.preparation import (
     load_float_network,
     load_images,
 )
-from training.loop.step import follow
+from training.loop.step import build_optimizer, follow
 from training.methods.registry import build_method
 from training.recipe import Recipe
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.errors import MissingError, UsageError
+from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.files import atomic_path
 
 if TYPE_CHECKING:
@@ -52,6 +52,24 @@ def write_json(path: Path, document: Any) -> None:
 def read_json(path: Path) -> Any:
     """The document in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a training run's log, oldest first.
+
+    Raises:
+        InputError: there is no log, it is empty, or a line of it cannot be read.
+    """
+    path = folder / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise InputError(f"cannot read {path}", why=str(error.strerror or error), fix="name a run's folder") from None
+    except ValueError as error:
+        raise InputError(f"cannot read {path}", why=str(error)) from None
+    if not records:
+        raise InputError(f"nothing to read in {path}", why="it holds no record yet")
+    return records
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

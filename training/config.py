@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import types
+import json
 import typing
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -13,50 +13,35 @@ from odm_deploy.errors import InputError
 
 T = TypeVar("T")
 
+_SCALARS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
 
 def from_tables(kind: type[T], tables: Mapping[str, Any], where: str = "") -> T:
-    """A dataclass made of TOML tables; nested dataclasses are sections.
-
-    Args:
-        kind: a frozen dataclass.
-        tables: its values.
-        where: dotted name of the section, for messages.
+    """A dataclass made of TOML tables; nested dataclasses are sections, and `where` is the section's dotted name.
 
     Raises:
         InputError: unknown or missing keys, or values of another type; the line names key and value.
     """
+    prefix = f"{where}." if where else ""
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in tables:
         if key not in fields:
             close = get_close_matches(key, fields, 1)
             raise InputError(
-                f"unknown key {_dotted(where, key)}",
+                f"unknown key {prefix}{key}",
                 why=f"known here are {', '.join(fields)}",
                 fix=f"did you mean {close[0]}?" if close else "",
             )
-    values: dict[str, Any] = {}
     for name, field in fields.items():
-        if name in tables:
-            values[name] = _convert(hints[name], tables[name], _dotted(where, name))
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise InputError(f"the recipe lacks {_dotted(where, name)}", why="it has no default")
-    return kind(**values)
+        if name not in tables and field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"the recipe lacks {prefix}{name}", why="it has no default")
+    return kind(**{name: _convert(hints[name], value, f"{prefix}{name}") for name, value in tables.items()})
 
 
 def to_tables(config: Any) -> dict[str, Any]:
-    """The plain values of a config dataclass, for JSON; tuples become lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-    return typing.cast("dict[str, Any]", plain(dataclasses.asdict(config)))
-
-
-def _dotted(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
+    """The plain values of a config dataclass, as JSON has them: tuples become lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -64,32 +49,25 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise InputError(f"{where} is a section", why=f"found {value!r}")
         return from_tables(kind, value, where)
+    if kind is Any:
+        return value  # whoever asked for it checks it
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        if value not in arguments:
-            raise InputError(f"cannot use {where} = {value!r}", fix=f"choose {', '.join(map(repr, arguments))}")
-        return value
+        wanted = "" if value in arguments else f"choose {', '.join(map(repr, arguments))}"
+    elif origin is tuple:
+        wanted = "" if isinstance(value, (list, tuple)) else "write a list"
+    elif origin is Mapping:
+        wanted = "" if isinstance(value, Mapping) else "write a table"
+    else:
+        if kind is float and type(value) is int:
+            value = float(value)
+        wanted = "" if type(value) is kind else f"write {_SCALARS[kind]}"
+    if wanted:
+        raise InputError(f"cannot use {where} = {value!r}", fix=wanted)
     if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"cannot use {where} = {value!r}", fix="write a list")
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise InputError(f"cannot use {where} = {value!r}", fix="write a table")
-        # A table of free form keeps its values; whoever asked for it checks them.
+    if origin is Mapping:
         return {
-            str(key): item if arguments[1] is Any else _convert(arguments[1], item, f"{where}.{key}")
-            for key, item in value.items()
+            str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in typing.cast("Any", value).items()
         }
-    return _scalar(kind, value, where)
-
-
-def _scalar(kind: Any, value: Any, where: str) -> Any:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if isinstance(kind, types.UnionType) or kind not in names:
-        raise TypeError(f"{where}: config fields cannot be {kind}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind:
-        raise InputError(f"cannot use {where} = {value!r}", fix=f"write {names[kind]}")
     return value

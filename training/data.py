@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import ImagePair, Rgb
+from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
 
@@ -26,16 +25,12 @@ TRAINING_STREAM, CALIBRATION_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class ImagePool:
-    """All training pairs, in memory."""
+    """All training pairs, in memory; `patch` is the side of a low-resolution patch in pixels, `seed` of all draws."""
 
     pairs: tuple[ImagePair, ...]
-    """Images to cut patches from."""
     scale: int
-    """Side of `high` per side of `low`."""
     patch: int
-    """Side of a low-resolution patch."""
     seed: int
-    """Of all draws."""
 
     def batch(self, iteration: int, size: int, stream: int = TRAINING_STREAM) -> tuple[Tensor, Tensor]:
         """The patches of one iteration: flipped and transposed with probability 1/2 each.
@@ -45,8 +40,8 @@ class ImagePool:
         """
         random = np.random.default_rng([self.seed, stream, iteration])
         drawn = [self._patch(random) for _ in range(size)]
-        low, high = (np.stack([pair[side] for pair in drawn]) for side in (0, 1))
-        return as_batch(low), as_batch(high)
+        low, high = (np.concatenate([to_batch(pair[side]) for pair in drawn]) for side in (0, 1))
+        return torch.from_numpy(low), torch.from_numpy(high)
 
     def _patch(self, random: np.random.Generator) -> tuple[Rgb, Rgb]:
         pair = self.pairs[random.integers(len(self.pairs))]
@@ -62,11 +57,6 @@ class ImagePool:
             return piece.transpose(1, 0, 2) if transpose else piece
 
         return cut(pair.low, 1), cut(pair.high, self.scale)
-
-
-def as_batch(images: npt.NDArray[Any]) -> Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
 
 
 def split_validation(paths: Sequence[Path], held_back: int) -> tuple[list[Path], list[Path]]:

@@ -19,7 +19,7 @@ from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
 from training.quantizers.base import PixelGrid, Quantizable, Quantizers
-from training.quantizers.layers import TrainableLayer, trainable_layer
+from training.quantizers.layers import TrainableConv2d, TrainableLayer, TrainableLinear
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,9 @@ class TrainableModel:
         *,
         exact: bool = False,
     ) -> TrainableModel:
-        """A copy of `network` with the method's quantizers on the layers named in `widths`.
+        """A copy of a float network with the method's quantizers on the layers named in `widths`.
 
-        Args:
-            network: float; left as it is.
-            widths: of every layer to quantize, by dotted name.
-            method: what quantizes them.
-            exact: the copy's constants, biases and image grid are those of the `exact` profile.
+        With `exact` the copy's constants, biases and image grid are those of the `exact` profile.
 
         Raises:
             InputError: a network that cannot be exact; a selected layer that is no Conv2d or Linear, or one the method
@@ -63,7 +59,8 @@ class TrainableModel:
             module = modules[name]
             if not isinstance(module, Quantizable):
                 raise InputError(f"cannot train {name}", why=f"it is a {type(module).__name__}, not a Conv2d or Linear")
-            layer = trainable_layer(
+            kind = TrainableConv2d if isinstance(module, nn.Conv2d) else TrainableLinear
+            layer = kind(
                 name,
                 module,
                 PixelGrid(trainable.pixel_grid)

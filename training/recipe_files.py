@@ -36,15 +36,6 @@ def load_recipe(path: Path | str, overrides: list[str]) -> Recipe:
     return from_tables(Recipe, apply_overrides(read_recipe(path), overrides))
 
 
-def read_recipe(path: Path | str) -> dict[str, Any]:
-    """The tables of a recipe, merged over what it extends.
-
-    Raises:
-        InputError: missing file, not TOML, or recipes that extend each other in a circle.
-    """
-    return _read(Path(path), ())
-
-
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """`tables` with each `section.key=value` applied, whose right-hand side is TOML, or a text where it is not TOML.
 
@@ -94,7 +85,13 @@ def expand_places(path: str) -> Path:
     return Path(path).expanduser()
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_recipe(path: Path | str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tables of a recipe, merged over what it extends; `seen` are the recipes that led here.
+
+    Raises:
+        InputError: missing file, not TOML, or recipes that extend each other in a circle.
+    """
+    path = Path(path)
     resolved = path.resolve()
     if resolved in seen:
         raise InputError(f"{path} extends itself", why=" -> ".join(item.name for item in (*seen, resolved)))
@@ -110,7 +107,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     for base in bases:
         if not isinstance(base, str):
             raise InputError(f"cannot read {path}", why=f"extends = {extends!r} is not a file name or a list of them")
-        merged = _merge(merged, _read(path.parent / base, (*seen, resolved)))
+        merged = _merge(merged, read_recipe(path.parent / base, (*seen, resolved)))
     return _merge(merged, tables)
 
 

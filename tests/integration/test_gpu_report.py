@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -34,11 +33,12 @@ def program() -> ModuleType:
 def report(program: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path):
     """Write a report on one runtime, in this process; returns its text."""
 
-    def run_here(arguments: Sequence[str]) -> tuple[int, str, str]:
-        outcome = run_cli(*arguments)
+    def run_here(module: str, *arguments: object, timeout_s: float) -> tuple[int, str, str]:
+        assert (module, timeout_s) == ("odm_deploy", program.STEP_LIMIT_S)
+        outcome = run_cli(*map(str, arguments))
         return outcome.code, outcome.stdout, outcome.stderr
 
-    monkeypatch.setattr(program, "run_verb", run_here)
+    monkeypatch.setattr(program, "run_python", run_here)
     folder = tmp_path / "report"
     images = tiny_set / "LR_bicubic" / "X2"
 
@@ -92,7 +92,7 @@ def test_an_ordinary_model_is_made_once_where_none_is_named(program: ModuleType,
 
 
 def test_a_step_is_a_process_whose_end_is_reported(program: ModuleType) -> None:
-    code, output, errors = program.run_verb(["bench", "nowhere"])
+    code, output, errors = program.run_python("odm_deploy", "bench", "nowhere")
     assert (code, output) == (1, "")
     assert "nowhere" in errors
 

@@ -52,11 +52,7 @@ class GraphedStep:
     """A `GradientStep` that is recorded once and replayed after that.
 
     There is one graph for each kind of step a method has (`Method.operations`) and shape of a batch. The gradients it
-    returns are overwritten by the next step of that kind.
-
-    Args:
-        step: what to record; its parameters may change in place only.
-        capture: what records.
+    returns are overwritten by the next step of that kind. The parameters of `step` may change in place only.
     """
 
     def __init__(

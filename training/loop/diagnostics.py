@@ -1,15 +1,39 @@
-"""What a run tells about its inside: how its two losses get along, where its ranges are, and where it broke."""
+"""What a run tells of itself: how good it is, how its two losses get along, where its ranges are, where it broke."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pairs import ImagePair
+from odm_deploy.proof.metrics import psnr_y
+from odm_deploy.proof.upscalers import upscale_pixels, upscaler_of
+from training.acceleration import exact_evaluation
 from training.methods.base import Gradients
 from training.model import TrainableModel
+
+
+def validate(model: TrainableModel, state: Mapping[str, Tensor], pairs: Iterable[ImagePair], device: str) -> float:
+    """Mean PSNR of `model` with the parameters of `state`, in dB, as `odm-deploy eval` measures it."""
+    network = model.network
+
+    def upscaled(low: Tensor) -> Tensor:
+        return cast("Tensor", functional_call(network, dict(state), (low,)))
+
+    upscale = upscaler_of(upscaled, device)
+    network.eval()
+    try:
+        with exact_evaluation():
+            values = [psnr_y(upscale_pixels(upscale, pair.low), pair.high, network.scale) for pair in pairs]
+    finally:
+        network.train()
+    return math.fsum(values) / len(values)
 
 
 def conflicts(gradients: Gradients) -> dict[str, float]:

@@ -14,7 +14,7 @@ from odm_deploy.files import atomic_path
 from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.version import __version__
 from training.config import to_tables
-from training.loop.evaluate import validate
+from training.loop.diagnostics import validate
 from training.loop.state import Progress
 from training.methods.base import Method
 from training.model import TrainableModel
@@ -34,16 +34,8 @@ def write_result(
 ) -> None:
     """Freeze `model` as it is into `folder`/model.pt; the float control becomes weights.pt.
 
-    A method whose result has no integer form writes nothing and tells why.
-
-    Args:
-        recipe: of the run.
-        method: that trained it; it may simplify `model` first.
-        model: with the chosen parameters.
-        validation: images that tell what simplifying costs.
-        progress: how far the run is.
-        folder: of the run.
-        tell: takes lines of talk.
+    The method may simplify `model` first; `validation` images tell what that costs. A method whose result has no
+    integer form writes nothing and tells why.
 
     Raises:
         InputError: a layer that cannot be frozen, or a file that cannot be written.

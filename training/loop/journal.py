@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ class Journal:
             self._update(iteration, f"{shown}  {rate:.2f} it/s")
             return
         left = (self._iterations - iteration) / rate if rate else 0.0
-        say(f"{iteration}/{self._iterations}  {shown}  {rate:.2f} it/s  ETA {_duration(left)}")
+        say(f"{iteration}/{self._iterations}  {shown}  {rate:.2f} it/s  ETA {timedelta(seconds=round(left))}")
 
     def validation(self, iteration: int, psnr_db: float, ranges: dict[str, list[float]], *, best: bool) -> None:
         """Tell of a validation, and write down where the activation ranges are by then."""
@@ -119,9 +120,3 @@ def _iteration_of(line: str) -> float:
         return float(json.loads(line)["iteration"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

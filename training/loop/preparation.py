@@ -27,14 +27,11 @@ from training.recipe_files import expand_places
 
 @dataclass(frozen=True)
 class Images:
-    """What is trained and validated on."""
+    """What is trained on, what is held back to validate on, and how many were skipped as smaller than a patch."""
 
     pool: ImagePool
-    """Images to cut patches from."""
     validation: tuple[ImagePair, ...]
-    """Images held back from training."""
     skipped: int
-    """Images left out because they are smaller than a patch."""
 
 
 def load_images(recipe: Recipe) -> Images:
@@ -72,15 +69,9 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
 
 
 def rescaled(donor: SuperResolutionNetwork, scale: int, seed: int) -> SuperResolutionNetwork:
-    """A network like `donor` for another scale.
+    """A network like `donor` for another scale (Lim et al., EDSR, CVPRW 2017, Sec. 3.2), in eval mode.
 
-    Args:
-        donor: any of this project's networks, with its weights; left as it is.
-        scale: output pixels per input pixel along each axis.
-        seed: of what `donor` has nothing for: parts of the upsampler, that other scales lack or shape differently.
-
-    Returns:
-        The network, in eval mode, with every tensor of `donor` that has the same name and shape.
+    It has every tensor of `donor` that has the same name and shape; the rest of the upsampler comes from `seed`.
 
     Raises:
         InputError: a network from elsewhere, whose scale is not known to be a setting of it.

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.pipeline import map_ahead
 from training.acceleration import compile_quantizers, use_tf32
 from training.distributed import World
-from training.loop.diagnostics import check_finite, first_broken_layer, logged, ranges
+from training.loop.diagnostics import check_finite, first_broken_layer, logged, ranges, validate
 from training.loop.ending import write_result
-from training.loop.evaluate import validate
 from training.loop.interruption import interruptible
 from training.loop.journal import Journal, open_board
-from training.loop.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
-from training.loop.preparation import (
-    Images,
-    build_gradient_step,
-    build_model,
-    calibrate,
-    load_float_network,
-    load_images,
-)
+from training.loop.preparation import build_gradient_step, build_model, calibrate, load_float_network, load_images
 from training.loop.state import Progress, claim_folder, load_state, save_state
-from training.loop.step import follow
-from training.methods.base import Method
+from training.loop.step import MovingAverage, build_optimizer, follow, rate_factor, set_rates
 from training.methods.registry import build_method
 from training.model import TrainableModel
 from training.recipe import Recipe
@@ -46,7 +34,7 @@ def train(
 
     Args:
         recipe: what to train, and how.
-        folder: the run's folder.
+        folder: the run's own, made if need be.
         world: the processes that share the batch.
         finish: freeze what `folder` holds now instead of training on.
         tensorboard: log for TensorBoard, too, into `folder`/tensorboard.
@@ -60,17 +48,11 @@ def train(
         MissingError: `tensorboard` where it is not installed.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
-    method = build_method(recipe.method)
     if finish and not (folder / "last.pt").exists():
         raise UsageError(
             f"nothing to finish in {folder}", why="it holds no last.pt", fix="train first, without --finish"
         )
-    if world.is_main:
-        claim_folder(folder, recipe)
-    float_network = load_float_network(recipe)
-    images = load_images(recipe)
-    world.wait()
-    run = _Run(recipe, folder, world, method, float_network, images)
+    run = _Run(recipe, folder, world)
     run.start(tensorboard)
     if not finish:
         run.iterate()
@@ -80,22 +62,18 @@ def train(
 class _Run:
     """A run in progress."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        folder: Path,
-        world: World,
-        method: Method[Any],
-        float_network: SuperResolutionNetwork,
-        images: Images,
-    ) -> None:
-        model = build_model(recipe, method, float_network)
+    def __init__(self, recipe: Recipe, folder: Path, world: World) -> None:
         self.recipe, self.folder, self.world = recipe, folder, world
-        self.method, self.model, self.images = method, model, images
-        method.watch(model, float_network)
-        self.gradient_step = build_gradient_step(recipe, model, method, world)
-        self.optimizer = build_optimizer(model, recipe.optimizer)
-        self.average = MovingAverage(model, recipe.optimizer.ema_decay)
+        self.method = build_method(recipe.method)
+        if world.is_main:
+            claim_folder(folder, recipe)
+        float_network, self.images = load_float_network(recipe), load_images(recipe)
+        world.wait()
+        self.model = build_model(recipe, self.method, float_network)
+        self.method.watch(self.model, float_network)
+        self.gradient_step = build_gradient_step(recipe, self.model, self.method, world)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.average = MovingAverage(self.model, recipe.optimizer.ema_decay)
         self.progress = Progress()
         self.journal = Journal(None, 0, 0)
 

@@ -25,7 +25,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.torch_files import read_torch_file
 from training.config import to_tables
-from training.loop.optimizer import MovingAverage
+from training.loop.step import MovingAverage
 from training.model import TrainableModel
 from training.recipe import Recipe
 

@@ -1,7 +1,11 @@
-"""What a training step is: one forward pass, the losses, the gradient to follow, and following it."""
+"""What a training step is: one forward pass, the losses, the gradient to follow, and following it with Adam.
+
+There are two learning rates, schedules that depend on the iteration only, and a moving average of parameters.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,20 +18,17 @@ from training.acceleration import bfloat16_convolutions
 from training.distributed import World
 from training.methods.base import Gradients, Method, Step, gradients
 from training.model import TrainableModel
+from training.recipe import OptimizerSection
 
 
 @dataclass(frozen=True)
 class GradientStep:
-    """Computes the gradients of an iteration from its batch."""
+    """Computes the gradients of an iteration from its batch; with `autocast`, convolutions compute in bfloat16."""
 
     model: TrainableModel
-    """What is trained."""
     method: Method[Any]
-    """How."""
     world: World
-    """The processes that share the batch."""
     autocast: bool
-    """Whether convolutions compute in bfloat16."""
 
     def __call__(self, low: Tensor, high: Tensor, iteration: int) -> Gradients:
         """Losses and gradients.
@@ -55,3 +56,54 @@ def follow(model: TrainableModel, optimizer: torch.optim.Optimizer, combined: Ma
         parameter.grad = combined.get(name)
     optimizer.step()
     model.project()
+
+
+def build_optimizer(model: TrainableModel, settings: OptimizerSection) -> torch.optim.Adam:
+    """Adam over weights and, at their own rate, quantizer parameters."""
+    quantizer, trained = model.quantizer_parameters(), model.parameters()
+    groups = [
+        {"params": [p for name, p in trained.items() if name not in quantizer], "rate": settings.learning_rate},
+        {"params": [p for name, p in trained.items() if name in quantizer], "rate": settings.range_learning_rate},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]], lr=settings.learning_rate, eps=1e-8)
+
+
+def rate_factor(settings: OptimizerSection, iteration: int, iterations: int) -> float:
+    """Factor on the learning rates at a 0-based iteration of a run of `iterations`."""
+    warmup = min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else 1.0
+    if settings.schedule == "halving":
+        return warmup * 0.5 ** (iteration // settings.halve_every)
+    if settings.schedule == "cosine":
+        return warmup * 0.5 * (1.0 + math.cos(math.pi * iteration / iterations))
+    return warmup
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * factor
+
+
+class MovingAverage:
+    """Exponential moving average of all parameters, with the bias of its start removed; a decay of 0 keeps none."""
+
+    def __init__(self, model: TrainableModel, decay: float) -> None:
+        self.decay = decay
+        self.values: dict[str, Tensor] = {}
+        if decay:
+            self.values = {name: parameter.detach().clone() for name, parameter in model.parameters().items()}
+
+    @torch.no_grad()
+    def update(self, model: TrainableModel, iteration: int) -> None:
+        """Take in the parameters after a 0-based iteration."""
+        # A young average would otherwise remember the start for 1 / (1 - decay) iterations.
+        decay = min(self.decay, (1 + iteration) / (10 + iteration))
+        for name, parameter in model.parameters().items():
+            if name in self.values:
+                self.values[name].lerp_(parameter, 1.0 - decay)
+
+    def weights(self, model: TrainableModel) -> dict[str, Tensor]:
+        """The state dict to validate and freeze: averaged parameters where there is an average."""
+        state = {name: value.detach().clone() for name, value in model.network.state_dict().items()}
+        state.update({name: value.clone() for name, value in self.values.items()})
+        return state

@@ -21,11 +21,7 @@ def mismatch_loss(records: Sequence[tuple[Tensor, Tensor]], world: World) -> Ten
     """ODM v2's feature mismatch: sum over layers of || X_i - q(X_i) ||_2, q(X_i) held fixed; float32 [].
 
     The norm is the un-averaged Frobenius norm over the whole batch. With several processes each returns its share: the
-    gradients of the shares add up to the gradient of the loss on the global batch.
-
-    Args:
-        records: (input of the quantizer, its levels) of every quantized layer.
-        world: the processes that share the batch.
+    gradients of the shares add up to the gradient of the loss on the global batch. `records` are those of the model.
     """
     if world.size == 1:
         norms = [torch.linalg.vector_norm(x - levels.detach()) for x, levels in records]
@@ -85,13 +81,7 @@ class TeacherSupervision:
         self._teacher = _frozen_copy(float_network, model)
 
     def loss(self, low: Tensor, output: Tensor, *, autocast: bool) -> Tensor:
-        """Mean absolute difference between `output` and what the float network makes of `low`; float32 [].
-
-        Args:
-            low: float32 [N, 3, H, W] in 0..255.
-            output: float32 [N, 3, scale*H, scale*W], the model in training's answer to `low`.
-            autocast: compute the float network in bfloat16.
-        """
+        """Mean absolute difference between `output` and what the float network makes of `low` (see `Step`)."""
         with torch.no_grad(), bfloat16_convolutions(low.device, autocast):
             target: Tensor = self._teacher(low)
         return F.l1_loss(output, target.float())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from odm_deploy.networks.base import SuperResolutionNetwork
 from training.distributed import World
 from training.losses.cooperative import combine_naively
+from training.losses.features import KnowledgeTransfer
 from training.model import TrainableModel
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 
@@ -41,10 +42,9 @@ class Step:
 
 
 class Method(ABC, Generic[OptionsT]):
-    """A quantization method. Subclasses say which quantizers a layer gets; everything else has a plain default.
+    """A quantization method with its `options` from the recipe's `[method]`.
 
-    Attributes:
-        options: the method's own settings, from the recipe's `[method]`.
+    Subclasses say which quantizers a layer gets; everything else has a plain default.
     """
 
     name: ClassVar[str]
@@ -111,6 +111,33 @@ class Method(ABC, Generic[OptionsT]):
     def why_not_exportable(self) -> str | None:
         """Why a run with these options cannot end in a `model.pt`; None: it can."""
         return None
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """Settings of methods that learn from the float network's features."""
+
+    skt_weight: float = 1000.0
+    """Weight of the structured knowledge transfer; 0: none."""
+
+
+TransferOptionsT = TypeVar("TransferOptionsT", bound=TransferOptions)
+
+
+class TransferMethod(Method[TransferOptionsT]):
+    """A method whose reconstruction loss is L1 + 1000 L_SKT (PAMS, Sec. 3.3)."""
+
+    _transfer: KnowledgeTransfer | None = None
+
+    def watch(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
+        """Make the float network the teacher."""
+        if self.options.skt_weight:
+            self._transfer = KnowledgeTransfer(model, float_network)
+
+    def reconstruction_loss(self, step: Step) -> Tensor:
+        """L1 + 1000 L_SKT."""
+        loss = super().reconstruction_loss(step)
+        return loss if self._transfer is None else loss + self.options.skt_weight * self._transfer.loss(step.low)
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,7 @@ class Daq(Method[DaqOptions]):
 def gaussian_quantize(x: Tensor, mean: Tensor, deviation: Tensor, bits: int, *, clamp: bool = True) -> Tensor:
     """Mid-rise levels mean + (k + 1/2) step with step = table(b) * deviation, rounding passed straight through.
 
-    Args:
-        x: any shape, float32.
-        mean: broadcastable to `x`.
-        deviation: broadcastable to `x`, >= 0.
-        bits: width of a code, 2 to 8.
-        clamp: use 2^bits levels only.
+    `x` is float32 of any shape, to which `mean` and `deviation` >= 0 broadcast. `clamp`: 2^bits levels only.
     """
     step = (GAUSSIAN_STEPS[bits] * deviation).clamp(min=1e-8)
     quotient = (x - mean) / step

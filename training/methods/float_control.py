@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from odm_deploy.errors import UsageError
 from training.methods.base import Method
-from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.base import Quantizable
 
 
 @dataclass(frozen=True)
@@ -21,18 +22,8 @@ class FloatControl(Method[FloatOptions]):
     Options = FloatOptions
     quantizes = False
 
-    def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
-        """There is none.
-
-        Raises:
-            UsageError: always.
-        """
+    def activation_quantizer(self, bits: int, layer: Quantizable) -> NoReturn:
+        """Raises UsageError: there is none, nor one of weights."""
         raise UsageError("the float control quantizes nothing")
 
-    def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
-        """There is none.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError("the float control quantizes nothing")
+    weight_quantizer = activation_quantizer

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import ChannelOffsets
 from training.losses.cooperative import combine_cooperatively, combine_naively
-from training.losses.features import KnowledgeTransfer, variance_loss
-from training.methods.base import Method, Step
+from training.losses.features import variance_loss
+from training.methods.base import Step, TransferMethod, TransferOptions
 from training.model import TrainableModel
 from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
 from training.quantizers.learnable_range import LearnableRange, RangeInit
@@ -34,7 +33,7 @@ OFFSET_BITS = 4
 
 
 @dataclass(frozen=True)
-class OdmV1Options:
+class OdmV1Options(TransferOptions):
     """Settings of ODM v1; the defaults are the paper's where it gives them."""
 
     variance_weight: float = 1e-3
@@ -43,8 +42,6 @@ class OdmV1Options:
     """Add g_V only where it agrees with g_R; false: always (the papers' naive ablation)."""
     offset_share: float = 0.3
     """p, the share of layers that get shifts, and that get scales. 0: none, and exportable."""
-    skt_weight: float = 1000.0
-    """Weight of the structured knowledge transfer; 0: none."""
     weight_percentile: float = 99.0
     """Percentile that bounds the weights; 100 - p bounds them below."""
     range_init: RangeInit = "percentile"
@@ -53,14 +50,13 @@ class OdmV1Options:
     """Percentile they start at, with range_init = "percentile"."""
 
 
-class OdmV1(Method[OdmV1Options]):
+class OdmV1(TransferMethod[OdmV1Options]):
     """ODM v1; see the module's docstring."""
 
     name = "odm_v1"
     Options = OdmV1Options
     records_features = True
     auxiliary_name = "variance"
-    _transfer: KnowledgeTransfer | None = None
 
     def __init__(self, options: OdmV1Options) -> None:
         super().__init__(options)
@@ -79,11 +75,6 @@ class OdmV1(Method[OdmV1Options]):
         """Percentiles of W."""
         return PercentileWeight(bits, percent=self.options.weight_percentile)
 
-    def watch(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
-        """Make the float network the teacher."""
-        if self.options.skt_weight:
-            self._transfer = KnowledgeTransfer(model, float_network)
-
     def initialize(self, model: TrainableModel) -> None:
         """Ranges, and offsets for the layers whose channels differ most."""
         super().initialize(model)
@@ -94,11 +85,6 @@ class OdmV1(Method[OdmV1Options]):
             quantizer.has_shift.set(True)
         for quantizer in sorted(offset_ranges, key=lambda q: q.deviation_spread, reverse=True)[:count]:
             quantizer.has_gain.set(True)
-
-    def reconstruction_loss(self, step: Step) -> Tensor:
-        """L1 + 1000 L_SKT."""
-        loss = super().reconstruction_loss(step)
-        return loss if self._transfer is None else loss + self.options.skt_weight * self._transfer.loss(step.low)
 
     def auxiliary_loss(self, step: Step) -> Tensor:
         """sum_i sigma(X_i); averaged over processes, each taking its own part of the batch."""

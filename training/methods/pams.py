@@ -22,10 +22,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
-from odm_deploy.networks.base import SuperResolutionNetwork
-from training.losses.features import KnowledgeTransfer
-from training.methods.base import Method, Step
-from training.model import TrainableModel
+from training.methods.base import TransferMethod, TransferOptions
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
 from training.quantizers.straight_through.step import step_quantize
 from training.quantizers.weights import LargestWeight
@@ -34,21 +31,18 @@ _SMALLEST_SCALE = 1e-4
 
 
 @dataclass(frozen=True)
-class PamsOptions:
+class PamsOptions(TransferOptions):
     """Settings of PAMS; the defaults are the paper's but for the level an integer grid adds."""
 
-    skt_weight: float = 1000.0
-    """Weight of the structured knowledge transfer; 0: none."""
     faithful: bool = False
     """Exactly the official levels -Q..Q."""
 
 
-class Pams(Method[PamsOptions]):
+class Pams(TransferMethod[PamsOptions]):
     """PAMS; see the module's docstring."""
 
     name = "pams"
     Options = PamsOptions
-    _transfer: KnowledgeTransfer | None = None
 
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable largest magnitude."""
@@ -57,16 +51,6 @@ class Pams(Method[PamsOptions]):
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """max|W| per layer."""
         return LargestWeight(bits, per_channel=False)
-
-    def watch(self, model: TrainableModel, float_network: SuperResolutionNetwork) -> None:
-        """Make the float network the teacher."""
-        if self.options.skt_weight:
-            self._transfer = KnowledgeTransfer(model, float_network)
-
-    def reconstruction_loss(self, step: Step) -> Tensor:
-        """L1 + 1000 L_SKT."""
-        loss = super().reconstruction_loss(step)
-        return loss if self._transfer is None else loss + self.options.skt_weight * self._transfer.loss(step.low)
 
     def why_not_exportable(self) -> str | None:
         """The official levels are not those of an integer grid."""

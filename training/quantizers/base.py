@@ -116,11 +116,7 @@ def needs_channel_axis(layer: Quantizable, what: str) -> nn.Conv2d:
 
 
 class PixelGrid(ActivationQuantizer):
-    """The grid that holds 8-bit images as they are; nothing of it is learned.
-
-    Args:
-        pixel_grid: of the network in training, `SuperResolutionNetwork.pixel_grid`.
-    """
+    """The grid that holds 8-bit images as they are, `SuperResolutionNetwork.pixel_grid`; nothing of it is learned."""
 
     def __init__(self, pixel_grid: Grid) -> None:
         super().__init__(pixel_grid.bits)

@@ -91,8 +91,9 @@ class TrainableConv2d(TrainableLayer):
     """A convolution: float [N, I, H, W] -> float32 [N, O, H', W']."""
 
     def __init__(
-        self, name: str, layer: nn.Conv2d, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
+        self, name: str, layer: Quantizable, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
     ) -> None:
+        assert isinstance(layer, nn.Conv2d)
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
             raise InputError(f"cannot quantize {name}", why=f"padding {layer.padding!r}, mode {layer.padding_mode!r}")
         super().__init__(name, layer, activation, weight_quantizer)
@@ -115,17 +116,6 @@ class TrainableLinear(TrainableLayer):
     def combine(self, x: Tensor, weight: Tensor, bias: Tensor | None, *, padded: bool) -> Tensor:
         """Multiply."""
         return F.linear(x, weight, bias)
-
-
-def trainable_layer(
-    name: str, layer: nn.Module, activation: ActivationQuantizer, weight_quantizer: WeightQuantizer
-) -> TrainableLayer:
-    """The trainable counterpart of a float Conv2d or Linear."""
-    if isinstance(layer, nn.Conv2d):
-        return TrainableConv2d(name, layer, activation, weight_quantizer)
-    if isinstance(layer, nn.Linear):
-        return TrainableLinear(name, layer, activation, weight_quantizer)
-    raise InputError(f"cannot train {name}", why=f"it is a {type(layer).__name__}, not a Conv2d or Linear")
 
 
 class _RoundToMultiples(torch.autograd.Function):

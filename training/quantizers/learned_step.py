@@ -14,7 +14,10 @@ _SMALLEST_STEP = 1e-8
 
 
 class _OnStep(nn.Module):
-    """What both quantizers below share: levels on a step of their own, which stays positive."""
+    """What both quantizers below share: levels on a step of their own, which stays positive.
+
+    With `scale_gradients` the step's gradient is divided by sqrt(values on the step * Qp).
+    """
 
     bits: int
     step: nn.Parameter
@@ -51,13 +54,7 @@ class _OnStep(nn.Module):
 
 
 class LearnedStep(_OnStep, ActivationQuantizer):
-    """Activations on a learned step, signed or not as the first batches are.
-
-    Args:
-        bits: width of a code.
-        scale_gradients: divide the step's gradient by sqrt(values * Qp).
-        derivative: stand-in for the derivative of rounding.
-    """
+    """Activations on a learned step, signed or not as the first batches are."""
 
     def __init__(self, bits: int, *, scale_gradients: bool, derivative: RoundDerivative = "one") -> None:
         super().__init__(bits)
@@ -95,15 +92,7 @@ class LearnedStep(_OnStep, ActivationQuantizer):
 
 
 class LearnedWeightStep(_OnStep, WeightQuantizer):
-    """Weights on a learned step, codes -2^(b-1) .. 2^(b-1) - 1.
-
-    Args:
-        bits: width of a code.
-        weight: what the step starts from.
-        per_channel: one step per output channel rather than per layer.
-        scale_gradients: divide the steps' gradients by sqrt(weights a step * Qp).
-        derivative: stand-in for the derivative of rounding.
-    """
+    """Weights on a learned step per layer or output channel, codes -2^(b-1) .. 2^(b-1) - 1; it starts from `weight`."""
 
     def __init__(
         self,

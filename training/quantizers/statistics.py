@@ -14,10 +14,6 @@ def percentile(values: Tensor, percent: float) -> Tensor:
     """The percentile of all of `values`, linearly interpolated like numpy's default; float32 [].
 
     `torch.quantile` sorts and refuses more than 16 million values; two selections need neither.
-
-    Args:
-        values: any shape, not empty.
-        percent: 0 to 100.
     """
     return row_percentile(values.reshape(1, -1), percent)[0]
 

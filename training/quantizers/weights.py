@@ -23,12 +23,8 @@ class PercentileWeight(WeightQuantizer):
     The range is recomputed every forward and held fixed in the backward. Zero is snapped onto the grid, so that the
     codes minus the zero point are the integers an engine multiplies.
 
-    Args:
-        bits: width of a code, up to 7: 8-bit codes minus a zero point do not fit int8.
-        percent: p.
-
     Raises:
-        InputError: 8 bits.
+        InputError: 8 bits, because codes minus a zero point do not fit int8 then.
     """
 
     def __init__(self, bits: int, *, percent: float) -> None:
@@ -97,12 +93,7 @@ class SymmetricWeight(WeightQuantizer):
 
 
 class LargestWeight(SymmetricWeight):
-    """Weights on the range of max|W|, recomputed every forward, held fixed in the backward.
-
-    Args:
-        bits: width of a code.
-        per_channel: one range per output channel rather than per layer.
-    """
+    """Weights on the range of max|W|, per layer or output channel, recomputed every forward, fixed in the backward."""
 
     def __init__(self, bits: int, *, per_channel: bool) -> None:
         super().__init__(bits)

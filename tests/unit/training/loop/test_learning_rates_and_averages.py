@@ -3,7 +3,7 @@ import torch
 
 from odm_deploy.errors import UsageError
 from training.distributed import World
-from training.loop.optimizer import MovingAverage, build_optimizer, rate_factor, set_rates
+from training.loop.step import MovingAverage, build_optimizer, rate_factor, set_rates
 from training.recipe import OptimizerSection
 
 

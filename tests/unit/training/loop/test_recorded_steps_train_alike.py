@@ -8,9 +8,8 @@ import torch
 from odm_deploy.errors import UsageError
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
-from training.loop.optimizer import build_optimizer
 from training.loop.preparation import build_gradient_step
-from training.loop.step import GradientStep
+from training.loop.step import GradientStep, build_optimizer
 from training.recipe import OptimizerSection, Recipe, RunSection
 
 ITERATIONS = 6

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from training.distributed import World
-from training.loop.optimizer import MovingAverage, build_optimizer
-from training.loop.step import GradientStep, follow
+from training.loop.step import GradientStep, MovingAverage, build_optimizer, follow
 from training.methods.registry import method_names
 from training.recipe import OptimizerSection
 
