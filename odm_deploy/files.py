@@ -49,6 +49,12 @@ def atomic_path(destination: Path | str) -> Generator[Path]:
         raise
 
 
+def write_text(path: Path | str, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all. Raises as `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def atomic_directory(destination: Path | str) -> Generator[Path]:
     """Yield a temporary directory; on success it replaces `destination`, on any exception it is removed.

@@ -8,36 +8,41 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from odm_deploy.errors import OdmError, UsageError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from rich.table import Table
 
+_PIPED_WIDTH = 140
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
 )
 
 
-def precision_option(text: str) -> Callable[[Command], Command]:
-    """`--precision` of what is not int8, with `text` as its help."""
+class SizeParameter(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic in new versions only
+    """Type of options for sizes in pixels, as video people write them: `1280x720` becomes (1280, 720)."""
 
-    def parse(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-        if value == "f32":
-            say("--precision f32 is spelled fp32 now")
-            return "fp32"
-        if value not in ("fp32", "bf16"):
-            raise UsageError(f"--precision {value}", fix="use fp32 or bf16")
-        return value
+    name = "WxH"
 
-    return click.option(
-        "--precision", metavar="[fp32|bf16]", callback=parse, default="fp32", show_default=True, help=text
-    )
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Width and height. Raises UsageError for what is no size."""
+        if isinstance(value, tuple):
+            width, height = value
+            return width, height
+        width, _, height = str(value).lower().partition("x")
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+            raise UsageError(f"--size {value}", why="it is not WIDTHxHEIGHT in pixels", fix="write it like 1280x720")
+        return int(width), int(height)
+
+
+SIZE = SizeParameter()
 
 
 class SizeParameter(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic in new versions only
@@ -66,6 +71,26 @@ SIZE = SizeParameter()
 def emit_json(document: dict[str, Any]) -> None:
     """Print `document` as JSON on stdout. Infinities and NaN become null: JSON has neither."""
     click.echo(json.dumps(_finite(document), indent=2))
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
+    """A table for people: the first column and those named in `left` are flush left, the others right."""
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left")
+    for index, name in enumerate(head):
+        made.add_column(name, justify="right" if index and name not in left else "left", no_wrap=index == 0)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def print_table(table: Table) -> None:
+    """Print on stdout. Into a file or a pipe, a table keeps its columns whatever width is assumed there."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=_PIPED_WIDTH)).print(table)
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 from sample_networks import load_crops, random_network
-from toolbox import COMMAND, ROOT, SAMPLES, kept, markdown_table, run_python, write_text
+from toolbox import COMMAND, ROOT, SAMPLES, kept, markdown_table, run_python
 
 from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
@@ -25,6 +25,7 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import MissingError, OdmError
+from odm_deploy.files import write_text
 from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import BUILDERS

@@ -20,11 +20,12 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-from toolbox import COMMAND, import_pyplot, markdown_table, read_json, save_figure, write_text
+from toolbox import COMMAND, import_pyplot, markdown_table, read_json, save_figure
 
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError
+from odm_deploy.files import write_text
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import lower
 from odm_deploy.runtimes.options import RuntimeOptions

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.errors import InputError, MissingError, UsageError
-from odm_deploy.files import atomic_path
+from odm_deploy.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from training.recipe import Recipe
@@ -36,12 +36,6 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     """A table in markdown, one line a row, ending with a line break."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -11,11 +11,12 @@ from odm_deploy.bench.limits import LayerLimit
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
+from odm_deploy.terminal import table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-
+_HEAD = ("", "p50 ms", "p90 ms", "p99 ms", "mean ms", "images/s", "out Mpix/s", "runs")
 _WORTH_EXPLAINING = 1.5
 _LAYERS_SHOWN = 5
 
@@ -153,22 +154,15 @@ class BenchReport:
 
     def to_table(self) -> Table:
         """The same for humans."""
-        from rich.table import Table
-
         size = f"{'x'.join(map(str, self.shape))} ({self.shape[3]} wide, {self.shape[2]} high)"
         speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as in float"
-        table = Table(title=f"{self.runtime} on {self.device}, input {size}{speedup}", title_justify="left")
-        table.add_column("", no_wrap=True)
-        for heading in ("p50 ms", "p90 ms", "p99 ms", "mean ms", "images/s", "out Mpix/s", "runs"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for item in (self.measurement, self.baseline):
-            if item is not None:
-                rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))
-                table.add_row(item.model, *_cells(item.latency_ms), *rates)
-                for label, part in (("GPU compute", item.compute_ms), ("H2D", item.h2d_ms), ("D2H", item.d2h_ms)):
-                    if part is not None:
-                        table.add_row(f"  {label}", *_cells(part))
-        return table
+        rows: list[tuple[str, ...]] = []
+        for item in filter(None, (self.measurement, self.baseline)):
+            rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))
+            rows.append((item.model, *_cells(item.latency_ms), *rates))
+            parts = (("GPU compute", item.compute_ms), ("H2D", item.h2d_ms), ("D2H", item.d2h_ms))
+            rows += [(f"  {label}", *_cells(part), "", "", "") for label, part in parts if part is not None]
+        return table(f"{self.runtime} on {self.device}, input {size}{speedup}", _HEAD, rows)
 
     def explanation(self) -> tuple[str, ...]:
         """What keeps the model from being faster, a line each; nothing for one that is fast, or has no twin."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_path
+from odm_deploy.files import write_text
 
 FORMAT = "odm-deploy bundle"
 VERSION = 1
@@ -58,8 +58,7 @@ class Manifest:
         extra = document.pop("extra")
         first = {key: document.pop(key) for key in ("format", "version", "created_by")}
         path = folder / MANIFEST_FILE
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(first | document | extra, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(first | document | extra, indent=1) + "\n")
         return path
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
+from odm_deploy.cli.options import precision_option, threads_option
 from odm_deploy.errors import GateError, UsageError
-from odm_deploy.terminal import SIZE, emit_json, json_option, precision_option, progress, say
-
-_PIPED_WIDTH = 140
+from odm_deploy.terminal import SIZE, emit_json, json_option, print_table, progress, say
 
 
 @click.command("bench")
@@ -25,7 +24,7 @@ _PIPED_WIDTH = 140
 @click.option("--batch", default=1, show_default=True, help="Images a run.")
 @click.option("--iterations", type=int, help="Counted runs of each model; default: what fits into --seconds.")
 @click.option("--seconds", default=5.0, show_default=True, help="Time to spend measuring.")
-@click.option("--threads", type=int, help="CPU threads; default: one a physical core.")
+@threads_option
 @precision_option("Arithmetic of what is not int8 (bf16: OpenVINO on CPUs that have it).")
 @click.option("--baseline/--no-baseline", default=True, show_default=True, help="Time the float twin, too.")
 @click.option(
@@ -39,14 +38,10 @@ def command(
     model: Path,
     runtime: str | None,
     size: tuple[int, int] | None,
-    batch: int,
-    iterations: int | None,
-    seconds: float,
-    threads: int | None,
-    precision: Literal["fp32", "bf16"],
     baseline: bool,
     fail_slower: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Time MODEL: a bundle, a model.onnx or an engine.plan.
 
@@ -63,9 +58,9 @@ def command(
             model,
             runtime,
             size=None if size is None else (size[1], size[0]),
-            batch=batch,
-            options=RuntimeOptions(threads=threads, precision=precision),
-            effort=Effort(iterations, seconds),
+            batch=options["batch"],
+            options=RuntimeOptions(threads=options["threads"], precision=options["precision"]),
+            effort=Effort(options["iterations"], options["seconds"]),
             baseline=baseline,
             track=track,
         )
@@ -74,28 +69,20 @@ def command(
     if as_json:
         emit_json(report.to_dict())
     else:
-        from rich.console import Console
-
-        console = Console()
-        if not console.is_terminal:
-            # Into a file or a pipe, the table keeps its columns whatever width is assumed there.
-            console = Console(width=_PIPED_WIDTH)
-        console.print(report.to_table())
+        print_table(report.to_table())
         for line in (report.gpu_line(), *report.explanation()):
             if line:
                 click.echo(line)
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
-    if fail_slower is not None:
-        _gate(report.speedup, fail_slower, report.baseline_note)
-
-
-def _gate(speedup: float | None, ratio: float, note: str) -> None:
-    if speedup is None:
-        raise GateError("--fail-slower cannot be judged", why=note)
-    if 1 / speedup > ratio:
+    if fail_slower is None:
+        return
+    if report.speedup is None:
+        raise GateError("--fail-slower cannot be judged", why=report.baseline_note)
+    slower = 1 / report.speedup
+    if slower > fail_slower:
         raise GateError(
             "the quantized model is too slow",
-            why=f"it takes {1 / speedup:.2f} times as long as its float twin, --fail-slower allows {ratio:g}",
+            why=f"it takes {slower:.2f} times as long as its float twin, --fail-slower allows {fail_slower:g}",
             fix="see with `odm-deploy inspect` which layers run as int8, or try another --runtime",
         )

@@ -6,18 +6,18 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from odm_deploy.cli.options import group
 
 if TYPE_CHECKING:
     from odm_deploy.building.options import BuildOptions
     from odm_deploy.building.parent import BuildProgress
     from odm_deploy.graphs.input_shapes import InputShapes
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_OPTIONS = (
+engine_options = group(
     click.option("--builder", help="tensorrt or tensorrt_rtx. [default: what is installed]"),
     click.option(
         "--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take."
@@ -50,13 +50,7 @@ _OPTIONS = (
         "--triton", type=click.Path(path_type=Path), help="Also write the bundle into this Triton model repository."
     ),
 )
-
-
-def engine_options(command: Command) -> Command:
-    """Give a verb the options of a build; `to_build_options` reads them."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+"""What every build takes; `to_build_options` reads them."""
 
 
 def to_build_options(options: Mapping[str, Any], shapes: InputShapes) -> BuildOptions:

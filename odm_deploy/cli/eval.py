@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.trust import trust_option
+from odm_deploy.cli.options import threads_option, trust_option
 from odm_deploy.terminal import emit_json, json_option, progress
 
 
@@ -17,18 +17,10 @@ from odm_deploy.terminal import emit_json, json_option, progress
 @click.option("--scale", type=int, help="Upscaling factor. [default: the model's]")
 @click.option("--network", help="Evaluate float WEIGHTS of this architecture instead of a quantized model.")
 @click.option("--runtime", help="Run a bundle on this runtime. [default: the fastest that works]")
-@click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
+@threads_option
 @trust_option
 @json_option
-def command(
-    model: Path,
-    dataset: Path,
-    scale: int | None,
-    network: str | None,
-    runtime: str | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
+def command(model: Path, dataset: Path, scale: int | None, as_json: bool, **options: Any) -> None:
     """Measure MODEL on a benchmark set.
 
     MODEL is a model.pt (run by the torch reference), a bundle or model.onnx (run by a runtime), or float weights with
@@ -38,7 +30,7 @@ def command(
     from odm_deploy.proof.evaluation import evaluate
     from odm_deploy.proof.upscalers import open_upscaler
 
-    upscale, factor = open_upscaler(model, scale, network=network, runtime=runtime, threads=threads)
+    upscale, factor = open_upscaler(model, scale, **options)
     files = find_pairs(dataset, factor)
     with progress("images") as track:
         found = evaluate(upscale, (file.load() for file in track(files, len(files))), factor)

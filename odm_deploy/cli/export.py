@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from odm_deploy.cli.engine_options import build_progress, engine_options, to_build_options, write_triton
-from odm_deploy.cli.trust import trust_option
+from odm_deploy.cli.options import trust_option
 from odm_deploy.terminal import emit_json, json_option, say
 
 

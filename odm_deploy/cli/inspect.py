@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.trust import trust_option
-from odm_deploy.terminal import emit_json, json_option, say
+from odm_deploy.cli.options import trust_option
+from odm_deploy.terminal import emit_json, json_option, print_table, say, table
 
 if TYPE_CHECKING:
-    from odm_deploy.accounting import Accounting, Convention
-    from odm_deploy.building.coverage import Coverage
+    from odm_deploy.accounting import Accounting, Convention, LayerCost
+    from odm_deploy.building.coverage import Coverage, LayerCoverage
     from odm_deploy.quantization.model import QuantizedModel
 
 
@@ -63,20 +63,15 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
 
 
 def _print(found: Coverage, source: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"layers ({source})", title_justify="left")
-    for column in ("layer", "bits", "runs as", "share of MACs", "why not int8"):
-        table.add_column(column, justify="right" if column.startswith("share") else "left", no_wrap=column == "layer")
-    for layer in found.layers:
+    def row(layer: LayerCoverage) -> tuple[str, ...]:
         share = f"{layer.macs / found.macs:.1%}" if layer.macs and found.macs else "?"
         bits = f"w{layer.weight_bits}a{layer.activation_bits}" if layer.weight_bits else ""
-        table.add_row(layer.name, bits, layer.precision, share, layer.reason)
-    console = Console()
-    console.print(table)
+        return layer.name, bits, layer.precision, share, layer.reason
+
+    head = ("layer", "bits", "runs as", "share of MACs", "why not int8")
+    print_table(table(f"layers ({source})", head, map(row, found.layers), left=("bits", "runs as", "why not int8")))
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
-    console.print(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}", highlight=False)
+    click.echo(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
 
 
 def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> None:
@@ -119,27 +114,20 @@ def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> No
 
 
 def _print_checkpoint(model: QuantizedModel, cost: Accounting) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    def row(layer: LayerCost) -> tuple[str, ...]:
+        cells = ("float", "", "")
+        if layer.name in model.layers:
+            grid = model.layers[layer.name].grid
+            bits = f"w{layer.weight_bits}a{layer.activation_bits}"
+            cells = (bits, f"{grid.lower:.4g} .. {grid.upper:.4g}", str(grid.zero_point))
+        amounts = (f"{layer.storage_bits / 8192:.1f}", f"{layer.macs / 1e9:.3f}", f"{layer.bit_operations / 1e9:.1f}")
+        return layer.name or "(network)", *cells, *amounts
 
-    layers = model.layers
-    table = Table(title=f"{model.network.name} x{model.scale}: {len(layers)} quantized layers", title_justify="left")
-    for column in ("layer", "bits", "input levels", "zero point", "KiB", "GMAC", "GBitOPs"):
-        table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
-    for row in cost.layers:
-        cells = ["float", "", ""]
-        if row.name in layers:
-            grid = layers[row.name].grid
-            cells = [f"w{row.weight_bits}a{row.activation_bits}", f"{grid.lower:.4g} .. {grid.upper:.4g}"]
-            cells.append(str(grid.zero_point))
-        amounts = (f"{row.storage_bits / 8192:.1f}", f"{row.macs / 1e9:.3f}", f"{row.bit_operations / 1e9:.1f}")
-        table.add_row(row.name or "(network)", *cells, *amounts)
-    console = Console()
-    console.print(table)
+    title = f"{model.network.name} x{model.scale}: {len(model.layers)} quantized layers"
+    head = ("layer", "bits", "input levels", "zero point", "KiB", "GMAC", "GBitOPs")
+    print_table(table(title, head, map(row, cost.layers)))
     height, width = cost.output_px
-    console.print(
+    click.echo(
         f"{cost.storage_bytes / 2**20:.3f} MiB; {cost.macs / 1e9:.1f} GMAC and {cost.bit_operations / 1e12:.3f} "
-        f"tera-BitOPs for a {width}x{height} output ({cost.convention} convention)",
-        highlight=False,
-        soft_wrap=True,
+        f"tera-BitOPs for a {width}x{height} output ({cost.convention} convention)"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.trust import trust_option
+from odm_deploy.cli.options import proof_options
 from odm_deploy.terminal import emit_json, json_option, progress, say
 
 
@@ -15,17 +15,11 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
 @click.argument("model", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The page to write, .html.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the figures as markdown.")
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Input images: a folder, file or glob.")
-@click.option("--truth", type=click.Path(path_type=Path), help="Ground truth. [default: HR next to LR_bicubic/X4]")
-@click.option("--against", type=click.Path(path_type=Path), help="The model.pt. [default: the one the bundle names]")
+@proof_options
 @click.option("--float", "weights", type=click.Path(path_type=Path), help="Float weights of the same network.")
-@click.option("--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]")
-@click.option("--max-images", type=click.IntRange(1), help="Stop after this many images.")
 @click.option("--crops", type=click.IntRange(0), default=3, show_default=True, help="Show crops of this many images.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="Time the bundle next to its float twin.")
 @click.option("--build", is_flag=True, help="Build an engine for int8 coverage where the bundle has none.")
-@click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
-@trust_option
 @json_option
 def command(
     model: Path,
@@ -45,7 +39,7 @@ def command(
     `odm-deploy verify`.
     """
     from odm_deploy.errors import GateError, UsageError
-    from odm_deploy.files import atomic_path
+    from odm_deploy.files import write_text
     from odm_deploy.proof.verify import VerifyOptions
     from odm_deploy.report.make import ReportOptions, make_report
     from odm_deploy.report.page import check_can_render, to_html, to_report_markdown
@@ -56,21 +50,12 @@ def command(
     wanted = ReportOptions(VerifyOptions(**options), weights, crops, bench, build)
     with progress("images") as track:
         content = make_report(model, images, wanted, say=say, track=track)
-    texts = {output: to_html(content)}
+    write_text(output, to_html(content))
     if markdown is not None:
-        texts[markdown] = to_report_markdown(content)
-    for path, text in texts.items():
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(markdown, to_report_markdown(content))
     if as_json:
-        emit_json(
-            {
-                "output": str(output),
-                "bytes": output.stat().st_size,
-                "passed": content.passed,
-                "verdict": content.verdict,
-            }
-        )
+        size = output.stat().st_size
+        emit_json({"output": str(output), "bytes": size, "passed": content.passed, "verdict": content.verdict})
     else:
         say(f"wrote {output}: {content.verdict}")
     if not content.passed:

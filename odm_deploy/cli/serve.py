@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.opening import open_engine
+from odm_deploy.cli.options import open_engine, running_options
 from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
@@ -15,26 +14,13 @@ if TYPE_CHECKING:
 
 
 @click.command("serve")
-@click.option("--model", "bundle", type=click.Path(path_type=Path), required=True, help="A bundle.")
+@running_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others may reach 0.0.0.0.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
-@click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
-@click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
-@click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: by memory]")
 @click.option("--max-pixels", type=click.IntRange(1), default=4_000_000, show_default=True, help="Largest image taken.")
 @click.option("--max-megabytes", type=click.IntRange(1), default=32, show_default=True, help="Largest upload taken.")
 @click.option("--queue", type=click.IntRange(0), default=8, show_default=True, help="Images that may wait.")
-def command(
-    bundle: Path,
-    host: str,
-    port: int,
-    runtime: str | None,
-    threads: int | None,
-    tile: int | None,
-    max_pixels: int,
-    max_megabytes: int,
-    queue: int,
-) -> None:
+def command(host: str, port: int, max_pixels: int, max_megabytes: int, queue: int, **running: Any) -> None:
     """Upscale images sent over HTTP, and serve a page to try it on. Ctrl-C ends it.
 
     POST an image to /upscale and get a PNG. There is no password: on an address that others reach, put a proxy that
@@ -53,14 +39,12 @@ def command(
 
     from odm_deploy.serving.http import LOOPBACK, Limits, http_app
 
-    with (
-        open_engine(bundle, runtime, threads, tile) as engine,
-        _listening(host, port) as listener,
-    ):
+    with open_engine(**running) as engine, _listening(host, port) as listener:
         limits = Limits(body_bytes=max_megabytes << 20, pixels=max_pixels, waiting=queue)
         app = http_app(engine, limits, local=host in LOOPBACK)
         name = f"[{host}]" if ":" in host else host
-        say(f"serving {bundle} on http://{name}:{listener.getsockname()[1]} with {engine.describe()['runtime']}")
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        say(f"serving {running['bundle']} on {address} with {engine.describe()['runtime']}")
         if host not in LOOPBACK:
             say("anybody who reaches this address can use it")
         config = uvicorn.Config(app, log_level="warning", http="h11", ws="none", lifespan="off")

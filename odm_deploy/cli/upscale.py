@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from odm_deploy.cli.opening import open_engine
+from odm_deploy.cli.options import open_engine, running_options
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import SIZE, json_option
 
@@ -14,8 +15,7 @@ from odm_deploy.terminal import SIZE, json_option
 @click.command("upscale")
 @click.argument("source", metavar="IN")
 @click.argument("destination", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--model", "bundle", type=click.Path(path_type=Path), required=True, help="A bundle.")
-@click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: by memory]")
+@running_options
 @click.option(
     "--format",
     "suffix",
@@ -41,23 +41,18 @@ from odm_deploy.terminal import SIZE, json_option
     help="Format of raw frames, in and out.",
 )
 @click.option("--crf", type=click.IntRange(0, 51), help="Quality of video: 0 best, 51 worst. [default: looks lossless]")
-@click.option("--runtime", help="Run on this runtime. [default: the fastest that works]")
-@click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 @json_option
 def command(
     source: str,
     destination: Path,
-    bundle: Path,
     suffix: str,
     depth: str,
     overwrite: bool,
     size: tuple[int, int] | None,
     pix_fmt: str,
     as_json: bool,
-    tile: int | None,
-    runtime: str | None,
-    threads: int | None,
     crf: int | None,
+    **running: Any,
 ) -> None:
     """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
 
@@ -76,25 +71,24 @@ def command(
     from odm_deploy.upscaling.batch import is_many
     from odm_deploy.upscaling.video import check_video, is_video
 
-    if check_pipe(source, destination, size, as_json):
+    check_pipe(source, destination, size, as_json)
+    if size is not None or is_video(destination):
         _refuse("--depth", "of images", depth != "auto", destination)
-        assert size is not None
-        with open_engine(bundle, runtime, threads, tile) as engine:
-            upscale_pipe(engine, size, pix_fmt)
-        return
-    if is_video(destination):
-        _refuse("--depth", "of images", depth != "auto", destination)
-        check_video(source, destination)
-        with open_engine(bundle, runtime, threads, tile) as engine:
-            upscale_video_file(Path(source), destination, engine, crf, as_json)
+        if size is None:
+            check_video(source, destination)
+        with open_engine(**running) as engine:
+            if size is None:
+                upscale_video_file(Path(source), destination, engine, crf, as_json)
+            else:
+                upscale_pipe(engine, size, pix_fmt)
         return
     _refuse("--crf", "the quality of videos", crf is not None, destination)
     many = is_many(source)
     example = destination / f"image.{suffix}" if many else destination
     check_writable(example, 16 if depth == "16" else 8)
-    plan = plan_files(source, destination, bundle, example.suffix, overwrite) if many else ([], 0)
+    plan = plan_files(source, destination, running["bundle"], example.suffix, overwrite) if many else ([], 0)
     bits = 16 if depth == "16" else 8 if depth == "8" or most_bits(example) == 8 else None
-    with open_engine(bundle, runtime, threads, tile, bits) as engine:
+    with open_engine(**running, bits=bits) as engine:
         if many:
             upscale_files(source, destination, plan, engine, as_json, any_depth=depth == "auto")
         else:

@@ -18,29 +18,25 @@ PIPE = "-"
 """Stands for stdin and stdout."""
 
 
-def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_json: bool) -> bool:
-    """Whether frames come and go through pipes.
+def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_json: bool) -> None:
+    """Check that frames come and go through pipes if there is a `size`, and only then.
 
     Raises:
         UsageError: one end only is a pipe, its --size is missing or one is given without need, or --json wants stdout.
     """
-    if PIPE not in (source, str(destination)):
+    ends = (source, str(destination))
+    if PIPE not in ends:
         if size is not None:
-            why = "files know their size"
-            raise UsageError(
-                "--size is of raw video through pipes", why=why, fix="leave it out, or use - for IN and OUT"
-            )
-        return False
-    if source != str(destination):
-        fix = "use - for both; ffmpeg reads and writes the files"
-        raise UsageError(
-            f"cannot upscale {source} to {destination}", why="one end is a pipe, the other is not", fix=fix
-        )
+            fix = "leave it out, or use - for IN and OUT"
+            raise UsageError("--size is of raw video through pipes", why="files know their size", fix=fix)
+        return
+    if ends != (PIPE, PIPE):
+        why, fix = "one end is a pipe, the other is not", "use - for both; ffmpeg reads and writes the files"
+        raise UsageError(f"cannot upscale {source} to {destination}", why=why, fix=fix)
     if size is None:
         raise UsageError("raw video needs --size", why="it has no header that would tell", fix="add --size 1280x720")
     if as_json:
         raise UsageError("no --json with pipes", why="stdout carries the frames", fix="leave --json out")
-    return True
 
 
 def upscale_pipe(engine: Engine, size: tuple[int, int], pixel_format: str) -> None:
@@ -60,8 +56,8 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
     start = time.perf_counter()
     with progress("frames", "fps") as track:
         result = upscale_video(source, destination, partial(engine.upscale, bits=8), engine.scale, crf=crf, track=track)
-    seconds = time.perf_counter() - start
     if as_json:
+        seconds = time.perf_counter() - start
         emit_json(
             {
                 "input": str(source),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport
+from odm_deploy.terminal import table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 WORST_LAYERS = 5
+_HEAD = ("", "runtime", "noise floor / reference")
+_LAYER_HEAD = ("layer", "flips per million", "on ties", "floor", "largest step")
 
 
 def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
@@ -49,37 +53,30 @@ def rows(report: ParityReport) -> list[tuple[str, str, str]]:
 
 def summary_table(report: ParityReport) -> Table:
     """End-to-end figures beside the noise floor."""
-    from rich.table import Table
-
-    table = Table(title=f"{report.runtime.get('runtime')} on {_images(report)}", title_justify="left")
-    for column in ("", "runtime", "noise floor / reference"):
-        table.add_column(column, justify="right" if column else "left")
-    for row in rows(report):
-        table.add_row(*row)
-    return table
+    return table(f"{report.runtime.get('runtime')} on {_images(report)}", _HEAD, rows(report))
 
 
 def worst_layers_table(report: ParityReport) -> Table:
     """The layers whose codes flip most often, teacher-forced."""
-    from rich.table import Table
-
-    table = Table(title=f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers", title_justify="left")
-    for column in ("layer", "flips per million", "on ties", "floor", "largest step"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
-    for layer in sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]:
-        table.add_row(layer.name, *_layer_figures(layer))
-    return table
+    worst = sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]
+    title = f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers"
+    return table(title, _LAYER_HEAD, ((layer.name, *_layer_figures(layer)) for layer in worst))
 
 
 def to_markdown(report: ParityReport, gates: Gates = NO_GATES) -> str:
     """The whole report as markdown."""
-    lines = [f"**{verdict(report, gates)}**", "", "| | runtime | noise floor / reference |", "|---|---:|---:|"]
-    lines += [f"| {name} | {found} | {floor} |" for name, found, floor in rows(report)]
+    lines = [f"**{verdict(report, gates)}**", "", *markdown_table(_HEAD, rows(report))]
     if report.layers:
-        lines += ["", "| layer | flips per million | on ties | floor | largest step |", "|---|---:|---:|---:|---:|"]
-        lines += [f"| `{layer.name}` | {' | '.join(_layer_figures(layer))} |" for layer in report.layers]
+        layers = ((f"`{layer.name}`", *_layer_figures(layer)) for layer in report.layers)
+        lines += ["", *markdown_table(_LAYER_HEAD, layers)]
     described = ", ".join(f"{key} {value}" for key, value in report.runtime.items() if value != "")
     return "\n".join([*lines, "", f"Runtime: {described}.", ""])
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first column is flush left and the others right."""
+    titles = "".join(f" {name} |" if name else " |" for name in head)
+    return [f"|{titles}", f"|---|{'---:|' * (len(head) - 1)}", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _layer_figures(layer: LayerParity) -> list[str]:

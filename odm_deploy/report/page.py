@@ -6,10 +6,13 @@ import importlib.util
 import math
 
 from odm_deploy.errors import MissingError
-from odm_deploy.proof.parity_text import rows, to_markdown
+from odm_deploy.proof.parity_text import markdown_table, rows, to_markdown
 from odm_deploy.report.content import ReportContent
+from odm_deploy.report.layer_statistics import LayerStatistics
 from odm_deploy.report.svg import Bar, bar_chart, distribution_chart, share_text
 from odm_deploy.version import __version__
+
+_LAYER_HEAD = ("layer", "bits", "mismatch", "clipped", "weight error")
 
 
 def check_can_render() -> None:
@@ -52,6 +55,12 @@ def to_html(content: ReportContent) -> str:
 
 def to_report_markdown(content: ReportContent) -> str:
     """The report's figures as markdown; pictures and charts are the page's."""
+
+    def row(layer: LayerStatistics) -> tuple[str, ...]:
+        error = content.weight_errors.get(layer.name)
+        bits, lost = f"w{layer.weight_bits}a{layer.grid.bits}", "" if error is None else share_text(error)
+        return f"`{layer.name}`", bits, share_text(layer.mismatch), share_text(layer.clipped_share), lost
+
     lines = [f"# {content.title}", ""]
     lines += [f"- {name}: {value}" for name, value in content.facts]
     lines += ["", "## Agreement", "", to_markdown(content.parity)]
@@ -59,16 +68,9 @@ def to_report_markdown(content: ReportContent) -> str:
     if content.bench is None:
         lines += [content.bench_note, ""]
     else:
-        lines += [content.latency_line(), "", "| | median ms | p99 ms | output Mpix/s |", "|---|---:|---:|---:|"]
-        lines += ["| " + " | ".join(row) + " |" for row in content.latency_rows()]
-        lines.append("")
-    lines += ["## Layers", "", "| layer | bits | mismatch | clipped | weight error |", "|---|---|---:|---:|---:|"]
-    for layer in content.layers:
-        error = content.weight_errors.get(layer.name)
-        lines.append(
-            f"| `{layer.name}` | w{layer.weight_bits}a{layer.grid.bits} | {share_text(layer.mismatch)} | "
-            f"{share_text(layer.clipped_share)} | {'' if error is None else share_text(error)} |"
-        )
+        timed = markdown_table(("", "median ms", "p99 ms", "output Mpix/s"), content.latency_rows())
+        lines += [content.latency_line(), "", *timed, ""]
+    lines += ["## Layers", "", *markdown_table(_LAYER_HEAD, map(row, content.layers))]
     return "\n".join([*lines, ""])
 
 

@@ -1,0 +1,103 @@
+"""Options that several verbs share, and what opens an engine as they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from odm_deploy.errors import UsageError
+from odm_deploy.terminal import say
+
+if TYPE_CHECKING:
+    from odm_deploy.engine import Engine
+    from odm_deploy.imaging.pixels import Bits
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PATH = click.Path(path_type=Path)
+
+
+def group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _trust(context: click.Context, _: click.Parameter, paths: tuple[str, ...]) -> None:
+    """Permit networks of other people's code for as long as the command runs."""
+    if paths:
+        from odm_deploy.networks.builders import trusting
+
+        context.with_resource(trusting(*paths))
+
+
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="PKG.MODULE:NAME",
+    expose_value=False,
+    callback=_trust,
+    help="Allow a model.pt to be built by this class or function; repeatable. Importing it runs its code.",
+)
+threads_option = click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
+
+proof_options = group(
+    click.option("--against", type=_PATH, help="The model.pt. [default: the one the bundle names]"),
+    click.option("--images", type=_PATH, required=True, help="Input images: a folder, file or glob."),
+    click.option("--truth", type=_PATH, help="Ground truth. [default: HR next to LR_bicubic/X4]"),
+    click.option(
+        "--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]"
+    ),
+    click.option("--max-images", type=click.IntRange(1), help="Stop after this many images."),
+    threads_option,
+    trust_option,
+)
+"""What is proven, and with what; all but `images` are fields of `VerifyOptions`."""
+
+running_options = group(
+    click.option("--model", "bundle", type=_PATH, required=True, help="A bundle."),
+    click.option("--runtime", help="Run on this runtime. [default: the fastest that works]"),
+    threads_option,
+    click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: by memory]"),
+)
+"""What upscales; `open_engine` takes them."""
+
+
+def open_engine(
+    bundle: Path, runtime: str | None, threads: int | None, tile: int | None, bits: Bits | None = None
+) -> Engine:
+    """Open a bundle, and say which runtimes were passed over. Raises as `Engine.open`, also for a file outside one."""
+    from odm_deploy.bundle import Bundle
+    from odm_deploy.engine import Engine
+    from odm_deploy.runtimes.options import RuntimeOptions
+
+    opened = Bundle.open(bundle)
+    opened.require_manifest()
+    engine = Engine.open(opened, runtime, RuntimeOptions(threads=threads), tile=tile, bits=bits)
+    for reason in engine.runtime.passed_over:
+        say(f"passed over: {reason}")
+    return engine
+
+
+def precision_option(text: str) -> Callable[[Command], Command]:
+    """`--precision` of what is not int8, with `text` as its help."""
+
+    def parse(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+        if value == "f32":
+            say("--precision f32 is spelled fp32 now")
+            return "fp32"
+        if value not in ("fp32", "bf16"):
+            raise UsageError(f"--precision {value}", fix="use fp32 or bf16")
+        return value
+
+    return click.option(
+        "--precision", metavar="[fp32|bf16]", callback=parse, default="fp32", show_default=True, help=text
+    )
