@@ -7,7 +7,7 @@ import importlib.util
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,7 @@ def look_around() -> Environment:
         cpu={"name": cpu_name(), "physical_cores": physical_cpus(), "features": list(cpu_features())},
         gpus=[{"name": gpu.name, "compute_capability": gpu.sm, "memory_mib": gpu.memory_mib} for gpu in gpus],
         driver=_driver_version(),
-        abilities=[
-            _needs("calibrate and train (from a clone)", ["torch", "PIL"], "pip install -e '.[train]'"),
-            _export(),
-            _build(),
-            _run_cpu(),
-            _run_gpu(),
-            _verify(),
-        ],
+        abilities=_abilities(),
         warnings=_warnings(),
     )
 
@@ -120,15 +113,30 @@ def _driver_version() -> str | None:
     return found.group(1) if found else None
 
 
+def _abilities() -> list[Ability]:
+    export = _needs("export to ONNX", ["torch", "onnxscript", "onnx_ir"], "pip install 'odm-deploy[export]'")
+    runtimes = [runtime for runtime in ("openvino", "onnxruntime") if not why_unusable(runtime)]
+    cpu = _ability("run and bench on the CPU", with_what=", ".join(runtimes))
+    if not runtimes:
+        problem, fix = "neither openvino nor onnxruntime is installed", "pip install 'odm-deploy[cpu]'"
+        cpu = _ability(cpu.name, problem=problem, fix=fix)
+    verify = _ability("verify against the reference", with_what=f"torch; {cpu.with_what}")
+    for need in (cpu, export):
+        if not need.works:
+            verify = replace(need, name=verify.name)
+    calibrate = _needs("calibrate and train (from a clone)", ["torch", "PIL"], "pip install -e '.[train]'")
+    return [calibrate, export, _build(), cpu, _run_gpu(), verify]
+
+
+def _ability(name: str, *, with_what: str = "", problem: str = "", fix: str = "") -> Ability:
+    return Ability(name, not problem, with_what, problem, fix)
+
+
 def _needs(name: str, modules: Sequence[str], fix: str) -> Ability:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        return Ability(name, works=False, problem=f"{', '.join(missing)} not installed", fix=fix)
-    return Ability(name, works=True, with_what=", ".join(modules))
-
-
-def _export() -> Ability:
-    return _needs("export to ONNX", ["torch", "onnxscript", "onnx_ir"], "pip install 'odm-deploy[export]'")
+        return _ability(name, problem=f"{', '.join(missing)} not installed", fix=fix)
+    return _ability(name, with_what=", ".join(modules))
 
 
 def _build() -> Ability:
@@ -136,46 +144,28 @@ def _build() -> Ability:
     try:
         builder = choose_builder()
     except MissingError as error:
-        return Ability(name, works=False, problem=error.why, fix=error.fix)
-    return Ability(name, works=True, with_what=f"{builder.name} {builder.version}")
-
-
-def _run_cpu() -> Ability:
-    name = "run and bench on the CPU"
-    usable = [runtime for runtime in ("openvino", "onnxruntime") if not why_unusable(runtime)]
-    if not usable:
-        problem = "neither openvino nor onnxruntime is installed"
-        return Ability(name, works=False, problem=problem, fix="pip install 'odm-deploy[cpu]'")
-    return Ability(name, works=True, with_what=", ".join(usable))
+        return _ability(name, problem=error.why, fix=error.fix)
+    return _ability(name, with_what=f"{builder.name} {builder.version}")
 
 
 def _run_gpu() -> Ability:
     name = "run and bench on the GPU"
     if not find_gpus():
-        return Ability(name, works=False, problem="no NVIDIA GPU that the driver can use")
+        return _ability(name, problem="no NVIDIA GPU that the driver can use")
     usable = [builder for builder in find_builders() if builder.usable]
     if not usable:
         builder = find_builders()[0]
-        return Ability(name, works=False, problem=builder.problem, fix=builder.install)
+        return _ability(name, problem=builder.problem, fix=builder.install)
     if _version("cuda-python") is None and _version("cuda-bindings") is None:
-        return Ability(name, works=False, problem="cuda-python not installed", fix="pip install 'cuda-python>=12.6'")
-    return Ability(name, works=True, with_what=", ".join(f"{builder.name} {builder.version}" for builder in usable))
-
-
-def _verify() -> Ability:
-    name = "verify against the reference"
-    reference, runtime = _export(), _run_cpu()
-    broken = next((need for need in (reference, runtime) if not need.works), None)
-    if broken is not None:
-        return Ability(name, works=False, problem=broken.problem, fix=broken.fix)
-    return Ability(name, works=True, with_what=f"torch; {runtime.with_what}")
+        return _ability(name, problem="cuda-python not installed", fix="pip install 'cuda-python>=12.6'")
+    return _ability(name, with_what=", ".join(f"{builder.name} {builder.version}" for builder in usable))
 
 
 def _warnings() -> list[str]:
     installed = [name for name in _ONNXRUNTIMES if _version(name)]
     # Installed, and yet not usable: the surprise worth a warning.
-    broken = (builder for builder in find_builders() if builder.version and not builder.usable)
-    found = [conflicting_onnxruntimes(installed), *(f"{builder.problem}: {builder.install}" for builder in broken)]
+    stubs = [builder for builder in find_builders() if builder.version and not builder.usable]
+    found = [conflicting_onnxruntimes(installed), *(f"{stub.problem}: {stub.install}" for stub in stubs)]
     features = cpu_features()
     if "AVX2" in features and not {"AVX512-VNNI", "AVX-VNNI"} & set(features):
         found.append(

@@ -81,12 +81,9 @@ class Limits:
 
 
 def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[int, int, int, int]) -> Limits:
-    """Find what limits a quantized network.
+    """Find what limits a quantized network on inputs [N, 3, H, W] of one shape.
 
-    Args:
-        model: its ONNX graph.
-        layers: the layers of the engine built from it; empty where the runtime does not tell.
-        shape: input [N, 3, H, W] that multiply-accumulates are counted at.
+    `layers` are those of the engine built from the graph; empty where the runtime does not tell.
 
     Raises:
         InputError: the graph cannot be read.
@@ -96,11 +93,13 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
     known = bool(layers)
     fast = found.int8_macs if known else found.quantized_macs
     padding = _padding_factors(model, found, sizes)
+    macs = {layer.name: layer.macs or 0 for layer in found.layers if layer.name in padding}
+    useful, padded = sum(macs.values()), sum(macs[name] * padding[name] for name in macs)
     working = [layer for layer in layers if layer.kind not in _NO_WORK]
     compute = sum(layer.is_compute for layer in working)
     return Limits(
         int8_mac_share=fast / found.macs if found.macs else 0.0,
-        padding_share=_padding_share(found, padding),
+        padding_share=1 - useful / padded if padded else 0.0,
         compute_kernels=compute,
         other_kernels=len(working) - compute,
         fallbacks=tuple(layer.name for layer in found.fallbacks) if known else (),
@@ -133,14 +132,8 @@ def _padding_factors(model: ModelProto, found: Coverage, sizes: InputShapes) -> 
         for layer in find_layers(graph)
         if layer.name in quantized and layer.node.op_type == "Conv"
     }
-    return {name: prod(_rounded(size) / size for size in shape[:2]) for name, shape in weights.items() if shape}
 
+    def padding(channels: int) -> float:
+        return -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK / channels
 
-def _padding_share(found: Coverage, padding: dict[str, float]) -> float:
-    macs = {layer.name: layer.macs or 0 for layer in found.layers if layer.name in padding}
-    useful, padded = sum(macs.values()), sum(macs[name] * padding[name] for name in macs)
-    return 1 - useful / padded if padded else 0.0
-
-
-def _rounded(channels: int) -> int:
-    return -(-channels // CHANNEL_BLOCK) * CHANNEL_BLOCK
+    return {name: prod(map(padding, shape[:2])) for name, shape in weights.items() if shape}

@@ -43,14 +43,7 @@ class Measurement:
 
     @classmethod
     def of(cls, model: str, runs: Sequence[RunTimes], batch: int, output_pixels: int) -> Measurement:
-        """Summarise the counted runs of a model.
-
-        Args:
-            model: what was timed.
-            runs: at least one.
-            batch: images a run.
-            output_pixels: pixels a run puts out, all images together.
-        """
+        """Summarise at least one run of `batch` images, which put out `output_pixels` together."""
         latency = Percentiles.of([run.latency_ms for run in runs])
         runs_per_s = 1e3 / latency.mean
         return cls(
@@ -88,12 +81,7 @@ class LayerTime:
 
     @classmethod
     def of(cls, times_ms: Mapping[str, float], layers: Sequence[LayerRecord]) -> tuple[LayerTime, ...]:
-        """All layers, the slowest first.
-
-        Args:
-            times_ms: milliseconds by the engine's name of the layer.
-            layers: what is known about them.
-        """
+        """All layers, the slowest first, from milliseconds by the engine's name of the layer."""
         precisions = {layer.name: layer.precision for layer in layers}
         total = sum(times_ms.values()) or 1.0
         found = [cls(name, precisions.get(name, "unknown"), ms, ms / total) for name, ms in times_ms.items()]

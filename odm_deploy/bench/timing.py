@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,12 +68,6 @@ def time_runs(
 ) -> list[list[RunTimes]]:
     """Time several models on the same input, in alternation.
 
-    Args:
-        runtimes: opened models that take `feeds`.
-        feeds: the input of every run.
-        effort: how long to measure.
-        track: shows progress.
-
     Returns:
         For each model its counted runs, in the order they happened. All models have the same number.
 
@@ -82,17 +76,16 @@ def time_runs(
     """
     effort = effort or Effort()
     one_of_each_s = sum(_warm_up(runtime, feeds) for runtime in runtimes)
-    count = effort.iterations or _iterations_in(effort.seconds, one_of_each_s)
-    blocks = _split(count)
+    fitting = int(effort.seconds / max(one_of_each_s, 1e-9))
+    blocks = _split(effort.iterations or max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, fitting)))
     samples: list[list[RunTimes]] = [[] for _ in runtimes]
-    rounds: Iterable[int] = range(len(blocks))
-    for index in track(rounds, len(blocks)):
+    for index, block in enumerate(track(blocks, len(blocks))):
         # Every other round runs backwards, so that no model always comes first.
         order = range(len(runtimes)) if index % 2 == 0 else reversed(range(len(runtimes)))
         for which in order:
             if len(runtimes) > 1:
                 runtimes[which].timed_run(feeds)
-            samples[which].extend(runtimes[which].timed_run(feeds) for _ in range(blocks[index]))
+            samples[which].extend(runtimes[which].timed_run(feeds) for _ in range(block))
     return samples
 
 
@@ -105,10 +98,6 @@ def _warm_up(runtime: Runtime, feeds: Mapping[str, Array]) -> float:
         runtime.timed_run(feeds)
         fastest, runs = min(fastest, time.perf_counter() - before), runs + 1
     return fastest
-
-
-def _iterations_in(seconds: float, one_of_each_s: float) -> int:
-    return max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, int(seconds / max(one_of_each_s, 1e-9))))
 
 
 def _split(count: int) -> list[int]:

@@ -11,8 +11,8 @@ from odm_deploy.building.build import build_plan
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import ONNX_FILE
-from odm_deploy.errors import InputError, MissingError, OdmError
-from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.errors import InputError, MissingError
+from odm_deploy.graphs.input_shapes import InputShapes, Shape
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -20,24 +20,12 @@ from odm_deploy.runtimes.registry import runtime_class
 
 
 def open_twin(
-    model: Bundle | Path | str,
-    runtime: Runtime,
-    shape: tuple[int, int, int, int],
-    options: RuntimeOptions | None = None,
+    model: Bundle | Path | str, runtime: Runtime, shape: Shape, options: RuntimeOptions | None = None
 ) -> tuple[Runtime, str]:
-    """Open the float twin of `model` on the same runtime with the same options.
+    """Open the float twin of `model` on the runtime and with the options it was opened with; say what the twin is.
 
-    On TensorRT an engine is built from the twin for this one shape, in half precision: int8 that loses against FP16 is
-    of no use there.
-
-    Args:
-        model: a bundle, model.onnx or engine.plan. A plan's twin comes from the model.onnx beside it.
-        runtime: the opened model.
-        shape: [N, 3, H, W] it will be timed on.
-        options: how `runtime` was opened.
-
-    Returns:
-        The opened twin and what it is, for humans.
+    On TensorRT an engine is built from the twin for this one shape [N, 3, H, W], in half precision: int8 that loses
+    against FP16 is of no use there. A plan's twin comes from the model.onnx beside it.
 
     Raises:
         InputError: the model quantizes nothing, or there is no ONNX file to derive a twin from.
@@ -56,7 +44,7 @@ def open_twin(
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
 
 
-def _build_half(twin: ModelProto, builder: str, shape: tuple[int, int, int, int]) -> bytes:
+def _build_half(twin: ModelProto, builder: str, shape: Shape) -> bytes:
     if importlib.util.find_spec("onnx_ir") is None:
         raise MissingError("no half-precision twin", why="onnx-ir is not installed", fix="pip install onnx-ir")
     import onnx
@@ -73,16 +61,3 @@ def _build_half(twin: ModelProto, builder: str, shape: tuple[int, int, int, int]
         typed = ir.to_proto(graph)
     n, channels, h, w = shape
     return build_plan(typed, BuildOptions(builder=builder, shapes=InputShapes.static(n, h, w, channels)))
-
-
-def try_open_twin(
-    model: Bundle | Path | str,
-    runtime: Runtime,
-    shape: tuple[int, int, int, int],
-    options: RuntimeOptions | None = None,
-) -> tuple[Runtime | None, str]:
-    """As `open_twin`, but (None, reason) where there can be no twin: a benchmark without baseline is still one."""
-    try:
-        return open_twin(model, runtime, shape, options)
-    except OdmError as error:
-        return None, str(error)

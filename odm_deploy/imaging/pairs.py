@@ -89,17 +89,18 @@ class SampleFile:
     """Output pixels per input pixel, along each axis."""
 
     def load(self) -> Sample:
-        """Read the images; ground truth is cropped to the input's size times the scale.
+        """Read the images; up to scale - 1 pixels of ground truth at bottom and right are cropped.
 
         Raises:
-            InputError: an unreadable image, or ground truth smaller than that.
+            InputError: an unreadable image, or ground truth of another size than the input's times the scale.
         """
         low = read_rgb(self.low)
         if self.truth is None:
             return Sample(self.name, low)
         truth = read_rgb(self.truth)
         height, width = low.shape[0] * self.scale, low.shape[1] * self.scale
-        if truth.shape[0] < height or truth.shape[1] < width:
+        # The benchmark protocol crops what the scale does not divide; more is an image of another scale.
+        if (truth.shape[0] // self.scale, truth.shape[1] // self.scale) != low.shape[:2]:
             raise InputError(
                 f"{self.truth} is no ground truth for {self.low}",
                 why=f"it is {truth.shape[1]}x{truth.shape[0]}, x{self.scale} needs {width}x{height}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,16 +82,30 @@ def verify(
         GateError: the graph of an exact bundle was changed, and no runtime takes what it is now.
     """
     opened = Bundle.open(bundle)
-    try:
+    with judging_changes(opened):
         model = reference_of(opened, options.against)
         files = find_samples(Path(images), options.truth, model.scale, options.max_images)
         with open_faithful(opened, options) as runtime:
             return prove(opened, model, runtime, files, options, say=say, track=track)
+
+
+@contextmanager
+def judging_changes(bundle: Bundle) -> Generator[None]:
+    """Turn a graph that nothing takes into a verdict, if it is not the one that was written.
+
+    A wrong number may also be one that no runtime takes; then the verdict is no, and its layer is known.
+
+    Raises:
+        GateError: the graph of an exact bundle was changed, and what ran within found it unusable.
+    """
+    try:
+        yield
     except InputError as error:
-        # A wrong number may also be one that no runtime takes; then the verdict is no, and its layer is known.
-        if changed := _changed_layers(opened):
-            named = ", ".join(name or "its inputs and outputs" for name in changed)
-            raise GateError(f"{opened} is not what was written: {named}", why=str(error)) from error
+        if bundle.golden is not None and bundle.onnx_path is not None:
+            changed = changed_layers(bundle.golden, bundle.graph)
+            if changed:
+                named = ", ".join(name or "its inputs and outputs" for name in changed)
+                raise GateError(f"{bundle} is not what was written: {named}", why=str(error)) from error
         raise
 
 
@@ -149,12 +164,11 @@ def _check_golden(bundle: Bundle, runtime: Runtime, options: VerifyOptions, say:
     if bundle.golden is None:
         return None
     lowered = None if bundle.onnx_path is None else bundle.graph
-    is_engine = runtime.model_kind == "plan"
-    opener = _opener(runtime, options) if options.layers and not is_engine else None
+    opener = _opener(runtime, options) if options.layers and runtime.model_kind == "onnx" else None
     try:
         return check_golden(bundle.golden, runtime, lowered, opener)
     except InputError as error:
-        if not is_engine:
+        if runtime.model_kind == "onnx":
             raise
         say(f"golden outputs not compared: {error}")
         return None
@@ -163,10 +177,3 @@ def _check_golden(bundle: Bundle, runtime: Runtime, options: VerifyOptions, say:
 def _opener(runtime: Runtime, options: VerifyOptions) -> Callable[[bytes], Runtime]:
     """What opens other graphs as the one under test was opened."""
     return partial(type(runtime).open_bytes, options=options.runtime_options)
-
-
-def _changed_layers(bundle: Bundle) -> list[str]:
-    """Layers of an exact bundle whose part of `model.onnx` is not what was written; empty for other bundles."""
-    if bundle.golden is None or bundle.onnx_path is None:
-        return []
-    return changed_layers(bundle.golden, bundle.graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,20 +14,18 @@ from odm_deploy.building.coverage import Coverage
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import OdmError
 from odm_deploy.graphs.input_shapes import InputShapes
-from odm_deploy.imaging.pairs import SampleFile, find_samples
+from odm_deploy.imaging.pairs import find_samples
 from odm_deploy.imaging.pixels import to_batch
-from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import network_from_state_dict
 from odm_deploy.networks.state_dict import read_state_dict
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.reference import reference_of
 from odm_deploy.proof.upscalers import upscaler_of
-from odm_deploy.proof.verify import VerifyOptions, open_faithful, prove
+from odm_deploy.proof.verify import VerifyOptions, judging_changes, open_faithful, prove
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.report.content import ReportContent
-from odm_deploy.report.crops import CropRow, crop_row
+from odm_deploy.report.crops import crop_row
 from odm_deploy.report.layer_statistics import measure_layers, weight_errors
-from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
 
 STATISTICS_IMAGES = 4
@@ -63,32 +60,29 @@ def make_report(
     say: Say = silent,
     track: Track = untracked,
 ) -> ReportContent:
-    """Prove, measure, time and look at a bundle, for `report.page` to write down.
-
-    Args:
-        bundle: a bundle, a model.onnx or an engine.plan.
-        images: the network's input images: a folder, a file or a glob pattern.
-        options: what to find out.
-        say: takes lines about what was passed over or left out.
-        track: shows progress, a stage for each kind of work.
+    """Prove, measure, time and look at a bundle, for `report.page` to write down; arguments as of `verify`.
 
     Raises:
-        InputError: the bundle, its model.pt, an image or the float weights are unusable.
-        UsageError: there is nothing to compare with, or no such runtime or option of it.
-        MissingError: no runtime for it is installed here, or with `build` no builder.
+        InputError: as `verify`, or the float weights are unusable.
+        UsageError, GateError: as `verify`.
+        MissingError: as `verify`, or with `build` there is no builder.
         BuildError: with `build`, the builder refused the graph.
     """
     opened = Bundle.open(bundle)
     reference = reference_of(opened, options.verify.against)
     # Before what takes minutes: whatever may turn out to be unusable.
-    real = None if options.weights is None else _float_network(reference, options.weights)
+    real = None
+    if options.weights is not None:
+        real = network_from_state_dict(reference.network.name, read_state_dict(options.weights), reference.scale)
     found, coverage_note = _coverage(opened, say, build=options.build)
     files = find_samples(Path(images), options.verify.truth, reference.scale, options.verify.max_images)
-    with open_faithful(opened, options.verify) as runtime:
+    with judging_changes(opened), open_faithful(opened, options.verify) as runtime:
         parity = prove(opened, reference, runtime, files, options.verify, say=say, track=track)
         say("measuring the layers")
         layers = measure_layers(reference, (to_batch(file.load().low) for file in files[:STATISTICS_IMAGES]))
-        crops = _crops(runtime, track(files[: options.crops], min(options.crops, len(files)), "crops"), real)
+        shown = track(files[: options.crops], min(options.crops, len(files)), "crops")
+        float_upscale = None if real is None else upscaler_of(real)
+        crops = [crop_row(file.load(), file.scale, runtime.upscale, float_upscale) for file in shown]
     bench, bench_note = _bench(opened, options, track)
     return ReportContent(
         title=f"{opened.path.resolve().name}: {reference.network.name} x{reference.scale}",
@@ -102,15 +96,6 @@ def make_report(
         coverage=found,
         coverage_note=coverage_note,
     )
-
-
-def _float_network(reference: QuantizedModel, weights: Path) -> SuperResolutionNetwork:
-    return network_from_state_dict(reference.network.name, read_state_dict(weights), reference.scale)
-
-
-def _crops(runtime: Runtime, files: Iterable[SampleFile], real: SuperResolutionNetwork | None) -> list[CropRow]:
-    float_upscale = None if real is None else upscaler_of(real)
-    return [crop_row(file.load(), file.scale, runtime.upscale, float_upscale) for file in files]
 
 
 def _bench(bundle: Bundle, options: ReportOptions, track: Track) -> tuple[BenchReport | None, str]:

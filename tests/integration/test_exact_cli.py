@@ -127,6 +127,18 @@ def test_a_graph_that_no_longer_runs_fails_and_its_layer_is_named(bundle, low, t
     assert "is not what was written: body.2: " in outcome.stderr.splitlines()[-1]
 
 
+def test_a_report_on_a_graph_that_no_longer_runs_ends_as_verify_does(bundle, low, tmp_path):
+    def one_more_channel(pads):
+        pads[5] += 1
+
+    broken = broken_copy(bundle, tmp_path / "broken", "body.2.pads", one_more_channel)
+    page = tmp_path / "report.html"
+    outcome = run_cli("report", broken, "--images", low, "--runtime", "onnxruntime", "--no-bench", "-o", page)
+    assert outcome.code == 3
+    assert "is not what was written: body.2: " in outcome.stderr.splitlines()[-1]
+    assert not page.exists()
+
+
 def test_bundles_of_an_older_program_are_to_be_exported_again(bundle, low, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(bundle, old)

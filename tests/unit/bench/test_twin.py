@@ -9,7 +9,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from odm_deploy.bench.twin import _build_half, open_twin, try_open_twin
+from odm_deploy.bench.benchmark import benchmark
+from odm_deploy.bench.timing import Effort
+from odm_deploy.bench.twin import _build_half, open_twin
 from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
@@ -41,12 +43,11 @@ def test_the_twin_runs_where_the_model_runs_with_the_same_options(kind: type[Run
 def test_where_there_is_no_twin_the_reason_is_given(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(sr_model("float").SerializeToString())
-    with OnnxRuntime.open(path, RuntimeOptions(threads=1)) as model:
-        twin, reason = try_open_twin(path, model, SHAPE)
-        assert twin is None
-        assert "quantizes nothing" in reason
-        with pytest.raises(InputError, match="quantizes nothing"):
-            open_twin(path, model, SHAPE)
+    with OnnxRuntime.open(path) as model, pytest.raises(InputError, match="quantizes nothing"):
+        open_twin(path, model, SHAPE)
+    report = benchmark(path, "onnxruntime", size=(16, 16), effort=Effort(iterations=2))
+    assert report.baseline is None
+    assert "quantizes nothing" in report.baseline_note
 
 
 @pytest.mark.skipif(not can_build(RTX), reason=RTX.problem)

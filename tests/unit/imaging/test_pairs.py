@@ -139,6 +139,23 @@ def test_truth_too_small_for_the_scale_is_refused_with_both_sizes(samples_root):
         sample.load()
 
 
+def test_truth_of_another_scale_is_refused_and_not_cropped(samples_root):
+    sample = SampleFile("a", samples_root / "LR_bicubic/X4/ax4.png", samples_root / "HR/a.png", 2)
+    with pytest.raises(InputError, match="it is 26x21, x2 needs 12x10; check the scale"):
+        sample.load()
+
+
+@pytest.mark.parametrize(("height", "width"), [(23, 27), (24, 24), (20, 28)])
+def test_truth_may_exceed_the_input_by_less_than_the_scale(samples_root, height, width):
+    write_image(samples_root / "truth/a.png", image(height, width))
+    sample = SampleFile("a", samples_root / "LR_bicubic/X4/ax4.png", samples_root / "truth/a.png", 4)
+    if (height, width) == (23, 27):
+        assert sample.load().truth.shape == (20, 24, 3)
+    else:
+        with pytest.raises(InputError, match=f"it is {width}x{height}, x4 needs 24x20"):
+            sample.load()
+
+
 def test_no_images_is_an_error(tmp_path):
     with pytest.raises(InputError):
         find_samples(tmp_path, None, 4)
