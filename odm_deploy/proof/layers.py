@@ -64,8 +64,8 @@ def compare_layers(
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
         image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
         for image in images:
-            trace = _trace(model, image)
-            floor = _trace_forced(double, image, trace)
+            trace = _trace(model, torch.from_numpy(image))
+            floor = _trace(double, torch.from_numpy(image).double(), trace)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
             outputs = runtime.run(
                 {image_input.name: image_input.images.from_rgb(image), **feeds_for(forced, sources, trace.codes)}
@@ -89,39 +89,21 @@ def center_crops(images: Iterable[Rgb]) -> list[NDArray[np.float32]]:
 
 
 @torch.no_grad()
-def _trace(model: QuantizedModel, image: FloatArray) -> _Trace:
-    """Run the reference and keep what arrives at each quantizer, and its codes."""
+def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) -> _Trace:
+    """Run the reference and keep what arrives at each quantizer, and its codes.
+
+    With `given`, each quantizer hands on what arrived there instead: what float64 computes from float32's values.
+    """
     trace = _Trace()
 
     def watch(name: str) -> Callable[[Tensor], Tensor]:
         def tap(x: Tensor) -> Tensor:
             trace.sources[name] = x
             trace.codes[name] = grid_codes(x, model.layers[name].grid).numpy()
-            return x
+            return x if given is None else given.sources[name].to(x.dtype)
 
         return tap
 
-    trace.image = _run_tapped(model, torch.from_numpy(image), watch).numpy()
-    return trace
-
-
-@torch.no_grad()
-def _trace_forced(double: QuantizedModel, image: FloatArray, given: _Trace) -> _Trace:
-    """What the float64 reference computes when each quantizer hands on what float32 computed."""
-    trace = _Trace()
-
-    def watch(name: str) -> Callable[[Tensor], Tensor]:
-        def tap(x: Tensor) -> Tensor:
-            trace.codes[name] = grid_codes(x, double.layers[name].grid).numpy()
-            return given.sources[name].to(x.dtype)
-
-        return tap
-
-    trace.image = _run_tapped(double, torch.from_numpy(image).double(), watch).numpy()
-    return trace
-
-
-def _run_tapped(model: QuantizedModel, image: Tensor, watch: Callable[[str], Callable[[Tensor], Tensor]]) -> Tensor:
-    """Run a model with a tap at each quantizer."""
     with tapped(model, watch):
-        return model(image)
+        trace.image = model(image).numpy()
+    return trace

@@ -1,7 +1,7 @@
 """PSNR and SSIM as the super-resolution literature reports them.
 
-Both take uint8 [H, W, 3] RGB, look at luma alone and ignore a border of `shave` pixels, by convention the scale, since
-a network cannot know what lies beyond the image.
+Both take uint8 [H, W, 3] RGB, the image to judge first, then the ground truth. They look at luma alone and ignore a
+border of `shave` pixels on every side, by convention the scale, since a network cannot know what lies beyond the image.
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ _SSIM_C2 = (0.03 * 255) ** 2
 def psnr_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     """Peak signal-to-noise ratio of luma, in dB; infinite for images of equal luma.
 
-    Args:
-        sr: uint8 [H, W, 3], the image to judge.
-        hr: uint8 [H, W, 3], the ground truth.
-        shave: border to ignore on every side, in pixels.
-
     Raises:
         InputError: the shapes differ, or nothing is left inside the border.
 
@@ -41,18 +36,14 @@ def psnr_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     """
     sr, hr = _inner(sr, hr, shave)
     # The offset of luma cancels; the difference is taken first because it is exact in integers.
-    return _psnr((sr.astype(np.int16) - hr) @ _LUMA)
+    squared = float(np.mean(((sr.astype(np.int16) - hr) @ _LUMA) ** 2))
+    return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
 
 
 def ssim_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     """Structural similarity of luma, at most 1, averaged over every 11x11 window that lies inside the border.
 
     MATLAB's definition: luma unrounded, a Gaussian window of sigma 1.5, K = (0.01, 0.03), L = 255.
-
-    Args:
-        sr: uint8 [H, W, 3], the image to judge.
-        hr: uint8 [H, W, 3], the ground truth.
-        shave: border to ignore on every side, in pixels.
 
     Raises:
         InputError: the shapes differ, or less than 11x11 pixels are left inside the border.
@@ -68,11 +59,6 @@ def ssim_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
     structure = (2 * covariance + _SSIM_C2) / (variance_x + variance_y + _SSIM_C2)
     return float((luminance * structure).mean())
-
-
-def _psnr(difference: NDArray[np.float64]) -> float:
-    mean_squared_error = float(np.mean(difference**2))
-    return math.inf if mean_squared_error == 0 else 10 * math.log10(255**2 / mean_squared_error)
 
 
 def _windowed(image: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -110,14 +110,8 @@ def floor_draws(model: QuantizedModel, reference: TorchReference, rounding: Roun
     """`FLOOR_DRAWS` ways of computing the reference that round as legitimately as it does.
 
     None where sums are exact and so are quotients: there jitter would invent flips.
-
-    Args:
-        model: what the reference computes.
-        reference: in float32.
-        rounding: how far rounding may move values.
     """
     dividing_is_exact = all(layer.grid.is_power_of_two for layer in model.layers.values())
     if model.exact is not None or (dividing_is_exact and sums_are_exact(model)):
         return []
-    how = asdict(rounding)
-    return [partial(reference.upscale_jittered, seed=seed, **how) for seed in range(FLOOR_DRAWS)]
+    return [partial(reference.upscale_jittered, seed=seed, **asdict(rounding)) for seed in range(FLOOR_DRAWS)]

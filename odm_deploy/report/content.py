@@ -42,19 +42,14 @@ class ReportContent:
         """The line that matters, as `odm-deploy verify` prints it."""
         return verdict(self.parity)
 
-    def latency_rows(self) -> list[tuple[str, str, str, str]]:
+    def latency_rows(self) -> list[tuple[str, ...]]:
         """Model, median ms, 99th percentile ms, output megapixels per second; the float twin second."""
         if self.bench is None:
             return []
-        timed = [item for item in (self.bench.measurement, self.bench.baseline) if item is not None]
         return [
-            (
-                item.model,
-                plain_number(item.latency_ms.p50),
-                plain_number(item.latency_ms.p99),
-                plain_number(item.mpix_per_s),
-            )
-            for item in timed
+            (item.model, *map(plain_number, (item.latency_ms.p50, item.latency_ms.p99, item.mpix_per_s)))
+            for item in (self.bench.measurement, self.bench.baseline)
+            if item is not None
         ]
 
     def latency_line(self) -> str:

@@ -47,7 +47,7 @@ def to_html(content: ReportContent) -> str:
         report=content,
         version=__version__,
         agreement=rows(content.parity),
-        runtime=_described(content),
+        runtime=", ".join(f"{key} {value}" for key, value in content.parity.runtime.items() if value not in ("", None)),
         charts=_charts(content),
         share=share_text,
     )
@@ -83,16 +83,11 @@ def _charts(content: ReportContent) -> dict[str, object]:
         Bar(layer.name, layer.mismatch, share_text(layer.mismatch)) for layer in layers if math.isfinite(layer.mismatch)
     ]
     errors = [Bar(name, error, share_text(error)) for name, error in content.weight_errors.items()]
-    distributions = [
-        (layer, Markup(distribution_chart(*layer.histogram.occupied(), layer.grid, f"input of {layer.name}")))
-        for layer in layers
-    ]
     return {
         "mismatch": Markup(bar_chart(mismatch, "mismatch by layer")) if mismatch else None,
         "weights": Markup(bar_chart(errors, "weight error by layer")) if errors else None,
-        "distributions": distributions,
+        "distributions": [
+            (layer, Markup(distribution_chart(*layer.histogram.occupied(), layer.grid, f"input of {layer.name}")))
+            for layer in layers
+        ],
     }
-
-
-def _described(content: ReportContent) -> str:
-    return ", ".join(f"{key} {value}" for key, value in content.parity.runtime.items() if value not in ("", None))

@@ -39,20 +39,17 @@ class Bar:
 
 
 def bar_chart(bars: Sequence[Bar], title: str) -> str:
-    """Horizontal bars from zero, one a row, the longest as wide as there is room.
-
-    Args:
-        bars: at least one; in the order they are drawn, top to bottom.
-        title: what the chart shows, for screen readers.
-    """
+    """Horizontal bars from zero, one a row from the top, the longest as wide as there is room; `title` is spoken."""
     height = _ROW * len(bars)
     longest = max(bar.value for bar in bars) or 1.0
     room = WIDTH - _LABEL - 62
     rows: list[str] = []
     for index, bar in enumerate(bars):
         top, width = index * _ROW, room * bar.value / longest
+        # The end of a long layer name: beginnings are alike.
+        label = bar.label if len(bar.label) <= _LABEL_CHARACTERS else "…" + bar.label[1 - _LABEL_CHARACTERS :]
         rows.append(
-            f'<text class="label" x="{_LABEL - 6}" y="{top + 12}" text-anchor="end">{escape(_shortened(bar.label))}'
+            f'<text class="label" x="{_LABEL - 6}" y="{top + 12}" text-anchor="end">{escape(label)}'
             f"<title>{escape(bar.label)}</title></text>"
             f'<rect class="bar" x="{_LABEL}" y="{top + 3}" width="{width:.1f}" height="{_ROW - 6}"/>'
             f'<text x="{_LABEL + width + 4:.1f}" y="{top + 12}">{escape(bar.text)}</text>'
@@ -70,11 +67,11 @@ def distribution_chart(values: NDArray[np.floating], counts: NDArray[np.floating
         values: float [K], centres of the histogram's bins, ascending; at least one.
         counts: float [K], how many values fell into each.
         grid: the layer's grid.
-        title: what the chart shows, for screen readers.
+        title: what the chart shows, for screen readers, as in `bar_chart`.
     """
-    low, high = min(float(values[0]), grid.lower), max(float(values[-1]), grid.upper)
-    margin = (high - low or 1.0) * 0.02
-    low, high = low - margin, high + margin
+    least, most = min(float(values[0]), grid.lower), max(float(values[-1]), grid.upper)
+    margin = (most - least or 1.0) * 0.02
+    low, high = least - margin, most + margin
 
     def x(value: float) -> float:
         return WIDTH * (value - low) / (high - low)
@@ -99,8 +96,8 @@ def distribution_chart(values: NDArray[np.floating], counts: NDArray[np.floating
         levels = "".join(f"M{x(grid.lower + code * grid.scale):.1f} 0V{_TALL}" for code in range(grid.code_max + 1))
         parts.append(f'<path class="level" d="{levels}"/>')
     parts.append(
-        f'<text x="2" y="{_TALL + 13}">{low + margin:.3g}</text>'
-        f'<text x="{WIDTH - 2}" y="{_TALL + 13}" text-anchor="end">{high - margin:.3g}</text>'
+        f'<text x="2" y="{_TALL + 13}">{least:.3g}</text>'
+        f'<text x="{WIDTH - 2}" y="{_TALL + 13}" text-anchor="end">{most:.3g}</text>'
     )
     zero = x(0.0)
     if 60 < zero < WIDTH - 60:
@@ -111,11 +108,6 @@ def distribution_chart(values: NDArray[np.floating], counts: NDArray[np.floating
 def share_text(value: float) -> str:
     """A share as a percentage of three significant digits; infinities and NaN have none."""
     return f"{100 * value:.3g}%" if math.isfinite(value) else "-"
-
-
-def _shortened(label: str) -> str:
-    """The end of a long layer name: beginnings are alike."""
-    return label if len(label) <= _LABEL_CHARACTERS else "…" + label[1 - _LABEL_CHARACTERS :]
 
 
 def _svg(height: int, title: str, content: str) -> str:

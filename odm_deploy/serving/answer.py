@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import to_eight_bits
@@ -16,22 +15,16 @@ from odm_deploy.imaging.resize import imresize
 from odm_deploy.imaging.writing import encode_png
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An enlarged image, and where the time went."""
-
-    png: bytes
-    timings_ms: dict[str, float]
-    """decode, upscale, encode."""
-
-
-def answer(data: bytes, enlarge: Callable[[Image], Image], max_pixels: int) -> Answer:
+def answer(data: bytes, enlarge: Callable[[Image], Image], max_pixels: int) -> tuple[bytes, dict[str, float]]:
     """Enlarge an encoded image; transparency, colour profile and 16 bits a sample are kept.
 
     Args:
         data: a file of any format that `read_image` takes.
         enlarge: does the work, such as `Engine.upscale`.
         max_pixels: of the largest image taken, width times height.
+
+    Returns:
+        A PNG, and milliseconds taken by `decode`, `upscale` and `encode`.
 
     Raises:
         TooLargeError: more pixels than allowed.
@@ -49,7 +42,7 @@ def answer(data: bytes, enlarge: Callable[[Image], Image], max_pixels: int) -> A
     lap("upscale")
     png = encode_png(enlarged)
     lap("encode")
-    return Answer(png, timings_ms)
+    return png, timings_ms
 
 
 def interpolate(image: Image, scale: int) -> Image:

@@ -64,13 +64,10 @@ class Limits:
 
 
 def http_app(engine: Engine, limits: Limits, *, local: bool = True) -> Starlette:
-    """The ASGI application.
+    """The ASGI application over an open bundle.
 
-    Args:
-        engine: an open bundle.
-        limits: see there.
-        local: answer only requests made to a loopback name. A page of another site whose name was made to point at this
-            machine (DNS rebinding) then gets nothing.
+    With `local`, only requests made to a loopback name are answered. A page of another site whose name was made to
+    point at this machine (DNS rebinding) then gets nothing.
     """
     return _Server(engine, limits, local=local).app
 
@@ -115,15 +112,15 @@ class _Server:
             data = await self._body(request)
             try:
                 work = partial(answer, data, enlarge, self._limits.pixels)
-                answered = await asyncio.get_running_loop().run_in_executor(self._worker, work)
+                png, timings_ms = await asyncio.get_running_loop().run_in_executor(self._worker, work)
             except TooLargeError as error:
                 raise HTTPException(413, f"the image is too large: {error.why}; send a smaller one") from error
             except OdmError as error:
                 raise HTTPException(400, str(error)) from error
             except MemoryError as error:
                 raise HTTPException(503, "out of memory; send a smaller image") from error
-        timing = ", ".join(f"{part};dur={spent:.1f}" for part, spent in answered.timings_ms.items())
-        return Response(answered.png, media_type="image/png", headers={**_HEADERS, "server-timing": timing})
+        timing = ", ".join(f"{part};dur={spent:.1f}" for part, spent in timings_ms.items())
+        return Response(png, media_type="image/png", headers={**_HEADERS, "server-timing": timing})
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what pages of other sites ask browsers on this machine to send."""

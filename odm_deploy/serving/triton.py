@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_directory
-from odm_deploy.graphs.input_shapes import InputShapes, Shape, parse_shapes
+from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 from odm_deploy.machine.builders import TENSORRT
 from odm_deploy.runtimes.onnx.base import graph_inputs, graph_outputs
 from odm_deploy.runtimes.tensor_info import TensorInfo
@@ -31,17 +30,12 @@ _MAX_QUEUE_DELAY_US = 1000
 """How long a request may wait for others to share a batch with: little beside the time a frame takes."""
 _GPU_INSTANCES = 2
 """Two execution contexts: the copies of one request overlap with the computation of another."""
+_BACKENDS = {
+    "onnxruntime": ("onnx", ONNX_FILE, "model.onnx"),
+    "tensorrt": ("tensorrt", PLAN_FILE, "model.plan"),
+}
+"""On the CPU, and on all GPUs: ending of the model's name, the bundle's file, and what Triton calls it."""
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
-
-
-@dataclass(frozen=True)
-class TritonTensor:
-    """An input or output as config.pbtxt declares it."""
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
-    """Without the batch axis; -1 where open."""
 
 
 def write_triton_models(
@@ -75,121 +69,88 @@ def write_triton_models(
     prefix = re.sub(r"[^A-Za-z0-9_.-]+", "_", source.resolve().name) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", prefix):
         raise UsageError(f"no such model name: {prefix!r}", fix="use letters, digits, '_', '-' and '.'")
-    inputs, outputs = _tensors(opened)
-    written = [_write(source, Path(repository), f"{prefix}_onnx", "onnxruntime", shapes, inputs, outputs)]
+    inputs, outputs = graph_inputs(opened.graph), graph_outputs(opened.graph)
+    for info in (*inputs, *outputs):
+        if len(info.shape) != 4 or info.shape[0] is not None or str(info.dtype) not in _TYPES:
+            raise InputError(
+                f"Triton cannot serve {opened}",
+                why=f"its tensor {info.name!r} is {info.dtype} {info.shape}, no batch of images of any length",
+            )
+
+    def write(backend: str, sizes: InputShapes) -> Path:
+        short, file, target = _BACKENDS[backend]
+        model = Path(repository) / f"{prefix}_{short}"
+        with atomic_directory(model) as folder:
+            (folder / _VERSION_FOLDER).mkdir()
+            shutil.copyfile(source / file, folder / _VERSION_FOLDER / target)
+            # Triton ignores it; people, and the check before this folder is replaced, do not.
+            shutil.copyfile(source / MANIFEST_FILE, folder / MANIFEST_FILE)
+            config = _model_config(model.name, backend, sizes, inputs, outputs)
+            (folder / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
+        return model
+
+    written = [write("onnxruntime", shapes)]
     engine = manifest.engine
-    if engine is None:
-        left_out = "the bundle has no engine.plan"
-    elif engine["flavour"] != TENSORRT:
+    if engine is not None and engine["flavour"] == TENSORRT:
+        return [*written, write("tensorrt", parse_shapes(str(engine["profile"])))]
+    left_out = "the bundle has no engine.plan"
+    if engine is not None:
         left_out = (
             f"its plan was built by {engine['flavour']}, which Triton does not load; build with --builder tensorrt"
         )
-    else:
-        built_for = parse_shapes(str(engine["profile"]))
-        written.append(_write(source, Path(repository), f"{prefix}_tensorrt", "tensorrt", built_for, inputs, outputs))
-        return written
     if say is not None:
         say(f"no {prefix}_tensorrt: {left_out}")
     return written
 
 
-def _write(
-    bundle: Path,
-    repository: Path,
-    name: str,
-    backend: str,
-    shapes: InputShapes,
-    inputs: Sequence[TritonTensor],
-    outputs: Sequence[TritonTensor],
-) -> Path:
-    source, target = (ONNX_FILE, "model.onnx") if backend == "onnxruntime" else (PLAN_FILE, "model.plan")
-    config = triton_config(name, backend, shapes, inputs, outputs)
-    with atomic_directory(repository / name) as folder:
-        (folder / _VERSION_FOLDER).mkdir()
-        shutil.copyfile(bundle / source, folder / _VERSION_FOLDER / target)
-        # Triton ignores it; people, and the check before this folder is replaced, do not.
-        shutil.copyfile(bundle / MANIFEST_FILE, folder / MANIFEST_FILE)
-        (folder / "config.pbtxt").write_text(to_pbtxt(config), encoding="utf-8")
-    return repository / name
-
-
-def triton_config(
-    name: str,
-    backend: str,
-    shapes: InputShapes,
-    inputs: Sequence[TritonTensor],
-    outputs: Sequence[TritonTensor],
+def _model_config(
+    name: str, backend: str, shapes: InputShapes, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]
 ) -> dict[str, Any]:
     """The ModelConfig of one model.
 
-    Args:
-        name: the model's name, and its folder's.
-        backend: `onnxruntime` (on the CPU) or `tensorrt` (on all GPUs).
-        shapes: sizes the model takes.
-        inputs: the network's image.
-        outputs: the upscaled image.
+    Its tensors are as the graph itself declares them: the manifest could be of another file.
     """
+    on_gpu = backend == "tensorrt"
     largest_batch, usual_batch = shapes.max[0], shapes.opt[0]
-    # On a CPU a frame of usual size can take a minute, and any size starts the threads.
-    warm_up = shapes.opt if backend == "tensorrt" else (1, *shapes.min[1:])
     config: dict[str, Any] = {
         "name": name,
         "backend": backend,
         "max_batch_size": largest_batch,
-        "input": [_declare(tensor) for tensor in inputs],
-        "output": [_declare(tensor) for tensor in outputs],
+        "input": [_declare(info) for info in inputs],
+        "output": [_declare(info) for info in outputs],
+        "instance_group": [
+            {"count": _GPU_INSTANCES if on_gpu else 1, "kind": Enum("KIND_GPU" if on_gpu else "KIND_CPU")}
+        ],
     }
-    if backend == "tensorrt":
-        config["instance_group"] = [{"count": _GPU_INSTANCES, "kind": Enum("KIND_GPU")}]
-    else:
-        config["instance_group"] = [{"count": 1, "kind": Enum("KIND_CPU")}]
     if largest_batch > 1:
         config["dynamic_batching"] = {
             "preferred_batch_size": sorted({usual_batch, largest_batch} - {1}),
             "max_queue_delay_microseconds": _MAX_QUEUE_DELAY_US,
         }
-    # Kernels are loaded, and on the CPU threads started, before the first client waits for them.
-    config["model_warmup"] = [
+    # Kernels are loaded, and on the CPU threads started, before the first client waits for them. On a CPU a frame of
+    # usual size can take a minute, and any size starts the threads.
+    warm_up = shapes.opt if on_gpu else (1, *shapes.min[1:])
+    sizes = InputShapes(warm_up, warm_up, warm_up)
+    samples = [
         {
-            "name": "first frame",
-            "batch_size": warm_up[0],
-            "inputs": [
-                {
-                    "key": tensor.name,
-                    "value": {
-                        "data_type": Enum(tensor.data_type),
-                        "dims": _dims(tensor, warm_up),
-                        "random_data": True,
-                    },
-                }
-                for tensor in inputs
-            ],
+            "key": info.name,
+            "value": {
+                "data_type": Enum(_TYPES[str(info.dtype)]),
+                "dims": list(sizes.for_input(_open_shape(info), info.name)[0][1:]),
+                "random_data": True,
+            },
         }
+        for info in inputs
     ]
+    config["model_warmup"] = [{"name": "first frame", "batch_size": warm_up[0], "inputs": samples}]
     return config
 
 
-def _declare(tensor: TritonTensor) -> dict[str, Any]:
-    return {"name": tensor.name, "data_type": Enum(tensor.data_type), "dims": list(tensor.dims)}
+def _declare(info: TensorInfo) -> dict[str, Any]:
+    """A tensor without its batch axis."""
+    return {"name": info.name, "data_type": Enum(_TYPES[str(info.dtype)]), "dims": list(_open_shape(info)[1:])}
 
 
-def _dims(tensor: TritonTensor, shape: Shape) -> list[int]:
-    """`shape` [N, C, H, W] in the tensor's own layout, without the batch axis; fixed dimensions win."""
-    shapes = InputShapes(shape, shape, shape)
-    return list(shapes.for_input((-1, *tensor.dims), tensor.name)[0][1:])
-
-
-def _tensors(bundle: Bundle) -> tuple[list[TritonTensor], list[TritonTensor]]:
-    """Inputs and outputs as the graph itself declares them: the manifest could be of another file."""
-    inputs = [_tensor(info, bundle) for info in graph_inputs(bundle.graph)]
-    return inputs, [_tensor(info, bundle) for info in graph_outputs(bundle.graph)]
-
-
-def _tensor(info: TensorInfo, bundle: Bundle) -> TritonTensor:
-    if len(info.shape) != 4 or info.shape[0] is not None or str(info.dtype) not in _TYPES:
-        raise InputError(
-            f"Triton cannot serve {bundle}",
-            why=f"its tensor {info.name!r} is {info.dtype} {info.shape}, no batch of images of any length",
-        )
-    dims = tuple(-1 if size is None else size for size in info.shape[1:])
-    return TritonTensor(info.name, _TYPES[str(info.dtype)], dims)
+def _open_shape(info: TensorInfo) -> tuple[int, ...]:
+    """-1 where a dimension is open."""
+    return tuple(-1 if size is None else size for size in info.shape)
