@@ -35,8 +35,7 @@ from odm_deploy.accounting import account
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.proof.evaluation import Score, evaluate
-from odm_deploy.proof.upscalers import upscaler_of
+from odm_deploy.proof.evaluation import Score, evaluate, upscaler_of
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.terminal import run, say
 from training.config import to_tables

@@ -27,8 +27,7 @@ def command(model: Path, dataset: Path, scale: int | None, as_json: bool, **opti
     --network. Outputs are rounded to 8 bits, `scale` border pixels are left out, Y channel only.
     """
     from odm_deploy.imaging.pairs import find_pairs
-    from odm_deploy.proof.evaluation import evaluate
-    from odm_deploy.proof.upscalers import open_upscaler
+    from odm_deploy.proof.evaluation import evaluate, open_upscaler
 
     upscale, factor = open_upscaler(model, scale, **options)
     files = find_pairs(dataset, factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
 
     findings = lint(Bundle.open(target).graph if target.is_dir() else target)
     if as_json:
-        emit_json({"findings": [_as_dict(finding) for finding in findings]})
+        emit_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             click.echo(_as_text(finding))
@@ -57,17 +58,6 @@ def _show_rules(as_json: bool) -> None:
         return
     for entry in rules:
         click.echo(f"{entry['rule']} ({entry['severity']})\n  {entry['trap']}\n  fix: {entry['fix']}\n")
-
-
-def _as_dict(finding: Finding) -> dict[str, object]:
-    return {
-        "rule": finding.rule,
-        "severity": str(finding.severity),
-        "node": finding.node,
-        "message": finding.message,
-        "fix": finding.fix,
-        "layers": list(finding.layers),
-    }
 
 
 def _as_text(finding: Finding) -> str:

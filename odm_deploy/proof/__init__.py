@@ -7,6 +7,6 @@ parity_report     what was found, and what decides whether that is a yes (parity
 layers            every layer's codes, teacher-forced (teacher_forcing: the graph cut open)
 layer_parity      one layer's flips, and whether rounding explains them
 golden            golden outputs of exact models (bundle.golden: the file)
-evaluation        PSNR and SSIM over a benchmark set (metrics: of one image; upscalers: what can be measured)
+evaluation        PSNR and SSIM over a benchmark set (metrics: of one image)
 stress_images     images on which programs differ sooner than on photos
 """

@@ -21,10 +21,10 @@ from functools import partial
 
 from odm_deploy.imaging.pairs import Sample
 from odm_deploy.imaging.pixels import to_batch, to_pixels
+from odm_deploy.proof.evaluation import Upscale
 from odm_deploy.proof.layer_parity import FEW_TIES, MAX_TIE_RATE, OUTPUT, LayerParity
 from odm_deploy.proof.parity_report import Distance, ParityReport
 from odm_deploy.proof.reference import TorchReference
-from odm_deploy.proof.upscalers import Upscale
 from odm_deploy.quantization.exact.sums import sums_are_exact
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime

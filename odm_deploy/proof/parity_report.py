@@ -105,10 +105,9 @@ class ParityReport:
     @property
     def psnr_drop_db(self) -> float | None:
         """Reference minus runtime against ground truth; None without ground truth."""
-        reference, runtime = (
-            quality.to_dict()["psnr_y_db"] for quality in (self.reference_quality, self.runtime_quality)
-        )
-        return None if reference is None or runtime is None else reference - runtime
+        if not self.runtime_quality.psnr_y_db:
+            return None
+        return self.reference_quality.mean.psnr_y_db - self.runtime_quality.mean.psnr_y_db
 
     @property
     def furthest_floor_db(self) -> float:

@@ -12,8 +12,8 @@ from PIL import Image as PillowImage
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb, Sample
 from odm_deploy.imaging.resize import imresize
+from odm_deploy.proof.evaluation import Upscale, upscale_pixels
 from odm_deploy.proof.metrics import psnr_y
-from odm_deploy.proof.upscalers import Upscale, upscale_pixels
 
 CROP_PX = 48
 """Side of a crop in input pixels."""

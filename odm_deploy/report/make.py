@@ -19,8 +19,8 @@ from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.networks.registry import network_from_state_dict
 from odm_deploy.networks.state_dict import read_state_dict
 from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.proof.evaluation import upscaler_of
 from odm_deploy.proof.reference import reference_of
-from odm_deploy.proof.upscalers import upscaler_of
 from odm_deploy.proof.verify import VerifyOptions, judging_changes, open_faithful, prove
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.report.content import ReportContent

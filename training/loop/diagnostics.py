@@ -12,8 +12,8 @@ from torch.func import functional_call
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import ImagePair
+from odm_deploy.proof.evaluation import upscale_pixels, upscaler_of
 from odm_deploy.proof.metrics import psnr_y
-from odm_deploy.proof.upscalers import upscale_pixels, upscaler_of
 from training.acceleration import exact_evaluation
 from training.methods.base import Gradients
 from training.model import TrainableModel
