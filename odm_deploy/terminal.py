@@ -45,29 +45,6 @@ class SizeParameter(click.ParamType):  # pyright: ignore[reportMissingTypeArgume
 SIZE = SizeParameter()
 
 
-class SizeParameter(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic in new versions only
-    """Type of an option that holds a size in pixels, width first: `1280x720` becomes (1280, 720)."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Read what the user wrote.
-
-        Raises:
-            UsageError: it is no size.
-        """
-        if isinstance(value, tuple):
-            width, height = value
-            return width, height
-        width, _, height = str(value).lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            raise UsageError(f"--size {value}", why="it is not WIDTHxHEIGHT in pixels", fix="write it like 1280x720")
-        return int(width), int(height)
-
-
-SIZE = SizeParameter()
-
-
 def emit_json(document: dict[str, Any]) -> None:
     """Print `document` as JSON on stdout. Infinities and NaN become null: JSON has neither."""
     click.echo(json.dumps(_finite(document), indent=2))
