@@ -137,7 +137,8 @@ def command(
 ) -> None:
     """Quantize float WEIGHTS after training: watch the network on images, choose ranges, write model.pt."""
     from calibration.images import CalibrationImages, choose_images
-    from odm_deploy.checkpoint import file_sha256, save_model
+    from odm_deploy.checkpoint import save_model
+    from odm_deploy.files import file_sha256
     from odm_deploy.networks.registry import network_from_state_dict
     from odm_deploy.networks.state_dict import read_state_dict
     from odm_deploy.quantization.policy import QuantizationPolicy

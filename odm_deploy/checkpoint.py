@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Set
 from pathlib import Path
 from typing import Any, cast
@@ -94,12 +93,6 @@ def load_model(path: Path | str) -> QuantizedModel:
         raise InputError(f"{path} is damaged", why=str(error)) from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}"[:200]) from None
-
-
-def file_sha256(path: Path | str) -> str:
-    """Hex SHA-256 of a file, to recognise a checkpoint again."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _from_document(document: dict[str, Any]) -> QuantizedModel:

@@ -17,9 +17,8 @@ from odm_deploy.building.parent import BuildProgress
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.golden import golden_images
 from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest
-from odm_deploy.checkpoint import file_sha256
 from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_directory
+from odm_deploy.files import atomic_directory, file_sha256
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px

@@ -7,6 +7,7 @@ process they belong to, and whoever writes to the same destination next removes 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -101,6 +102,19 @@ def _room_for(target: Path, name: str) -> Generator[None]:
         raise InputError(
             f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
         ) from error
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file, to recognise it again.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from error
 
 
 def _prefix(name: str, process: str = "") -> str:

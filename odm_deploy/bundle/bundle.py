@@ -12,6 +12,7 @@ from odm_deploy.bundle.image_format import ImageFormat
 from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, read_manifest
 from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
+from odm_deploy.files import file_sha256
 from odm_deploy.graphs.files import read_bytes, read_onnx
 
 if TYPE_CHECKING:
@@ -142,6 +143,18 @@ class Bundle:
     @cached_property
     def _onnx(self) -> tuple[onnx.ModelProto, bytes]:
         return read_onnx(self._require(self.onnx_path, ONNX_FILE))
+
+    @cached_property
+    def is_changed(self) -> bool:
+        """Whether the bundle's model.onnx, as it lies there, is another file than its manifest describes.
+
+        Raises:
+            InputError: the manifest is damaged, or the file is unreadable.
+        """
+        file = _if_file(self._around / ONNX_FILE)
+        if self.manifest is None or file is None or (self.kind == "onnx" and self.path.name != ONNX_FILE):
+            return False
+        return file_sha256(file) != self.manifest.onnx.get("sha256")
 
     @cached_property
     def plan_bytes(self) -> bytes:

@@ -126,16 +126,18 @@ def steps_to_code(values: FloatArray, codes: NDArray[np.integer], grid: Grid) ->
 
     Args:
         values: what arrived at the quantizer, any shape.
-        codes: the grid's codes 0 .. 2^bits - 1, same shape.
+        codes: what they were rounded to, same shape; of the grid are 0 .. 2^bits - 1.
         grid: the quantizer's grid.
 
     Returns:
-        Steps of the grid, same shape. Ends of the grid reach to infinity.
+        Steps of the grid, same shape. The first and the last code reach to infinity; codes that the grid does not have
+        are infinitely far from every value.
     """
     position = _position(values, grid)
     below = np.where(codes > 0, codes - 0.5 - position, 0.0)
     above = np.where(codes < grid.code_max, position - codes - 0.5, 0.0)
-    return np.maximum(np.maximum(below, above), 0.0)
+    steps = np.maximum(np.maximum(below, above), 0.0)
+    return np.where((codes < 0) | (codes > grid.code_max), np.inf, steps)
 
 
 def count_ties(values: FloatArray, grid: Grid) -> int:

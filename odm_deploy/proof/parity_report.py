@@ -99,6 +99,8 @@ class ParityReport:
     """Further draws of the noise floor: the reference with jittered roundings against itself."""
     exact: bool = False
     """Whether the model is proven exact, so that nothing but equality will do."""
+    changed: bool = False
+    """Whether the bundle's model.onnx is another file than its manifest describes."""
     golden: GoldenReport | None = None
     """How the runtime fared on an exact bundle's golden images; None for other bundles."""
 
@@ -137,6 +139,8 @@ class ParityReport:
         """
         found: list[str] = []
         distance = self.distance
+        if self.changed:
+            found.append("model.onnx is not the file that the manifest describes (its SHA-256 differs)")
         if gates == NO_GATES and self.golden is not None:
             found += self.golden.failures
         if gates == NO_GATES and not self.within_floor:
@@ -145,7 +149,11 @@ class ParityReport:
                 found.append(
                     f"{len(self.deviating_layers)} layers flip more codes than ties explain, worst {worst.name}: "
                     f"{worst.flip_rate:.2%} of its codes by up to {worst.max_step}, "
-                    f"up to {worst.furthest_steps:.2g} steps from a tie"
+                    + (
+                        "to codes outside of its grid"
+                        if math.isinf(worst.furthest_steps)
+                        else f"up to {worst.furthest_steps:.2g} steps from a tie"
+                    )
                 )
             if self.exact:
                 found.append(f"{distance.differing} of {distance.values} values differ, and an exact model allows none")
@@ -190,6 +198,7 @@ class ParityReport:
                 for layer in self.layers
             ],
             "exact": self.exact,
+            "changed": self.changed,
             "golden": None if self.golden is None else self.golden.to_dict(),
             "within_noise_floor": self.within_floor,
             "failures": self.failures(gates),

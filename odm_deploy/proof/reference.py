@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odm_deploy.bundle import Bundle
-from odm_deploy.checkpoint import file_sha256, load_model
+from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.files import file_sha256
 from odm_deploy.quantization.model import QuantizedModel, tapped
 
 

@@ -134,6 +134,7 @@ def prove(
     except InputError as error:
         raise InputError(f"cannot compare {bundle} with its reference", why=str(error)) from error
     report.golden = _check_golden(bundle, runtime, options, say)
+    report.changed = bundle.is_changed
     return report
 
 

@@ -16,7 +16,8 @@ from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle.manifest import read_manifest
-from odm_deploy.checkpoint import file_sha256, save_model
+from odm_deploy.checkpoint import save_model
+from odm_deploy.files import file_sha256
 from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.machine.builders import can_build, find_builder
 from tests.command_line import run_cli

@@ -123,10 +123,46 @@ def test_planted_error_fails_and_the_layer_behind_it_is_the_worst(tiny_bundle, i
     assert [layer["name"] for layer in outcome.document["layers"] if layer["flip_rate"] > 1e-3] == [worst["name"]]
 
 
-def test_each_gate_sets_the_exit_code(tiny_bundle, images, tmp_path):
+def change(path, change_of):
+    """Replace initializers of a graph: name -> what becomes of its values."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name in change_of:
+            values = numpy_helper.to_array(tensor)
+            changed = np.asarray(change_of[tensor.name](values), values.dtype).reshape(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    onnx.save(model, path)
+
+
+def test_codes_beyond_the_grid_are_no_ties(images, tmp_path):
+    save_model(tiny_model(4), tmp_path / "model.pt")
+    bundle, layer = tmp_path / "bundle", "body.1.body.0"
+    assert run_cli("export", tmp_path / "model.pt", "-o", bundle, "--no-engine").code == 0
+    step = load_model(tmp_path / "model.pt").layers[layer].grid.scale
+    change(
+        bundle / "model.onnx",
+        {f"{layer}.max": lambda bound: bound - step, f"{layer}.min": lambda bound: bound + step},
+    )
+    outcome = run_cli("verify", bundle, "--against", tmp_path / "model.pt", "--images", images, "--json")
+    assert outcome.code == 3
+    assert any(f"worst {layer}" in failure and "outside" in failure for failure in outcome.document["failures"])
+
+
+@pytest.mark.parametrize("options", [(), ("--no-layers",), ("--max-lsb", 255)])
+def test_another_graph_than_the_manifests_is_never_accepted(tiny_bundle, images, tmp_path, options):
     bundle = copy_of(tiny_bundle, tmp_path / "bundle")
-    plant_wrong_codes(bundle / "model.onnx", "body.0.body.0")
-    verify = ("verify", bundle, "--images", images, "--no-layers")
+    change(bundle / "model.onnx", {"body.0.body.0.scale_w": lambda scale: np.nextafter(scale, np.float32(9))})
+    outcome = run_cli("verify", bundle, "--images", images, "--json", *options)
+    assert outcome.code == 3
+    assert outcome.document["changed"] is True
+    assert any("SHA-256" in failure for failure in outcome.document["failures"])
+
+
+def test_each_gate_sets_the_exit_code(tiny_bundle, tiny_checkpoint, images, tmp_path):
+    # Outside of the bundle, where no manifest says that it is another file.
+    shutil.copy(tiny_bundle / "model.onnx", tmp_path / "alone.onnx")
+    plant_wrong_codes(tmp_path / "alone.onnx", "body.0.body.0")
+    verify = ("verify", tmp_path / "alone.onnx", "--against", tiny_checkpoint, "--images", images, "--no-layers")
     measured = run_cli(*verify, "--json").document
     assert measured["layers"] == []
     drop = measured["reference"]["psnr_y_db"] - measured["runtime"]["psnr_y_db"]

@@ -4,8 +4,9 @@ import dataclasses
 import pytest
 import torch
 
-from odm_deploy.checkpoint import file_sha256, load_model, save_model
+from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError
+from odm_deploy.files import file_sha256
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.layers import FrozenLayer

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from odm_deploy.checkpoint import file_sha256, save_model
-from odm_deploy.files import atomic_path
+from odm_deploy.checkpoint import save_model
+from odm_deploy.files import atomic_path, file_sha256
 from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.version import __version__
 from training.config import to_tables

@@ -38,6 +38,19 @@ def test_a_layer_is_clean_when_ties_explain_its_flips(codes, flips, max_step, fl
     assert LayerParity("a", codes, flips, max_step, floor_flips).is_clean is clean
 
 
+@pytest.mark.parametrize(("value", "code"), [(9.0, 4), (1.875, 4), (-9.0, -1), (-1.125, -1)])
+def test_not_one_code_outside_of_the_grid_is_excused(value, code):
+    grid, size = Grid(0.75, 1, 2), 10**6
+    values = np.full(size, value, np.float32)
+    expected = grid.quantize(values)
+    found = expected.astype(np.int16)
+    found[0] = code
+    layer = LayerParity("saturated")
+    layer.add(found, expected, expected, values, grid)
+    assert (layer.flips, layer.tie_flips) == (1, 0)
+    assert not layer.is_clean
+
+
 def test_flips_on_ties_are_told_from_flips_off_them():
     grid, size = Grid(0.75, 1, 2), 100_000
     values = np.full(size, 0.375, np.float32)

@@ -26,6 +26,10 @@ from tests.grid_strategies import grids
         (-100.0, 0, 0.0),
         (100.0, 3, 0.0),
         (1.5, 2, 0.5),
+        # A code that the grid does not have is no value's, not even a saturated one's.
+        (-100.0, -1, np.inf),
+        (100.0, 4, np.inf),
+        (1.875, 4, np.inf),
     ],
 )
 def test_distance_to_where_a_code_begins(value, code, steps):
