@@ -109,8 +109,12 @@ class Engine(Closable):
         # First, because it is what a damaged bundle fails at soonest.
         manifest = opened.manifest
         loaded = open_runtime(opened, runtime, options)
-        tiles = None if manifest is None else _tiles(opened, manifest, loaded, tile)
-        return cls(loaded, manifest, contexts=1 if options is None else options.contexts, tiles=tiles, bits=bits)
+        try:
+            tiles = None if manifest is None else _tiles(opened, manifest, loaded, tile)
+            return cls(loaded, manifest, contexts=1 if options is None else options.contexts, tiles=tiles, bits=bits)
+        except BaseException:
+            loaded.close()
+            raise
 
     @property
     def scale(self) -> int:

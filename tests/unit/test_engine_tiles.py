@@ -101,6 +101,17 @@ def test_an_image_keeps_gray_profile_and_depth(bundle):
         assert engine.upscale(image).bits == 16
 
 
+def test_a_refused_opening_frees_the_model(bundle, tmp_path, monkeypatch):
+    out = tmp_path / "uint8"
+    assert run_cli("export", bundle.parent / "model.pt", "-o", out, "--io", "uint8", "--no-engine").code == 0
+    opened = open_runtime(out)
+    monkeypatch.setattr("odm_deploy.engine.open_runtime", lambda *_: opened)
+    with pytest.raises(UsageError, match="16 bits"):
+        Engine.open(out, bits=16)
+    with pytest.raises(UsageError, match="closed"):
+        opened.upscale(random_images(8, 8))
+
+
 def test_bytes_per_pixel_are_those_of_the_widest_moment(bundle):
     def conv(source: str, result: str, channels: int, inputs: int):
         weight = onnx.numpy_helper.from_array(np.zeros((channels, inputs, 3, 3), np.float32), f"{result}.w")
