@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from odm_deploy.imaging.image import Image
     from odm_deploy.imaging.reading import read_image
     from odm_deploy.proof.verify import VerifyOptions, verify
-    from odm_deploy.quantization.one_call import quantize
+    from odm_deploy.quantization.quantize import quantize
     from odm_deploy.runtimes.options import RuntimeOptions
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "Image": "odm_deploy.imaging.image",
     "RuntimeOptions": "odm_deploy.runtimes.options",
     "VerifyOptions": "odm_deploy.proof.verify",
-    "quantize": "odm_deploy.quantization.one_call",
+    "quantize": "odm_deploy.quantization.quantize",
     "read_image": "odm_deploy.imaging.reading",
     "verify": "odm_deploy.proof.verify",
     "BuildError": "odm_deploy.errors",

@@ -25,9 +25,9 @@ from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
-from odm_deploy.networks.builders import BuilderError, UntrustedBuilderError, trusting
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
+from odm_deploy.networks.trusted_builders import BuilderError, UntrustedBuilderError, trusting
 from odm_deploy.quantization.exact.freeze import proven
 from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
@@ -70,7 +70,7 @@ def load_model(path: Path | str) -> QuantizedModel:
 
     Raises:
         InputError: not a model.pt, a newer version, damaged, or contents that contradict each other.
-        UsageError: it needs a builder that is not trusted (`odm_deploy.networks.builders.trusting`).
+        UsageError: it needs a builder that is not trusted (`odm_deploy.networks.trusted_builders.trusting`).
     """
     document = read_torch_file(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:

@@ -29,7 +29,7 @@ from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import Bits, Pixels
 from odm_deploy.imaging.png import write_png
-from odm_deploy.imaging.tiles import Tiles, whole_limit_px
+from odm_deploy.imaging.tile_size import Tiles, whole_limit_px
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.host import memory_bytes
 from odm_deploy.pipeline import ahead
@@ -106,6 +106,8 @@ class Engine(Closable):
                 that takes or returns 8.
         """
         opened = Bundle.open(bundle)
+        if tile and opened.manifest is None:
+            raise UsageError(f"tiles of {tile} pixels", why="a bare model does not say how far it looks; open a bundle")
         # First, because it is what a damaged bundle fails at soonest.
         manifest = opened.manifest
         loaded = open_runtime(opened, runtime, options)
@@ -184,7 +186,7 @@ class Engine(Closable):
         if not isinstance(image, Image):
             return self._network.whole(host_array(image, "the image"), tile, bits or self._bits or 8, track)
         bits = bits or self.result_bits(image)
-        alpha = None if image.alpha is None else self._network.whole(_as_rgb(image.alpha), tile, bits, track)[..., 1]
+        alpha = None if image.alpha is None else self._network.whole(_as_rgb(image.alpha), tile, bits)[..., 1]
         return Image(self._network.whole(image.rgb, tile, bits, track), alpha, image.gray, image.icc_profile)
 
     def upscale_bands(
@@ -281,9 +283,9 @@ def _tiles(bundle: Bundle, manifest: Manifest, runtime: Runtime, side: int | Non
     if side is None:
         per_px = None if bundle.onnx_path is None else activation_bytes_per_px(bundle.graph)
         limit = whole_limit_px(memory_bytes(), per_px)
-        engine = manifest.engine or {}
-        if runtime.model_kind == "plan" and "profile" in engine:
-            largest = parse_shapes(str(engine["profile"])).max[2:]
+        facts = bundle.engine_facts
+        if runtime.model_kind == "plan" and "profile" in facts:
+            largest = parse_shapes(str(facts["profile"])).max[2:]
     return Tiles(manifest.scale, manifest.receptive_radius_px, side, limit, largest)
 
 

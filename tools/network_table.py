@@ -31,8 +31,8 @@ from odm_deploy.lowering.lower import lower
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import network_names
-from odm_deploy.proof.layers import compare_layers
 from odm_deploy.proof.parity import compare
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.registry import runtime_class
 from odm_deploy.terminal import run

@@ -80,7 +80,7 @@ class BuildRequest:
     """Where to write the plan; the parent renames it into place."""
     log: str
     options: BuildOptions
-    """How to build it; `builder` is named, and every option is one it has."""
+    """How to build it; `builder` is named, and holds only options that this builder has."""
 
     @property
     def builder(self) -> str:

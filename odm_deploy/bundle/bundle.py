@@ -53,6 +53,13 @@ class Bundle:
         """
         if isinstance(path, Bundle):
             return path
+        if Path(path).suffix.lower() in (".pt", ".pth"):
+            # Whether or not it is there: what is wanted is another kind of thing.
+            raise InputError(
+                f"cannot load {path}",
+                why="a bundle is wanted, or a file of one, and this is the name of a checkpoint",
+                fix=f"make a bundle with: odm-deploy export {path} -o DIR",
+            )
         if not Path(path).exists():
             raise InputError(f"cannot load {path}", why="there is no such file or folder", fix=_HOW_TO_MAKE[ONNX_FILE])
         return cls(Path(path))
@@ -111,8 +118,7 @@ class Bundle:
 
         None where no readable manifest tells: then every runtime goes by its own tensors (`ImageFormat.told_from`).
         """
-        if self.kind is not None and self.path.name not in (ONNX_FILE, PLAN_FILE):
-            # Another file that somebody put into the bundle's folder: the manifest does not speak of it.
+        if self._is_another_file:
             return None
         try:
             return None if self.manifest is None else ImageFormat.stated_in(self.manifest)
@@ -152,7 +158,7 @@ class Bundle:
             InputError: the manifest is damaged, or the file is unreadable.
         """
         file = _if_file(self._around / ONNX_FILE)
-        if self.manifest is None or file is None or (self.kind == "onnx" and self.path.name != ONNX_FILE):
+        if self.manifest is None or file is None or self._is_another_file:
             return False
         return file_sha256(file) != self.manifest.onnx.get("sha256")
 
@@ -181,7 +187,12 @@ class Bundle:
         Raises:
             InputError: a damaged record, one of a newer version, or of other images than this program makes.
         """
-        return read_golden(self._around)
+        return None if self._is_another_file else read_golden(self._around)
+
+    @property
+    def _is_another_file(self) -> bool:
+        """Whether somebody put the file into the bundle's folder: the bundle's records do not speak of it."""
+        return self.kind is not None and self.path.name not in (ONNX_FILE, PLAN_FILE)
 
     def _require(self, file: Path | None, name: str) -> Path:
         if file is not None:

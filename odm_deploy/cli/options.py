@@ -34,7 +34,7 @@ def group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
 def _trust(context: click.Context, _: click.Parameter, paths: tuple[str, ...]) -> None:
     """Permit networks of other people's code for as long as the command runs."""
     if paths:
-        from odm_deploy.networks.builders import trusting
+        from odm_deploy.networks.trusted_builders import trusting
 
         context.with_resource(trusting(*paths))
 

@@ -38,7 +38,7 @@ from odm_deploy.lowering.metadata import Tap, write_taps
 INT8_MIN, INT8_MAX = -128, 127
 
 
-def lower_to_tensorrt(model: ir.Model) -> None:
+def lower_markers(model: ir.Model) -> None:
     """Replace every marker of a marked graph in place, and note the taps in its metadata.
 
     Raises:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from odm_deploy.bundle.image_format import ChannelOrder, Layout
 from odm_deploy.errors import UsageError
-from odm_deploy.lowering.dialect import lower_to_tensorrt
+from odm_deploy.lowering.dialect import lower_markers
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.lowering.markers import export_marked
@@ -62,7 +62,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
             fix="leave --precision out, or calibrate with --profile paper",
         )
     graph = export_marked(model)
-    lower_to_tensorrt(graph)
+    lower_markers(graph)
     if options.precision != "fp32":
         convert_rest_to_half(graph, _HALF_TYPES[options.precision])
     if options.io == "uint8":

@@ -3,7 +3,7 @@
     odm.FakeQuantize(x) -> x^              attributes: name, scale, zero_point, bits[, center]
     odm.DequantizeWeight(codes, scale)     attribute:  name
 
-No runtime executes these nodes; each dialect replaces them. A graph that keeps one after lowering is a bug.
+No runtime executes these nodes; `dialect` replaces them. A graph that keeps one after lowering is a bug.
 """
 
 from __future__ import annotations

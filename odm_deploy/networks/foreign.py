@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
-from odm_deploy.networks.builders import build_module, is_spandrel
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.folding import fold_branches
+from odm_deploy.networks.trusted_builders import build_module, is_spandrel
 
 PROBE_PX = (48, 64)
 """Height and width of the image the layers are watched on: many networks need multiples of 16."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
-from odm_deploy.networks.builders import build_module, is_builder_path, trusting
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.state_dict import load_state
+from odm_deploy.networks.trusted_builders import build_module, is_builder_path, trusting
 
 # Network and config class by name, which is the module's, too.
 _NETWORKS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from odm_deploy.proof.layer_parity import LayerParity
-from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport
+from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport, floor_text
 from odm_deploy.terminal import table
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
         return f"{name} computes the reference, bit for bit, on {_images(report)}"
     return (
         f"{name} computes the reference: {distance.identical:.2%} of the values identical, at most {distance.max_lsb} "
-        f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {report.furthest_floor_db:.1f} dB)"
+        f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {floor_text(report.furthest_floor_db)})"
     )
 
 
@@ -59,7 +59,7 @@ def summary_table(report: ParityReport) -> Table:
 def worst_layers_table(report: ParityReport) -> Table:
     """The layers whose codes flip most often, teacher-forced."""
     worst = sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]
-    title = f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers"
+    title = f"codes that flip, worst {WORST_LAYERS} of {len(report.layers) - 1} layers and the output"
     return table(title, _LAYER_HEAD, ((layer.name, *_layer_figures(layer)) for layer in worst))
 
 

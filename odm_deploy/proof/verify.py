@@ -15,10 +15,10 @@ from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
 from odm_deploy.proof.layer_parity import LayerParity
-from odm_deploy.proof.layers import LAYER_IMAGES, center_crops, compare_layers
 from odm_deploy.proof.parity import compare
 from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.proof.reference import reference_of
+from odm_deploy.proof.teacher_forced_layers import LAYER_IMAGES, center_crops, compare_layers
 from odm_deploy.proof.teacher_forcing import forced_engine_opener
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
@@ -82,11 +82,10 @@ def verify(
         GateError: the graph of an exact bundle was changed, and no runtime takes what it is now.
     """
     opened = Bundle.open(bundle)
-    with judging_changes(opened):
-        model = reference_of(opened, options.against)
-        files = find_samples(Path(images), options.truth, model.scale, options.max_images)
-        with open_faithful(opened, options) as runtime:
-            return prove(opened, model, runtime, files, options, say=say, track=track)
+    model = reference_of(opened, options.against)
+    files = find_samples(Path(images), options.truth, model.scale, options.max_images)
+    with judging_changes(opened), open_faithful(opened, options) as runtime:
+        return prove(opened, model, runtime, files, options, say=say, track=track)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.pixels import PIXEL_TYPES, Bits, Pixels, from_network, to_network
-from odm_deploy.imaging.tiles import Tiles
+from odm_deploy.imaging.tile_size import Tiles
 from odm_deploy.imaging.tiling import join_bands
 from odm_deploy.progress import Track, untracked
 from odm_deploy.runtimes.base import Runtime

@@ -12,7 +12,7 @@ from odm_deploy.engine import Engine
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import read_image, read_rgb
-from odm_deploy.imaging.tiles import Tiles
+from odm_deploy.imaging.tile_size import Tiles
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.reference import TorchReference
 from odm_deploy.runtimes.options import RuntimeOptions

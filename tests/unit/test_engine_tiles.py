@@ -15,7 +15,7 @@ from odm_deploy.engine import Engine
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import read_image
-from odm_deploy.imaging.tiles import Tiles, whole_limit_px
+from odm_deploy.imaging.tile_size import Tiles, whole_limit_px
 from odm_deploy.lowering.activation_memory import activation_bytes_per_px
 from odm_deploy.machine.host import memory_bytes
 from odm_deploy.runtimes.options import RuntimeOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odm_deploy.imaging.tiles import MEMORY_SHARE, Tiles, whole_limit_px
+from odm_deploy.imaging.tile_size import MEMORY_SHARE, Tiles, whole_limit_px
 from odm_deploy.imaging.tiling import join_bands
 
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from odm_deploy.proof.layers import compare_layers
 from odm_deploy.proof.reference import TorchReference
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model, tiny_network
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from tests.factories import OPENERS, exact_model, lowered, random_images, tiny_model
 
 

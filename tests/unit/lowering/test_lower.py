@@ -17,8 +17,8 @@ from odm_deploy.grid import Grid
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.layer_parity import OUTPUT
-from odm_deploy.proof.layers import compare_layers
 from odm_deploy.proof.reference import TorchReference
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.layers import QuantizedLinear
 from tests.factories import (
     OPENERS,

@@ -14,9 +14,9 @@ from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import Region
-from odm_deploy.networks.builders import trusting
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import network_from_state_dict
+from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
 from tests.foreign_networks import BUILT, Enlarger, seeded

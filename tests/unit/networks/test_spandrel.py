@@ -13,8 +13,8 @@ from odm_deploy import quantize
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.lower import lower
-from odm_deploy.networks.builders import build_module
 from odm_deploy.networks.registry import network_from_state_dict
+from odm_deploy.networks.trusted_builders import build_module
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
 from tests.factories import OPENERS, random_images
 from tests.spandrel_here import require_spandrel

@@ -13,7 +13,7 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.machine.builders import can_build, find_builder
-from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.proof.teacher_forcing import fix_shapes, force_by_teacher
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from odm_deploy.grid import Grid
 from odm_deploy.proof.layer_parity import OUTPUT
-from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.exact.sums import (
     LARGEST_SHRINKAGE,
     round_significand,

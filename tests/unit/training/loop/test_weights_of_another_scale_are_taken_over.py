@@ -7,7 +7,7 @@ from torch import nn
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
-from odm_deploy.quantization.one_call import quantize
+from odm_deploy.quantization.quantize import quantize
 from tests.factories import random_images
 from training.loop.preparation import load_float_network, rescaled
 from training.recipe import NetworkSection, Recipe

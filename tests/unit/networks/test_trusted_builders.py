@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.networks.builders import build_module, is_builder_path, trusting
+from odm_deploy.networks.trusted_builders import build_module, is_builder_path, trusting
 from tests.foreign_networks import BUILT, Enlarger
 
 HOME = "tests.foreign_networks"

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.proof.layer_parity import MAX_TIE_RATE, OUTPUT
-from odm_deploy.proof.layers import compare_layers
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.exact.sums import sums_are_exact
 from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
 
