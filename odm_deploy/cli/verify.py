@@ -35,10 +35,11 @@ def command(
 
     The same image bytes go through the fake-quantized torch model and the runtime. Differences are shown next to the
     noise floor: how far the reference is from itself, computed in float64 or with jittered roundings. Exact models
-    (`--profile exact`) must agree in every bit, also on the golden images, whatever the gates.
+    (`--profile exact`) must agree in every bit, also on the golden images.
 
     Without a gate, the verdict is yes if each layer, fed with the reference's codes, flips no more codes than rounding
-    ties explain, and the output is no further away than the noise floor. If the verdict is no, the exit code is 3.
+    ties explain, and the output is no further away than the noise floor. With gates, only they decide. A model.onnx
+    that is not the manifest's is always refused. If the verdict is no, the exit code is 3.
     """
     from odm_deploy.errors import GateError
     from odm_deploy.files import write_text

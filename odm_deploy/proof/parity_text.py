@@ -59,7 +59,7 @@ def summary_table(report: ParityReport) -> Table:
 def worst_layers_table(report: ParityReport) -> Table:
     """The layers whose codes flip most often, teacher-forced."""
     worst = sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]
-    title = f"codes that flip, worst {WORST_LAYERS} of {len(report.layers) - 1} layers and the output"
+    title = f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers"
     return table(title, _LAYER_HEAD, ((layer.name, *_layer_figures(layer)) for layer in worst))
 
 

@@ -200,7 +200,7 @@ def test_another_recipe_cannot_take_over_a_folder(recipe, tmp_path):
         (["data.patch=21"], "is too small.*48x40 against a target patch of 42x42", 1),
         (["data.patch=21", "data.small_images=skip"], "all 4 images are smaller", 1),
         (["data.validation_images=6"], "cannot hold back 6 images", 1),
-        (["data.folders=['/nowhere']"], "/nowhere", 1),
+        (["data.folders=['/dev/null/nowhere']"], "/dev/null/nowhere", 1),
         (["network.scale=4"], "weights of EDSR x2", 1),
         (["method.lambda_m=1"], "unknown key method.lambda_m", 1),
         (["method.name=none"], "no method 'none'.*odm_v2", 2),
