@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Write one self-contained HTML page about BUNDLE: verdict, quality, speed, layers, and crops to look at.
 
-    The page loads nothing from any server. It is written whatever the verdict; a no ends with exit code 3, as with
-    `odm-deploy verify`.
+    The page loads nothing from any server. It is written whatever the verdict; if that is no, the exit code is 3,
+    as with `odm-deploy verify`.
     """
     from odm_deploy.errors import GateError, UsageError
     from odm_deploy.files import write_text
