@@ -29,6 +29,8 @@ def imports_of(file: Path) -> set[str]:
 
 def test_every_room_is_drawn_and_imports_from_rooms_above_it_only() -> None:
     layers = drawn_layers()
+    # The package's lazy face leads to everything in it.
+    layers[""] = layers["cli"]
     ours = ("odm_deploy", "training", "calibration", "tools")
     files = [file for place in ours for file in (REPOSITORY / place).rglob("*.py")]
     wrong: list[str] = []
