@@ -106,6 +106,8 @@ class Engine(Closable):
                 that takes or returns 8.
         """
         opened = Bundle.open(bundle)
+        if tile is not None and tile < 0:
+            raise UsageError(f"tiles of {tile} pixels", fix="give 0 for none, or their side")
         if tile and opened.manifest is None:
             raise UsageError(f"tiles of {tile} pixels", why="a bare model does not say how far it looks; open a bundle")
         # First, because it is what a damaged bundle fails at soonest.
@@ -216,7 +218,7 @@ class Engine(Closable):
     def upscale_to(
         self,
         path: Path | str,
-        image: Image,
+        image: Image | ArrayLike,
         *,
         tile: int | None = None,
         bits: Bits | None = None,
@@ -226,6 +228,8 @@ class Engine(Closable):
 
         PNG is written while the next tiles are computed, so that it is never held whole.
         """
+        if not isinstance(image, Image):
+            image = Image(host_array(image, "the image"))
         # Whether a gray image stayed gray, and is stored as such, shows after its last row only.
         if self.tiles is None or Path(path).suffix.lower() != ".png" or image.gray:
             write_image(path, self.upscale(image, tile=tile, bits=bits, track=track))

@@ -85,7 +85,23 @@ def read_manifest(bundle: Path | str) -> Manifest:
             )
         known = {name: document.pop(name) for name in Manifest.__dataclass_fields__ if name in document}
         manifest = Manifest(**known, extra=document)
-        int(manifest.network["scale"])
+        _check(manifest)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
+        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}"[:200]) from None
     return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise KeyError, TypeError or ValueError, naming the key, where what the program reads is of another kind."""
+    for name in ("network", "checkpoint", "onnx", "layers", "exact", "engine"):
+        value = getattr(manifest, name)
+        if not isinstance(value, dict) and not (name in ("exact", "engine") and value is None):
+            raise TypeError(f"{name} is {value!r}")
+    int(manifest.network["scale"])
+    radius: Any = manifest.receptive_radius_px
+    if radius is not None and (not isinstance(radius, int) or radius < 0):
+        raise TypeError(f"receptive_radius_px is {radius!r}")
+    for layer in manifest.layers:
+        bits: Any = manifest.bits_of(layer)
+        if not all(isinstance(width, int) for width in bits):
+            raise TypeError(f"layers: the bits of {layer} are no numbers")

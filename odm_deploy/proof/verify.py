@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from odm_deploy.bundle import Bundle
-from odm_deploy.errors import BuildError, GateError, InputError, MissingError
+from odm_deploy.errors import BuildError, GateError, InputError, MissingError, UsageError
 from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
@@ -44,6 +44,10 @@ class VerifyOptions:
     """CPU threads of the runtime; None takes one a physical core."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the layers that are not int8 (bf16: OpenVINO only)."""
+
+    def __post_init__(self) -> None:
+        if self.max_images is not None and self.max_images < 1:
+            raise UsageError(f"at most {self.max_images} images", why="without any, nothing is proven")
 
     @property
     def runtime_options(self) -> RuntimeOptions:

@@ -33,7 +33,9 @@ class PixelNetwork(Closable):
         """Whether the model takes and returns floats, and so tells more than 256 levels apart."""
 
     def check_bits(self, bits: Bits | None) -> None:
-        """Raise UsageError where results of 16 bits a sample are asked of a model that takes or returns 8."""
+        """Raise UsageError for another depth than 8 or 16, or 16 bits of a model that takes or returns 8."""
+        if bits not in (None, 8, 16):
+            raise UsageError(f"no results of {bits} bits a sample", fix="ask for 8 or 16")
         if bits == 16 and not self.has_float_edges:
             why = "this model takes and returns uint8"
             raise UsageError("no results of 16 bits a sample", why=why, fix="export it without --io uint8")

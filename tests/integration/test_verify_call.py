@@ -45,3 +45,8 @@ def test_what_is_not_there_is_an_error_of_the_documented_kind(tiny_bundle, tiny_
     (tmp_path / "model.onnx").write_bytes((tiny_bundle / "model.onnx").read_bytes())
     with pytest.raises(UsageError, match="nothing to verify against"):
         verify(tmp_path / "model.onnx", images)
+
+
+def test_a_proof_on_no_images_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing is proven"):
+        VerifyOptions(max_images=0)

@@ -101,6 +101,26 @@ def test_an_image_keeps_gray_profile_and_depth(bundle):
         assert engine.upscale(image).bits == 16
 
 
+@pytest.mark.parametrize("asked", [{"bits": 7}, {"bits": 0}, {"tile": -5}])
+def test_depths_and_tiles_that_do_not_exist_are_refused(bundle, asked):
+    with pytest.raises(UsageError):
+        Engine.open(bundle, **asked)
+
+
+def test_tiles_of_a_bare_model_are_refused_at_once(bundle, tmp_path):
+    bare = tmp_path / "bare.onnx"
+    bare.write_bytes((bundle / "model.onnx").read_bytes())
+    with pytest.raises(UsageError, match="bare model"):
+        Engine.open(bare, tile=16)
+
+
+def test_pixels_are_written_as_images_are(bundle, tmp_path):
+    rgb = random_images(12, 9)[0].transpose(1, 2, 0).astype(np.uint8)
+    with Engine.open(bundle) as engine:
+        engine.upscale_to(tmp_path / "x.png", rgb)
+        np.testing.assert_array_equal(read_image(tmp_path / "x.png").rgb, engine.upscale(rgb))
+
+
 def test_a_refused_opening_frees_the_model(bundle, tmp_path, monkeypatch):
     out = tmp_path / "uint8"
     assert run_cli("export", bundle.parent / "model.pt", "-o", out, "--io", "uint8", "--no-engine").code == 0

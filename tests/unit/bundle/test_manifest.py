@@ -80,6 +80,31 @@ def test_something_that_is_no_manifest_is_refused(tmp_path, content):
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network", "edsr"),
+        ("network", {"scale": []}),
+        ("checkpoint", 3),
+        ("onnx", "x"),
+        ("layers", [1]),
+        ("layers", {"head.0": {}}),
+        ("layers", {"head.0": {"weight_bits": "4", "grid": {"bits": 4}}}),
+        ("layers", {"head.0": {"weight_bits": 4, "grid": 7}}),
+        ("exact", True),
+        ("engine", "x" * 5000),
+        ("receptive_radius_px", "8"),
+        ("receptive_radius_px", -1),
+    ],
+)
+def test_a_value_of_another_kind_is_one_short_line(tmp_path, key, value):
+    MANIFEST.write(tmp_path)
+    edit(tmp_path, **{key: value})
+    with pytest.raises(InputError, match="is damaged") as caught:
+        read_manifest(tmp_path)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
 def test_no_bundle_says_how_to_make_one(tmp_path):
     with pytest.raises(InputError, match=r"it has no manifest\.json; make one with: odm-deploy export"):
         read_manifest(tmp_path)
