@@ -40,11 +40,17 @@ def open_twin(
     if runtime.model_kind == "onnx":
         label = "float twin" if options is None else f"float twin ({options.precision})"
         return chosen.open_bytes(twin.SerializeToString(), options, label="the float twin"), label
-    plan = _build_half(twin, runtime.name, shape)
+    plan = half_precision_plan(twin, runtime.name, shape)
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
 
 
-def _build_half(twin: ModelProto, builder: str, shape: Shape) -> bytes:
+def half_precision_plan(twin: ModelProto, builder: str, shape: Shape) -> bytes:
+    """An engine of a float twin for one shape [N, 3, H, W], in half precision unless the twin has some already.
+
+    Raises:
+        MissingError: onnx-ir or the builder is not here.
+        BuildError: the builder refused.
+    """
     if importlib.util.find_spec("onnx_ir") is None:
         raise MissingError("no half-precision twin", why="onnx-ir is not installed", fix="pip install onnx-ir")
     import onnx

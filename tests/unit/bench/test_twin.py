@@ -11,7 +11,7 @@ import pytest
 
 from odm_deploy.bench.benchmark import benchmark
 from odm_deploy.bench.timing import Effort
-from odm_deploy.bench.twin import _build_half, open_twin
+from odm_deploy.bench.twin import half_precision_plan, open_twin
 from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
@@ -58,5 +58,5 @@ def test_the_twin_of_an_engine_is_an_engine_in_half_precision(precision: str) ->
         graph = ir.from_proto(model)
         convert_rest_to_half(graph)
         model = ir.to_proto(graph)
-    plan = _build_half(float_twin(model), "tensorrt_rtx", SHAPE)
+    plan = half_precision_plan(float_twin(model), "tensorrt_rtx", SHAPE)
     assert PlanHeader.of_bytes(plan).builder == "tensorrt_rtx"
