@@ -9,18 +9,7 @@ import pytest
 
 from odm_deploy.errors import InputError
 from odm_deploy.proof.parity_report import Distance
-
-
-def pixels(*values, shape=(2, 2, 3)):
-    image = np.full(shape, 100, np.uint8)
-    image.flat[: len(values)] = values
-    return image
-
-
-def distance(*values):
-    found = Distance()
-    found.add(pixels(*values), pixels())
-    return found
+from tests.known_distances import distance, pixels
 
 
 def test_equal_images_are_identical():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from odm_deploy.errors import InputError
@@ -12,18 +11,7 @@ from odm_deploy.proof.evaluation import Quality
 from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import CLEAN_DB, CLEAN_FACTOR_DB, Distance, Gates, ParityReport
-
-
-def pixels(*values, shape=(2, 2, 3)):
-    image = np.full(shape, 100, np.uint8)
-    image.flat[: len(values)] = values
-    return image
-
-
-def distance(*values):
-    found = Distance()
-    found.add(pixels(*values), pixels())
-    return found
+from tests.known_distances import distance
 
 
 def test_of_an_exact_model_nothing_but_equality_will_do():
