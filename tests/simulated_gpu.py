@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 
 Work = Callable[[], None]
+DEFAULT_STREAMS = (0, 1, 2)
+"""The legacy one, by both of its handles, and that of each thread."""
 
 
 class SimulatedCuda:
@@ -30,7 +33,8 @@ class SimulatedCuda:
         self.done: dict[int, int] = {}
         self.events: dict[int, tuple[int, int] | None] = {}
         self.graphs: dict[int, list[Work]] = {}
-        self._capturing: int | None = None
+        self.launches: set[int] = set()
+        self.capturing: int | None = None
         self._captured: list[Work] = []
         self._handles = iter(range(1000, 10**6))
 
@@ -49,7 +53,7 @@ class SimulatedCuda:
 
     def queue(self, stream: int, work: Work) -> None:
         """Put work on a stream, or into the graph that is being captured from it."""
-        if self._capturing == stream:
+        if self.capturing == stream:
             self._captured.append(work)
         else:
             self.pending.setdefault(stream, []).append(work)
@@ -123,16 +127,17 @@ class SimulatedCuda:
         return 0.25
 
     def _cudaStreamBeginCapture(self, stream: int, _: int) -> None:
-        self._capturing, self._captured = stream, []
+        self.capturing, self._captured = stream, []
 
     def _cudaStreamEndCapture(self, _: int) -> int:
-        self._capturing = None
+        self.capturing = None
         return self._new(self.graphs, list(self._captured))
 
     def _cudaGraphInstantiate(self, graph: int, _: int) -> int:
         return self._new(self.graphs, self.graphs[graph])
 
     def _cudaGraphLaunch(self, graph: int, stream: int) -> None:
+        self.launches.add(stream)
         for work in self.graphs[graph]:
             self.queue(stream, work)
 
@@ -154,13 +159,15 @@ class _Context:
         self._shape: tuple[int, ...] = ()
         self._addresses: dict[str, int] = {}
         self.profiler: Any = None
+        self.capturable = True
+        self.refused = ""
 
     def set_optimization_profile_async(self, profile: int, _: int) -> bool:
-        return profile == 0
+        return profile == 0 and self.refused != "profile"
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._shape = tuple(shape)
-        return name == "image"
+        return name == "image" and self.refused != "shape"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         n, c, h, w = self._shape
@@ -168,9 +175,15 @@ class _Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
-        return True
+        return self.refused != "memory"
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return stream not in DEFAULT_STREAMS and self.capturable
 
     def execute_async_v3(self, stream: int) -> bool:
+        assert stream not in DEFAULT_STREAMS, "TensorRT synchronizes on the default stream"
+        if self._cuda.capturing == stream and not self.capturable:
+            return False
         source, target = (self._view(name, self._addresses[name]) for name in ("image", "sr"))
         self._cuda.queue(stream, lambda: np.copyto(target, source.repeat(2, 2).repeat(2, 3)))
         if self.profiler is not None:
@@ -196,6 +209,9 @@ class SimulatedEngine:
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         self._cuda = cuda
+        self.refused = ""
+        """The call that its contexts answer with False."""
+        self.capturable = True
 
     def get_tensor_name(self, index: int) -> str:
         return ("image", "sr")[index]
@@ -213,7 +229,10 @@ class SimulatedEngine:
         return SMALLEST, BEST, LARGEST
 
     def create_execution_context(self) -> _Context:
-        return _Context(self._cuda)
+        self.context = _Context(self._cuda)
+        self.context.refused = self.refused
+        self.context.capturable = self.capturable
+        return self.context
 
 
 class SimulatedKernelCache:
@@ -260,9 +279,12 @@ class SimulatedRtxEngine(SimulatedEngine):
         super().__init__(cuda)
         self._gpu = gpu
         self.compiled = 0
+        self.configs: list[weakref.ref[SimulatedRuntimeConfig]] = []
 
     def create_runtime_config(self) -> SimulatedRuntimeConfig:
-        return SimulatedRuntimeConfig(self._gpu)
+        config = SimulatedRuntimeConfig(self._gpu)
+        self.configs.append(weakref.ref(config))
+        return config
 
     def create_execution_context(self, config: SimulatedRuntimeConfig) -> _Context:
         cache = config.get_runtime_cache()

@@ -60,7 +60,7 @@ class Runtime(Closable):
     """How far from a rounding tie its quantizers are known to choose the other code, in steps; 0: nothing is known."""
     on_gpu: ClassVar[bool] = False
     """Whether it computes on an NVIDIA GPU."""
-    speed_note: ClassVar[str] = ""
+    speed_note: str = ""
     """What about this runtime keeps int8 from being fast, whatever the graph; shown by `bench`."""
     passed_over: tuple[str, ...] = ()
     """Why runtimes that come first in the order of preference were not taken, where somebody might expect them."""
@@ -177,8 +177,9 @@ class Runtime(Closable):
         Args:
             feeds: a contiguous tensor for every input, exporting DLPack: of torch, cupy, jax or an earlier run.
             out: contiguous tensors to write the outputs to, exporting DLPack; None allocates new ones.
-            stream: handle of a CUDA stream (torch: `stream.cuda_stream`). All work is queued there, and the call
-                returns before it is done. None uses a stream of the engine, and returns when the results are there.
+            stream: handle of a CUDA stream (torch: `stream.cuda_stream`; 0 is the default one). The run takes its
+                place in the order of that stream, and the call returns before it is done. None returns when the
+                results are there.
 
         Returns:
             For every output the tensor of `out`, or a new `DeviceArray`: `torch.from_dlpack(array)`.

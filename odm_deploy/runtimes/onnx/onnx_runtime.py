@@ -33,7 +33,7 @@ class OnnxRuntime(GraphRuntime):
 
     name: ClassVar[str] = "onnxruntime"
     provider: ClassVar[str] = "CPUExecutionProvider"
-    speed_note: ClassVar[str] = (
+    speed_note: str = (
         "ONNX Runtime runs a quantized convolution as int8 only where a quantizer follows it at once, and the others "
         "in float: it is for checking; OpenVINO is fast on a CPU, TensorRT on a GPU"
     )
@@ -128,7 +128,7 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
 
     name: ClassVar[str] = "onnxruntime_tensorrt"
     provider: ClassVar[str] = "TensorrtExecutionProvider"
-    speed_note: ClassVar[str] = ""
+    speed_note: str = ""
 
     @classmethod
     def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:
@@ -146,7 +146,7 @@ class OnnxRuntimeRtx(OnnxRuntimeCuda):
 
     name: ClassVar[str] = "onnxruntime_rtx"
     provider: ClassVar[str] = "NvTensorRTRTXExecutionProvider"
-    speed_note: ClassVar[str] = ""
+    speed_note: str = ""
 
 
 def _number_types(graph: onnx.GraphProto) -> set[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,23 +34,25 @@ class ShapeBinding:
     ) -> None:
         """Bind `context` to the shapes of `feeds`, allocate, warm up, and capture a graph if asked to.
 
+        All work goes to `stream`, and only there: TensorRT synchronizes on the default stream, and TensorRT for RTX
+        replays no graph on it.
+
         Raises:
             OdmError: the GPU has too little memory, or TensorRT fails.
             InputError: an output's shape depends on the data.
         """
-        if context is None:
-            raise OdmError("TensorRT could not create an execution context", why="probably too little GPU memory")
         self._stream = stream
         self._context: Any = context
         self._inputs: dict[str, tuple[Buffer, Array]] = {}
         self._outputs: dict[str, tuple[Buffer, Array]] = {}
         self._graph: Graph | None = None
-        self._done = cuda.event()
+        self.capture_failure = ""
+        """Why runs go kernel by kernel although a graph was asked for; empty where they do not."""
         try:
-            context.set_optimization_profile_async(profile, int(stream.handle))
+            _require(context.set_optimization_profile_async(profile, int(stream.handle)), f"profile {profile}")
             for name, array in feeds.items():
                 self._inputs[name] = _allocate(cuda, array.shape, array.dtype)
-                context.set_input_shape(name, array.shape)
+                _require(context.set_input_shape(name, array.shape), f"shape {array.shape} of its input {name!r}")
             for info in outputs:
                 shape = tuple(int(size) for size in context.get_tensor_shape(info.name))
                 if min(shape, default=0) < 0:
@@ -59,14 +60,16 @@ class ShapeBinding:
                     raise InputError(what)
                 self._outputs[info.name] = _allocate(cuda, shape, info.dtype)
             for name, (buffer, _) in (self._inputs | self._outputs).items():
-                context.set_tensor_address(name, buffer.device)
+                _require(context.set_tensor_address(name, buffer.device), f"memory for {name!r}")
             # The first run after a change of shape does work on the host that a graph must not contain.
-            self._enqueue(stream)
+            self._enqueue()
             stream.synchronize()
             if capture:
-                # An engine with work that cannot be captured still runs, kernel by kernel.
-                with suppress(OdmError):
-                    self._graph = cuda.capture(lambda: self._enqueue(stream), stream)
+                try:
+                    self._graph = cuda.capture(self._enqueue, stream)
+                except OdmError as error:
+                    # An engine with work that cannot be captured still runs, kernel by kernel.
+                    self.capture_failure = str(error)
         except BaseException:
             self.close()
             raise
@@ -78,39 +81,33 @@ class ShapeBinding:
 
     def upload(self) -> None:
         """Queue all inputs, host to device."""
-        # `run_on` may still be using the buffers on another stream.
-        self._stream.wait_for(self._done)
         for buffer, _ in self._inputs.values():
             buffer.upload(self._stream)
 
-    def compute(self, stream: Stream | None = None) -> None:
-        """Queue one run of the network, on the binding's stream or another."""
-        stream = stream or self._stream
+    def compute(self) -> None:
+        """Queue one run of the network."""
         if self._graph is not None:
-            self._graph.launch(stream)
+            self._graph.launch(self._stream)
         else:
-            self._enqueue(stream)
+            self._enqueue()
 
-    def run_on(self, stream: Stream, feeds: Mapping[str, int], results: Mapping[str, int]) -> None:
-        """Queue a whole run on any stream, from and to device memory given by its addresses.
+    def run_between(self, feeds: Mapping[str, int], results: Mapping[str, int]) -> None:
+        """Queue a whole run from and to device memory given by its addresses.
 
         The network keeps computing in buffers of its own, because a captured graph replays the addresses of its
         capture; copies within device memory cost a fraction of a percent of a super-resolution network.
         """
-        # A run before this one, on another stream, may still be using the buffers.
-        stream.wait_for(self._done)
         for name, address in feeds.items():
-            self._inputs[name][0].copy_from(address, stream)
-        self.compute(stream)
+            self._inputs[name][0].copy_from(address, self._stream)
+        self.compute()
         for name, address in results.items():
-            self._outputs[name][0].copy_to(address, stream)
-        stream.record(self._done)
+            self._outputs[name][0].copy_to(address, self._stream)
 
     def time_layers(self, timer: Any, runs: int) -> None:
         """Run some times with TensorRT reporting the time of each layer to `timer`, a `trt.IProfiler`."""
         self._context.profiler = timer
         for _ in range(runs):
-            self._enqueue(self._stream)
+            self._enqueue()
         self._stream.synchronize()
 
     @property
@@ -129,7 +126,7 @@ class ShapeBinding:
 
     def close(self) -> None:
         """Free the graph, the buffers and the context, once nothing uses them any more."""
-        self._done.synchronize()
+        self._stream.synchronize()
         if self._graph is not None:
             self._graph.close()
         for buffer, _ in (self._inputs | self._outputs).values():
@@ -137,9 +134,14 @@ class ShapeBinding:
         self._graph, self._context = None, None
         self._inputs, self._outputs = {}, {}
 
-    def _enqueue(self, stream: Stream) -> None:
-        if not self._context.execute_async_v3(int(stream.handle)):
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._stream.handle)):
             raise OdmError("TensorRT could not run the engine", fix="check the GPU with nvidia-smi")
+
+
+def _require(accepted: bool, what: str) -> None:
+    if not accepted:
+        raise OdmError(f"TensorRT does not take {what}", why="it gave no reason", fix="build the engine again")
 
 
 def _allocate(cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Buffer, Array]:

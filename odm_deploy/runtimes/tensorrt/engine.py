@@ -16,7 +16,7 @@ import numpy as np
 
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
-from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime, RunTimes
@@ -154,7 +154,7 @@ class TensorRtEngine(Runtime):
         """As `Runtime.run_on_device`."""
         with self._lock:
             self._require_open()
-            queue = self._stream if stream is None else self._cuda.borrowed_stream(stream)
+            theirs = None if stream is None else self._cuda.borrowed_stream(stream)
             handle = int(self._stream.handle) if stream is None else stream
             sources = borrow_tensors(feeds, self.inputs, handle)
             binding = self._bind(sources)
@@ -162,19 +162,26 @@ class TensorRtEngine(Runtime):
             wanted = [TensorInfo(info.name, info.dtype, shapes[info.name]) for info in self.outputs]
             results: Tensors
             targets: Mapping[str, BorrowedTensor | DeviceArray]
-            ready = self._cuda.event()
+            done = self._cuda.event()
             if out is None:
-                results = targets = new_arrays(self._cuda, wanted, ready)
+                results = targets = new_arrays(self._cuda, wanted, done)
             else:
                 results, targets = dict(out), borrow_tensors(out, wanted, handle)
-            binding.run_on(
-                queue,
+            if theirs is not None:
+                # Their stream is usually the default one, which TensorRT must not compute on: two events join it
+                # to ours, so that on theirs everything happens in the order of the calls.
+                given = self._cuda.event()
+                theirs.record(given)
+                self._stream.wait_for(given)
+            binding.run_between(
                 {name: tensor.pointer for name, tensor in sources.items()},
                 {name: tensor.pointer for name, tensor in targets.items()},
             )
-            queue.record(ready)
-            if stream is None:
-                ready.synchronize()
+            self._stream.record(done)
+            if theirs is None:
+                done.synchronize()
+            else:
+                theirs.wait_for(done)
         return results
 
     def _bind(self, feeds: Mapping[str, Array | BorrowedTensor]) -> ShapeBinding:
@@ -192,8 +199,16 @@ class TensorRtEngine(Runtime):
     def _new_binding(self, feeds: Mapping[str, Array | BorrowedTensor], profile: int, *, graphs: bool) -> ShapeBinding:
         with self._making_contexts:
             context = self._make_context(graphs)
+        if context is None:
+            why = f"{self._log.last_error}; often there is too little GPU memory"
+            raise OdmError(f"{self.name} could not create an execution context", why=why)
         capture = graphs and self._captures_graphs
-        return ShapeBinding(self._cuda, self._stream, context, profile, feeds, self.outputs, capture=capture)
+        binding = ShapeBinding(self._cuda, self._stream, context, profile, feeds, self.outputs, capture=capture)
+        if graphs and not binding.capture_failure:
+            binding.capture_failure = self._why_not_captured(context)
+        if binding.capture_failure:
+            self.speed_note = f"kernels are launched one by one, without a CUDA graph: {binding.capture_failure}"
+        return binding
 
     def _profile_for(self, feeds: Mapping[str, Array | BorrowedTensor]) -> int:
         """The index of the first optimization profile that these shapes lie in."""
@@ -214,7 +229,12 @@ class TensorRtEngine(Runtime):
     """Whether graphs are captured here, around TensorRT."""
 
     def _make_context(self, graphs: bool) -> Any:
+        """A new execution context; None where TensorRT fails."""
         return self._engine.create_execution_context()
+
+    def _why_not_captured(self, context: Any) -> str:
+        """Why a context that captures graphs by itself does not do so; empty where it does, and for those of others."""
+        return ""
 
     def _info(self, name: str) -> TensorInfo:
         shape = tuple(None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
@@ -238,7 +258,9 @@ class TensorRtEngine(Runtime):
         """As every runtime, and whether runs replay a CUDA graph, and what each shape in use takes at most."""
         # Of the profile's largest shape; weights and image buffers come on top.
         memory_mib = self._context_bytes >> 20
-        return super().describe() | {"cuda_graph": self._options.cuda_graph, "context_memory_mib": memory_mib}
+        failed = any(binding.capture_failure for binding in list(self._bindings.values()))
+        graphs = self._options.cuda_graph and not failed
+        return super().describe() | {"cuda_graph": graphs, "context_memory_mib": memory_mib}
 
     def _release(self) -> None:
         for binding in self._bindings.values():

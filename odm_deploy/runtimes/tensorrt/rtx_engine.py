@@ -19,6 +19,8 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, log: Any, options: RuntimeOptions, device: str) -> None:
         super().__init__(trt, engine, cuda, log, options, device)
+        # A context keeps a bare pointer to the configuration it was made with.
+        self._configs: dict[bool, Any] = {}
         self._kernels = None if options.kernel_cache is None else KernelCache(options.kernel_cache)
 
     @classmethod
@@ -28,7 +30,17 @@ class TensorRtRtxEngine(TensorRtEngine):
     # It captures by itself (below); a capture around its just-in-time compilation would fail.
     _captures_graphs: ClassVar[bool] = False
 
+    def _why_not_captured(self, context: Any) -> str:
+        if context.is_stream_capturable(int(self._stream.handle)):
+            return ""
+        return "TensorRT for RTX cannot capture this engine"
+
     def _make_context(self, graphs: bool) -> Any:
+        if graphs not in self._configs:
+            self._configs[graphs] = self._new_config(graphs)
+        return self._engine.create_execution_context(self._configs[graphs])
+
+    def _new_config(self, graphs: bool) -> Any:
         config = self._engine.create_runtime_config()
         strategy = self._trt.CudaGraphStrategy
         config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if graphs else strategy.DISABLED
@@ -37,7 +49,7 @@ class TensorRtRtxEngine(TensorRtEngine):
         config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
         if self._kernels is not None:
             self._kernels.attach(config)
-        return self._engine.create_execution_context(config)
+        return config
 
     def describe(self) -> dict[str, Any]:
         """As every engine, and the file that compiled kernels are kept in."""
@@ -49,3 +61,4 @@ class TensorRtRtxEngine(TensorRtEngine):
                 self._kernels.save()
         finally:
             super()._release()
+            self._configs = {}
