@@ -249,7 +249,7 @@ class Engine(Closable):
         Args:
             images: a contiguous tensor exporting DLPack, of the type and layout in `engine.runtime.inputs`.
             out: on a GPU, the tensor to write to; None allocates a new one.
-            stream: on a GPU, the handle of the CUDA stream to queue the work on (torch: `stream.cuda_stream`); the
+            stream: on a GPU, the handle of the CUDA stream in whose order to run (torch: `stream.cuda_stream`); the
                 call then returns at once. None waits for the result.
 
         Returns:
