@@ -139,8 +139,7 @@ def command(
     from calibration.images import CalibrationImages, choose_images
     from odm_deploy.checkpoint import save_model
     from odm_deploy.files import file_sha256
-    from odm_deploy.networks.registry import network_from_state_dict
-    from odm_deploy.networks.state_dict import read_state_dict
+    from odm_deploy.networks.loading import load_network
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
     from odm_deploy.quantization.ranges import RangeMethod
@@ -165,12 +164,11 @@ def command(
         per_channel=not per_layer_weights,
         free=free,
     )
-    state = read_state_dict(weights)
-    plain_overrides = {key: _plain(value) for key, value in overrides.items()}
-    network = network_from_state_dict(network_name, state, scale, plain_overrides)
+    settings = {key: _plain(value) for key, value in overrides.items()}
+    network = load_network(weights, network=network_name, scale=scale, settings=settings)
     paths = choose_images(image_source, max_images)
     images = CalibrationImages(paths, 1 if low_resolution else scale, crop_px)
-    settings = CalibrationSettings(RangeMethod(method), percentile or 99.99, weight_method == "mse", exact_sums)
+    ranges = CalibrationSettings(RangeMethod(method), percentile or 99.99, weight_method == "mse", exact_sums)
     metadata = {
         "method": f"post-training, {method}",
         "profile": profile,
@@ -183,7 +181,7 @@ def command(
 
     with progress("calibrating") as track:
         refining = partial(track, stage="refining grids")
-        model, summaries = calibrate(network, track(images, len(images)), policy, settings, metadata, refining)
+        model, summaries = calibrate(network, track(images, len(images)), policy, ranges, metadata, refining)
     save_model(model, output)
     seconds = round(time.monotonic() - started, 1)
     if as_json:

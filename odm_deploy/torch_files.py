@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 from pathlib import Path
@@ -32,7 +33,9 @@ def read_torch_file(path: Path | str) -> Any:
         with warnings.catch_warnings():
             # torch warns about pickle protocols on its way to the error that is reported below.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Of what training codes put beside the weights, this holds attributes and nothing that runs.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"refused to read {path}",
@@ -42,6 +45,12 @@ def read_torch_file(path: Path | str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # torch raises many kinds on damaged archives; none of them helps a user
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"refused to read {path}",
+                why="it is a TorchScript program, not weights",
+                fix="save the state dict of what torch.jit.load makes of it, if you trust it",
+            ) from None
         raise InputError(
             f"cannot read {path}",
             why=f"the file is damaged or truncated ({_reason(error)})",

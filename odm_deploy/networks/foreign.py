@@ -37,6 +37,8 @@ class ForeignConfig(NetworkConfig):
     """Keyword arguments of the builder, plain values."""
     input_range: float = 1.0
     """Value of white in the images it takes and gives: 1 or 255."""
+    channel_order: str = "rgb"
+    """Of the colours in the images it takes and gives: rgb, or bgr as OpenCV reads files."""
     head: tuple[str, ...] = ()
     """The first layer to run."""
     tail: tuple[str, ...] = ()
@@ -47,6 +49,8 @@ class ForeignConfig(NetworkConfig):
     def __post_init__(self) -> None:
         if self.scale < 1 or not self.input_range > 0:
             raise InputError("no such network", why=f"scale {self.scale}, input_range {self.input_range}")
+        if self.channel_order not in ("rgb", "bgr"):
+            raise InputError("no such network", why=f"channel_order {self.channel_order}", fix="it is rgb or bgr")
         _check_plain(self.arguments, "arguments")
         for name in ("head", "tail", "float_only"):
             # Lists in a file become tuples again.
@@ -62,11 +66,19 @@ class ForeignNetwork(SuperResolutionNetwork):
     def __init__(self, config: ForeignConfig, module: nn.Module | None = None) -> None:
         super().__init__(config)
         self.net = _build(config) if module is None else module
+        self.register_buffer("reversed", torch.tensor([2, 1, 0]), persistent=False)
+
+    reversed: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale."""
         factor = _WHITE / self.config.input_range
-        return self.net(x) if factor == 1.0 else self.net(x / factor) * factor
+        x = self._reordered(x)
+        return self._reordered(self.net(x) if factor == 1.0 else self.net(x / factor) * factor)
+
+    def _reordered(self, x: Tensor) -> Tensor:
+        """RGB as the network's order, and back; [N, 3, H, W]."""
+        return x if self.config.channel_order == "rgb" else x.index_select(1, self.reversed)
 
     def region_of(self, layer: str) -> Region:
         """Head and tail as they were seen to run; everything else is the body."""
@@ -85,21 +97,23 @@ def foreign_network(
     builder: str = "",
     arguments: Mapping[str, Any] | None = None,
     input_range: float = 1.0,
+    channel_order: str = "rgb",
     scale: int | None = None,
 ) -> ForeignNetwork:
     """A module behind the interface, after watching it run once; the module becomes part of it, in eval mode.
 
     Args:
-        module: float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], RGB, white being `input_range`.
+        module: float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], white being `input_range`.
         builder: `package.module:Name` of what builds it; needed to save it.
         arguments: keyword arguments of the builder, plain values.
         input_range: value of white, 1 or 255.
+        channel_order: of the colours it takes and gives, `rgb` or `bgr`.
         scale: how much it enlarges; None takes what it was seen to do.
 
     Raises:
         InputError: it does not run on an RGB image, or does something else than enlarge it by a whole factor.
     """
-    runs, found = _watch(module.eval(), input_range)
+    runs, found = _watch(module.eval(), _number(input_range))
     if scale not in (None, found):
         raise InputError(f"this network upscales by {found}", why=f"scale {scale} was asked for")
     layers = {name for name, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
@@ -109,12 +123,20 @@ def foreign_network(
         scale=found,
         builder=builder,
         arguments=dict(arguments or {}),
-        input_range=float(input_range),
+        input_range=_number(input_range),
+        channel_order=str(channel_order).lower(),
         head=_inside(once[:1]),
         tail=_inside(dict.fromkeys(tail)),
         float_only=_inside(sorted(layers - set(once))),
     )
     return ForeignNetwork(config, module)
+
+
+def _number(input_range: Any) -> float:
+    try:
+        return float(input_range)
+    except (TypeError, ValueError):
+        raise InputError("no such network", why=f"input_range {input_range}", fix="it is 1 or 255") from None
 
 
 def _build(config: ForeignConfig) -> nn.Module:

@@ -10,7 +10,6 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.state_dict import load_state
-from odm_deploy.networks.trusted_builders import build_module, is_builder_path, trusting
 
 # Network and config class by name, which is the module's, too.
 _NETWORKS = {
@@ -39,28 +38,43 @@ def build_network(name: str, config: Mapping[str, Any]) -> SuperResolutionNetwor
     return network(config_class.from_dict(config))
 
 
+def own_network_of(state: StateDict) -> str | None:
+    """Name of this project's network that a state dict has the keys of."""
+    return next((name for name in _NETWORKS if set(_classes(name)[1].telling_keys) <= set(state)), None)
+
+
+def scale_of(name: str, state: StateDict) -> int:
+    """The upscaling factor that the weights of the network `name` show.
+
+    Raises:
+        UsageError: no network of that name.
+        InputError: the state dict is not this network's.
+    """
+    config = _classes(name)[1]
+    if not set(config.telling_keys) <= set(state):
+        # Says what is missing.
+        config.from_state_dict(state, 1)
+    try:
+        return config.scale_of(state)
+    except (LookupError, ArithmeticError, ValueError, TypeError) as error:
+        raise InputError(f"not a state dict of {name}", why=f"misshapen weights ({error})") from None
+
+
 def network_from_state_dict(
     name: str, state: StateDict, scale: int, overrides: Mapping[str, Any] | None = None
 ) -> SuperResolutionNetwork:
     """A network shaped like a public state dict, with its weights.
 
     Args:
-        name: one of `network_names()`; `spandrel`, which tells the architecture by the keys; or the import path of a
-            builder, `package.module:Name`: naming it here is trusting it.
+        name: one of `network_names()`.
         state: float tensors by public key.
         scale: the upscaling factor, checked against the weights.
-        overrides: hyper-parameters that a state dict does not show, by field name; for a builder its keyword arguments,
-            and `input_range`.
+        overrides: hyper-parameters that a state dict does not show, by field name.
 
     Raises:
         UsageError: no network of that name.
         InputError: the state dict does not fit; the line names missing, unexpected and misshapen keys.
-        MissingError: spandrel is not installed.
     """
-    if name == "spandrel":
-        return _from_spandrel(state, scale, overrides or {})
-    if is_builder_path(name):
-        return _from_builder(name, state, scale, dict(overrides or {}))
     network_class, config_class = _classes(name)
     try:
         config = config_class.from_state_dict(state, scale)
@@ -72,24 +86,6 @@ def network_from_state_dict(
     network = network_class(config)
     load_state(network, network.own_state(state))
     return network.eval()
-
-
-def _from_builder(path: str, state: StateDict, scale: int, arguments: dict[str, Any]) -> SuperResolutionNetwork:
-    from odm_deploy.networks.foreign import foreign_network
-
-    input_range = float(arguments.pop("input_range", 1.0))
-    with trusting(path):
-        module = build_module(path, arguments).eval()
-    load_state(module, state)
-    return foreign_network(module, builder=path, arguments=arguments, input_range=input_range, scale=scale)
-
-
-def _from_spandrel(state: StateDict, scale: int, overrides: Mapping[str, Any]) -> SuperResolutionNetwork:
-    from odm_deploy.networks.spandrel_models import network_from_spandrel
-
-    if overrides:
-        raise UsageError("spandrel reads all hyper-parameters off the weights", why=f"given {', '.join(overrides)}")
-    return network_from_spandrel(state, scale)
 
 
 def _classes(name: str) -> tuple[type[SuperResolutionNetwork], type[NetworkConfig]]:

@@ -6,8 +6,11 @@ Its architectures build themselves from plain hyper-parameters, which is what a 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from typing import Any
+
+import torch
 
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.networks.base import StateDict
@@ -15,33 +18,76 @@ from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.foreign import ForeignNetwork, foreign_network
 
 
-def network_from_spandrel(state: StateDict, scale: int) -> ForeignNetwork:
+class UnknownNetworkError(InputError):
+    """Nobody knows a network by these keys."""
+
+
+def network_from_spandrel(
+    state: StateDict, scale: int | None = None, *, input_range: float = 1.0, channel_order: str = "rgb"
+) -> ForeignNetwork:
     """The network that a public state dict belongs to, with its weights.
 
+    Args:
+        state: float tensors by public key, as they are: prefixes may be part of them.
+        scale: how much it enlarges; None takes what it was seen to do.
+        input_range: value of white in the images it takes and gives.
+        channel_order: of the images it takes and gives, `rgb` or `bgr`.
+
     Raises:
-        MissingError: spandrel is not installed.
-        InputError: spandrel does not know it, or it is no network that enlarges RGB images by `scale`.
+        MissingError: spandrel is not installed, or does not work here.
+        UnknownNetworkError: spandrel does not know it.
+        InputError: the weights do not fit, or it is no network that enlarges RGB images by `scale`.
     """
+    spandrel = _import_spandrel()
     try:
-        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
-    except ImportError as error:
-        raise MissingError(
-            "spandrel is not installed", why=str(error), fix="pip install 'odm-deploy[spandrel]'"
-        ) from None
-    try:
-        descriptor: Any = ModelLoader(device="cpu").load_from_state_dict(dict(state))
-    except UnsupportedModelError:
-        raise InputError(
+        descriptor: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
+    except spandrel.UnsupportedModelError:
+        raise UnknownNetworkError(
             "spandrel does not know this network", why=f"keys {', '.join(list(state)[:3])} ..", fix="name its builder"
         ) from None
     except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise InputError("spandrel cannot load these weights", why=f"{type(error).__name__}: {error}"[:300]) from error
     channels = (descriptor.input_channels, descriptor.output_channels)
-    if not isinstance(descriptor, ImageModelDescriptor) or channels != (3, 3):
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != (3, 3):
         raise InputError(f"{descriptor.architecture.name} is no network from RGB image to RGB image")
     module: Any = descriptor.model
     fold_branches(module)
-    return foreign_network(module, builder=_path_of(type(module)), arguments=_arguments_of(module), scale=scale)
+    return foreign_network(
+        module,
+        builder=_path_of(type(module)),
+        arguments=_arguments_of(module),
+        input_range=input_range,
+        channel_order=channel_order,
+        scale=scale,
+    )
+
+
+def _import_spandrel() -> Any:
+    """The package. Raises MissingError where it, or the torchvision it imports, is missing or unusable."""
+    try:
+        return importlib.import_module("spandrel")
+    except Exception as error:  # torchvision beside a torch it was not built for raises RuntimeError, or OSError
+        if importlib.util.find_spec("spandrel") is None:
+            raise MissingError(
+                "spandrel is not installed",
+                why="it knows public networks by their weights",
+                fix=f"pip install spandrel {_torchvision()}",
+            ) from None
+        raise MissingError(
+            "spandrel cannot be imported here",
+            why=f"it needs the torchvision made for torch {torch.__version__} ({type(error).__name__}: {error})"[:300],
+            fix=f"pip install {_torchvision()}",
+        ) from None
+
+
+def _torchvision() -> str:
+    """What to tell pip to get the torchvision that belongs to the torch here."""
+    version, _, build = torch.__version__.partition("+")
+    major, minor = (int(part) for part in version.split(".")[:2])
+    # Both are released together, torch 2.0 with torchvision 0.15.
+    wanted = f'"torchvision==0.{minor + 15}.*"' if major == 2 else "torchvision"
+    # Builds for CPUs and for other CUDA versions than PyPI's lie on PyTorch's own index.
+    return f"{wanted} --extra-index-url https://download.pytorch.org/whl/{build}" if build else wanted
 
 
 def _path_of(kind: type) -> str:

@@ -1,52 +1,11 @@
-"""Reading public state dicts as they are, and saying plainly why one does not fit."""
+"""Loading public state dicts as they are, and saying plainly why one does not fit."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import StateDict
-from odm_deploy.torch_files import read_torch_file
-
-# Wrappers that training codes put around the weights, best first: an EMA is what was meant to be used.
-_WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net", "generator")
-_PREFIXES = ("module.", "model.", "net.", "generator.")
-
-
-def read_state_dict(path: Path | str) -> StateDict:
-    """Float tensors by key, from a `.pt`/`.pth` file, with wrappers and common prefixes removed.
-
-    Raises:
-        InputError: missing, damaged or hostile file, no tensors in it, or weights that are NaN or infinite.
-    """
-    content: Any = read_torch_file(path)
-    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
-        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
-        if wrapper is None:
-            break
-        content = content[wrapper]
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} is not a state dict", why=f"it holds a {type(content).__name__} without tensors")
-    if content.get("format") == "odm-deploy model":
-        raise InputError(f"{path} is already quantized", why="it is a model.pt", fix="use it with `odm-deploy export`")
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise InputError(f"{path} is not a state dict", why=f"keys {', '.join(map(str, list(content)[:5]))}")
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            bad = int((~torch.isfinite(value)).sum())
-            raise InputError(
-                f"{path} holds broken weights",
-                why=f"{key}: {bad} of {value.numel()} values are NaN or infinite",
-                fix="use an earlier checkpoint",
-            )
-    return state
 
 
 def load_state(network: nn.Module, state: StateDict) -> None:

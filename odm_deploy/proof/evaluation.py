@@ -120,12 +120,10 @@ def open_upscaler(
         UsageError: the scale is not known, or another one.
     """
     if network is not None:
-        if scale is None:
-            raise UsageError("--network without --scale", fix="say what the weights were trained for")
-        from odm_deploy.networks.registry import network_from_state_dict
-        from odm_deploy.networks.state_dict import read_state_dict
+        from odm_deploy.networks.loading import load_network
 
-        return upscaler_of(network_from_state_dict(network, read_state_dict(model), scale)), scale
+        loaded = load_network(model, network=network, scale=scale)
+        return upscaler_of(loaded), loaded.scale
     if model.suffix in (".pt", ".pth"):
         from odm_deploy.checkpoint import load_model
         from odm_deploy.proof.reference import TorchReference

@@ -16,8 +16,7 @@ from odm_deploy.errors import OdmError
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.imaging.pairs import find_samples
 from odm_deploy.imaging.pixels import to_batch
-from odm_deploy.networks.registry import network_from_state_dict
-from odm_deploy.networks.state_dict import read_state_dict
+from odm_deploy.networks.loading import load_same
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.evaluation import upscaler_of
 from odm_deploy.proof.reference import reference_of
@@ -73,7 +72,7 @@ def make_report(
     # Before what takes minutes: whatever may turn out to be unusable.
     real = None
     if options.weights is not None:
-        real = network_from_state_dict(reference.network.name, read_state_dict(options.weights), reference.scale)
+        real = load_same(options.weights, reference.network)
     found, coverage_note = _coverage(opened, say, build=options.build)
     files = find_samples(Path(images), options.verify.truth, reference.scale, options.verify.max_images)
     with judging_changes(opened), open_faithful(opened, options.verify) as runtime:

@@ -13,8 +13,8 @@ from torch import Tensor
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.registry import build_network, network_from_state_dict, network_names
-from odm_deploy.networks.state_dict import read_state_dict
+from odm_deploy.networks.loading import load_network
+from odm_deploy.networks.registry import build_network, network_names
 from training.data import CALIBRATION_STREAM, ImagePool, find_images, load_pairs, split_validation
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
@@ -63,8 +63,9 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
     if not section.weights:
         torch.manual_seed(recipe.run.seed)
         return build_network(section.name, {**section.config, "scale": section.scale}).eval()
-    state = read_state_dict(expand_places(section.weights))
-    network = network_from_state_dict(section.name, state, section.weights_scale or section.scale, section.config)
+    scale = section.weights_scale or section.scale
+    path = expand_places(section.weights)
+    network = load_network(path, network=section.name, scale=scale, settings=section.config)
     return rescaled(network, section.scale, recipe.run.seed) if section.weights_scale else network
 
 

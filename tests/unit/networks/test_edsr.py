@@ -9,6 +9,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.blocks import DIV2K_MEAN_RGB
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
+from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.registry import network_from_state_dict
 
 
@@ -113,9 +114,7 @@ def test_a_mean_of_its_own_is_used():
 
 
 def test_the_public_weights_load(weights_root):
-    from odm_deploy.networks.state_dict import read_state_dict
-
-    network = network_from_state_dict("edsr", read_state_dict(weights_root / "edsr_baseline_x4.pt"), 4)
+    network = load_network(weights_root / "edsr_baseline_x4.pt")
     assert network.config == EdsrConfig(4)
     image = torch.full((1, 3, 8, 8), 128.0)
     with torch.no_grad():

@@ -15,7 +15,6 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.foreign import foreign_network
-from odm_deploy.networks.registry import network_from_state_dict
 from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
@@ -147,19 +146,34 @@ def test_layers_with_a_forward_of_their_own_stay_float() -> None:
     assert network.config.float_only == ("net.1",)
 
 
-def test_weights_of_a_named_builder_are_loaded() -> None:
-    source = seeded(features=6)
-    state = {key: value.clone() for key, value in source.state_dict().items()}
-    network = network_from_state_dict(BUILDER, state, 2, {"features": 6, "input_range": 255})
+class BlueFirst(nn.Module):
+    """An enlarger with a weight per colour, of colours in OpenCV's order."""
+
+    def __init__(self, network: Enlarger) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.flip(1)).flip(1)
+
+
+def test_colours_in_another_order_are_turned_around_exactly() -> None:
     x = images(1)[0]
+    straight = foreign_network(seeded())
+    turned = foreign_network(BlueFirst(seeded()), channel_order="bgr")
     with torch.no_grad():
-        torch.testing.assert_close(network(x), source(x))
-    with pytest.raises(InputError, match="upscales by 2"):
-        network_from_state_dict(BUILDER, state, 3, {"features": 6})
-    with pytest.raises(InputError, match=r"misshapen .*first\.weight"):
-        network_from_state_dict(BUILDER, state, 2, {"features": 7})
-    with pytest.raises(InputError, match="unexpected keyword"):
-        network_from_state_dict(BUILDER, state, 2, {"widht": 7})
+        assert torch.equal(turned(x), straight(x))
+    model = quantize(turned, 8, images(2))
+    proto = lower(model).SerializeToString()
+    expected = model(x).numpy()
+    for name in ("onnxruntime", "openvino"):
+        with OPENERS[name](proto) as runtime:
+            assert np.quantile(np.abs(runtime.upscale(x.numpy()) - expected), 0.95) < 0.5, name
+
+
+def test_an_order_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InputError, match="channel_order grb"):
+        foreign_network(seeded(), channel_order="grb")
 
 
 class BranchesBySize(nn.Module):

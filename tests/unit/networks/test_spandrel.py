@@ -11,9 +11,9 @@ from torch import nn
 
 from odm_deploy import quantize
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 from odm_deploy.lowering.lower import lower
-from odm_deploy.networks.registry import network_from_state_dict
+from odm_deploy.networks.spandrel_models import network_from_spandrel
 from odm_deploy.networks.trusted_builders import build_module
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
 from tests.factories import OPENERS, random_images
@@ -51,7 +51,7 @@ def images():
 
 def test_recognised_by_its_weights_it_computes_the_same(variant):
     module, scale, layers = variant
-    network = network_from_state_dict("spandrel", module.state_dict(), scale)
+    network = network_from_spandrel(module.state_dict(), scale)
     assert network.scale == scale
     assert len(quantizable_layers(network)) == layers
     x = images()[0]
@@ -61,7 +61,7 @@ def test_recognised_by_its_weights_it_computes_the_same(variant):
 
 def test_quantized_it_comes_back_without_trust_and_runs(variant, tmp_path):
     module, scale, layers = variant
-    model = quantize(network_from_state_dict("spandrel", module.state_dict(), scale), THROUGHOUT, images())
+    model = quantize(network_from_spandrel(module.state_dict(), scale), THROUGHOUT, images())
     assert len(model.layers) == layers
     save_model(model, tmp_path / "model.pt")
     again = load_model(tmp_path / "model.pt")
@@ -75,16 +75,14 @@ def test_quantized_it_comes_back_without_trust_and_runs(variant, tmp_path):
 def test_what_spandrel_does_not_know_is_refused():
     require_spandrel()
     with pytest.raises(InputError, match="spandrel does not know this network"):
-        network_from_state_dict("spandrel", nn.Conv2d(3, 3, 1).state_dict(), 2)
+        network_from_spandrel(nn.Conv2d(3, 3, 1).state_dict(), 2)
 
 
-def test_scale_and_overrides_are_checked():
+def test_the_scale_is_checked():
     require_spandrel()
     module = importlib.import_module("spandrel.architectures.Compact").Compact(num_feat=4, num_conv=1, upscale=2)
     with pytest.raises(InputError, match="upscales by 2"):
-        network_from_state_dict("spandrel", module.state_dict(), 4)
-    with pytest.raises(UsageError, match="off the weights"):
-        network_from_state_dict("spandrel", module.state_dict(), 2, {"num_feat": 4})
+        network_from_spandrel(module.state_dict(), 4)
 
 
 @pytest.mark.parametrize("name", ["CompactArch", "StateDict", "torch"])

@@ -3,7 +3,7 @@ import torch
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.registry import build_network, network_from_state_dict
-from odm_deploy.networks.state_dict import load_state, read_state_dict
+from odm_deploy.networks.state_dict import load_state
 
 
 @pytest.fixture(scope="module")
@@ -20,51 +20,6 @@ def state(network):
 def assert_same_tensors(found, expected):
     assert sorted(found) == sorted(expected)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: state,
-        lambda state: {"params": state},
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": {"state_dict": state}, "optimizer": {}},
-        lambda state: {f"module.{key}": value for key, value in state.items()},
-        lambda state: {"state_dict": {f"module.model.{key}": value for key, value in state.items()}},
-        lambda state: {**state, "iteration": 1000},
-    ],
-    ids=["plain", "params", "lightning", "nested", "module-prefix", "two-prefixes", "with-a-number"],
-)
-def test_public_wrappers_and_prefixes_are_removed(tmp_path, state, wrap):
-    torch.save(wrap(state), tmp_path / "w.pt")
-    assert_same_tensors(read_state_dict(tmp_path / "w.pt"), state)
-
-
-def test_averaged_weights_are_preferred(tmp_path, state):
-    averaged = {key: value + 1 for key, value in state.items()}
-    torch.save({"params": state, "params_ema": averaged}, tmp_path / "w.pt")
-    assert_same_tensors(read_state_dict(tmp_path / "w.pt"), averaged)
-
-
-@pytest.mark.parametrize("content", [{}, [], {"a": 1}, {"params": {}}, {"params": {"a": 1}}, 7])
-def test_a_file_without_tensors_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="is not a state dict"):
-        read_state_dict(tmp_path / "w.pt")
-
-
-def test_a_quantized_model_is_refused_as_one(tmp_path):
-    torch.save({"format": "odm-deploy model", "tensors": {}}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="is already quantized"):
-        read_state_dict(tmp_path / "w.pt")
-
-
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused_by_key_and_number(tmp_path, state, broken):
-    state["head.0.weight"][0, 0, 0, :2] = broken
-    torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"head\.0\.weight: 2 of 108 values are NaN or infinite"):
-        read_state_dict(tmp_path / "w.pt")
 
 
 def test_loads_every_key_and_turns_half_precision_into_float(network, state):
