@@ -8,12 +8,14 @@ import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from odm_deploy.errors import MissingError
-from odm_deploy.machine.builders import choose_builder, find_builders
-from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.machine.builders import Builder, choose_builder, find_builders
+from odm_deploy.machine.capabilities import why_unfit
+from odm_deploy.machine.gpus import Gpu, find_gpus
 from odm_deploy.machine.host import cpu_features, cpu_name, physical_cpus
 from odm_deploy.runtimes.registry import why_unusable
 
@@ -49,7 +51,8 @@ class Environment:
     cpu: dict[str, Any]
     """name, physical cores this process may use, instruction sets that matter."""
     gpus: list[dict[str, Any]]
-    """name, compute capability (such as SM86) and memory of every NVIDIA GPU the driver can use."""
+    """name, compute capability (such as SM86) and memory of every NVIDIA GPU the driver can use, and which TensorRTs,
+    installed or not, run on it."""
     driver: str | None
     """Version of the NVIDIA driver; None where there is none, or the system does not tell."""
     abilities: list[Ability]
@@ -69,7 +72,15 @@ def look_around() -> Environment:
         system=platform.platform(),
         packages=_packages(),
         cpu={"name": cpu_name(), "physical_cores": physical_cpus(), "features": list(cpu_features())},
-        gpus=[{"name": gpu.name, "compute_capability": gpu.sm, "memory_mib": gpu.memory_mib} for gpu in gpus],
+        gpus=[
+            {
+                "name": gpu.name,
+                "compute_capability": gpu.sm,
+                "memory_mib": gpu.memory_mib,
+                "runs_engines_of": [builder.name for builder in find_builders() if not _unfit(builder, gpu)],
+            }
+            for gpu in gpus
+        ],
         driver=_driver_version(),
         abilities=_abilities(),
         warnings=_warnings(),
@@ -152,13 +163,20 @@ def _run_gpu() -> Ability:
     name = "run and bench on the GPU"
     if not find_gpus():
         return _ability(name, problem="no NVIDIA GPU that the driver can use")
-    usable = [builder for builder in find_builders() if builder.usable]
+    # Engines run on the first GPU.
+    unfit = [_unfit(builder, find_gpus()[0]) for builder in find_builders()]
+    fitting = [builder for builder, why in zip(find_builders(), unfit, strict=True) if not why]
+    usable = [builder for builder in fitting if builder.usable]
     if not usable:
-        builder = find_builders()[0]
-        return _ability(name, problem=builder.problem, fix=builder.install)
+        problem = "; ".join(filter(None, (*(builder.problem for builder in fitting[:1]), *unfit)))
+        return _ability(name, problem=problem, fix=fitting[0].install if fitting else "")
     if _version("cuda-python") is None and _version("cuda-bindings") is None:
         return _ability(name, problem="cuda-python not installed", fix="pip install 'cuda-python>=12.6'")
     return _ability(name, with_what=", ".join(f"{builder.name} {builder.version}" for builder in usable))
+
+
+def _unfit(builder: Builder, gpu: Gpu) -> str:
+    return why_unfit(gpu, rtx=builder.is_rtx)
 
 
 def _warnings() -> list[str]:
@@ -166,6 +184,9 @@ def _warnings() -> list[str]:
     # Installed, and yet not usable: the surprise worth a warning.
     stubs = [builder for builder in find_builders() if builder.version and not builder.usable]
     found = [conflicting_onnxruntimes(installed), *(f"{stub.problem}: {stub.install}" for stub in stubs)]
+    for builder, gpu in product(find_builders(), find_gpus()):
+        if builder.usable and (why := _unfit(builder, gpu)):
+            found.append(f"{builder.name} {builder.version} builds here, for other GPUs: {why}")
     features = cpu_features()
     if "AVX2" in features and not {"AVX512-VNNI", "AVX-VNNI"} & set(features):
         found.append(

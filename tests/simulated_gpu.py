@@ -10,15 +10,37 @@ from __future__ import annotations
 import ctypes
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+
+from odm_deploy.machine import gpus
 
 Work = Callable[[], None]
 DEFAULT_STREAMS = (0, 1, 2)
 """The legacy one, by both of its handles, and that of each thread."""
+
+
+H100, RTX4090, RTX2080 = (
+    gpus.Gpu(index, f"NVIDIA {name}", capability, 24_000, f"GPU-{index}")
+    for index, (name, capability) in enumerate({"H100": (9, 0), "RTX 4090": (8, 9), "RTX 2080": (7, 5)}.items())
+)
+
+
+@contextmanager
+def machine_with(*found: gpus.Gpu) -> Generator[None]:
+    """A machine whose driver names these GPUs, in this order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpus, "query_driver", lambda _: found)
+        gpus.find_gpus.cache_clear()
+        try:
+            yield
+        finally:
+            gpus.find_gpus.cache_clear()
 
 
 class SimulatedCuda:

@@ -16,6 +16,8 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.parent import BuildProgress
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest
+from odm_deploy.bundle.plan_header import PlanHeader
+from odm_deploy.bundle.plan_target import where_it_runs
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 from odm_deploy.machine.builders import choose_builder
@@ -48,6 +50,7 @@ def build_bundle_engine(
     say(f"building the engine with {builder.name} {builder.version}")
     built = build_engine(onnx_path, plan_path, options, on_progress=on_progress)
     say_warnings(built, say)
+    say(where_it_runs(PlanHeader.of_file(plan_path), describe_engine(built), find_gpus()))
     say(f"the same with NVIDIA's own tool: {built.trtexec_equivalent}")
     return built
 

@@ -149,7 +149,7 @@ def configure(trt: Any, builder: Any, config: Any, network: Any, options: BuildO
             target = getattr(trt.ComputeCapability, name, None)
             if target is None or not config.set_compute_capability(target, index):
                 known = ", ".join(sorted(set(trt.ComputeCapability.__members__) - {"NONE"}))
-                fix = "leave the compute capability out for the default: Ampere and later"
+                fix = "leave the compute capability out for the default: all of these but SM75"
                 raise BuildError(f"{options.builder} cannot build for {name}", why=f"it knows {known}", fix=fix)
     profile = builder.create_optimization_profile()
     for graph_input in map(network.get_input, range(network.num_inputs)):

@@ -39,7 +39,8 @@ class BuildOptions:
     """Whether float32 convolutions may round their operands to 11 significant bits; the graphs of exact models are
     built without, whatever it says."""
     compute_capabilities: tuple[str, ...] = ()
-    """GPUs to build for, `SM86` or `8.6` or `current`; `tensorrt_rtx` only. Empty for its default: Ampere and later."""
+    """GPUs to build for, `SM86` or `8.6` or `current`; `tensorrt_rtx` only. Empty for its default: all it
+    knows but Turing (SM75)."""
     version_compatible: bool = False
     """Let later versions of the same major version load the plan, at some cost in speed; `tensorrt` only."""
     hardware: str = "this"
@@ -66,7 +67,7 @@ class BuildOptions:
         if self.builder == TENSORRT_RTX and (self.version_compatible or self.hardware != "this"):
             raise UsageError(
                 "cannot choose what else runs this plan",
-                why="plans of tensorrt_rtx run on every GPU from Ampere on, and on their own version only",
+                why="plans of tensorrt_rtx run on every GPU it knows from Ampere on, and on their own version only",
                 fix="leave --version-compatible and --hardware out, or use tensorrt",
             )
 

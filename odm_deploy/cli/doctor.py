@@ -30,7 +30,10 @@ def _render(environment: Environment) -> str:
     cpu = environment.cpu
     features = " ".join(cpu["features"]) or "instruction sets unknown"
     lines.append(f"CPU    {cpu['name']}, {cpu['physical_cores']} cores, {features}")
-    lines += [f"GPU    {gpu['name']}, {gpu['compute_capability']}, {gpu['memory_mib']} MiB" for gpu in environment.gpus]
+    for gpu in environment.gpus:
+        runs = " and ".join(gpu["runs_engines_of"]) or "neither TensorRT"
+        facts = f"{gpu['name']}, {gpu['compute_capability']}, {gpu['memory_mib']} MiB"
+        lines.append(f"GPU    {facts}; runs engines of {runs}")
     if not environment.gpus:
         lines.append("GPU    none that the NVIDIA driver can use")
     if environment.driver:

@@ -25,6 +25,9 @@ class Gpu:
     uuid: str = ""
     """As `nvidia-smi -L` prints it, `GPU-` and hexadecimal digits; empty where the driver does not tell."""
 
+    def __str__(self) -> str:
+        return f"GPU {self.index}, {self.name} ({self.sm})"
+
     @property
     def sm(self) -> str:
         """The architecture as compilers and TensorRT spell it, for example `SM86`."""

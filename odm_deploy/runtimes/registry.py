@@ -10,6 +10,7 @@ from pathlib import Path
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.machine.builders import BUILDERS, find_builder
+from odm_deploy.machine.capabilities import why_unfit
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -60,9 +61,12 @@ def why_unusable(name: str) -> str:
         problem = find_builder(canonical).problem
     else:
         problem = "" if importlib.util.find_spec(package) else f"{package} is not installed"
-    if not problem and canonical not in _CPU_ONLY and not find_gpus():
+    if problem or canonical in _CPU_ONLY:
+        return problem
+    if not find_gpus():
         return "no NVIDIA GPU that the driver can use"
-    return problem
+    # Engines run on the first one.
+    return why_unfit(find_gpus()[0], rtx=canonical.endswith("rtx")) if "tensorrt" in canonical else ""
 
 
 def open_runtime(

@@ -29,7 +29,7 @@ from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.options import RuntimeOptions
-from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.runtimes.registry import runtime_class, why_unusable
 from odm_deploy.runtimes.tensorrt.cuda import Buffer, Cuda, Stream
 from odm_deploy.runtimes.tensorrt.device_tensors import DeviceArray
 from odm_deploy.runtimes.tensorrt.kernel_cache import FOLDER_VARIABLE
@@ -48,8 +48,8 @@ SHAPES = InputShapes((1, 3, 8, 8), (1, 3, 16, 16), (2, 3, 64, 64))
 @pytest.fixture(scope="module", params=BUILDERS)
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     builder = find_builder(request.param)
-    if not builder.usable:
-        pytest.skip(builder.problem)
+    if problem := why_unusable(builder.name):
+        pytest.skip(problem)
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
     folder = tmp_path_factory.mktemp(builder.name)
     (folder / "model.onnx").write_bytes(sr_model().SerializeToString())
@@ -240,15 +240,15 @@ def test_onnx_runtime_computes_the_same_on_the_gpu(name: str, bundle: Path, refe
 
 
 def test_a_plan_for_another_gpu_is_refused_with_both_named(tmp_path: Path) -> None:
-    if not find_builder(TENSORRT_RTX).usable:
-        pytest.skip(find_builder(TENSORRT_RTX).problem)
+    if problem := why_unusable(TENSORRT_RTX):
+        pytest.skip(problem)
     here = find_gpus()[0]
     other = "SM86" if here.sm != "SM86" else "SM89"
     save_model(tiny_model(8), tmp_path / "model.pt")
     exported = ("-o", tmp_path / "bundle", "--builder", TENSORRT_RTX, "--compute-capability", other)
     outcome = run_cli("export", tmp_path / "model.pt", *exported, "--shapes", "1x3x16x16")
     assert outcome.code == 0, outcome.stderr
-    with pytest.raises(InputError, match=rf"it is for {other}, and this machine has .*{here.sm}"):
+    with pytest.raises(InputError, match=rf"it is for {other}, and engines run on .*{here.sm}"):
         runtime_class(TENSORRT_RTX).open(tmp_path / "bundle")
 
 

@@ -13,10 +13,13 @@ import pytest
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import save_model
+from odm_deploy.errors import InputError
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.runtimes.tensorrt.rtx_engine import TensorRtRtxEngine
 from tests.command_line import run_cli
 from tests.exact_models import calibrated_exact
+from tests.simulated_gpu import H100, RTX2080, machine_with
 
 RTX = find_builder("tensorrt_rtx")
 SHAPES = "1x3x16x16:1x3x24x32:1x3x48x64"
@@ -79,6 +82,23 @@ def test_only_the_manifests_engine_changes_and_shapes_are_remembered(bundle: Pat
     assert engine["profile"] == SHAPES
     assert "--computeCapabilities=86" in engine["trtexec"]
     assert engine["warnings"] == ["a timing cache has no effect on TensorRT-RTX"]
+
+
+@needs_rtx
+def test_build_and_engine_name_the_gpu_and_the_way_out(bundle: Path) -> None:
+    with machine_with(H100):
+        done = run_cli("build", bundle, *BUILD)
+        assert done.code == 0, done.stderr
+        assert "it does NOT run on GPU 0, NVIDIA H100 (SM90): build it for this machine" in done.stderr
+        for opened in (bundle, bundle / "engine.plan"):
+            with pytest.raises(InputError, match=r"is for SM80, .* on GPU 0, NVIDIA H100 .*--builder tensorrt\)?$"):
+                TensorRtRtxEngine.open(opened)
+        with pytest.raises(InputError, match="NVIDIA H100"):
+            TensorRtRtxEngine.open_bytes((bundle / "engine.plan").read_bytes())
+    with machine_with(RTX2080):
+        with pytest.raises(InputError, match="--compute-capability SM75"):
+            TensorRtRtxEngine.open(bundle)
+        assert "here it runs on" in run_cli("build", bundle, *BUILD, "--compute-capability", "SM75").stderr
 
 
 @needs_rtx

@@ -16,6 +16,7 @@ import numpy as np
 
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
+from odm_deploy.bundle.plan_target import built_for, require_gpu
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
@@ -27,7 +28,6 @@ from odm_deploy.runtimes.tensorrt.binding import ShapeBinding
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.device_tensors import DeviceArray, borrow_tensors, new_arrays
 from odm_deploy.runtimes.tensorrt.listeners import make_layer_timer, make_log
-from odm_deploy.runtimes.tensorrt.plan_file import built_for, require_gpu
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
@@ -64,8 +64,7 @@ class TensorRtEngine(Runtime):
     @classmethod
     def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
         plan, facts, label = bundle.plan_bytes, bundle.engine_facts, str(bundle.plan_path)
-        for gpu in find_gpus()[:1]:
-            require_gpu(facts, gpu, label=label)
+        require_gpu(bundle.plan_header, facts, find_gpus(), label=label)
         origin = built_for(facts)
         label = f"{label} ({origin})" if origin else label
         # Such a plan brings code of its own, with which later versions run it: open it only if you would run a program
@@ -83,6 +82,7 @@ class TensorRtEngine(Runtime):
             )
         header = PlanHeader.of_bytes(model, label=label)
         header.require_builder(cls.name, label=label)
+        require_gpu(header, {}, find_gpus(), label=label)
         trt = cls._import()
         if not version_compatible:
             header.require_version(str(trt.__version__), label=label)

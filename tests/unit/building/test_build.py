@@ -80,7 +80,7 @@ def test_compatible_plans_are_asked_for_in_trtexecs_words():
 def test_compatibility_is_the_business_of_tensorrt_alone():
     assert BuildOptions("tensorrt", version_compatible=True, hardware="ampere+").hardware == "ampere+"
     for choice in ({"version_compatible": True}, {"hardware": "ampere+"}):
-        with pytest.raises(UsageError, match="every GPU from Ampere on"):
+        with pytest.raises(UsageError, match="every GPU it knows from Ampere on"):
             BuildOptions("tensorrt-rtx", **choice)
 
 
