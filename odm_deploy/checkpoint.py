@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,15 +27,18 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
-from odm_deploy.networks.trusted_builders import BuilderError, UntrustedBuilderError, trusting
+from odm_deploy.networks.trusted_builders import BuilderError, UntrustedBuilderError, is_spandrel, trusting
 from odm_deploy.quantization.exact.freeze import proven
 from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes
-from odm_deploy.torch_files import read_torch_file
+from odm_deploy.torch_files import check_plain, read_torch_file
 
 FORMAT = "odm-deploy model"
 VERSION = 3
+
+_ALWAYS_FITS = 4096
+"""A number in a config that asks for no more than any machine has."""
 
 
 def save_model(model: QuantizedModel, path: Path | str) -> None:
@@ -96,10 +99,10 @@ def load_model(path: Path | str) -> QuantizedModel:
 
 
 def _from_document(document: dict[str, Any]) -> QuantizedModel:
-    network = build_network(document["network"]["name"], document["network"]["config"])
     tensors: StateDict = document["tensors"]
     layers = {name: _layer_from_dict(plain) for name, plain in document["layers"].items()}
-    _check_fit(tensors, _float_tensors(network, layers.keys()))
+    check_plain(document["metadata"], "metadata")
+    network = _network_of(document["network"]["name"], document["network"]["config"], tensors, layers)
     for key, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"its tensor {key} is unusable", why="it is not finite")
@@ -109,6 +112,49 @@ def _from_document(document: dict[str, Any]) -> QuantizedModel:
         return _with_old_claim(model)
     claim = document["exact"]
     return model if claim is None else proven(model, coarsened_channels=int(claim["coarsened_channels"]))
+
+
+def _network_of(
+    name: str, config: Mapping[str, Any], tensors: StateDict, layers: Mapping[str, FrozenLayer]
+) -> SuperResolutionNetwork:
+    """The network a file describes, with fresh weights; built only after what it describes was found in the file.
+
+    A config of a few bytes may describe more than a machine holds.
+    """
+    shapes = [*(tensor.shape for tensor in tensors.values()), *(layer.weight.codes.shape for layer in layers.values())]
+    _check_sizes(config, max([_ALWAYS_FITS, len(shapes), *(size for shape in shapes for size in shape)]), "config")
+    if name != ForeignNetwork.name or is_spandrel(str(config.get("builder"))):
+        # Some constructors of spandrel read values back, which such tensors have none of.
+        with contextlib.suppress(BuilderError), torch.device("meta"):
+            _check_fits(build_network(name, config), tensors, layers)
+    network = build_network(name, config)
+    _check_fits(network, tensors, layers)
+    return network
+
+
+def _check_sizes(value: Any, largest: int, where: str) -> None:
+    """Refuse whole numbers beyond anything in the file: no channel count, and no number of blocks, is larger."""
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[Any, Any]", value).items():
+            _check_sizes(item, largest, f"{where}.{key}"[:80])
+    elif isinstance(value, (list, tuple)):
+        for item in cast("Sequence[Any]", value):
+            _check_sizes(item, largest, where)
+    elif isinstance(value, int) and value > largest:
+        raise InputError(
+            "its network does not fit its tensors",
+            why=f"{where} is {str(value)[:20]}, of which nothing is in the file",
+        )
+
+
+def _check_fits(network: SuperResolutionNetwork, tensors: StateDict, layers: Mapping[str, FrozenLayer]) -> None:
+    _check_fit(tensors, _float_tensors(network, layers.keys()))
+    modules = dict(network.named_modules())
+    for name, layer in layers.items():
+        weight = getattr(modules.get(name), "weight", None)
+        if not isinstance(weight, Tensor) or weight.shape != layer.weight.codes.shape:
+            found = list(weight.shape) if isinstance(weight, Tensor) else "no such layer"
+            raise InputError(f"codes do not fit {name}", why=f"{list(layer.weight.codes.shape)} against {found}")
 
 
 def _with_old_claim(model: QuantizedModel) -> QuantizedModel:

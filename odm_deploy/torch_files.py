@@ -5,19 +5,26 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from odm_deploy.errors import InputError
+
+_DEEPEST = 32
+"""Levels of lists and mappings in plain values."""
 
 
 def read_torch_file(path: Path | str) -> Any:
     """Content of a torch file, on the CPU, read with `weights_only=True`.
 
     Raises:
-        InputError: no such file, not a torch file, a truncated one, or one that wants to run code.
+        InputError: no such file, not a torch file, a truncated one, one that wants to run code, or one that would fill
+            more memory than it is long.
     """
     path = Path(path)
     if not path.is_file():
@@ -29,13 +36,15 @@ def read_torch_file(path: Path | str) -> Any:
     # torch writes zip archives since 1.6, before that (and `pickle` itself) a pickle stream.
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
         raise InputError(f"{path} is not a torch file", why=f"it begins with {magic!r}")
+    if magic[:2] == b"PK":
+        _check_records(path)
     try:
         with warnings.catch_warnings():
             # torch warns about pickle protocols on its way to the error that is reported below.
             warnings.simplefilter("ignore")
             # Of what training codes put beside the weights, this holds attributes and nothing that runs.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"refused to read {path}",
@@ -56,6 +65,71 @@ def read_torch_file(path: Path | str) -> Any:
             why=f"the file is damaged or truncated ({_reason(error)})",
             fix="copy or download it again",
         ) from None
+    _check_tensors(content, path)
+    return content
+
+
+def check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """Refuse what is not a plain value: text, numbers, None, and lists and mappings by text of these.
+
+    Raises:
+        InputError: something else, or mappings within mappings without an end; `where` says what holds it.
+    """
+    if depth > _DEEPEST:
+        raise InputError(f"{where[:80]}.. is not a plain value", why=f"it is nested more than {_DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"{where[:80]} is not a plain value", why=f"its key {key!r:.40} is no text")
+            check_plain(item, f"{where}.{key}", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            check_plain(item, f"{where}[{index}]", depth + 1)
+    elif not (value is None or isinstance(value, (bool, int, float, str))):
+        raise InputError(f"{where[:80]} is not a plain value", why=f"it is a {type(value).__name__}")
+
+
+def _check_records(path: Path) -> None:
+    """Refuse an archive whose records are longer than the file: torch stores them as they are, and never deflates."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"cannot read {path}",
+            why=f"the file is damaged or truncated ({error})",
+            fix="copy or download it again",
+        ) from None
+    held, length = sum(record.file_size for record in records), path.stat().st_size
+    if held > length or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise InputError(
+            f"refused to read {path}",
+            why=f"its records are compressed: {held} bytes in a file of {length}",
+            fix="torch.save never compresses; load it where you trust it, and save it again",
+        )
+
+
+def _check_tensors(content: Any, path: Path) -> None:
+    """Refuse tensors that are not numbers in a row: whoever computes with one would fill memory that nobody sent."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            problem = _problem(value)
+            if problem:
+                raise InputError(f"refused to read {path}", why=f"its tensor {name[:80]} {problem}")
+        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f"{name}.{key}" if name else str(key), item) for key, item in items]
+
+
+def _problem(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return f"is no plain one: {tensor.layout}, {tensor.dtype}, {tensor.device}"
+    needed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    return f"has {tensor.numel()} elements, stored as {held} bytes" if needed > held else ""
 
 
 def _reason(error: BaseException) -> str:

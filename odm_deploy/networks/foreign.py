@@ -20,6 +20,7 @@ from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
+from odm_deploy.torch_files import check_plain
 
 PROBE_PX = (48, 64)
 """Height and width of the image the layers are watched on: many networks need multiples of 16."""
@@ -51,7 +52,7 @@ class ForeignConfig(NetworkConfig):
             raise InputError("no such network", why=f"scale {self.scale}, input_range {self.input_range}")
         if self.channel_order not in ("rgb", "bgr"):
             raise InputError("no such network", why=f"channel_order {self.channel_order}", fix="it is rgb or bgr")
-        _check_plain(self.arguments, "arguments")
+        check_plain(self.arguments, "arguments")
         for name in ("head", "tail", "float_only"):
             # Lists in a file become tuples again.
             object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
@@ -197,15 +198,3 @@ def _is_plain(layer: nn.Module) -> bool:
 
 def _inside(names: Any) -> tuple[str, ...]:
     return tuple(f"net.{name}" for name in names)
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Refuse what a model.pt cannot hold as a plain value."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_plain(item, f"{where}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    elif not (value is None or isinstance(value, (bool, int, float, str))):
-        raise InputError(f"{where} is not a plain value", why=f"it is a {type(value).__name__}")

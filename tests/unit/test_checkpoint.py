@@ -258,3 +258,50 @@ def test_files_that_claim_in_their_metadata_are_read_and_their_claim_is_proven(t
     pretended = load_document(old(document), tmp_path)
     assert pretended.exact is None
     assert pretended.metadata == provenance
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"features": 5000}, "config.features is 5000, of which nothing is in the file"),
+        ({"blocks": 10**9}, "config.blocks is 1000000000, of which nothing is in the file"),
+        ({"blocks": 10**30}, "config.blocks is 10000000000000000000, of which"),
+        ({"features": 4000, "blocks": 400}, "its tensors do not fit its network"),
+        ({"features": 4000}, "its tensor head.0.weight is unusable: shape [5, 3, 3, 3], not [4000, 3, 3, 3]"),
+    ],
+)
+def test_a_config_larger_than_its_file_is_refused_before_anything_is_built(tmp_path, monkeypatch, config, reason):
+    model = quantized(lambda weight: quantize_weight(weight, 4), Grid.from_range(-20.0, 90.0, 4))
+    save_model(model, tmp_path / "model.pt")
+    document = torch.load(tmp_path / "model.pt", weights_only=True)
+    document["network"]["config"] |= config
+    built: list[str] = []
+    monkeypatch.setattr(
+        "odm_deploy.checkpoint.build_network",
+        lambda *args: built.append(torch.get_default_device().type) or build_network(*args),
+    )
+    with pytest.raises(InputError) as caught:
+        load_document(document, tmp_path)
+    assert reason in str(caught.value)
+    assert "cpu" not in built
+
+
+def nested(levels: int) -> dict:
+    value: dict = {}
+    for _ in range(levels):
+        value = {"deeper": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"t": torch.zeros(3)}, {"b": b"x"}, {"deep": {(1, 2): 3}}, {"list": [{1, 2}]}, nested(400), [torch.zeros(1)]],
+)
+def test_metadata_of_anything_but_plain_values_is_refused(tmp_path, metadata):
+    model = quantized(lambda weight: quantize_weight(weight, 4), Grid.from_range(-20.0, 90.0, 4))
+    save_model(model, tmp_path / "model.pt")
+    document = torch.load(tmp_path / "model.pt", weights_only=True)
+    document["metadata"] = metadata
+    with pytest.raises(InputError, match="is not a plain value") as caught:
+        load_document(document, tmp_path)
+    assert len(str(caught.value)) < 400

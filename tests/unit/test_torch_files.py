@@ -1,4 +1,7 @@
+import io
 import pickle
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,43 @@ def test_errors_are_one_line(tmp_path):
         read_torch_file(tmp_path / "evil.pt")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def deflated(content: object, path: Path, record: str, size: int) -> None:
+    """A torch file whose `record` inflates to `size` zeros."""
+    stored = io.BytesIO()
+    torch.save(content, stored)
+    with zipfile.ZipFile(stored) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, bytes(size) if name.endswith(record) else source.read(name))
+
+
+@pytest.mark.parametrize("record", ["data/0", "data.pkl", "version"])
+def test_records_that_inflate_are_refused_unread(tmp_path, record):
+    deflated({"w": torch.zeros(4)}, tmp_path / "bomb.pt", record, 64 << 20)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"its records are compressed: \d{8,9} bytes in a file of \d+"):
+        read_torch_file(tmp_path / "bomb.pt")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(1).expand(10**12), "has 1000000000000 elements, stored as 4 bytes"),
+        (torch.zeros(3, 3).to_sparse(), "is no plain one: torch.sparse_coo"),
+        (torch.zeros(5, device="meta"), "is no plain one"),
+    ],
+)
+def test_tensors_that_are_more_than_their_file_are_refused(tmp_path, tensor, reason):
+    torch.save({"net": [{"w": tensor}]}, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=r"its tensor net\.0\.w " + reason):
+        read_torch_file(tmp_path / "odd.pt")
+
+
+def test_content_that_holds_itself_is_read(tmp_path):
+    content: dict[str, object] = {"a": 1}
+    content["self"] = content
+    torch.save(content, tmp_path / "loop.pt")
+    assert read_torch_file(tmp_path / "loop.pt")["a"] == 1
