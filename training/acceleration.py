@@ -7,6 +7,7 @@ passes of a step stay separate, because a compiled whole would compute every gra
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -17,22 +18,62 @@ from torch import Tensor
 
 from odm_deploy.errors import MissingError
 from training.model import TrainableModel
+from training.recipe import RunSection
 
 # Layers differ in shape, and SwinIR has many; beyond the limit torch goes back to uncompiled code without a word.
 _MOST_VARIANTS = 64
 
-# The stubs do not know `cudnn.conv`.
-_CUDNN: Any = torch.backends.cudnn
+# What has Inductor round a division to the nearest number on a GPU: torch since 2.11, and 2.10 (its spelling).
+_DIVISION_ROUNDING = ("eager_numerics.division_rounding", "emulate_divison_rounding")
+# What keeps Triton from contracting a product and a sum into one operation that rounds once.
+_NO_CONTRACTION = "emulate_precision_casts"
 
 
-def compile_quantizers(model: TrainableModel) -> None:
+def accelerate(model: TrainableModel, settings: RunSection) -> str:
+    """Set this process up to train `model` as fast as `settings` allow.
+
+    Returns:
+        What is not exactly as without, as a line for the user; empty: everything is.
+
+    Raises:
+        MissingError: `run.compile`, and nothing here can compile.
+    """
+    on_gpu = settings.device == "cuda"
+    if on_gpu:
+        use_tf32(settings.tf32)
+        # Batches have one size: the fastest convolution algorithms are worth a search.
+        torch.backends.cudnn.benchmark = True
+    if not settings.compile:
+        return ""
+    same_codes = compile_quantizers(model)
+    if same_codes or not on_gpu:
+        return ""
+    return (
+        f"note: torch {torch.__version__} cannot compile divisions that round to the nearest on a GPU (2.10 can): "
+        "compiled quantizers may put a value between two levels on the other one"
+    )
+
+
+def compile_quantizers(model: TrainableModel) -> bool:
     """Compile every quantizer of `model` in place; it happens in the first step.
 
-    Forward values keep their bits. Sums over a feature, the gradients of ranges, are added up in another order.
+    On a CPU forward values keep their bits. On a GPU Triton's own division is off by up to two units in the last
+    place, which is another code where a value lies between two levels; Inductor's option for the division that eager
+    kernels use is switched on where this torch has it. Sums over a feature, the gradients of ranges, are added up in
+    another order in any case.
+
+    Returns:
+        Whether this torch has that option.
 
     Raises:
         MissingError: nothing here can compile.
     """
+    from torch._inductor import config as inductor
+
+    # Before the first compilation: the code that it caches depends on these.
+    options = [name for name in (*_DIVISION_ROUNDING, _NO_CONTRACTION) if hasattr(inductor, name)]
+    for name in options:
+        setattr(inductor, name, True)
     _probe(next(iter(model.parameters().values())).device)
     # The reconstruction and the auxiliary loss both pass backward through one forward, which must not give its
     # memory away in the first.
@@ -42,6 +83,7 @@ def compile_quantizers(model: TrainableModel) -> None:
         for quantizer in (layer.activation, layer.weight_quantizer):
             # Training patches have one size; graphs for any size would be slower.
             quantizer.compile(dynamic=False)
+    return any(name in options for name in _DIVISION_ROUNDING)
 
 
 def _probe(device: torch.device) -> None:
@@ -62,15 +104,19 @@ def _probe(device: torch.device) -> None:
 def exact_evaluation() -> Generator[None, None, None]:
     """Nothing is compiled and float32 is float32 within: what is measured is what will be frozen.
 
-    Images to validate on have many sizes, too, each of which would be compiled for.
+    Images to validate on have many sizes, too, each of which would be compiled, and convolution algorithms searched
+    for.
     """
-    before = _CUDNN.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
     use_tf32(False)
+    cudnn.benchmark = False
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        _CUDNN.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+        _set_precision(*before[:2])
+        cudnn.benchmark = before[2]
 
 
 def bfloat16_convolutions(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
@@ -79,7 +125,20 @@ def bfloat16_convolutions(device: torch.device, enabled: bool) -> AbstractContex
 
 
 def use_tf32(enabled: bool) -> None:
-    """Whether convolutions and products on NVIDIA GPUs may round float32 operands to 11 significant bits."""
-    precision = "tf32" if enabled else "ieee"
-    _CUDNN.conv.fp32_precision = precision
-    torch.backends.cuda.matmul.fp32_precision = precision
+    """Whether convolutions and products on NVIDIA GPUs may round float32 operands to 11 significant bits.
+
+    Products of CPUs follow the same switch: leave it alone when training on one.
+    """
+    _set_precision("high" if enabled else "highest", enabled)
+
+
+def _set_precision(products: str, tf32_convolutions: bool) -> None:
+    """Set both through the functions that every torch since 2.0 has and that keep its old and new flags alike.
+
+    The flags `fp32_precision` of 2.9 alone leave the old ones behind, and `torch.compile` of 2.9 and 2.10, which reads
+    these, then ends in an error (pytorch issue 166387).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 2.9 says at every use that the functions are to go one day
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = tf32_convolutions

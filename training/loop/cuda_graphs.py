@@ -35,7 +35,8 @@ def capture(work: Callable[[], _T]) -> tuple[Callable[[], None], _T]:
             work()
     current.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Another thread pins the next batches meanwhile, which the default forbids to all threads.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
     return graph.replay, result
 

@@ -93,17 +93,10 @@ def first_broken_layer(model: TrainableModel, low: Tensor) -> str:
     return f"the first NaN or infinity leaves {broken[0]}" if broken else "every layer's output is finite"
 
 
-def check_finite(gradients: Mapping[str, Tensor], iteration: int) -> None:
-    """Refuse to step with broken gradients.
-
-    Raises:
-        InputError: naming the first parameter whose gradient is NaN or infinite.
-    """
-    # A norm is NaN or infinite exactly if something in it is (or overflows, which is no better).
-    if bool(torch.isfinite(torch.nn.utils.get_total_norm(list(gradients.values())))):
-        return
+def broken_gradients(gradients: Mapping[str, Tensor], iteration: int) -> InputError:
+    """The error that names the first parameter whose gradient is NaN or infinite."""
     name = next((name for name, value in gradients.items() if not bool(torch.isfinite(value).all())), "all together")
-    raise InputError(
+    return InputError(
         f"training diverged at iteration {iteration}",
         why=f"the gradient of {name} is not finite",
         fix="lower the learning rates and use another --out",

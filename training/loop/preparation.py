@@ -15,7 +15,7 @@ from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.registry import build_network, network_names
-from training.data import CALIBRATION_STREAM, ImagePool, find_images, load_pairs, split_validation
+from training.data import CALIBRATION_STREAM, ImagePool, find_images, load_pairs, split_validation, to_network
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
 from training.loop.step import GradientStep
@@ -139,7 +139,7 @@ def calibrate(model: TrainableModel, method: Method[Any], images: Images, recipe
     if not model.layers:
         return
     batches = (
-        images.pool.batch(index, recipe.run.batch, CALIBRATION_STREAM)[0].to(recipe.run.device)
+        to_network(images.pool.batch(index, recipe.run.batch, CALIBRATION_STREAM)[0], recipe.run.device)
         for index in range(recipe.data.calibration_batches)
     )
     model.calibrate(batches)

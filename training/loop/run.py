@@ -5,17 +5,17 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from odm_deploy.errors import InputError, UsageError
-from odm_deploy.pipeline import map_ahead
-from training.acceleration import compile_quantizers, use_tf32
+from odm_deploy.errors import UsageError
+from training.acceleration import accelerate
 from training.distributed import World
-from training.loop.diagnostics import check_finite, first_broken_layer, logged, ranges, validate
+from training.loop.diagnostics import logged, ranges, validate
 from training.loop.ending import write_result
+from training.loop.feeding import feed
 from training.loop.interruption import interruptible
 from training.loop.journal import Journal, open_board
+from training.loop.outcome import Outcome
 from training.loop.preparation import build_gradient_step, build_model, calibrate, load_float_network, load_images
 from training.loop.state import Progress, claim_folder, load_state, save_state
 from training.loop.step import MovingAverage, build_optimizer, follow, rate_factor, set_rates
@@ -75,13 +75,15 @@ class _Run:
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.average = MovingAverage(self.model, recipe.optimizer.ema_decay)
         self.progress = Progress()
+        self.outcome: Outcome | None = None
         self.journal = Journal(None, 0, 0)
+        self.state_path = folder / "last.pt"
 
     def start(self, tensorboard: bool) -> None:
         """Resume from last.pt, or calibrate a fresh model."""
-        resumed = (self.folder / "last.pt").exists()
+        resumed = self.state_path.exists()
         if resumed:
-            self.progress = load_state(self.folder / "last.pt", self.model, self.optimizer, self.average)
+            self.progress = load_state(self.state_path, self.model, self.optimizer, self.average)
         else:
             calibrate(self.model, self.method, self.images, self.recipe)
             self.world.broadcast(list(self.model.network.state_dict().values()))
@@ -89,9 +91,9 @@ class _Run:
         path = self.folder / "log.jsonl" if self.world.is_main else None
         board = open_board(self.folder / "tensorboard", self.progress.iteration) if path and tensorboard else None
         self.journal = Journal(path, self.recipe.run.iterations, self.progress.iteration, board)
-        use_tf32(self.recipe.run.tf32)
-        if self.recipe.run.compile:
-            compile_quantizers(self.model)
+        note = accelerate(self.model, self.recipe.run)
+        if note:
+            self.journal.tell(note)
         if self.images.skipped:
             self.journal.tell(f"skipped {self.images.skipped} images smaller than a patch")
         reason = self.method.why_not_exportable()
@@ -106,23 +108,21 @@ class _Run:
     def iterate(self) -> None:
         """Train up to the last iteration, checkpointing on the way and on Ctrl-C."""
         settings = self.recipe.run
-        share = self.world.share(settings.batch)
-
-        def batch(iteration: int) -> tuple[Tensor, Tensor]:
-            low, high = self.images.pool.batch(iteration, settings.batch)
-            return low[share], high[share]
-
+        span = range(self.progress.iteration, settings.iterations)
         with (
             interruptible() as interrupted,
             self.journal.bar(),
-            closing(map_ahead(batch, range(self.progress.iteration, settings.iterations), depth=3)) as batches,
+            closing(feed(self.images.pool, settings, span, self.world)) as batches,
         ):
             for low, high in batches:
-                values = self.step(low.to(settings.device), high.to(settings.device))
+                previous, outcome = self.outcome, self.step(low, high)
+                self.outcome = outcome
+                if previous is not None:
+                    previous.check(self.model, self.state_path)
                 done = self.progress.iteration
                 is_last = done == settings.iterations
                 if done % settings.log_every == 0 or is_last:
-                    self.journal.step(done, values)
+                    self.log(outcome)
                 if self.images.validation and (done % settings.validate_every == 0 or is_last):
                     self.validate()
                 stop = self.world.any(interrupted.is_set())
@@ -130,34 +130,39 @@ class _Run:
                     self.save()
                 if stop:
                     self.journal.tell(
-                        f"interrupted after iteration {done}; the same command resumes from {self.folder / 'last.pt'}"
+                        f"interrupted after iteration {done}; the same command resumes from {self.state_path}"
                     )
                     raise KeyboardInterrupt
 
-    def step(self, low: Tensor, high: Tensor) -> dict[str, float]:
-        """One optimizer step; returns what to log."""
+    def step(self, low: Tensor, high: Tensor) -> Outcome:
+        """One optimizer step, whose outcome has still to be checked where it runs on a GPU."""
         iteration, settings = self.progress.iteration, self.recipe.run
-        factor = rate_factor(self.recipe.optimizer, iteration, settings.iterations)
         result = self.gradient_step(low, high, iteration)
-        loss, combined = result.loss, result.combined
-        if not bool(torch.isfinite(loss)):
-            raise InputError(
-                f"training diverged at iteration {iteration}",
-                why=f"the loss is {loss.item()}; {first_broken_layer(self.model, low)}",
-                fix=f"lower the learning rates and use another --out, or resume from {self.folder / 'last.pt'}",
-            )
-        check_finite(combined, iteration)
-        set_rates(self.optimizer, factor)
-        follow(self.model, self.optimizer, combined)
+        outcome = Outcome.of(iteration, low, result)
+        if outcome.broken is None:
+            outcome.check(self.model, self.state_path)
+        set_rates(self.optimizer, rate_factor(self.recipe.optimizer, iteration, settings.iterations))
+        follow(self.model, self.optimizer, result.combined, outcome.broken)
         self.average.update(self.model, iteration)
         self.progress.iteration += 1
-        values = {"loss": loss.item(), "learning_rate": self.recipe.optimizer.learning_rate * factor}
-        if self.progress.iteration % settings.log_every == 0:
-            values |= logged(self.method.auxiliary_name, result)
-        return values
+        return outcome
+
+    def log(self, outcome: Outcome) -> None:
+        """Tell of the latest step and write it down."""
+        self.check()
+        factor = rate_factor(self.recipe.optimizer, outcome.iteration, self.recipe.run.iterations)
+        values = {"loss": outcome.loss, "learning_rate": self.recipe.optimizer.learning_rate * factor}
+        values |= logged(self.method.auxiliary_name, outcome.gradients)
+        self.journal.step(outcome.iteration + 1, values)
+
+    def check(self) -> None:
+        """Refuse to go on from a broken step."""
+        if self.outcome is not None:
+            self.outcome.check(self.model, self.state_path)
 
     def validate(self) -> None:
         """Measure the parameters that would be frozen now, and remember the best."""
+        self.check()
         if self.world.is_main:
             state = self.average.weights(self.model)
             psnr_db = validate(self.model, state, self.images.validation, self.recipe.run.device)
@@ -169,8 +174,9 @@ class _Run:
 
     def save(self) -> None:
         """Write last.pt."""
+        self.check()
         if self.world.is_main:
-            save_state(self.folder / "last.pt", self.model, self.optimizer, self.average, self.progress)
+            save_state(self.state_path, self.model, self.optimizer, self.average, self.progress)
         self.world.wait()
 
     def finish(self) -> TrainableModel:

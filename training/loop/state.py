@@ -90,7 +90,11 @@ def load_state(path: Path, model: TrainableModel, optimizer: torch.optim.Optimiz
         raise InputError(f"{path} is not a training state", fix="choose another --out")
     try:
         model.network.load_state_dict(document["model"])
-        optimizer.load_state_dict(document["optimizer"])
+        adam: dict[str, Any] = document["optimizer"]
+        # How Adam runs belongs to the device it now runs on.
+        for group in adam["param_groups"]:
+            group["fused"] = optimizer.defaults["fused"]
+        optimizer.load_state_dict(adam)
         values: dict[str, Tensor] = document["average"]
         average.values = {
             name: value.to(next(iter(model.network.parameters())).device) for name, value in values.items()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,22 +50,35 @@ class GradientStep:
             return gradients(self.method, step)
 
 
-def follow(model: TrainableModel, optimizer: torch.optim.Optimizer, combined: Mapping[str, Tensor]) -> None:
-    """One step of `optimizer` along the gradients `combined`, by parameter name; then quantizers are projected."""
+def follow(
+    model: TrainableModel, optimizer: torch.optim.Adam, combined: Mapping[str, Tensor], broken: Tensor | None = None
+) -> None:
+    """One step of `optimizer` along the gradients `combined`, by parameter name; then quantizers are projected.
+
+    Where `broken`, float32 [] on the device, is 1 there, the step is left out without asking; on GPUs only.
+    """
     for name, parameter in model.parameters().items():
         parameter.grad = combined.get(name)
+    if broken is not None:
+        # What a gradient scaler of torch tells a fused optimizer.
+        cast("Any", optimizer).found_inf = broken
     optimizer.step()
     model.project()
 
 
 def build_optimizer(model: TrainableModel, settings: OptimizerSection) -> torch.optim.Adam:
-    """Adam over weights and, at their own rate, quantizer parameters."""
+    """Adam over weights and, at their own rate, quantizer parameters; on a GPU in one kernel."""
     quantizer, trained = model.quantizer_parameters(), model.parameters()
     groups = [
         {"params": [p for name, p in trained.items() if name not in quantizer], "rate": settings.learning_rate},
         {"params": [p for name, p in trained.items() if name in quantizer], "rate": settings.range_learning_rate},
     ]
-    return torch.optim.Adam([group for group in groups if group["params"]], lr=settings.learning_rate, eps=1e-8)
+    return torch.optim.Adam(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        eps=1e-8,
+        fused=next(iter(trained.values())).is_cuda,
+    )
 
 
 def rate_factor(settings: OptimizerSection, iteration: int, iterations: int) -> float:
@@ -98,9 +111,10 @@ class MovingAverage:
         """Take in the parameters after a 0-based iteration."""
         # A young average would otherwise remember the start for 1 / (1 - decay) iterations.
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        for name, parameter in model.parameters().items():
-            if name in self.values:
-                self.values[name].lerp_(parameter, 1.0 - decay)
+        pairs = [(self.values[name], p) for name, p in model.parameters().items() if name in self.values]
+        if pairs:
+            averages, parameters = map(list, zip(*pairs, strict=True))
+            cast("Any", torch)._foreach_lerp_(averages, parameters, 1.0 - decay)
 
     def weights(self, model: TrainableModel) -> dict[str, Tensor]:
         """The state dict to validate and freeze: averaged parameters where there is an average."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 MAX_SAMPLES = 1 << 20
+_LONG_ROW = 4096
 
 
 def percentile(values: Tensor, percent: float) -> Tensor:
@@ -23,11 +24,20 @@ def row_percentile(values: Tensor, percent: float) -> Tensor:
     values = values.detach().float()
     position = (values.shape[1] - 1) * percent / 100.0
     below = math.floor(position)
-    low = values.kthvalue(below + 1, dim=1).values
-    if position == below:
-        return low
-    high = values.kthvalue(below + 2, dim=1).values
-    return torch.lerp(low, high, position - below)
+    wanted = [below] if position == below else [below, below + 1]
+    low, *high = _in_order(values, wanted, by_sorting=values.is_cuda and values.shape[1] > _LONG_ROW)
+    return torch.lerp(low, high[0], position - below) if high else low
+
+
+def _in_order(values: Tensor, wanted: list[int], *, by_sorting: bool) -> list[Tensor]:
+    """The values at the 0-based ranks `wanted` of each row of `values` [R, K]: float32 [R] each.
+
+    A GPU selects with one block a row, which takes a long row longer than sorting it with all blocks.
+    """
+    if by_sorting:
+        ordered = values.sort(dim=1).values
+        return [ordered[:, rank] for rank in wanted]
+    return [values.kthvalue(rank + 1, dim=1).values for rank in wanted]
 
 
 def thin(values: Tensor, limit: int = MAX_SAMPLES) -> Tensor:

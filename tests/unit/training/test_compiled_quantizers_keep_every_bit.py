@@ -6,9 +6,11 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from odm_deploy.errors import MissingError
-from training.acceleration import compile_quantizers, exact_evaluation
+from training import acceleration
+from training.acceleration import accelerate, compile_quantizers, exact_evaluation, use_tf32
 from training.distributed import World
 from training.methods.base import Step, gradients
+from training.recipe import RunSection
 
 # torch's compiler touches what torch deprecates or warns of, and means it.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,11 +50,57 @@ def test_a_compiled_model_runs_other_sizes_uncompiled_and_freezes(attach, low):
     assert torch.equal(model.freeze({})(low), compiled)
 
 
-def test_evaluation_leaves_precision_as_it_found_it():
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+@pytest.fixture
+def precision():
+    """What torch is set to is set back afterwards."""
+    yield
+    use_tf32(False)
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_evaluation_rounds_nothing_and_leaves_precision_as_it_found_it(precision, enabled):
+    use_tf32(enabled)
     with exact_evaluation():
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32 == enabled
+    assert torch.get_float32_matmul_precision() == ("high" if enabled else "highest")
+
+
+def test_old_and_new_flags_of_precision_agree(precision):
+    """`torch.compile` of 2.9 and 2.10 reads the old ones; any torch refuses to read them where they differ."""
+    for enabled in (True, False):
+        use_tf32(enabled)
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == enabled
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+            assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if enabled else "ieee")
+            assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == enabled
+
+
+def test_training_on_a_cpu_leaves_precision_alone(attach):
+    _, model = attach("lsq", 3)
+    accelerate(model, RunSection(tf32=True))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("name", ["eager_numerics.division_rounding", "emulate_divison_rounding", ""])
+def test_the_division_of_eager_kernels_is_asked_for_under_the_name_this_torch_has(attach, monkeypatch, name):
+    """Stands in for the torch of a GPU machine, which may be another one than this."""
+    known = {"emulate_precision_casts": False, **({name: False} if name else {})}
+    monkeypatch.setattr(torch._inductor, "config", type("Config", (), known))
+    monkeypatch.setattr(acceleration, "_probe", lambda device: None)
+    _, model = attach("lsq", 3)
+    note = accelerate(model, RunSection(compile=True))
+    assert note == ""
+    assert all(getattr(torch._inductor.config, each) is True for each in known)
+    assert compile_quantizers(model) is bool(name)
+
+
+def test_this_torch_compiles_divisions_as_it_runs_them(attach):
+    _, model = attach("lsq", 3)
+    assert compile_quantizers(model)
+    assert getattr(inductor, "eager_numerics.division_rounding")
 
 
 def test_without_a_compiler_the_line_says_so(attach, monkeypatch, tmp_path):

@@ -5,7 +5,15 @@ from PIL import Image
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.resize import downscale
-from training.data import CALIBRATION_STREAM, ImagePair, ImagePool, find_images, load_pairs, split_validation
+from training.data import (
+    CALIBRATION_STREAM,
+    ImagePair,
+    ImagePool,
+    find_images,
+    load_pairs,
+    split_validation,
+    to_network,
+)
 
 
 @pytest.fixture
@@ -34,7 +42,8 @@ def test_low_and_high_patches_show_the_same_place_in_the_same_pose(pool):
     low, high = pool.batch(0, 6)
     assert low.shape == (6, 3, 9, 9)
     assert high.shape == (6, 3, 18, 18)
-    assert low.dtype == torch.float32
+    assert low.dtype == torch.uint8
+    assert torch.equal(to_network(low, "cpu"), low.float())
     poses = set()
     for small, large in zip(low.numpy().transpose(0, 2, 3, 1), high.numpy().transpose(0, 2, 3, 1), strict=True):
         found = [
