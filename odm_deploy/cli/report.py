@@ -57,6 +57,6 @@ def command(
         size = output.stat().st_size
         emit_json({"output": str(output), "bytes": size, "passed": content.passed, "verdict": content.verdict})
     else:
-        say(f"wrote {output}: {content.verdict}")
+        say(f"wrote {output}: {content.verdict}" if content.passed else f"wrote {output}")
     if not content.passed:
         raise GateError(content.verdict)

@@ -59,7 +59,8 @@ def command(
         print_table(summary_table(report))
         if report.layers:
             print_table(worst_layers_table(report))
-        click.echo(verdict(report, gates))
+        if not failures:
+            click.echo(verdict(report, gates))
         if report.distance.differing and report.runtime["rounding_note"]:
             click.secho(report.runtime["rounding_note"], dim=True)
     if failures:

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WORST_LAYERS = 5
+INVISIBLE_DB = 45.0
+"""PSNR between two pictures from which on their difference drowns in the noise of any camera: 1.4 steps on average."""
+INVISIBLE_STEPS = 16
+"""Largest difference of a single value, in 8-bit steps, that is still lost in detail."""
+HARDLY_VISIBLE_DB = 35.0
+"""From here on (4.5 steps on average) people find differences only by switching between the pictures."""
+
 _HEAD = ("", "runtime", "noise floor / reference")
 _LAYER_HEAD = ("layer", "flips per million", "on ties", "floor", "largest step")
 
@@ -27,10 +34,24 @@ def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
     distance = report.distance
     if distance.differing == 0:
         return f"{name} computes the reference, bit for bit, on {_images(report)}"
-    return (
-        f"{name} computes the reference: {distance.identical:.2%} of the values identical, at most {distance.max_lsb} "
-        f"steps apart, {distance.psnr_db:.1f} dB between them (noise floor {floor_text(report.furthest_floor_db)})"
+    apart = (
+        f"{distance.psnr_db:.1f} dB apart, {visibility(distance)} (noise floor {floor_text(report.furthest_floor_db)}; "
+        f"{distance.identical:.2%} of the values identical, none further than {_steps(distance.max_lsb)} apart)"
     )
+    if report.layers and not report.deviating_layers:
+        return (
+            f"{name} computes the reference, layer by layer; rounding ties then spread, and leave the pictures {apart}"
+        )
+    if gates == NO_GATES:
+        return f"{name} computes the reference, as far as rounding lets it compute itself: the pictures are {apart}"
+    return f"{name} meets the gates: the pictures are {apart}"
+
+
+def visibility(distance: Distance) -> str:
+    """Whether people see the difference between two pictures: `invisible`, `hardly visible` or `visible`."""
+    if distance.psnr_db >= INVISIBLE_DB and distance.max_lsb <= INVISIBLE_STEPS:
+        return "invisible"
+    return "hardly visible" if distance.psnr_db >= HARDLY_VISIBLE_DB else "visible"
 
 
 def rows(report: ParityReport) -> list[tuple[str, str, str]]:
@@ -83,6 +104,10 @@ def _layer_figures(layer: LayerParity) -> list[str]:
     """Flips, those on rounding ties and those of the reference itself, per million codes; and the largest step."""
     rates = (layer.flip_rate, layer.tie_flip_rate, layer.floor_flip_rate)
     return [*(f"{rate * 1e6:.2f}" for rate in rates), str(layer.max_step)]
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"
 
 
 def _images(report: ParityReport) -> str:

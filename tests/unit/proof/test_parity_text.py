@@ -8,7 +8,15 @@ from rich.console import Console
 from odm_deploy.proof.evaluation import Quality
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import Distance, Gates, ParityReport
-from odm_deploy.proof.parity_text import WORST_LAYERS, rows, summary_table, to_markdown, verdict, worst_layers_table
+from odm_deploy.proof.parity_text import (
+    WORST_LAYERS,
+    rows,
+    summary_table,
+    to_markdown,
+    verdict,
+    visibility,
+    worst_layers_table,
+)
 
 
 def distance(step):
@@ -37,8 +45,10 @@ def rendered(table):
 def test_the_verdict_says_how_far_apart_the_outputs_are_or_what_failed():
     assert verdict(report(0), Gates()) == "onnxruntime computes the reference, bit for bit, on 3 images"
     agrees = verdict(report(1), Gates())
-    assert agrees.startswith("onnxruntime computes the reference: 99.67% of the values identical, at most 1 steps")
-    assert "72.9 dB between them (noise floor 72.9 dB)" in agrees
+    assert agrees == (
+        "onnxruntime computes the reference, layer by layer; rounding ties then spread, and leave the pictures 72.9 dB "
+        "apart, invisible (noise floor 72.9 dB; 99.67% of the values identical, none further than 1 step apart)"
+    )
     refuses = verdict(report(9), Gates(max_lsb=4, min_identical=0.999))
     assert refuses.startswith("onnxruntime does NOT compute the reference: largest difference 9 steps (allowed: 4); ")
     assert "identical values 99.6667%" in refuses
@@ -61,7 +71,37 @@ def test_draws_of_the_floor_get_a_row_and_the_furthest_the_verdict():
     drawn = report(2, 1)
     drawn.draws = [distance(1), distance(4)]
     assert rows(drawn)[3] == ("PSNR of jittered draws", "", "72.9, 60.9 dB")
-    assert "66.9 dB between them (noise floor 60.9 dB)" in verdict(drawn, Gates())
+    assert "66.9 dB apart, invisible (noise floor 60.9 dB;" in verdict(drawn, Gates())
+
+
+def test_only_compared_layers_are_claimed_to_agree():
+    unseen = report(1)
+    unseen.layers = []
+    assert "as far as rounding lets it compute itself" in verdict(unseen)
+    assert "layer by layer" not in verdict(unseen)
+    deviating = report(1)
+    deviating.layers = [LayerParity("body.0", 1000, 500, 3)]
+    assert "does NOT compute the reference: 1 layer flips" in verdict(deviating)
+    gated = verdict(deviating, Gates(max_lsb=4))
+    assert gated.startswith("onnxruntime meets the gates: the pictures are 72.9 dB apart")
+
+
+def test_a_difference_is_visible_by_its_size_and_by_its_largest_value():
+    flat = np.zeros((10, 10, 3), np.uint8)
+
+    def apart(step, values):
+        found = Distance()
+        image = flat.copy()
+        image.flat[:values] = step
+        found.add(image, flat)
+        return visibility(found)
+
+    assert apart(0, 0) == "invisible"
+    assert apart(1, 300) == "invisible"
+    assert apart(3, 300) == "hardly visible"
+    assert apart(5, 300) == "visible"
+    # One value far off is seen, however small the mean.
+    assert apart(17, 1) == "hardly visible"
 
 
 def test_tables_show_the_worst_layers_first():
