@@ -34,8 +34,9 @@ def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
     distance = report.distance
     if distance.differing == 0:
         return f"{name} computes the reference, bit for bit, on {_images(report)}"
+    seen = visibility(distance.psnr_db, distance.max_lsb)
     apart = (
-        f"{distance.psnr_db:.1f} dB apart, {visibility(distance)} (noise floor {floor_text(report.furthest_floor_db)}; "
+        f"{distance.psnr_db:.1f} dB apart, {seen} (noise floor {floor_text(report.furthest_floor_db)}; "
         f"{distance.identical:.2%} of the values identical, none further than {_steps(distance.max_lsb)} apart)"
     )
     if report.layers and not report.deviating_layers:
@@ -47,11 +48,16 @@ def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
     return f"{name} meets the gates: the pictures are {apart}"
 
 
-def visibility(distance: Distance) -> str:
-    """Whether people see the difference between two pictures: `invisible`, `hardly visible` or `visible`."""
-    if distance.psnr_db >= INVISIBLE_DB and distance.max_lsb <= INVISIBLE_STEPS:
+def visibility(psnr_db: float, largest: int) -> str:
+    """Whether people see the difference between two pictures: `invisible`, `hardly visible` or `visible`.
+
+    Args:
+        psnr_db: PSNR between the two.
+        largest: largest difference of a value, in 8-bit steps.
+    """
+    if psnr_db >= INVISIBLE_DB and largest <= INVISIBLE_STEPS:
         return "invisible"
-    return "hardly visible" if distance.psnr_db >= HARDLY_VISIBLE_DB else "visible"
+    return "hardly visible" if psnr_db >= HARDLY_VISIBLE_DB else "visible"
 
 
 def rows(report: ParityReport) -> list[tuple[str, str, str]]:

@@ -72,6 +72,8 @@ class QuantizedLayer(nn.Module):
             self.register_buffer(key, None if value is None else value.detach().clone().float().reshape(-1, 1, 1))
         # Set by `proof`: sees what arrives at the quantizer and may hand on something else. None otherwise.
         self.tap: Callable[[Tensor], Tensor] | None = None
+        # Off where the question is what rounding its input costs (`tuning.sensitivity`).
+        self.rounds_input = True
 
     @property
     def weight_codes(self) -> WeightCodes:
@@ -99,7 +101,7 @@ class QuantizedLayer(nn.Module):
             x = x * self.gain
         if self.tap is not None:
             x = self.tap(x)
-        return fake_quantize(x, self.grid, self.name)
+        return fake_quantize(x, self.grid, self.name) if self.rounds_input else x
 
 
 class QuantizedConv2d(QuantizedLayer):

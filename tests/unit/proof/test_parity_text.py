@@ -94,7 +94,7 @@ def test_a_difference_is_visible_by_its_size_and_by_its_largest_value():
         image = flat.copy()
         image.flat[:values] = step
         found.add(image, flat)
-        return visibility(found)
+        return visibility(found.psnr_db, found.max_lsb)
 
     assert apart(0, 0) == "invisible"
     assert apart(1, 300) == "invisible"

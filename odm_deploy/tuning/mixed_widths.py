@@ -1,0 +1,263 @@
+"""Mixed widths: the fewest layers in float, or at 8 bits in models of fewer, that keep a goal.
+
+Layers are ranked by what they cost at the output for each multiply-add (`tuning.sensitivity`). The shortest beginning
+of that ranking that keeps the goal is found by bisection; every candidate is measured on the held-back images, since
+errors of layers do not simply add up. Then layers that turn out not to be needed get their narrow width back, the most
+expensive first. NNCF's accuracy control and ModelOpt's AutoQuantize work alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odm_deploy.errors import GateError, UsageError
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.quantization.exact.freeze import freeze_exact
+from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.tuning.held_back import HeldBack, OutputCost
+from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities, macs_shares
+
+MOST_RETURNS = 12
+"""Layers that are tried at their narrow width again after the bisection."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a quantized model has to keep; at least one of the two.
+
+    Raises:
+        UsageError: neither, or figures that mean nothing.
+    """
+
+    max_drop_db: float | None = None
+    """Largest loss of PSNR-Y against the truth, float minus quantized, dB."""
+    min_psnr_db: float | None = None
+    """Smallest PSNR between float and quantized output, dB."""
+
+    def __post_init__(self) -> None:
+        if self.max_drop_db is None and self.min_psnr_db is None:
+            raise UsageError("no goal for mixed widths", fix="give --max-drop or --min-psnr")
+        if (self.max_drop_db or 0.0) < 0.0:
+            raise UsageError(f"--max-drop {self.max_drop_db:g}", why="a loss is not negative", fix="write 0.05, say")
+
+    def check(self, cost: OutputCost) -> None:
+        """Refuse a cost that cannot be judged.
+
+        Raises:
+            UsageError: a limit on the loss, but no truth to measure it.
+        """
+        if self.max_drop_db is not None and cost.drop_db is None:
+            raise UsageError(
+                "--max-drop cannot be measured",
+                why="the images are network inputs, so there is no truth to lose against",
+                fix="use --min-psnr, or images of high resolution",
+            )
+
+    def misses(self, cost: OutputCost) -> list[str]:
+        """What is not kept, in words; empty where all is."""
+        found: list[str] = []
+        if self.max_drop_db is not None and cost.drop_db is not None and not cost.drop_db <= self.max_drop_db:
+            found.append(f"it loses {cost.drop_db:.3f} dB (allowed: {self.max_drop_db:g} dB)")
+        if self.min_psnr_db is not None and not cost.psnr_db >= self.min_psnr_db:
+            found.append(f"its output is {cost.psnr_db:.2f} dB from float's (required: {self.min_psnr_db:g} dB)")
+        return found
+
+
+@dataclass(frozen=True)
+class MixedWidths:
+    """A model that keeps a goal, and its price."""
+
+    model: QuantizedModel
+    before: OutputCost
+    """Of the model at its uniform width."""
+    after: OutputCost
+    """Of `model`, on the same images."""
+    widened: tuple[str, ...]
+    """Layers at 8 bits instead of fewer, in network order."""
+    in_float: tuple[str, ...]
+    """Layers in float, in network order."""
+    quantized_share_before: float
+    """Share of multiply-adds in quantized layers at the uniform width, 0 to 1."""
+    quantized_share: float
+    """The same of `model`: what is left to int8 arithmetic."""
+    measured: int
+    """Candidates measured."""
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One layer made better: taken from a wider model, or left float."""
+
+    layer: str
+    wide: QuantizedLayer | None
+    """None: float."""
+    gain: float
+    """Mean squared error saved at the output."""
+    price: float
+    """Its share of multiply-adds."""
+
+
+def keep_goal(
+    network: SuperResolutionNetwork,
+    model: QuantizedModel,
+    held_back: HeldBack,
+    goal: Goal,
+    *,
+    wide: QuantizedModel | None = None,
+    track: Track = untracked,
+    say: Say = silent,
+) -> MixedWidths:
+    """Make the fewest layers of `model` better until it keeps `goal`.
+
+    Args:
+        network: the float network.
+        model: its quantized form; left as it is. An exact model stays exact, so none of its layers becomes float.
+        held_back: images to judge by, with the float network's outputs.
+        goal: what to keep.
+        wide: the same network with layers at more bits. Its layers are tried before float ones.
+        track: for progress bars.
+        say: takes a line about the search.
+
+    Raises:
+        GateError: even with one quantized layer left (in an exact model: with all at 8 bits) the goal is missed.
+        UsageError: a goal that cannot be measured on these images.
+    """
+    search = _Search(network, model, held_back, goal)
+    before = held_back.measure(model)
+    goal.check(before)
+    share_before = search.share_of(model)
+    if not goal.misses(before):
+        return MixedWidths(model, before, before, (), (), share_before, share_before, 1)
+    moves = _ranked_moves(network, model, wide, held_back, track)
+    chosen = search.fewest(moves, track, say)
+    mixed, after = search.finished(chosen)
+    order = list(model.layers)
+    return MixedWidths(
+        mixed,
+        before,
+        after,
+        tuple(sorted((move.layer for move in _latest(chosen) if move.wide is not None), key=order.index)),
+        tuple(sorted((move.layer for move in _latest(chosen) if move.wide is None), key=order.index)),
+        share_before,
+        search.share_of(mixed),
+        search.measured + 1,
+    )
+
+
+def _ranked_moves(
+    network: SuperResolutionNetwork,
+    model: QuantizedModel,
+    wide: QuantizedModel | None,
+    held_back: HeldBack,
+    track: Track,
+) -> list[_Move]:
+    """All moves, best first; those that leave layers float come after those to the wider model."""
+    narrow = layer_sensitivities(network, model, held_back.lows, track)
+    if wide is None:
+        return [] if model.exact else _to_float(narrow)
+    wider = {each.name: each for each in layer_sensitivities(network, wide, held_back.lows, track)}
+    layers = wide.layers
+    moves = [
+        _Move(each.name, layers[each.name], each.error - wider[each.name].error, each.macs_share)
+        for each in narrow
+        if each.name in wider and _bits(wider[each.name]) > _bits(each)
+    ]
+    remaining = [wider.get(each.name, each) for each in narrow]
+    return _by_worth(moves) + ([] if model.exact else _to_float(remaining))
+
+
+def _bits(layer: LayerSensitivity) -> int:
+    return layer.weight_bits + layer.activation_bits
+
+
+def _to_float(sensitivities: Sequence[LayerSensitivity]) -> list[_Move]:
+    """Moves to float, best first; the last layer stays quantized, or nothing would be."""
+    return _by_worth([_Move(each.name, None, each.error, each.macs_share) for each in sensitivities])[:-1]
+
+
+def _by_worth(moves: Sequence[_Move]) -> list[_Move]:
+    return sorted(moves, key=lambda move: -move.gain / max(move.price, 1e-9))
+
+
+def _latest(moves: Sequence[_Move]) -> list[_Move]:
+    """The last move of each layer: float after wide."""
+    return list({move.layer: move for move in moves}.values())
+
+
+class _Search:
+    """Candidates built and measured."""
+
+    def __init__(self, network: SuperResolutionNetwork, model: QuantizedModel, held_back: HeldBack, goal: Goal) -> None:
+        self.network, self.model, self.held_back, self.goal = network, model, held_back, goal
+        self.measured = 1
+        self._shares = macs_shares(network)
+
+    def share_of(self, model: QuantizedModel) -> float:
+        """Share of multiply-adds in quantized layers."""
+        return sum(self._shares[name] for name in model.layers)
+
+    def fewest(self, moves: list[_Move], track: Track, say: Say) -> list[_Move]:
+        """The moves to make."""
+        best = self._cost(moves)
+        if misses := self.goal.misses(best):
+            raise GateError(
+                f"the goal cannot be kept: {' and '.join(misses)}",
+                why="with all layers at 8 bits, and an exact model has no float layers"
+                if self.model.exact
+                else f"with all but {len(self.model.layers) - len({move.layer for move in moves})} layers in float",
+                fix="allow more" if self.model.exact else "allow more, or leave the network in float",
+            )
+        missed, kept = 0, len(moves)
+        for _ in track(range((len(moves)).bit_length()), len(moves).bit_length(), "fewest layers"):
+            if kept - missed > 1:
+                middle = (missed + kept) // 2
+                if self.goal.misses(self._cost(moves[:middle])):
+                    missed = middle
+                else:
+                    kept = middle
+        chosen = moves[:kept]
+        say(f"{kept} of {len(moves)} changes keep the goal; trying to do without some of them")
+        # The last one is needed: without it the goal was missed.
+        candidates = sorted(chosen[:-1], key=lambda move: -move.price)[:MOST_RETURNS]
+        for move in track(candidates, len(candidates), "layers not needed"):
+            without = [each for each in chosen if each is not move]
+            if not self.goal.misses(self._cost(without)):
+                chosen = without
+        return chosen
+
+    def finished(self, moves: Sequence[_Move]) -> tuple[QuantizedModel, OutputCost]:
+        """The model with these moves made, an exact one proven anew; and its cost, which keeps the goal.
+
+        Raises:
+            GateError: the proof made scales coarser, and the goal is missed now.
+        """
+        mixed = self._mixed(moves)
+        if self.model.exact is not None:
+            exact = copy.deepcopy(self.network)
+            exact.make_exact()
+            weights = {name: exact.get_submodule(name).get_parameter("weight") for name in mixed.layers}
+            mixed = freeze_exact(mixed, weights)
+        cost = self.held_back.measure(mixed)
+        if misses := self.goal.misses(cost):
+            raise GateError(f"the goal is missed: {' and '.join(misses)}", why="after proving the model exact")
+        return mixed, cost
+
+    def _cost(self, moves: Sequence[_Move]) -> OutputCost:
+        self.measured += 1
+        return self.held_back.measure(self._mixed(moves))
+
+    def _mixed(self, moves: Sequence[_Move]) -> QuantizedModel:
+        """A copy of the model with the moves made."""
+        network = copy.deepcopy(self.model.network)
+        mixed = dataclasses.replace(self.model, network=network, metadata=dict(self.model.metadata))
+        modules, floats = dict(mixed.network.named_modules()), dict(self.network.named_modules())
+        for move in _latest(moves):
+            parent, _, child = move.layer.rpartition(".")
+            setattr(modules[parent], child, copy.deepcopy(floats[move.layer] if move.wide is None else move.wide))
+        mixed.network.eval().requires_grad_(False)
+        return mixed

@@ -1,0 +1,115 @@
+"""What quantization cost, in words: the figure, the layers that cost most, and what to do about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from odm_deploy.proof.parity_text import INVISIBLE_DB, visibility
+from odm_deploy.terminal import table
+from odm_deploy.tuning.held_back import OutputCost
+from odm_deploy.tuning.mixed_widths import MixedWidths
+from odm_deploy.tuning.sensitivity import LayerSensitivity
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SMALL_DROP_DB = 0.03
+"""A loss against the truth that no benchmark table shows."""
+_WORST = 5
+_BITS_OF_INT8 = 8
+
+
+def cost_text(cost: OutputCost) -> str:
+    """One line: what quantization cost."""
+    images = f"{cost.images} image{'' if cost.images == 1 else 's'}"
+    if math.isinf(cost.psnr_db):
+        return f"cost, on {images}: nothing, float and quantized output are equal"
+    text = (
+        f"cost, on {images}: {cost.psnr_db:.1f} dB between float and quantized output, "
+        f"{visibility(cost.psnr_db, round(cost.largest))}"
+    )
+    if cost.drop_db is not None:
+        text += (
+            f"; against the originals {cost.float_psnr_y_db:.2f} -> {cost.quantized_psnr_y_db:.2f} dB "
+            f"({-cost.drop_db:+.3f})"
+        )
+    return text
+
+
+def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity]) -> str:
+    """One line: what to do about it; empty where there is nothing worth doing."""
+    if cost.psnr_db >= INVISIBLE_DB and (cost.drop_db or 0.0) <= SMALL_DROP_DB:
+        return ""
+    worst = worst_layers(sensitivities)[:2]
+    narrow = any(min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 for each in worst)
+    width = str(_BITS_OF_INT8) if narrow else "float"
+    options = " ".join(f"--layer {each.name}={width}" for each in worst)
+    goal = "--min-psnr 45" if cost.drop_db is None else f"--max-drop {SMALL_DROP_DB:g}"
+    return f"to lose less: {goal} finds the layers that need more; by hand, {options}; or train on: --finetune 5"
+
+
+def worst_layers(sensitivities: Sequence[LayerSensitivity]) -> list[LayerSensitivity]:
+    """The layers, most expensive first."""
+    return sorted(sensitivities, key=lambda each: -each.error)
+
+
+def sensitivity_table(sensitivities: Sequence[LayerSensitivity], count: int | None = _WORST) -> Table:
+    """The `count` layers that cost most (None: all), most expensive first."""
+    total = sum(each.error for each in sensitivities) or 1.0
+    rows = [
+        (
+            each.name,
+            f"w{each.weight_bits}a{each.activation_bits}",
+            "-" if math.isinf(each.psnr_db) else f"{each.psnr_db:.1f} dB",
+            f"{each.error / total:.1%}",
+            f"{each.macs_share:.1%}",
+        )
+        for each in worst_layers(sensitivities)[:count]
+    ]
+    shown = "" if len(rows) == len(sensitivities) else f", {len(rows)} of {len(sensitivities)}"
+    head = ("layer", "width", "PSNR if quantized alone", "share of the error", "share of MACs")
+    return table(f"layers that cost most{shown}", head, rows, left=("width",))
+
+
+def mixed_text(mixed: MixedWidths) -> str:
+    """One line: what was widened or left float, and the price."""
+    if not (mixed.widened or mixed.in_float):
+        return f"the goal is kept as it is; {mixed.quantized_share:.1%} of MACs are quantized"
+    parts = [
+        f"{len(names)} layer{'' if len(names) == 1 else 's'} {where} ({', '.join(names)})"
+        for where, names in (("at 8 bits", mixed.widened), ("in float", mixed.in_float))
+        if names
+    ]
+    return (
+        f"mixed widths: {' and '.join(parts)}; quantized share of MACs {mixed.quantized_share_before:.1%} -> "
+        f"{mixed.quantized_share:.1%}"
+    )
+
+
+def cost_document(cost: OutputCost) -> dict[str, Any]:
+    """The keys of `--json` about the cost."""
+    return {
+        "images": cost.images,
+        "psnr_db": cost.psnr_db,
+        "largest": cost.largest,
+        "float_psnr_y_db": cost.float_psnr_y_db,
+        "quantized_psnr_y_db": cost.quantized_psnr_y_db,
+        "drop_db": cost.drop_db,
+    }
+
+
+def sensitivity_document(sensitivities: Sequence[LayerSensitivity]) -> list[dict[str, Any]]:
+    """The keys of `--json` about layers, in network order."""
+    return [
+        {
+            "name": each.name,
+            "weight_bits": each.weight_bits,
+            "activation_bits": each.activation_bits,
+            "mse": each.error,
+            "psnr_db": each.psnr_db,
+            "macs_share": each.macs_share,
+        }
+        for each in sensitivities
+    ]

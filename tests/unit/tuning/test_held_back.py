@@ -1,0 +1,63 @@
+"""What quantization costs: PSNR between outputs and against the truth, on the middle of images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from odm_deploy.errors import InputError
+from odm_deploy.proof.metrics import psnr_y
+from odm_deploy.tuning.held_back import HeldBack, Sample
+from tests.factories import random_images
+
+
+def enlarge(low):
+    """Nearest neighbours, x2."""
+    return F.interpolate(low, scale_factor=2)
+
+
+def sample(height=40, width=48, seed=0, *, truth=True):
+    low = torch.from_numpy(random_images(height, width, seed=seed))
+    high = enlarge(low)[0].numpy().transpose(1, 2, 0).astype(np.uint8)
+    return Sample(low, high if truth else None)
+
+
+def test_psnr_is_over_all_images_on_clamped_values():
+    samples = [sample(seed=0, truth=False), sample(20, 20, seed=1, truth=False)]
+    held = HeldBack(enlarge, samples)
+    cost = held.measure(lambda low: enlarge(low) + 3.0)
+    pairs = [(enlarge(each.low).numpy(), np.clip(enlarge(each.low).numpy() + 3.0, 0, 255)) for each in samples]
+    errors = np.concatenate([(a.astype(np.float64) - b).ravel() for a, b in pairs])
+    assert cost.psnr_db == pytest.approx(10 * np.log10(255**2 / np.mean(errors**2)), abs=1e-4)
+    assert cost.largest == pytest.approx(3.0)
+    assert cost.images == 2
+    assert cost.drop_db is None
+    assert held.measure(enlarge).psnr_db == math.inf
+
+
+def test_the_truth_is_cut_where_the_image_is():
+    # The network gives the truth exactly, so any shift between the two would show.
+    held = HeldBack(enlarge, [sample(51, 62)], part_px=16)
+    assert held.lows[0].shape == (1, 3, 16, 16)
+    cost = held.measure(enlarge)
+    assert cost.float_psnr_y_db == math.inf
+    high = held.samples[0].truth
+    assert high is not None
+
+    def darker(low):
+        return enlarge(low) - 2.0
+
+    found = np.clip(high.astype(int) - 2, 0, 255).astype(np.uint8)
+    assert held.measure(darker).quantized_psnr_y_db == pytest.approx(psnr_y(found, high, 2))
+
+
+def test_nothing_to_judge_by_and_outputs_that_are_no_numbers_are_refused():
+    with pytest.raises(InputError, match="no image was held back"):
+        HeldBack(enlarge, [])
+    held = HeldBack(enlarge, [sample()])
+    with pytest.raises(InputError, match="NaN or infinity"):
+        held.measure(lambda low: enlarge(low) * math.nan)

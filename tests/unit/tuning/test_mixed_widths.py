@@ -1,0 +1,115 @@
+"""Mixed widths keep the goal, with no more layers than need be; what cannot be kept is refused with the figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from odm_deploy.errors import GateError, UsageError
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from odm_deploy.tuning.held_back import HeldBack, Sample
+from odm_deploy.tuning.mixed_widths import Goal, keep_goal
+from tests.factories import random_images, tiny_network
+
+COARSE = "body.1.body.0"
+
+
+def samples(network=None):
+    lows = [torch.from_numpy(random_images(40, 40, seed=seed)) for seed in range(2)]
+    if network is None:
+        return [Sample(low) for low in lows]
+    with torch.no_grad():
+        truths = [network(low)[0].clamp(0, 255).round().numpy().transpose(1, 2, 0).astype(np.uint8) for low in lows]
+    return [Sample(low, truth) for low, truth in zip(lows, truths, strict=True)]
+
+
+def model_of(network, policy):
+    settings = CalibrationSettings(exact_sums=False)
+    return calibrate(network, [each.low for each in samples()], policy, settings)[0]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tiny_network()
+
+
+@pytest.fixture(scope="module")
+def one_coarse(network):
+    return model_of(network, QuantizationPolicy(LayerBits(8, 8), overrides={COARSE: LayerBits(2, 2)}))
+
+
+def test_the_one_layer_that_costs_is_left_float(network, one_coarse):
+    held = HeldBack(network, samples())
+    before = held.measure(one_coarse)
+    found = keep_goal(network, one_coarse, held, Goal(min_psnr_db=before.psnr_db + 6))
+    assert (found.in_float, found.widened) == ((COARSE,), ())
+    assert found.before == before
+    assert found.after.psnr_db >= before.psnr_db + 6
+    assert found.after == held.measure(found.model)
+    assert set(one_coarse.layers) - set(found.model.layers) == {COARSE}
+    assert found.quantized_share < found.quantized_share_before
+    # The original is as it was.
+    assert held.measure(one_coarse) == before
+
+
+def test_a_goal_on_the_truth_is_kept(network, one_coarse):
+    held = HeldBack(network, samples(network))
+    before = held.measure(one_coarse)
+    assert before.drop_db is not None
+    found = keep_goal(network, one_coarse, held, Goal(max_drop_db=before.drop_db / 3))
+    assert found.after.drop_db is not None
+    assert found.after.drop_db <= before.drop_db / 3
+
+
+def test_a_goal_that_is_kept_anyway_changes_nothing(network, one_coarse):
+    held = HeldBack(network, samples())
+    found = keep_goal(network, one_coarse, held, Goal(min_psnr_db=5.0))
+    assert found.model is one_coarse
+    assert (found.in_float, found.measured, found.quantized_share) == ((), 1, found.quantized_share_before)
+
+
+def test_low_bit_layers_are_widened_before_any_is_left_float(network):
+    narrow = model_of(network, QuantizationPolicy(LayerBits(3, 3)))
+    wide = model_of(network, QuantizationPolicy(LayerBits(8, 8)))
+    held = HeldBack(network, samples())
+    low, high = held.measure(narrow).psnr_db, held.measure(wide).psnr_db
+    found = keep_goal(network, narrow, held, Goal(min_psnr_db=low + 3), wide=wide)
+    assert found.in_float == ()
+    assert 0 < len(found.widened) < len(narrow.layers)
+    assert found.quantized_share == found.quantized_share_before
+    for name, layer in found.model.layers.items():
+        assert layer.grid.bits == (8 if name in found.widened else 3)
+    # More than all at 8 bits can give: some become float on top.
+    more = keep_goal(network, narrow, held, Goal(min_psnr_db=high + 1), wide=wide)
+    assert more.in_float
+    assert more.after.psnr_db >= high + 1
+
+
+def test_an_exact_model_stays_exact(network):
+    narrow = model_of(network, QuantizationPolicy.exact(LayerBits(3, 3)))
+    wide = model_of(network, QuantizationPolicy.exact(LayerBits(8, 8)))
+    held = HeldBack(network, samples())
+    low, high = held.measure(narrow).psnr_db, held.measure(wide).psnr_db
+    found = keep_goal(network, narrow, held, Goal(min_psnr_db=low + 3), wide=wide)
+    assert found.model.exact is not None
+    assert found.widened
+    assert found.in_float == ()
+    with pytest.raises(GateError, match="an exact model has no float layers"):
+        keep_goal(network, narrow, held, Goal(min_psnr_db=high + 20), wide=wide)
+
+
+def test_what_cannot_be_kept_is_refused_with_the_figures(network, one_coarse):
+    held = HeldBack(network, samples())
+    with pytest.raises(GateError, match=r"dB from float's \(required: 150 dB\).*with all but 1 layers in float"):
+        keep_goal(network, one_coarse, held, Goal(min_psnr_db=150.0))
+
+
+def test_goals_that_mean_nothing_are_refused(network, one_coarse):
+    with pytest.raises(UsageError, match="give --max-drop or --min-psnr"):
+        Goal()
+    with pytest.raises(UsageError, match="a loss is not negative"):
+        Goal(max_drop_db=-0.1)
+    with pytest.raises(UsageError, match="no truth to lose against"):
+        keep_goal(network, one_coarse, HeldBack(network, samples()), Goal(max_drop_db=0.1))
