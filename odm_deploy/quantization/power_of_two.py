@@ -22,6 +22,19 @@ def nearest_power_of_two(values: Tensor) -> Tensor:
     return torch.exp2(torch.round(torch.log2(values.double()))).to(values.dtype)
 
 
+def scale_near_power_of_two(scale: Tensor, nearness: Tensor | None) -> Tensor:
+    """The power of two nearest to each scale, or, with `nearness` below 1, part of the way there.
+
+    Args:
+        scale: > 0, any shape.
+        nearness: [] in [0, 1], on a logarithmic scale; 0 leaves scales alone. None: 1.
+    """
+    if nearness is None:
+        return nearest_power_of_two(scale)
+    exponent = torch.log2(scale.double())
+    return torch.exp2(torch.lerp(exponent, torch.round(exponent), nearness.double())).to(scale.dtype)
+
+
 def round_to_multiples(values: Tensor, unit: Tensor | float) -> Tensor:
     """The multiple of `unit` nearest to each value, ties to even; in the dtype of `values`.
 

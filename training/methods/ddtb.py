@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.straight_through.range import range_quantize
 from training.methods.base import Method, Step
 from training.model import TrainableModel
 from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
 from training.quantizers.learnable_range import LearnableRange
-from training.quantizers.straight_through.range import range_quantize
 from training.quantizers.weights import PercentileWeight
 
 GATE_BITS = 2

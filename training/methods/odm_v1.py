@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.quantization.layers import ChannelOffsets
+from odm_deploy.quantization.straight_through.symmetric import symmetric_quantize
 from training.losses.cooperative import combine_cooperatively, combine_naively
 from training.losses.features import variance_loss
 from training.methods.base import Step, TransferMethod, TransferOptions
 from training.model import TrainableModel
 from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
 from training.quantizers.learnable_range import LearnableRange, RangeInit
-from training.quantizers.straight_through.symmetric import symmetric_quantize
 from training.quantizers.weights import PercentileWeight
 
 OFFSET_BITS = 4

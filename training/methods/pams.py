@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.straight_through.step import step_quantize
 from training.methods.base import TransferMethod, TransferOptions
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
-from training.quantizers.straight_through.step import step_quantize
 from training.quantizers.weights import LargestWeight
 
 _SMALLEST_SCALE = 1e-4

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.quantization.power_of_two import nearest_power_of_two
-
 
 class Exponents(nn.Module):
     """How near the scales of one quantizer are to powers of two, for `scale_near_power_of_two`.
@@ -36,16 +34,3 @@ def anneal(network: nn.Module, nearness: float) -> None:
     for module in network.modules():
         if isinstance(module, Exponents):
             module.nearness.fill_(nearness)
-
-
-def scale_near_power_of_two(scale: Tensor, nearness: Tensor | None) -> Tensor:
-    """The power of two nearest to each scale, or, with `nearness` below 1, part of the way there.
-
-    Args:
-        scale: > 0, any shape.
-        nearness: [] in [0, 1], on a logarithmic scale; 0 leaves scales alone. None: 1.
-    """
-    if nearness is None:
-        return nearest_power_of_two(scale)
-    exponent = torch.log2(scale.double())
-    return torch.exp2(torch.lerp(exponent, torch.round(exponent), nearness.double())).to(scale.dtype)

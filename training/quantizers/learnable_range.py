@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.straight_through.range import free_grid, range_quantize, snapped_grid
 from training.quantizers.annealing import Exponents
 from training.quantizers.base import ActivationQuantizer
 from training.quantizers.statistics import percentile, thin
-from training.quantizers.straight_through.range import free_grid, range_quantize, snapped_grid
 
 RangeInit = Literal["percentile", "minmax", "mse"]
 

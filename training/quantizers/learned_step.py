@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.straight_through.step import RoundDerivative, step_codes, step_quantize
 from odm_deploy.quantization.weights import WeightCodes
 from training.quantizers.base import ActivationQuantizer, SavedFlag, WeightQuantizer, per_row, weight_rows
-from training.quantizers.straight_through.step import RoundDerivative, step_codes, step_quantize
 
 _SMALLEST_STEP = 1e-8
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.quantization.straight_through.range import range_quantize, snapped_grid
+from odm_deploy.quantization.straight_through.symmetric import symmetric_codes, symmetric_quantize
 from odm_deploy.quantization.weights import WeightCodes
 from training.quantizers.base import WeightQuantizer, per_row, weight_rows
 from training.quantizers.statistics import percentile
-from training.quantizers.straight_through.range import range_quantize, snapped_grid
-from training.quantizers.straight_through.symmetric import symmetric_codes, symmetric_quantize
 
 SMALLEST_BOUND = 1e-8
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from odm_deploy.quantization.straight_through.step import rounding_derivative, step_quantize
 from training.quantizers.learned_step import LearnedStep
-from training.quantizers.straight_through.step import rounding_derivative, step_quantize
 
 
 def test_lsq_gradient_is_equation_3():

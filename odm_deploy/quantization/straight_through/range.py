@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.grid import zero_point_step
-from training.quantizers.annealing import scale_near_power_of_two
+from odm_deploy.quantization.power_of_two import scale_near_power_of_two
 
 
 def snapped_grid(

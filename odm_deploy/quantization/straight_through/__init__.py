@@ -1,4 +1,4 @@
-"""The straight-through quantizers that methods are built of: fake-quantize forward, closed-form gradients backward.
+"""The straight-through quantizers of training and fine-tuning: fake-quantize forward, closed-form gradients backward.
 
 Forward arithmetic is that of `odm_deploy.grid` and `odm_deploy.quantization`, operation by operation, so that a frozen
 layer gives the same bits as the trainable one. Gradients are METHODS' "common quantizer" (ODM, Eqs. 1-2, with the

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from odm_deploy.grid import Grid
-from training.quantizers.annealing import scale_near_power_of_two
-from training.quantizers.straight_through.range import range_quantize, snapped_grid
-from training.quantizers.straight_through.symmetric import symmetric_codes, symmetric_quantize
+from odm_deploy.quantization.power_of_two import scale_near_power_of_two
+from odm_deploy.quantization.straight_through.range import range_quantize, snapped_grid
+from odm_deploy.quantization.straight_through.symmetric import symmetric_codes, symmetric_quantize
 
 
 def t(value):

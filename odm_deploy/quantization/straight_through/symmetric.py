@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.quantizers.annealing import scale_near_power_of_two
+from odm_deploy.quantization.power_of_two import scale_near_power_of_two
 
 
 def symmetric_codes(
