@@ -10,6 +10,13 @@
 
 namespace {
 
+// Only the headers of TensorRT for RTX define this. It compiles kernels where it runs, and replays graphs by itself.
+#ifdef TRT_MAJOR_RTX
+constexpr bool records_graphs_itself = true;
+#else
+constexpr bool records_graphs_itself = false;
+#endif
+
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   const std::string advice =
@@ -116,7 +123,7 @@ class Engine {
                     ", built by " + bundle.engine + ": " + logger_.last_error + "; build it again here, in " +
                     bundle.folder + ": " + bundle.rebuild);
     }
-    context_.reset(engine_->createExecutionContext());
+    context_.reset(create_context());
     if (!context_) throw Failure("TensorRT could not create an execution context: " + logger_.last_error);
     for (int i = 0; i < engine_->getNbIOTensors(); ++i) {
       const char* name = engine_->getIOTensorName(i);
@@ -141,10 +148,26 @@ class Engine {
     check(cudaStreamSynchronize(stream_.handle), "run the engine");
     std::memcpy(out.data(), output_buffer_.host, out.size());
     // Not before the first run of a size: that one does work on the host that a graph must not contain.
-    if (resized) graph_.record(stream_.handle, [this] { return context_->enqueueV3(stream_.handle); });
+    if (resized && !records_graphs_itself) {
+      graph_.record(stream_.handle, [this] { return context_->enqueueV3(stream_.handle); });
+    }
   }
 
  private:
+#ifdef TRT_MAJOR_RTX
+  // Eager: by default the first frames run on fallback kernels while better ones compile, and a graph recorded
+  // meanwhile would replay the fallback for good.
+  nvinfer1::IExecutionContext* create_context() {
+    config_.reset(engine_->createRuntimeConfig());
+    require(config_ != nullptr);
+    config_->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    require(config_->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE));
+    return engine_->createExecutionContext(config_.get());
+  }
+#else
+  nvinfer1::IExecutionContext* create_context() { return engine_->createExecutionContext(); }
+#endif
+
   // A graph replays the shapes and addresses it was recorded with, so a change of size ends it.
   void bind(int width, int height, std::size_t in_bytes, std::size_t out_bytes) {
     graph_.reset();
@@ -176,10 +199,14 @@ class Engine {
     if (!worked) throw Failure("TensorRT failed: " + logger_.last_error);
   }
 
-  // Destroyed from the last to the first: the context goes before its engine, and the logger outlives all.
+  // Destroyed from the last to the first: the context goes before its configuration and its engine, and the logger
+  // outlives all.
   Logger logger_;
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+#ifdef TRT_MAJOR_RTX
+  std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
+#endif
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   Stream stream_;
   Buffer input_buffer_, output_buffer_;
