@@ -22,6 +22,7 @@ FILES = (
     "runtimes/tensorrt/engine.py",
     "runtimes/tensorrt/rtx_engine.py",
     "runtimes/tensorrt/listeners.py",
+    "runtimes/tensorrt/profiles.py",
     "runtimes/tensorrt/binding.py",
     "runtimes/tensorrt/kernel_cache.py",
 )

@@ -11,7 +11,7 @@ import numpy as np
 from odm_deploy.bench.gpu_watch import watch_gpu
 from odm_deploy.bench.limits import Limits, find_limits
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
-from odm_deploy.bench.timing import Effort, time_runs
+from odm_deploy.bench.timing import Effort, time_queued, time_runs
 from odm_deploy.bench.twin import open_twin
 from odm_deploy.building.layer_table import recorded_layers
 from odm_deploy.bundle import Bundle
@@ -67,6 +67,9 @@ def benchmark(
         images = np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)
         feeds = {opened.inputs[0].name: opened.inputs[0].images.from_rgb(images)}
         output = opened.run(feeds)[opened.outputs[0].name]
+        if watch is not None:
+            # Before the twin is built and opened, which is no part of what the model needs.
+            watch.model_is_ready()
         twin, note = None, "it was not asked for"
         if baseline:
             try:
@@ -74,11 +77,11 @@ def benchmark(
             except OdmError as error:
                 # A benchmark without baseline is still one.
                 note = str(error)
-        if watch is not None:
-            # Before the twin is opened, which is no part of what the model needs.
-            watch.model_is_ready()
         timed = [opened] if twin is None else [opened, stack.enter_context(twin)]
+        if watch is not None:
+            watch.timing_begins()
         runs = time_runs(timed, feeds, effort, track)
+        queued_ms = time_queued(timed, feeds, runs)
         state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3
         limits = _limits(bundle, opened, shape)
@@ -86,8 +89,8 @@ def benchmark(
             opened.name,
             opened.device,
             shape,
-            Measurement.of(bundle.path.name or str(bundle), runs[0], batch, pixels),
-            Measurement.of(note, runs[1], batch, pixels) if twin is not None else None,
+            Measurement.of(bundle.path.name or str(bundle), runs[0], batch, pixels, queued_ms[0]),
+            Measurement.of(note, runs[1], batch, pixels, queued_ms[1]) if twin is not None else None,
             "" if twin is not None else note,
             opened.describe(),
             opened.passed_over,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from odm_deploy.errors import MissingError
-from odm_deploy.machine.gpus import Gpu, find_gpus
+from odm_deploy.machine.gpus import Gpu, find_gpus, primary_context
 
 Value = TypeVar("Value")
 
@@ -50,7 +50,7 @@ class GpuState:
     max_temperature_c: int | None
     max_power_w: float | None
     memory_mib: int | None
-    """Memory that the model took, as long as no other process took any meanwhile."""
+    """Memory that the model took beside the CUDA context, as long as no other process took any meanwhile."""
     throttles: tuple[str, ...]
     """What lowered the clocks at any moment."""
 
@@ -133,10 +133,13 @@ class GpuWatch:
             self._samples.append(self._sensors.sample())
 
     def model_is_ready(self) -> None:
-        """Take the memory in use now, less what was in use at the start, for the model's. From here on it is timed."""
+        """Take the memory in use now, less what was in use at the start, for the model's."""
         now = self._sensors.sample()
         if now.used_mib is not None and self._before.used_mib is not None:
             self._memory_mib = now.used_mib - self._before.used_mib
+
+    def timing_begins(self) -> None:
+        """Forget the clocks, temperatures and throttling of what came before."""
         self._samples.clear()
 
     def finish(self) -> GpuState:
@@ -150,13 +153,14 @@ class GpuWatch:
 def watch_gpu() -> Generator[tuple[GpuWatch | None, str]]:
     """Watch the GPU that runtimes compute on: CUDA's first. None, and why, where it cannot be; "" without a GPU."""
     watch, note = None, ""
-    for gpu in find_gpus()[:1]:
-        try:
-            watch = GpuWatch(gpu)
-        except MissingError as error:
-            note = str(error)
-    try:
+    with ExitStack() as stack:
+        for gpu in find_gpus()[:1]:
+            # There before memory is first looked at, or the model would seem to need it.
+            stack.enter_context(primary_context(gpu))
+            try:
+                watch = GpuWatch(gpu)
+            except MissingError as error:
+                note = str(error)
+            else:
+                stack.callback(watch.finish)
         yield watch, note
-    finally:
-        if watch is not None:
-            watch.finish()

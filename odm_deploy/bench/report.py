@@ -40,9 +40,14 @@ class Measurement:
     """GPU only: input, host to device."""
     d2h_ms: Percentiles | None = None
     """GPU only: output, device to host."""
+    back_to_back_ms: float | None = None
+    """Engines only: GPU compute of a run among many queued one behind the other. `compute_ms` holds the host's launch,
+    too, some 10 us; this is what an application gets that queues the next image before the last one is done."""
 
     @classmethod
-    def of(cls, model: str, runs: Sequence[RunTimes], batch: int, output_pixels: int) -> Measurement:
+    def of(
+        cls, model: str, runs: Sequence[RunTimes], batch: int, output_pixels: int, back_to_back_ms: float | None = None
+    ) -> Measurement:
         """Summarise at least one run of `batch` images, which put out `output_pixels` together."""
         latency = Percentiles.of([run.latency_ms for run in runs])
         runs_per_s = 1e3 / latency.mean
@@ -55,6 +60,7 @@ class Measurement:
             _percentiles([run.compute_ms for run in runs]),
             _percentiles([run.h2d_ms for run in runs]),
             _percentiles([run.d2h_ms for run in runs]),
+            back_to_back_ms,
         )
 
     @property
@@ -121,6 +127,12 @@ class BenchReport:
         """How many times faster than the float twin, by medians; below 1 the quantized model is slower."""
         return None if self.baseline is None else self.baseline.deciding_ms / self.measurement.deciding_ms
 
+    @property
+    def back_to_back_speedup(self) -> float | None:
+        """The same for runs queued one behind the other; None where that was not timed."""
+        mine, twins = self.measurement.back_to_back_ms, self.baseline and self.baseline.back_to_back_ms
+        return twins / mine if mine and twins else None
+
     def to_dict(self) -> dict[str, Any]:
         """The document `bench --json` prints."""
         return {
@@ -131,6 +143,7 @@ class BenchReport:
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
             "baseline_note": self.baseline_note,
             "speedup": self.speedup,
+            "back_to_back_speedup": self.back_to_back_speedup,
             "settings": self.settings,
             "passed_over": list(self.passed_over),
             "limits": list(self.limits),
@@ -144,12 +157,17 @@ class BenchReport:
         """The same for humans."""
         size = f"{'x'.join(map(str, self.shape))} ({self.shape[3]} wide, {self.shape[2]} high)"
         speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as in float"
+        if self.back_to_back_speedup is not None:
+            speedup += f" ({self.back_to_back_speedup:.2f} back to back)"
         rows: list[tuple[str, ...]] = []
         for item in filter(None, (self.measurement, self.baseline)):
             rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))
             rows.append((item.model, *_cells(item.latency_ms), *rates))
             parts = (("GPU compute", item.compute_ms), ("H2D", item.h2d_ms), ("D2H", item.d2h_ms))
             rows += [(f"  {label}", *_cells(part), "", "", "") for label, part in parts if part is not None]
+            if item.back_to_back_ms is not None:
+                rate = plain_number(1e3 * self.shape[0] / item.back_to_back_ms)
+                rows.append(("  compute, back to back", plain_number(item.back_to_back_ms), *[""] * 3, rate, "", ""))
         return table(f"{self.runtime} on {self.device}, input {size}{speedup}", _HEAD, rows)
 
     def explanation(self) -> tuple[str, ...]:

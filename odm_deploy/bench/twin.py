@@ -17,6 +17,7 @@ from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
+from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 
 
 def open_twin(
@@ -24,8 +25,9 @@ def open_twin(
 ) -> tuple[Runtime, str]:
     """Open the float twin of `model` on the runtime and with the options it was opened with; say what the twin is.
 
-    On TensorRT an engine is built from the twin for this one shape [N, 3, H, W], in half precision: int8 that loses
-    against FP16 is of no use there. A plan's twin comes from the model.onnx beside it.
+    On TensorRT an engine is built from the twin, in half precision: int8 that loses against FP16 is of no use there. It
+    gets the optimization profile that the model runs `shape` [N, 3, H, W] in, because kernels chosen for that shape
+    alone would be compared with kernels chosen for another. A plan's twin comes from the model.onnx beside it.
 
     Raises:
         InputError: the model quantizes nothing, or there is no ONNX file to derive a twin from.
@@ -37,15 +39,15 @@ def open_twin(
         raise InputError(f"{bundle} has no float twin", why=f"there is no {ONNX_FILE} beside it to derive one from")
     twin = float_twin(bundle.graph)
     chosen = runtime_class(runtime.name)
-    if runtime.model_kind == "onnx":
+    if not isinstance(runtime, TensorRtEngine):
         label = "float twin" if options is None else f"float twin ({options.precision})"
         return chosen.open_bytes(twin.SerializeToString(), options, label="the float twin"), label
-    plan = half_precision_plan(twin, runtime.name, shape)
+    plan = half_precision_plan(twin, runtime.name, runtime.image_shapes(shape))
     return chosen.open_bytes(plan, options, label="the float twin"), "float twin (fp16)"
 
 
-def half_precision_plan(twin: ModelProto, builder: str, shape: Shape) -> bytes:
-    """An engine of a float twin for one shape [N, 3, H, W], in half precision unless the twin has some already.
+def half_precision_plan(twin: ModelProto, builder: str, shapes: InputShapes) -> bytes:
+    """An engine of a float twin, in half precision unless the twin has some already.
 
     Raises:
         MissingError: onnx-ir or the builder is not here.
@@ -65,5 +67,4 @@ def half_precision_plan(twin: ModelProto, builder: str, shape: Shape) -> bytes:
         graph = ir.from_proto(typed)
         convert_rest_to_half(graph)
         typed = ir.to_proto(graph)
-    n, channels, h, w = shape
-    return build_plan(typed, BuildOptions(builder=builder, shapes=InputShapes.static(n, h, w, channels)))
+    return build_plan(typed, BuildOptions(builder=builder, shapes=shapes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -18,6 +18,7 @@ from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.bundle.plan_target import built_for, require_gpu
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
+from odm_deploy.graphs.input_shapes import InputShapes, Shape
 from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime, RunTimes
@@ -28,6 +29,7 @@ from odm_deploy.runtimes.tensorrt.binding import ShapeBinding
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
 from odm_deploy.runtimes.tensorrt.device_tensors import DeviceArray, borrow_tensors, new_arrays
 from odm_deploy.runtimes.tensorrt.listeners import make_layer_timer, make_log
+from odm_deploy.runtimes.tensorrt.profiles import find_profile, image_shapes
 
 # Each shape in use holds an execution context with its activation memory; a tiled image needs at most four shapes
 # (inner, right, bottom, corner).
@@ -132,6 +134,28 @@ class TensorRtEngine(Runtime):
         h2d, compute, d2h = (start.ms_until(end) for start, end in pairwise(events))
         return RunTimes(latency_ms=h2d + compute + d2h, h2d_ms=h2d, compute_ms=compute, d2h_ms=d2h)
 
+    def back_to_back_ms(self, feeds: Mapping[str, Array], runs: int) -> float:
+        """Mean milliseconds of GPU compute of runs queued one behind the other, on the same input.
+
+        A single run waits for the host to launch it, some 10 us between the events around it; of these, the host
+        launches each while the one before still computes. Raises as `run`.
+        """
+        checked = self._check(feeds)
+        with self._lock:
+            self._require_open()
+            binding = self._bind(checked)
+            binding.fill(checked)
+            binding.upload()
+            # The first one is launched late, and not counted.
+            binding.compute()
+            start, end = self._cuda.event(timed=True), self._cuda.event(timed=True)
+            self._stream.record(start)
+            for _ in range(runs):
+                binding.compute()
+            self._stream.record(end)
+            self._stream.synchronize()
+            return start.ms_until(end) / runs
+
     def layer_times_ms(self, feeds: Mapping[str, Array], runs: int) -> dict[str, float]:
         """Mean milliseconds that each layer of the engine takes, by its name there, as TensorRT itself measures them.
 
@@ -211,19 +235,7 @@ class TensorRtEngine(Runtime):
         return binding
 
     def _profile_for(self, feeds: Mapping[str, Array | BorrowedTensor]) -> int:
-        """The index of the first optimization profile that these shapes lie in."""
-        ranges: list[str] = []
-        for profile in range(self._engine.num_optimization_profiles):
-            limits = {each.name: self._engine.get_tensor_profile_shape(each.name, profile) for each in self.inputs}
-            if all(_within(feeds[name].shape, low, high) for name, (low, _, high) in limits.items()):
-                return profile
-            ranges.extend(f"{name} {_dims(low)} to {_dims(high)}" for name, (low, _, high) in limits.items())
-        given = ", ".join(f"{name} {_dims(array.shape)}" for name, array in feeds.items())
-        raise InputError(
-            f"the engine was not built for {given}",
-            why=f"it takes {'; '.join(ranges)}",
-            fix="use tiles or images within it, or build it again with wider --shapes",
-        )
+        return find_profile(self._engine, self.inputs, {name: array.shape for name, array in feeds.items()})
 
     _captures_graphs: ClassVar[bool] = True
     """Whether graphs are captured here, around TensorRT."""
@@ -249,6 +261,16 @@ class TensorRtEngine(Runtime):
         self._stream = self._cuda.stream()
         self._bindings = OrderedDict()
 
+    def image_shapes(self, shape: Shape) -> InputShapes:
+        """The profile that images [N, 3, H, W] of this shape run in: what another engine needs to be built alike.
+
+        Raises:
+            InputError: several inputs or outputs, or a shape the engine was not built for.
+        """
+        source, _ = self.single_image_edges()
+        own = source.images.from_rgb(np.zeros(shape, source.dtype))
+        return image_shapes(self._engine, source, self._profile_for({source.name: own}))
+
     def typical_shape(self) -> tuple[int, ...]:
         """The shape the engine's kernels were chosen for: the first profile's optimum."""
         _, best, _ = self._engine.get_tensor_profile_shape(self.inputs[0].name, 0)
@@ -268,11 +290,3 @@ class TensorRtEngine(Runtime):
         self._bindings.clear()
         self._stream.close()
         self._engine = None
-
-
-def _within(shape: Iterable[int], low: Iterable[int], high: Iterable[int]) -> bool:
-    return all(least <= size <= most for least, size, most in zip(low, shape, high, strict=True))
-
-
-def _dims(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))

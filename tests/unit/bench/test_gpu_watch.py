@@ -98,6 +98,9 @@ def test_memory_is_the_models_and_clocks_are_those_of_the_timing(answering: Any)
     watch = GpuWatch(GPU)
     fake.answers = {"ClockInfo": 1980, "MemoryInfo": 340 << 20}
     watch.model_is_ready()
+    # The twin, opened later, is none of the model's needs.
+    fake.answers = {"ClockInfo": 1980, "MemoryInfo": 900 << 20}
+    watch.timing_begins()
     time.sleep(0.12)
     state = watch.finish()
     assert (state.memory_mib, state.sm_clock_mhz) == (240, (1980, 1980))

@@ -44,6 +44,19 @@ def test_on_a_gpu_the_speedup_leaves_copies_out() -> None:
     assert report(gpu(1.0, 5.0), gpu(2.0, 5.0)).speedup == pytest.approx(2.0)
 
 
+def test_runs_without_a_gap_have_a_speedup_of_their_own() -> None:
+    mine, twin = replace(gpu(1.0, 5.0), back_to_back_ms=0.5), replace(gpu(2.0, 5.0), back_to_back_ms=1.5)
+    both = report(mine, twin)
+    assert both.speedup == pytest.approx(2.0)
+    assert both.back_to_back_speedup == both.to_dict()["back_to_back_speedup"] == pytest.approx(3.0)
+    assert both.to_dict()["back_to_back_ms"] == 0.5
+    text = io.StringIO()
+    Console(file=text, width=140).print(both.to_table())
+    assert "2.00 times as fast as in float (3.00 back to back)" in " ".join(text.getvalue().split())
+    assert "compute, back to back" in text.getvalue()
+    assert report(mine, gpu(2.0, 5.0)).back_to_back_speedup is None
+
+
 def test_json_has_the_documented_keys() -> None:
     document = report(cpu(10), cpu(20, model="float twin (fp32)")).to_dict()
     assert document["runtime"] == "openvino"

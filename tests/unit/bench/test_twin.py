@@ -14,6 +14,7 @@ from odm_deploy.bench.timing import Effort
 from odm_deploy.bench.twin import half_precision_plan, open_twin
 from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.machine.builders import can_build, find_builder
@@ -58,5 +59,5 @@ def test_the_twin_of_an_engine_is_an_engine_in_half_precision(precision: str) ->
         graph = ir.from_proto(model)
         convert_rest_to_half(graph)
         model = ir.to_proto(graph)
-    plan = half_precision_plan(float_twin(model), "tensorrt_rtx", SHAPE)
+    plan = half_precision_plan(float_twin(model), "tensorrt_rtx", InputShapes.static(1, 16, 16))
     assert PlanHeader.of_bytes(plan).builder == "tensorrt_rtx"

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from odm_deploy.machine.gpus import Gpu, query_driver
+from odm_deploy.machine.gpus import Gpu, primary_context, query_driver
 
 DRIVER = r"""
 #include <string.h>
@@ -25,6 +25,9 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device)
 { *bytes = (size_t)24 << 30; return first(device) ? 0 : FAIL_SECOND; }
 int cuDeviceGetUuid(char *uuid, int device)
 { memset(uuid, 0x0a, 16); return first(device) ? 0 : 801; }
+int held[42];
+int cuDevicePrimaryCtxRetain(void **context, int device) { held[device]++; *context = held; return FAIL_SECOND; }
+int cuDevicePrimaryCtxRelease_v2(int device) { held[device]--; return 0; }
 """
 
 
@@ -59,3 +62,14 @@ def test_failing_driver_or_device_is_no_exception(driver):
     assert query_driver(driver(result=100)) == ()
     assert [gpu.index for gpu in query_driver(driver(fail_second=2))] == [0]
     assert query_driver(None) == ()
+
+
+@pytest.mark.parametrize("refused", [0, 2])
+def test_a_context_is_held_once_and_given_back(driver, refused):
+    cuda = driver(fail_second=refused)
+    held = (ctypes.c_int * 42).in_dll(cuda, "held")
+    before = held[41]
+    with primary_context(Gpu(1, "NVIDIA Two", (8, 9), 1), cuda):
+        assert held[41] == before + 1
+    # What was refused is not given back.
+    assert held[41] == before + bool(refused)
