@@ -23,6 +23,7 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.input_type = TensorProto.FLOAT
+        self.batch: int | str = "N"
         self._rng = np.random.default_rng(7)
 
     def constant(self, name: str, value: object, kind: int | None = None) -> str:
@@ -80,7 +81,7 @@ class Builder:
 
     def model(self, *outputs: str) -> onnx.ModelProto:
         """The finished model."""
-        image = helper.make_tensor_value_info("x", self.input_type, ["N", CHANNELS, "H", "W"])
+        image = helper.make_tensor_value_info("x", self.input_type, [self.batch, CHANNELS, "H", "W"])
         results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         graph = helper.make_graph(self.nodes, "graph", [image], results, self.initializers)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
@@ -258,6 +259,71 @@ def _float_weights_quantized_in_graph(b: Builder) -> str:
     return b.conv(b.qdq("x", "a"), b.op("DequantizeLinear", [q, *parameters], "weight_dq", axis=0))
 
 
+def _computed_parameters(b: Builder) -> str:
+    """Scale and zero point as exporters leave them: a division of constants, and one behind an Identity."""
+    scale = b.op("Div", [b.constant("amax", np.float32(63.5)), b.constant("codes", np.float32(127))], "a_s")
+    zero = b.op("Identity", [b.constant("a_z0", np.int8(0))], "a_z")
+    q = b.op("QuantizeLinear", ["x", scale, zero], "a_q")
+    return b.conv(b.op("DequantizeLinear", [q, scale, zero], "a_dq"), b.weights())
+
+
+def _computed_zero_point(b: Builder) -> str:
+    scale, zero = b.constant("a_s", np.float32(0.5)), b.op("Identity", [b.constant("a_z0", np.uint8(3))], "a_z")
+    q = b.op("QuantizeLinear", ["x", scale, zero], "a_q")
+    return b.conv(b.op("DequantizeLinear", [q, scale, zero], "a_dq"), b.weights())
+
+
+def _weights_behind(op: str, *constants: object, axis: int = 0, **attributes: object) -> Callable[[Builder], str]:
+    """An operation between DQ and the layer, on its weights."""
+
+    def fill(b: Builder) -> str:
+        extra = [b.constant(f"k{index}", value) for index, value in enumerate(constants)]
+        return b.conv(b.qdq("x", "a"), b.op(op, [b.weights(axis=axis), *extra], "between", **attributes))
+
+    return fill
+
+
+def _codes_behind(op: str, **attributes: object) -> Callable[[Builder], str]:
+    """An operation between stored codes and their DQ."""
+
+    def fill(b: Builder) -> str:
+        weights = b.weights()
+        dequantize = b.nodes[-1]
+        dequantize.input[0] = "weight_moved"
+        b.nodes.insert(-1, helper.make_node(op, ["weight_q"], ["weight_moved"], name="move", **attributes))
+        return b.conv(b.qdq("x", "a"), weights)
+
+    return fill
+
+
+def _weight_halves(b: Builder) -> str:
+    halves: list[str] = []
+    for name in ("first", "second"):
+        codes = b.constant(f"{name}_q", b.codes(CHANNELS // 2, CHANNELS, 3, 3).astype(np.int8))
+        halves.append(b.op("DequantizeLinear", [codes, b.constant(f"{name}_s", np.float32(0.01))], f"{name}_dq"))
+    return b.conv(b.qdq("x", "a"), b.op("Concat", halves, "concat", axis=0))
+
+
+def _squeeze(channels: int) -> Callable[[Builder], str]:
+    """The second convolution of channel attention, which reads `channels` of a single pixel, of one image."""
+
+    def fill(b: Builder) -> str:
+        b.batch = 1
+        pooled = b.op("GlobalAveragePool", ["x"], "pooled")
+        ends = [b.constant(f"few{index}", np.array([value])) for index, value in enumerate((0, channels, 1))]
+        squeezed = b.op("Slice", [pooled, *ends], "squeezed")
+        return b.op("Conv", [b.qdq(squeezed, "a"), b.weights((CHANNELS, channels, 1, 1))], "layer")
+
+    return fill
+
+
+def _two_quantizers_of_one_name(b: Builder) -> str:
+    x = b.conv(b.qdq("x", "a"), b.weights())
+    parameters = [b.constant("b_s", np.float32(0.5)), b.constant("b_z", np.int8(0))]
+    b.nodes.append(helper.make_node("QuantizeLinear", [x, *parameters], ["b_q"], name="a_q"))
+    return b.op("DequantizeLinear", ["b_q", *parameters], "b_dq")
+
+
 def _half_precision_rest(b: Builder) -> str:
     activation = b.op("Cast", [b.qdq("x", "a")], "a_half", to=TensorProto.FLOAT16)
     weights = b.op("Cast", [b.weights()], "weight_half", to=TensorProto.FLOAT16)
@@ -307,6 +373,12 @@ _legal("matrix product", _matmul(1))
 _legal("matrix product, transposed weights", _matmul(0, transpose=True))
 _legal("Gemm transB", _matmul(0, op="Gemm", transB=1))
 _legal("attention", _attention(quantize_both=True))
+_legal("parameters computed from constants", _computed_parameters)
+_legal("transposed convolution weights", _weights_behind("Transpose", axis=1, perm=[1, 0, 2, 3]))
+_legal("weights behind Identity", _weights_behind("Identity"))
+_legal("weights times one number", _weights_behind("Mul", np.float32(0.5)))
+_legal("weights times one number a channel", _weights_behind("Mul", np.full((CHANNELS, 1, 1, 1), 0.5, np.float32)))
+_legal("5 channels on one pixel", _squeeze(5))
 for _label, (_op, _constants, _attributes) in _LEGAL_BETWEEN.items():
     _legal(f"{_label} after DQ", _between(_op, _constants, **_attributes))
 
@@ -340,6 +412,16 @@ _trap("weight-scale-axis", "weight_dq", "float", "matrix scales along the summed
 _trap("weight-scale-axis", "weight_dq", "float", "transposed matrix scales along the summed axis",
       _matmul(1, transpose=True))  # fmt: skip
 _trap("weight-scale-axis", "weight_dq", "float", "Gemm scales along the summed axis", _matmul(1, op="Gemm", transB=1))
+_trap("weight-scale-axis", "weight_dq", "float", "transposed convolution weights, scales on the wrong axis",
+      _weights_behind("Transpose", perm=[1, 0, 2, 3]))  # fmt: skip
+_trap("operation-after-dequantize", "between", "float", "negated weights", _weights_behind("Neg"))
+_trap("weight-codes-computed", "weight_dq", "refused", "codes behind Identity", _codes_behind("Identity"))
+_trap("weight-codes-computed", "weight_dq", "refused", "codes behind Transpose",
+      _codes_behind("Transpose", perm=[1, 0, 2, 3]))  # fmt: skip
+_trap("weight-concat", "concat", "refused", "weights in two halves", _weight_halves)
+_trap("narrow-attention", "layer", "float", "4 channels on one pixel", _squeeze(4))
+_trap("duplicate-quantizers", "a_q", "refused", "two quantizers with one name", _two_quantizers_of_one_name)
+_trap("activation-zero-point", "a_q", "refused", "zero point 3 behind Identity", _computed_zero_point)
 _trap("blocked-weights", "weight_dq", "refused", "blocked weights", _blocked, opset=21)
 _trap("scale-not-positive", "a_q", "refused", "activation scale 0", _conv_with(lambda b: b.qdq("x", "a", 0.0)))
 _trap("scale-not-positive", "weight_dq", "refused", "dead channel",

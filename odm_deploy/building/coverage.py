@@ -46,6 +46,8 @@ class LayerCoverage:
     """Multiply-accumulates at the given input shape; None where shapes cannot be inferred."""
     engine_layer: str
     """The engine layer that computes it; empty when unknown."""
+    rules: tuple[str, ...] = ()
+    """The rules of `lint` that explain why it does not run as int8."""
     weight_bits: int | None = None
     activation_bits: int | None = None
     """Widths of its codes, as the bundle's manifest says; None for float layers and for a graph without a manifest."""
@@ -118,15 +120,17 @@ def coverage(
         unique = names[layer.name] == 1
         record = find_compute_layer(layers, layer.name) if unique else None
         precision = record.precision if record else _MISSING if unique else _AMBIGUOUS
+        about = [] if precision == "int8" else [finding for finding in findings if layer.name in finding.layers]
         covered.append(
             LayerCoverage(
                 name=layer.name,
                 op=layer.node.op_type,
                 quantized=layer.quantized,
                 precision=precision,
-                reason="" if precision == "int8" else _reason(layer, record, findings),
+                reason="" if precision == "int8" else _reason(layer, record, about),
                 macs=count_macs(graph, layer.node, shapes),
                 engine_layer=record.name if record else "",
+                rules=tuple(dict.fromkeys(finding.rule for finding in about)) if layer.quantized else (),
             )
         )
     return Coverage(tuple(covered))
@@ -149,11 +153,10 @@ def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
     return prod(output) * (first[-2] if transposed else first[-1])
 
 
-def _reason(layer: Layer, record: LayerRecord | None, findings: Sequence[Finding]) -> str:
+def _reason(layer: Layer, record: LayerRecord | None, about: Sequence[Finding]) -> str:
     """Why a layer is not int8: what lint found about it, or that nobody asked."""
     if not layer.quantized:
         return "unquantized in the graph"
-    about = [finding for finding in findings if layer.name in finding.layers]
     if about:
         return "; ".join(f"{finding.message} [{finding.rule}]" for finding in about)
     if record is None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from odm_deploy.quantization.model import QuantizedModel
 
 
+NO_SHARE = 0.005
+"""Share of the multiply-accumulates that saves no time."""
+
+
 @click.command("inspect")
 @click.argument("path", metavar="BUNDLE|ONNX|MODEL.pt", type=click.Path(path_type=Path))
 @click.option("--shapes", default="1x3x270x480", show_default=True, help="Input shape that MACs are counted at.")
@@ -35,12 +39,12 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
     """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).
 
     TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. A layer that the
-    graph quantizes and the engine runs as float ends with exit code 3. A model.pt is listed with its grids instead, and
-    with what it costs: storage, and bit operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
+    graph quantizes and the engine runs as float, and a graph that quantizes nothing, end with exit code 3. A model.pt
+    is listed with its grids instead, and with what it costs: storage, and bit operations (2 * MACs * weight bits *
+    input bits) for a 1920x1080 output.
     """
     from odm_deploy.building.bundle_coverage import bundle_coverage
     from odm_deploy.bundle import Bundle
-    from odm_deploy.errors import GateError
     from odm_deploy.graphs.input_shapes import parse_shapes
 
     if path.suffix in (".pt", ".pth"):
@@ -52,14 +56,31 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
         emit_json({**found.to_dict(), "source": source})
     else:
         _print(found, source)
-    fallbacks = list(found.fallbacks)
-    if fallbacks:
-        names = ", ".join(layer.name for layer in fallbacks[:3])
+    _judge(found, path)
+
+
+def _judge(found: Coverage, path: Path) -> None:
+    """Fail where the engine does not do what the graph asks for, or where the graph asks for nothing."""
+    from odm_deploy.errors import GateError
+
+    if (not found.quantized_macs and found.macs) or not found.quantized_layers:
         raise GateError(
-            f"{len(fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
-            why=f"{names}{' ...' if len(fallbacks) > 3 else ''}: {fallbacks[0].reason}",
-            fix=f"see odm-deploy lint {path}",
+            f"nothing in {path} is quantized",
+            why=f"none of its {len(found.layers)} convolutions and matrix products has a DequantizeLinear before it",
+            fix="quantize the network first",
         )
+    if not (fallbacks := found.fallbacks):
+        return
+    names = ", ".join(layer.name for layer in fallbacks[:3])
+    explained = [layer for layer in fallbacks if layer.rules]
+    shown = (explained or fallbacks)[0]
+    raise GateError(
+        f"{len(fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
+        why=f"{names}{' ...' if len(fallbacks) > 3 else ''}: {shown.reason}",
+        fix=f"see odm-deploy lint {path}"
+        if explained
+        else "lint knows nothing about it either: this is the builder's own choice, for these shapes",
+    )
 
 
 def _print(found: Coverage, source: str) -> None:
@@ -71,6 +92,8 @@ def _print(found: Coverage, source: str) -> None:
     head = ("layer", "bits", "runs as", "share of MACs", "why not int8")
     print_table(table(f"layers ({source})", head, map(row, found.layers), left=("bits", "runs as", "why not int8")))
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
+    if found.macs and found.int8_macs / found.macs < NO_SHARE:
+        share += ": next to nothing, so this engine is as fast as a float one"
     click.echo(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
 
 

@@ -31,9 +31,11 @@ def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
     if target is None:
         raise UsageError("nothing to check", fix="name an ONNX file or a bundle")
     from odm_deploy.bundle import Bundle
-    from odm_deploy.lowering.lint import lint
+    from odm_deploy.graphs.files import read_onnx
+    from odm_deploy.lowering.lint import is_quantized, lint
 
-    findings = lint(Bundle.open(target).graph if target.is_dir() else target)
+    graph = Bundle.open(target).graph if target.is_dir() else read_onnx(target)[0]
+    findings = lint(graph)
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings]})
     else:
@@ -44,7 +46,8 @@ def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
         count = f"{len(failing)} finding{'s' if len(failing) > 1 else ''}"
         rules = ", ".join(sorted({finding.rule for finding in failing}))
         raise GateError(f"{target} is not what TensorRT will run", why=f"{count} ({rules})")
-    say(f"{target}: {len(findings)} warnings or hints" if findings else f"{target}: no findings")
+    what = f"{len(findings)} warnings or hints" if findings else "no findings"
+    say(f"{target}: {what}" + ("" if is_quantized(graph) else ", and nothing in it is quantized"))
 
 
 def _show_rules(as_json: bool) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.tensors import check_tensors, tensors_of
 
 if TYPE_CHECKING:
     import onnx
+
+LARGEST_ONNX_BYTES = 2**31 - 1
+"""Protocol buffers, which ONNX files are, end there."""
 
 
 @contextmanager
@@ -26,13 +30,19 @@ def reading(path: Path) -> Generator[None]:
         raise InputError(f"cannot read {path}", why=error.strerror or str(error)) from error
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
     """A model file, whole.
 
     Raises:
-        InputError: it is missing, unreadable or empty.
+        InputError: it is missing, unreadable, empty, no regular file (a pipe or a device may never end), or larger than
+            `limit` bytes.
     """
     with reading(path):
+        if path.exists() and not path.is_file():
+            raise InputError(f"cannot read {path}", why="it is no regular file")
+        size = path.stat().st_size
+        if limit is not None and size > limit:
+            raise InputError(f"cannot load {path}", why=f"{size} bytes; at most {limit} are read")
         data = path.read_bytes()
     if not data:
         raise InputError(f"cannot load {path}", why="the file is empty")
@@ -50,14 +60,15 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes]:
     import onnx
     from onnx.external_data_helper import load_external_data_for_model
 
-    data = read_bytes(path)
+    data = read_bytes(path, limit=LARGEST_ONNX_BYTES)
     graph = parse_onnx(data, label=str(path))
-    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph)):
+    if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors_of(graph)):
         return graph, data
     try:
         load_external_data_for_model(graph, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"cannot load {path}", why=f"its external data cannot be read: {error}") from error
+    check_tensors(graph, label=str(path))
     return graph, graph.SerializeToString()
 
 
@@ -65,7 +76,7 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
     """Parse a serialized ONNX model, without its external data. `label` names it in error messages.
 
     Raises:
-        InputError: these bytes are not an ONNX model with a graph.
+        InputError: these bytes are not an ONNX model with a graph, or a tensor in it is not what it says.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -79,20 +90,5 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
     # protobuf accepts almost any short text as a message of unknown fields, so parsing alone proves nothing.
     if proto.ir_version == 0 or not proto.graph.node or not proto.opset_import:
         raise InputError(f"{label} is not an ONNX model", why=f"its {len(data)} bytes hold no graph")
+    check_tensors(proto, label=label)
     return proto
-
-
-def _tensors(message: onnx.ModelProto | onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor: initializers and attributes, in the main graph, in bodies of If and Loop, in functions."""
-    import onnx
-
-    if isinstance(message, onnx.ModelProto):
-        for part in (message.graph, *message.functions):
-            yield from _tensors(part)
-        return
-    if isinstance(message, onnx.GraphProto):
-        yield from message.initializer
-    for attribute in (attribute for node in message.node for attribute in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for body in (attribute.g, *attribute.graphs):
-            yield from _tensors(body)

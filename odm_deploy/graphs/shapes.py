@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TypeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from odm_deploy.errors import InputError
 from odm_deploy.graphs.input_shapes import InputShapes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -32,6 +33,9 @@ def infer_shapes(model: ModelProto, sizes: InputShapes | None) -> Shapes:
 
     Returns:
         Fully known shapes by tensor name; tensors whose shape cannot be inferred are absent.
+
+    Raises:
+        InputError: the graph contradicts itself.
     """
     fixed = with_sizes(model, sizes)
     shapes = _inferred(fixed)
@@ -60,8 +64,15 @@ def with_sizes(model: ModelProto, sizes: InputShapes | None) -> ModelProto:
 
 
 def infer_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
-    """Element type and shape, as far as ONNX itself tells, of inputs and of all that is computed; `model` stays."""
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    """Element type and shape, as far as ONNX itself tells, of inputs and of all that is computed; `model` stays.
+
+    Raises:
+        InputError: a type or shape that the graph states contradicts what its operators make.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
+        raise InputError("the ONNX graph contradicts itself", why=" ".join(str(error).split())[:300]) from error
     return {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import onnx
 import pytest
 
 from odm_deploy.checkpoint import load_model
 from odm_deploy.machine.builders import can_build, find_builder
 from tests.command_line import run_cli
+from tests.qdq_graphs import CHANNELS, TRAPS, Builder
 
 RTX = find_builder("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
@@ -62,6 +65,35 @@ def test_people_get_a_table_and_the_count(tiny_bundle):
     assert outcome.code == 0
     assert "int8: 5 of 5 quantized layers" in outcome.stdout
     assert "body.1.body.2" in outcome.stdout
+
+
+@needs_rtx
+def test_graph_that_quantizes_nothing_fails_the_gate(tmp_path):
+    b = Builder()
+    onnx.save(b.model(b.conv("x", b.float_weights())), tmp_path / "float.onnx")
+    outcome = run_cli("inspect", tmp_path / "float.onnx", "--shapes", "1x16x24x32")
+    assert outcome.code == 3
+    assert "nothing in" in outcome.stderr
+    assert "none of its 1 convolutions" in outcome.stderr
+
+
+@needs_rtx
+@pytest.mark.parametrize(("label", "pointed"), [("ReLU after DQ", True), ("two average pools", False)])
+def test_lint_is_named_only_where_it_has_something_to_say(tmp_path, label, pointed):
+    b = Builder()
+    b.batch = 1
+    if pointed:
+        model = TRAPS[label].build()
+    else:
+        # Pooling by 8 leaves one pixel of an 8x8 image; no graph of dynamic size shows that.
+        pooled = b.op("AveragePool", ["x"], "pooled", kernel_shape=[8, 8], strides=[8, 8])
+        squeezed = b.op("Conv", [pooled, b.constant("few", np.ones((4, CHANNELS, 1, 1), np.float32))], "squeezed")
+        model = b.model(b.op("Conv", [b.qdq(squeezed, "a"), b.weights((CHANNELS, 4, 1, 1))], "layer"))
+    onnx.save(model, tmp_path / "model.onnx")
+    outcome = run_cli("inspect", tmp_path / "model.onnx", "--shapes", "1x16x8x8")
+    assert outcome.code == 3
+    assert ("see odm-deploy lint" in outcome.stderr) == pointed
+    assert ("lint knows nothing about it either" in outcome.stderr) != pointed
 
 
 def test_checkpoint_is_listed_with_its_grids(tiny_checkpoint):

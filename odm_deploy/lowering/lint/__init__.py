@@ -21,8 +21,21 @@ from odm_deploy.graphs.files import read_onnx
 from odm_deploy.lowering.lint import activations, bounds, scales, structure, weights
 from odm_deploy.lowering.lint.finding import RULES, Finding, Rule, Severity
 from odm_deploy.lowering.lint.graph import QdqGraph
+from odm_deploy.lowering.lint.operands import find_layers
 
-__all__ = ["RULES", "Finding", "Rule", "Severity", "activations", "bounds", "lint", "scales", "structure", "weights"]
+__all__ = [
+    "RULES",
+    "Finding",
+    "Rule",
+    "Severity",
+    "activations",
+    "bounds",
+    "is_quantized",
+    "lint",
+    "scales",
+    "structure",
+    "weights",
+]
 
 _SEVERITY_ORDER = list(Severity)
 
@@ -43,3 +56,8 @@ def lint(model: ModelProto | Path | str) -> list[Finding]:
     graph = QdqGraph(model if isinstance(model, ModelProto) else read_onnx(Path(model))[0])
     findings = [finding for rule in RULES.values() for finding in rule.findings(graph)]
     return sorted(findings, key=lambda finding: _SEVERITY_ORDER.index(finding.severity))
+
+
+def is_quantized(model: ModelProto) -> bool:
+    """Whether any convolution or matrix product of a graph has a DequantizeLinear before it."""
+    return any(layer.quantized for layer in find_layers(QdqGraph(model)))

@@ -6,6 +6,7 @@ Nothing here needs torch, and models are only read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import numpy.typing as npt
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto
 
+from odm_deploy.errors import InputError
+from odm_deploy.graphs.constants import ConstantValues, onnx_type
 from odm_deploy.graphs.index import GraphIndex, attribute
+from odm_deploy.graphs.shapes import infer_types
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
@@ -23,10 +27,12 @@ class QdqGraph(GraphIndex):
     """Index over the main graph of a model: local functions are inlined first, bodies of If and Loop not entered."""
 
     def __init__(self, model: ModelProto) -> None:
+        self.original = model
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         super().__init__(model.graph)
         self.model = model
+        self._values = ConstantValues(self)
         self.nodes: list[NodeProto] = list(model.graph.node)
         self._inputs = {value.name: value for value in model.graph.input}
         self._constants = {tensor.name for tensor in model.graph.initializer}
@@ -52,22 +58,46 @@ class QdqGraph(GraphIndex):
         """Whether `tensor` depends on no graph input."""
         return tensor in self._constants
 
+    def value(self, tensor: str) -> npt.NDArray[Any] | None:
+        """The value of a constant, stored or computed from such; None for large ones that are computed."""
+        return self.stored_value(tensor) if tensor in self.stored else self._values.get(tensor)
+
     def scalar(self, tensor: str) -> float | None:
-        """The value of a stored constant with one element."""
+        """The value of a constant with one element."""
         array = self.value(tensor)
         return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
     def shape(self, tensor: str) -> tuple[int, ...] | None:
-        """Shape of a stored constant, without reading its values."""
+        """Shape of a constant; that of a stored one without reading its values."""
         stored = self.stored.get(tensor)
-        return None if stored is None else tuple(stored.dims)
+        if stored is not None:
+            return tuple(stored.dims)
+        value = self._values.get(tensor)
+        return None if value is None else value.shape
+
+    def shape_of(self, tensor: str) -> tuple[int | None, ...]:
+        """Shape of any tensor, None for each size that depends on the input; () where nothing is known."""
+        return self.shape(tensor) or self._inferred_shapes.get(tensor, ())
+
+    @cached_property
+    def _inferred_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Shapes that follow from the graph alone, None for each size that depends on the input."""
+        try:
+            types = infer_types(self.model)
+        except InputError:
+            return {}
+        return {
+            name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+            for name, kind in types.items()
+            if kind.HasField("shape")
+        }
 
     def zero_point(self, node: NodeProto) -> npt.NDArray[Any] | None:
-        """Zero points of a Q or DQ node; None where they are left out or computed."""
+        """Zero points of a Q or DQ node; None where they are left out or computed at run time."""
         return self.value(node.input[2]) if len(node.input) > 2 else None
 
     def scale(self, node: NodeProto) -> npt.NDArray[np.float64] | None:
-        """Scales of a Q or DQ node; None where they are computed."""
+        """Scales of a Q or DQ node; None where they are computed at run time."""
         array = self.value(node.input[1])
         return None if array is None else np.asarray(array, dtype=np.float64)
 
@@ -83,7 +113,7 @@ class QdqGraph(GraphIndex):
         return self.element_type(node.input[0])
 
     def element_type(self, tensor: str) -> int:
-        """ONNX data type of a stored constant, a graph input or quantized codes; UNDEFINED for anything else."""
+        """ONNX data type of a constant, a graph input or quantized codes; UNDEFINED for anything else."""
         stored = self.stored.get(tensor)
         if stored is not None:
             return stored.data_type
@@ -92,7 +122,8 @@ class QdqGraph(GraphIndex):
         producer = self.producers.get(tensor)
         if producer is not None and producer.op_type == QUANTIZE:
             return self.code_type(producer)
-        return TensorProto.UNDEFINED
+        value = self._values.get(tensor) if self.is_constant(tensor) else None
+        return TensorProto.UNDEFINED if value is None else onnx_type(value)
 
 
 def type_name(data_type: int) -> str:

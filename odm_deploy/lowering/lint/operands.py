@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from weakref import WeakKeyDictionary
 
 from onnx import NodeProto
@@ -23,6 +24,8 @@ _MOVING = ("DepthToSpace", "Expand", "Flatten", "Gather", "Reshape", "Slice", "S
 _TRANSPARENT = frozenset(
     (*_MOVING, "Tile", "Transpose", "Unsqueeze", "Concat", "MaxPool", "Cast", "Dropout", "Identity", "Abs", "Neg")
 )
+# In constants the builder folds fewer of them.
+_TRANSPARENT_TO_WEIGHTS = _TRANSPARENT - {"Abs", "Neg", "MaxPool"}
 _SCALING = frozenset(("Mul", "Div"))
 
 # Every rule asks for the layers; tracing them once is enough.
@@ -141,25 +144,50 @@ def _is_transparent(graph: QdqGraph, node: NodeProto) -> bool:
     if node.op_type == "Pad":
         # Padding with a number, even with zero, is done in float; repeating border values is not.
         return attribute(node, "mode", b"constant") != b"constant"
+    constant = graph.is_constant(node.output[0])
     if node.op_type in _SCALING:
-        return _scales_uniformly(graph, node)
-    return node.op_type in _TRANSPARENT
+        return _scales_codes(graph, node, constant=constant)
+    return node.op_type in (_TRANSPARENT_TO_WEIGHTS if constant else _TRANSPARENT)
 
 
-def _scales_uniformly(graph: QdqGraph, node: NodeProto) -> bool:
-    """Whether a Mul or Div multiplies everything by one stored number, which folds into the scale."""
-    factors = [index for index, name in enumerate(node.input) if graph.is_constant(name)]
-    if len(factors) != 1 or (node.op_type == "Div" and factors != [1]):
+def _scales_codes(graph: QdqGraph, node: NodeProto, *, constant: bool) -> bool:
+    """Whether a Mul or Div folds into the scale: by one number, or one an output channel of convolution weights."""
+    index = _data_index(graph, node)
+    if index is None or (node.op_type == "Div" and index != 0):
         return False
-    return graph.scalar(node.input[factors[0]]) is not None
+    shape = graph.shape(node.input[1 - index])
+    return shape is not None and prod(shape[1 if constant and len(shape) == 4 else 0 :]) == 1
+
+
+def _data_index(graph: QdqGraph, node: NodeProto) -> int | None:
+    """Which operand of a Mul or Div carries the values, the other being a constant; None where neither or both do."""
+    data = [
+        index for index, name in enumerate(node.input) if not graph.is_constant(name) or _is_dequantized(graph, name)
+    ]
+    return data[0] if len(data) == 1 else None
+
+
+def _is_dequantized(graph: QdqGraph, tensor: str) -> bool:
+    """Whether any dequantized code goes into a constant."""
+    pending, seen = [tensor], {tensor}
+    while pending:
+        node = graph.producers.get(pending.pop())
+        if node is None:
+            continue
+        if node.op_type == DEQUANTIZE:
+            return True
+        new = [name for name in node.input if name and name not in seen]
+        seen.update(new)
+        pending += new
+    return False
 
 
 def _data_inputs(graph: QdqGraph, node: NodeProto) -> list[str]:
     """The inputs of a transparent operation that carry values, not indices, shapes or factors."""
     if node.op_type == "Concat":
         return list(node.input)
-    if node.op_type == "Mul" and graph.is_constant(node.input[0]) and not graph.is_constant(node.input[1]):
-        return [node.input[1]]
+    if node.op_type in _SCALING:
+        return [node.input[_data_index(graph, node) or 0]]
     return [node.input[0]]
 
 

@@ -14,6 +14,9 @@ from odm_deploy.lowering.lint.operands import Layer, Operand, find_layers
 
 NEWEST_COMMON_OPSET = 20
 
+NARROW_CHANNELS = 4
+"""Up to that many input channels TensorRT-RTX 1.7 multiplies a single pixel in float."""
+
 _QLINEAR = ("Conv", "MatMul", "Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool")
 _QLINEAR_OPERATORS = tuple(f"QLinear{name}" for name in _QLINEAR)
 _INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger", "QGemm", "DynamicQuantizeLinear", *_QLINEAR_OPERATORS)
@@ -69,6 +72,28 @@ def transposed_convolution(graph: QdqGraph) -> Iterator[Hit]:
             yield layer.name, "quantized ConvTranspose", (layer.name,)
 
 
+@rule(
+    "narrow-attention",
+    Severity.SILENT_FLOAT,
+    fix="give it more than 4 input channels (zero weights change nothing), or leave it float: it is tiny",
+)
+def narrow_attention(graph: QdqGraph) -> Iterator[Hit]:
+    """A 1x1 convolution of up to 4 channels on one pixel, as behind the pooling of channel attention, stays float.
+
+    So it is in engines for one image at a time; with room for a batch the builder takes int8.
+    """
+    for layer in find_layers(graph):
+        weights = graph.shape_of(layer.weight.tensor)
+        image = graph.shape_of(layer.activation.tensor)
+        if layer.node.op_type != "Conv" or not layer.quantized or image[2:] != (1, 1) or weights[2:] != (1, 1):
+            continue
+        if (image[0] or 1) > 1:
+            continue
+        channels = weights[1]
+        if channels is not None and channels <= NARROW_CHANNELS and image[1] == channels:
+            yield layer.name, f"{channels} channels on a single pixel", (layer.name,)
+
+
 @rule("integer-operators", Severity.ERROR, fix="export in the QDQ format (onnxruntime: quant_format=QuantFormat.QDQ)")
 def integer_operators(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT parses the QDQ format only: operators that compute on integers themselves are refused."""
@@ -92,6 +117,20 @@ def opset(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT 10.0 parses up to opset 20, TensorRT 11 up to 25; onnxruntime has a bug with int8 DQ at 21 and later."""
     if graph.opset > NEWEST_COMMON_OPSET and next(graph.of_type(QUANTIZE, DEQUANTIZE), None) is not None:
         yield "", f"opset {graph.opset}", ()
+
+
+@rule("duplicate-quantizers", Severity.ERROR, fix="give every node a name of its own, and inline local functions")
+def duplicate_quantizers(graph: QdqGraph) -> Iterator[Hit]:
+    """Q and DQ nodes that share a name do not parse, nor does a local function with Q or DQ nodes that runs twice."""
+    named = Counter(node.name for node in graph.of_type(QUANTIZE, DEQUANTIZE) if node.name)
+    for name, count in named.items():
+        if count > 1:
+            yield name, f"{count} Q or DQ nodes have this name", ()
+    calls = Counter((node.domain, node.op_type) for node in graph.original.graph.node)
+    for function in graph.original.functions:
+        count = calls[function.domain, function.name]
+        if count > 1 and any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in function.node):
+            yield function.name, f"the function {function.name} is called {count} times", ()
 
 
 @rule("duplicate-names", Severity.WARNING, fix="give every node a name of its own")

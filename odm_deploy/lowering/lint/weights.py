@@ -9,7 +9,7 @@ from onnx import NodeProto, TensorProto
 
 from odm_deploy.graphs.index import attribute
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
-from odm_deploy.lowering.lint.graph import DEQUANTIZE, QdqGraph, type_name
+from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph, type_name
 from odm_deploy.lowering.lint.operands import Layer, find_layers, layers_behind
 
 _LEGAL_CODES = frozenset((TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.UNDEFINED))
@@ -89,6 +89,28 @@ def weight_scale_axis(graph: QdqGraph) -> Iterator[Hit]:
                 yield graph.name(node), f"{shape[0]} scales along axis {axis} of the weights", (layer.name,)
 
 
+@rule(
+    "weight-codes-computed",
+    Severity.ERROR,
+    fix="store the codes as the layer needs them, right before DequantizeLinear",
+)
+def weight_codes_computed(graph: QdqGraph) -> Iterator[Hit]:
+    """Stored int8 codes may feed a DequantizeLinear only: with so much as an Identity between, it does not build."""
+    for node, layers in _weight_dequantizers(graph):
+        source = graph.producers.get(node.input[0])
+        if source is None or source.op_type in ("Constant", "Cast", QUANTIZE):
+            continue
+        yield graph.name(node), f"{source.op_type} between stored codes and {graph.name(node)}", layers
+
+
+@rule("weight-concat", Severity.ERROR, fix="concatenate the codes and the scales instead")
+def weight_concat(graph: QdqGraph) -> Iterator[Hit]:
+    """Weights that are joined behind their DequantizeLinear nodes crash the compiler of the builder."""
+    for layer in find_layers(graph):
+        if layer.weight_is_constant and layer.weight.concats and layer.activation.quantized:
+            yield graph.name(layer.weight.concats[0]), f"Concat in the weights of {layer.name}", (layer.name,)
+
+
 @rule("blocked-weights", Severity.ERROR, fix="one scale an output channel (axis 0) or one for the tensor")
 def blocked_weights(graph: QdqGraph) -> Iterator[Hit]:
     """Blocked quantization (several scales along the summed axis) of convolution weights does not parse."""
@@ -110,20 +132,18 @@ def _axis(graph: QdqGraph, node: NodeProto) -> int | None:
 
 def _is_reduced(graph: QdqGraph, layer: Layer, node: NodeProto, axis: int) -> bool:
     """Whether the layer sums over `axis` of the weights that `node` dequantizes."""
-    if layer.node.op_type == "Conv":
-        return axis != 0
     tensor = node.output[0]
-    # Follow the axis through Transpose nodes to the matrix the product sees. Reshapes end the analysis.
+    # Follow the axis through Transpose nodes to what the layer sees. Reshapes end the analysis.
     while tensor != layer.weight.tensor:
         following = graph.readers[tensor]
-        if len(following) != 1 or following[0].op_type not in ("Transpose", "Cast"):
+        if len(following) != 1 or following[0].op_type not in ("Transpose", "Cast", "Identity"):
             return False
         if following[0].op_type == "Transpose":
-            permutation = attribute(following[0], "perm")
-            if permutation is None:
-                return False
-            axis = list(permutation).index(axis)
+            rank = len(graph.shape(node.input[0]) or ())
+            axis = list(attribute(following[0], "perm", range(rank)[::-1])).index(axis)
         tensor = following[0].output[0]
+    if layer.node.op_type == "Conv":
+        return axis != 0
     rank = len(graph.shape(node.input[0]) or ())
     transposed = bool(attribute(layer.node, "transB" if layer.weight_index else "transA", 0))
     # The right factor is summed over its rows, the left one over its columns.
