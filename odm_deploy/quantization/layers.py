@@ -93,15 +93,30 @@ class QuantizedLayer(nn.Module):
             return None
         return ChannelOffsets(*(None if value is None else value.float().flatten() for value in (shift, gain)))
 
-    def quantized_input(self, x: Tensor) -> Tensor:
-        """`x`, offset, on this layer's grid."""
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with its border, where that has to be there before quantizing."""
+        return x
+
+    def offset(self, x: Tensor) -> Tensor:
+        """`x` with its channels shifted and scaled."""
         if self.shift is not None:
             x = x + self.shift
-        if self.gain is not None:
-            x = x * self.gain
+        return x if self.gain is None else x * self.gain
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's product of an input, padded and quantized, and weights, plus a bias."""
+        raise NotImplementedError
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """`x`, offset, on this layer's grid."""
+        x = self.offset(x)
         if self.tap is not None:
             x = self.tap(x)
         return fake_quantize(x, self.grid, self.name) if self.rounds_input else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize, multiply, add the bias."""
+        return self.product(self.quantized_input(self.pad(x)), self.weight, self.bias)
 
 
 class QuantizedConv2d(QuantizedLayer):
@@ -127,25 +142,30 @@ class QuantizedConv2d(QuantizedLayer):
         super().__init__(name, frozen)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantize, convolve, add the bias."""
-        padding: tuple[int, ...] = tuple(self.padding)
-        if self.grid.is_free and any(padding):
-            # Zero is no level of a free grid: pad with the level nearest to it, before quantizing.
-            vertical, horizontal = padding
-            x = F.pad(x, (horizontal, horizontal, vertical, vertical), value=self.grid.pad_value)
-            padding = (0, 0)
-        return F.conv2d(
-            self.quantized_input(x), self.weight, self.bias, self.stride, padding, self.dilation, self.groups
-        )
+    @property
+    def _pads_first(self) -> bool:
+        # Zero is no level of a free grid: it pads with the level nearest to it, before quantizing.
+        return self.grid.is_free and any(self.padding)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` with its border, on free grids."""
+        if not self._pads_first:
+            return x
+        vertical, horizontal = self.padding
+        return F.pad(x, (horizontal, horizontal, vertical, vertical), value=self.grid.pad_value)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve, add the bias."""
+        padding = (0, 0) if self._pads_first else self.padding
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class QuantizedLinear(QuantizedLayer):
     """A linear layer on integer codes: float [..., I] -> float [..., O]."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantize, multiply, add the bias."""
-        return F.linear(self.quantized_input(x), self.weight, self.bias)
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply, add the bias."""
+        return F.linear(x, weight, bias)
 
 
 def quantized_layer(name: str, layer: nn.Module, frozen: FrozenLayer) -> QuantizedLayer:

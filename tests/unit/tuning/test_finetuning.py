@@ -1,0 +1,118 @@
+"""Fine-tuning starts at the calibrated model, comes nearer to the float network, and ends in the same kind of model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.quantization.exact.sums import sums_are_exact
+from odm_deploy.quantization.layers import quantized_layer
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.post_training import calibrate
+from odm_deploy.tuning.finetuning import Budget, fine_tune
+from odm_deploy.tuning.held_back import HeldBack, Sample
+from odm_deploy.tuning.learnable_layers import LearnableLayer
+from tests.factories import GRID_KINDS, WEIGHT_KINDS, random_images, tiny_model, tiny_network
+
+
+def images(count=3, size=56):
+    return [torch.from_numpy(random_images(size, size, seed=seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize("grid", GRID_KINDS)
+@pytest.mark.parametrize("weight", WEIGHT_KINDS)
+def test_a_learnable_layer_starts_as_the_frozen_one_and_freezes_to_it(grid, weight):
+    model = tiny_model(4, grid, weight)
+    name, frozen = next(iter(model.layers.items()))
+    plain = tiny_network().get_submodule(name)
+    layer = LearnableLayer(frozen, plain.weight)
+    x = torch.randn(2, 8, 9, 11, generator=torch.Generator().manual_seed(1)) * 20
+    torch.testing.assert_close(layer(x), frozen(x), rtol=1e-5, atol=1e-5)
+    again = quantized_layer(name, plain, layer.freeze())
+    assert torch.equal(again.codes, frozen.codes)
+    assert again.grid.zero_point == frozen.grid.zero_point
+    assert again.grid.scale == pytest.approx(frozen.grid.scale, rel=1e-6)
+    # The weights are the float ones, wherever these are nearest to their codes.
+    learned, given = layer.weight.detach(), plain.weight.detach()
+    inside = (given - frozen.weight).abs() < 0.49 * layer.frozen.weight_codes.step * frozen.scale.reshape(-1, 1, 1, 1)
+    assert torch.equal(learned[inside], given[inside])
+    assert inside.float().mean() > 0.8
+
+
+def test_gradients_reach_everything_that_learns():
+    name, frozen = next(iter(tiny_model(4).layers.items()))
+    layer = LearnableLayer(frozen, tiny_network().get_submodule(name).get_parameter("weight"))
+    layer(torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(2)) * 30).square().sum().backward()
+    for key, parameter in layer.named_parameters():
+        assert parameter.grad is not None, key
+        assert float(parameter.grad.abs().max()) > 0, key
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_output_comes_nearer_to_float(exact, tmp_path):
+    network = tiny_network()
+    widths = LayerBits(3, 3)
+    policy = QuantizationPolicy.exact(widths) if exact else QuantizationPolicy(widths)
+    model, _ = calibrate(network, images(), policy)
+    held = HeldBack(network, [Sample(each) for each in images(5)[3:]])
+    before = held.measure(model)
+    tuned = fine_tune(network, model, images(), Budget(steps=60))
+    after = held.measure(tuned.model)
+    assert after.psnr_db > before.psnr_db + 1.0
+    assert tuned.last_loss < tuned.first_loss
+    assert (tuned.steps, tuned.interrupted) == (60, False)
+    # The same kind of model, and nothing but the quantized layers is another.
+    assert (tuned.model.exact is not None) == exact
+    assert tuned.model.metadata["exact_sums"] == model.metadata["exact_sums"]
+    assert sums_are_exact(tuned.model) or not model.metadata["exact_sums"]
+    assert list(tuned.model.layers) == list(model.layers)
+    for name, value in tuned.model.network.state_dict().items():
+        if not name.startswith(tuple(model.layers)):
+            assert torch.equal(value, model.network.state_dict()[name]), name
+    save_model(tuned.model, tmp_path / "model.pt")
+    assert held.measure(load_model(tmp_path / "model.pt")) == after
+
+
+def test_equal_seeds_give_equal_models_and_the_calibrated_one_stays_as_it_is():
+    network = tiny_network()
+    model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(4, 4)))
+    image = images(1)[0]
+    before = model(image)
+    first, second = (fine_tune(network, model, images(), Budget(steps=5)).model(image) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(model(image), before)
+    assert not torch.equal(first, before)
+
+
+def test_an_interruption_keeps_what_was_learned():
+    network = tiny_network()
+    model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(3, 3)))
+    said: list[str] = []
+
+    def stopping(items, total, stage=""):
+        for number in items:
+            yield number
+            if number == 30:
+                raise KeyboardInterrupt
+
+    tuned = fine_tune(network, model, images(), Budget(steps=100), track=stopping, say=said.append)
+    assert tuned.interrupted
+    assert tuned.steps == 30
+    assert said == ["fine-tuning ended after 30 steps; keeping what was learned"]
+    held = HeldBack(network, [Sample(images(4)[3])])
+    assert held.measure(tuned.model).psnr_db > held.measure(model).psnr_db
+
+
+def test_what_cannot_be_done_is_refused():
+    network = tiny_network()
+    model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(4, 4)))
+    with pytest.raises(UsageError, match="cannot fine-tune for 0 minutes"):
+        Budget(minutes=0)
+    with pytest.raises(InputError, match="there is no image"):
+        fine_tune(network, model, [], Budget(steps=1))
+    with pytest.raises(InputError, match="fine-tuning diverged"):
+        fine_tune(network, model, [torch.full((1, 3, 48, 48), math.nan)], Budget(steps=1))
