@@ -22,7 +22,7 @@ test: $(READY)  ## every test that needs no GPU
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 test-gpu: $(READY)  ## the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(BIN)/python -m pytest -q -m gpu -n 4 --dist load --max-worker-restart 99 tests/gpu
 
 check: $(READY)  ## what a reviewer runs before reading: format, lint, types
 	$(BIN)/ruff format --check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 MAX_SAMPLES = 1 << 20
@@ -26,7 +25,8 @@ def row_percentile(values: Tensor, percent: float) -> Tensor:
     below = math.floor(position)
     wanted = [below] if position == below else [below, below + 1]
     low, *high = _in_order(values, wanted, by_sorting=values.is_cuda and values.shape[1] > _LONG_ROW)
-    return torch.lerp(low, high[0], position - below) if high else low
+    # One operation after the other: `torch.lerp` rounds differently on CPUs, on GPUs and where it is compiled.
+    return low + (high[0] - low) * (position - below) if high else low
 
 
 def _in_order(values: Tensor, wanted: list[int], *, by_sorting: bool) -> list[Tensor]:
