@@ -184,6 +184,25 @@ def account(
     return Accounting(network.name, network.scale, convention, output_px, tuple(costs))
 
 
+@dataclass(frozen=True)
+class FloatShare:
+    """A module of a quantized model whose products are computed in float."""
+
+    name: str
+    """Its dotted name."""
+    macs_share: float
+    """Its part of all multiply-adds, 0 to 1."""
+
+
+def float_shares(model: QuantizedModel) -> list[FloatShare]:
+    """What of a quantized model stays float, largest share first. Raises InputError as `count_macs`."""
+    counted = account(model).layers
+    total = sum(layer.macs for layer in counted) or 1
+    floats = [layer for layer in counted if layer.macs and layer.name not in model.layers]
+    shares = [FloatShare(layer.name or "(the network itself)", layer.macs / total) for layer in floats]
+    return sorted(shares, key=lambda share: -share.macs_share)
+
+
 def accounted_network(name: str, scale: int, convention: Convention) -> SuperResolutionNetwork:
     """The network a convention describes: the paper's as published, the honest one as this project deploys it.
 

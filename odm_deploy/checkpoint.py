@@ -68,6 +68,15 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
         torch.save(document, stream)
 
 
+def is_model(path: Path | str) -> bool:
+    """Whether a file says that it is a model.pt; it may be a damaged one."""
+    try:
+        document = read_torch_file(path)
+    except InputError:
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
 def load_model(path: Path | str) -> QuantizedModel:
     """Read `model.pt` into a reference model on the CPU.
 
@@ -80,8 +89,7 @@ def load_model(path: Path | str) -> QuantizedModel:
         raise InputError(
             f"{path} is not a quantized model",
             why=_what_it_is(document),
-            fix="quantize float weights first: python -m calibration WEIGHTS.pt --network edsr --scale 4 "
-            "--bits 4 --images DIR -o model.pt",
+            fix=f"quantize float weights first: odm-deploy quantize {path} --images DIR -o model.pt",
         )
     if document.get("version") not in range(1, VERSION + 1):
         raise InputError(

@@ -66,13 +66,8 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
     Raises:
         InputError: `destination` exists and is neither, or the place cannot be written to.
     """
+    check_directory(destination)
     target = Path(destination)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / "manifest.json").exists())):
-        raise InputError(
-            f"cannot write {target}",
-            why="it exists and is not a bundle",
-            fix="choose another place with -o, or remove it first",
-        )
     with _room_for(target, target.name):
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(target.name), dir=target.parent))
     try:
@@ -89,6 +84,21 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_directory(destination: Path | str) -> None:
+    """Refuse what `atomic_directory` would not replace.
+
+    Raises:
+        InputError: `destination` exists and is neither empty nor a bundle.
+    """
+    target = Path(destination)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / "manifest.json").exists())):
+        raise InputError(
+            f"cannot write {target}",
+            why="it exists and is not a bundle",
+            fix="choose another place with -o, or remove it first",
+        )
 
 
 @contextmanager

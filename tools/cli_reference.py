@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import click
 
-from calibration.__main__ import command as calibration
 from odm_deploy.cli import odm_deploy
 from training.__main__ import command as training
 
@@ -34,7 +33,6 @@ def commands() -> Iterator[tuple[str, click.Command]]:
         command = odm_deploy.get_command(context, verb)
         assert command is not None, verb
         yield f"odm-deploy {verb}", command
-    yield "python -m calibration", calibration
     yield "python -m training", training
 
 

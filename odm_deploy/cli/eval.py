@@ -7,29 +7,40 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.options import threads_option, trust_option
-from odm_deploy.terminal import emit_json, json_option, progress
+from odm_deploy.cli.options import threads_option, trust_option, weights_options
+from odm_deploy.terminal import emit_json, json_option, progress, say
 
 
 @click.command("eval")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--dataset", type=click.Path(path_type=Path), required=True, help="Folder with HR/ and LR_bicubic/X4/.")
-@click.option("--scale", type=int, help="Upscaling factor. [default: the model's]")
-@click.option("--network", help="Evaluate float WEIGHTS of this architecture instead of a quantized model.")
+@weights_options
 @click.option("--runtime", help="Run a bundle on this runtime. [default: the fastest that works]")
 @threads_option
 @trust_option
 @json_option
-def command(model: Path, dataset: Path, scale: int | None, as_json: bool, **options: Any) -> None:
+def command(
+    model: Path,
+    dataset: Path,
+    network: str | None,
+    scale: int | None,
+    settings: dict[str, Any],
+    runtime: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Measure MODEL on a benchmark set.
 
-    MODEL is a model.pt (run by the torch reference), a bundle or model.onnx (run by a runtime), or float weights with
-    --network. Outputs are rounded to 8 bits, `scale` border pixels are left out, Y channel only.
+    MODEL is a model.pt (run by the torch reference), a bundle or model.onnx (run by a runtime), or a file of float
+    weights. Outputs are rounded to 8 bits, `scale` border pixels are left out, Y channel only.
     """
     from odm_deploy.imaging.pairs import find_pairs
-    from odm_deploy.proof.evaluation import evaluate, open_upscaler
+    from odm_deploy.proof.evaluation import evaluate, open_float_weights, open_upscaler
 
-    upscale, factor = open_upscaler(model, scale, **options)
+    if network or settings or _holds_float_weights(model):
+        upscale, factor = open_float_weights(model, dataset, network=network, scale=scale, settings=settings, say=say)
+    else:
+        upscale, factor = open_upscaler(model, scale, runtime=runtime, threads=threads)
     files = find_pairs(dataset, factor)
     with progress("images") as track:
         found = evaluate(upscale, (file.load() for file in track(files, len(files))), factor)
@@ -43,3 +54,14 @@ def command(model: Path, dataset: Path, scale: int | None, as_json: bool, **opti
         return
     for row in [*rows, {"name": f"{name} x{factor}, mean", **mean}]:
         click.echo(f"{row['name']:24s} {row['psnr_y_db']:7.3f} dB  {row['ssim_y']:.4f}")
+
+
+def _holds_float_weights(path: Path) -> bool:
+    """Whether this is a file of weights, and no model.pt."""
+    if path.suffix in (".ckpt", ".safetensors"):
+        return True
+    if path.suffix not in (".pt", ".pth") or not path.is_file():
+        return False
+    from odm_deploy.checkpoint import is_model
+
+    return not is_model(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,6 +32,32 @@ def group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+def key_values(option: str) -> Callable[..., dict[str, str]]:
+    """A click callback that turns repeated KEY=VALUE texts into a dict."""
+
+    def parse(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+        pairs = [text.partition("=") for text in texts]
+        if wrong := [
+            text for text, (key, sign, value) in zip(texts, pairs, strict=True) if not (key and sign and value)
+        ]:
+            raise UsageError(f"{option} {wrong[0]} is not KEY=VALUE")
+        return {key: value for key, _, value in pairs}
+
+    return parse
+
+
+def _settings(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in key_values("--set")(context, parameter, texts).items()}
+
+
+def _plain(text: str) -> Any:
+    """`0.1`, `8`, `true` as the value they spell, anything else as text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _trust(context: click.Context, _: click.Parameter, paths: tuple[str, ...]) -> None:
     """Permit networks of other people's code for as long as the command runs."""
     if paths:
@@ -47,6 +74,26 @@ trust_option = click.option(
     callback=_trust,
     help="Allow a model.pt to be built by this class or function; repeatable. Importing it runs its code.",
 )
+weights_options = group(
+    click.option(
+        "--network",
+        metavar="NAME",
+        help="Architecture of float weights, where they do not say: edsr, rdn, srresnet, swinir, spandrel; or your "
+        "own, package.module:Name, whose code is then run.",
+    ),
+    click.option("--scale", type=click.IntRange(min=1), help="Upscaling factor.  [default: what the weights show]"),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_settings,
+        help="What float weights do not show: a hyper-parameter of the network; input_range=1 or 255 (white), "
+        "channel_order=bgr.  [default: found by trying]",
+    ),
+)
+"""What float weights are of; arguments of `load_network`."""
+
 threads_option = click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 
 proof_options = group(

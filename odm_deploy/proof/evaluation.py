@@ -5,7 +5,7 @@ What is measured, a model.pt, float weights or a bundle on a runtime, is a funct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import UsageError
-from odm_deploy.imaging.pairs import ImagePair, Rgb
+from odm_deploy.imaging.pairs import ImagePair, Rgb, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
+from odm_deploy.progress import Say, silent
 from odm_deploy.proof.metrics import psnr_y, ssim_y
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
@@ -97,20 +98,13 @@ def upscaler_of(network: Callable[[Tensor], Tensor], device: str = "cpu") -> Ups
 
 
 def open_upscaler(
-    model: Path,
-    scale: int | None = None,
-    *,
-    network: str | None = None,
-    runtime: str | None = None,
-    threads: int | None = None,
+    model: Path, scale: int | None = None, *, runtime: str | None = None, threads: int | None = None
 ) -> tuple[Upscale, int]:
     """The function that upscales, and its factor.
 
     Args:
-        model: a model.pt (run by the torch reference), a bundle or model.onnx (run by a runtime), or with `network`
-            a file of float weights.
+        model: a model.pt (run by the torch reference), a bundle or model.onnx (run by a runtime).
         scale: output pixels per input pixel, where the model does not say; where it does, it must be the same.
-        network: the architecture that `model` holds float weights of.
         runtime: what runs a bundle; None takes the fastest that works here.
         threads: CPU threads of that runtime.
 
@@ -119,11 +113,6 @@ def open_upscaler(
         MissingError: no runtime for it is installed here.
         UsageError: the scale is not known, or another one.
     """
-    if network is not None:
-        from odm_deploy.networks.loading import load_network
-
-        loaded = load_network(model, network=network, scale=scale)
-        return upscaler_of(loaded), loaded.scale
     if model.suffix in (".pt", ".pth"):
         from odm_deploy.checkpoint import load_model
         from odm_deploy.proof.reference import TorchReference
@@ -139,3 +128,31 @@ def open_upscaler(
     if scale not in (None, own):
         raise UsageError(f"--scale {scale}", why=f"{model} upscales by {own}")
     return upscale, own
+
+
+def open_float_weights(
+    weights: Path,
+    dataset: Path,
+    *,
+    network: str | None = None,
+    scale: int | None = None,
+    settings: Mapping[str, Any] = {},
+    say: Say = silent,
+) -> tuple[Upscale, int]:
+    """The function that upscales with float weights as `load_network` reads them, and its factor.
+
+    How images go into a network from elsewhere is tried on those of the set, unless `settings` has it; `say` takes a
+    line about that.
+
+    Raises:
+        InputError, UsageError, MissingError: as `load_network`, `find_pairs` and `settle_input_format`.
+    """
+    from odm_deploy.networks.loading import load_network
+    from odm_deploy.quantization.input_format import settle_input_format
+
+    loaded = load_network(weights, network=network, scale=scale, settings=settings)
+    photographs = (file.load().high for file in find_pairs(dataset, loaded.scale))
+    loaded, told = settle_input_format(loaded, settings, photographs)
+    if told:
+        say(told)
+    return upscaler_of(loaded), loaded.scale

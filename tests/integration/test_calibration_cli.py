@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.__main__ import command
 from odm_deploy.checkpoint import load_model
+from odm_deploy.cli.quantize import command
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.terminal import run
@@ -213,7 +213,7 @@ def test_an_older_model_survives_a_failed_call(call, tmp_path, weights, images):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys; from calibration.__main__ import command; command(['--help'], standalone_mode=False); "
+        "import sys; from odm_deploy.cli.quantize import command; command(['--help'], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)

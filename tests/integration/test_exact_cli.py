@@ -13,8 +13,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from calibration.__main__ import command
 from odm_deploy.bundle.manifest import read_manifest
+from odm_deploy.cli.quantize import command
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.networks.registry import build_network

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from calibration.__main__ import command
+from odm_deploy.cli.quantize import command
 from odm_deploy.terminal import run
 from tests.command_line import run_cli
 from tests.foreign_networks import BUILT, seeded
@@ -20,7 +20,20 @@ def checkpoint(tmp_path_factory, samples):
     """What `python -m calibration --network pkg.module:Name` writes."""
     folder = tmp_path_factory.mktemp("foreign")
     torch.save(seeded(features=6).state_dict(), folder / "weights.pt")
-    arguments = ["--network", BUILDER, "--set", "features=6", "--scale", "2", "--bits", "8", "--max-images", "2"]
+    arguments = [
+        "--network",
+        BUILDER,
+        "--set",
+        "features=6",
+        "--set",
+        "input_range=1",
+        "--scale",
+        "2",
+        "--bits",
+        "8",
+        "--max-images",
+        "2",
+    ]
     call = ["calibration", folder / "weights.pt", *arguments, "--images", samples / "HR", "-o", folder / "model.pt"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(each) for each in call])

@@ -187,7 +187,7 @@ def test_what_is_no_model_is_refused_with_the_command_that_makes_one(tmp_path, c
     with pytest.raises(InputError, match="is not a quantized model") as caught:
         load_document(content, tmp_path)
     assert reason in caught.value.why
-    assert "python -m calibration" in caught.value.fix
+    assert "odm-deploy quantize" in caught.value.fix
 
 
 def test_the_hash_recognises_a_file(tmp_path):

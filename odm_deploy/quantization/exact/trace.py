@@ -183,7 +183,7 @@ class _Translator:
         return InputError(
             f"{self._network.name} is not integer arithmetic throughout",
             why=f"{why} (at {node.name})",
-            fix="quantize every layer on power-of-two grids: python -m calibration ... --profile exact",
+            fix="quantize every layer on power-of-two grids: odm-deploy quantize ... --profile exact",
         )
 
 

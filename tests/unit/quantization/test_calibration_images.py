@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.images import CalibrationImages, choose_images
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.resize import downscale
 from odm_deploy.imaging.writing import write_image
+from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+"""`odm-deploy quantize WEIGHTS --images DIR`: float weights and images in, `model.pt` out, and an engine if asked for.
+
+Heavy imports wait until the command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.options import weights_options
+from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
+from odm_deploy.errors import UsageError
+from odm_deploy.terminal import emit_json, json_option, progress, say
+from odm_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from odm_deploy.accounting import FloatShare
+    from odm_deploy.quantization.model import QuantizedModel
+
+_PATH = click.Path(path_type=Path)
+_NAMED = 8
+"""Float layers that the summary names; JSON has all."""
+
+
+@click.command("quantize", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("weights", type=_PATH)
+@click.option("--images", "image_source", required=True, metavar="DIR", help="Images to calibrate on.")
+@click.option("-o", "output", default="model.pt", show_default=True, type=_PATH, help="Result.")
+@weights_options
+@policy_options
+@range_options
+@click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
+@click.option(
+    "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
+)
+@click.option(
+    "--crop",
+    "crop_px",
+    default=256,
+    show_default=True,
+    metavar="PX",
+    type=click.IntRange(min=8),
+    help="Use the middle of inputs that are larger; bounds memory.",
+)
+@click.option("--export", "bundle", type=_PATH, metavar="BUNDLE", help="Go on to a bundle, as odm-deploy export does.")
+@click.option("--engine/--no-engine", default=True, help="With --export: build an engine, where a builder is here.")
+@click.option("--shapes", default="1080p", show_default=True, help="With --export: input sizes of the engine.")
+@json_option
+def command(
+    weights: Path,
+    image_source: str,
+    output: Path,
+    network: str | None,
+    scale: int | None,
+    settings: dict[str, Any],
+    max_images: int,
+    low_resolution: bool,
+    crop_px: int,
+    bundle: Path | None,
+    engine: bool,
+    shapes: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Quantize float WEIGHTS after training: watch the network on images, choose ranges, write model.pt.
+
+    WEIGHTS is a .pth, .pt, .ckpt or .safetensors file. Its architecture and scale are told from the weights: this
+    project's networks, and all that spandrel knows. About 30 images like those to be upscaled are enough.
+    """
+    from odm_deploy.checkpoint import save_model
+    from odm_deploy.files import file_sha256
+    from odm_deploy.imaging.reading import read_rgb
+    from odm_deploy.networks.loading import load_network
+    from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+    from odm_deploy.quantization.input_format import settle_input_format
+    from odm_deploy.quantization.post_training import calibrate
+
+    started = time.monotonic()
+    # Everything that can be wrong about the call is found before the minutes of work, not after.
+    if output.is_dir():
+        raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
+    _check_export(bundle, shapes)
+    policy, ranges = to_policy(options), to_settings(options)
+    loaded = load_network(weights, network=network, scale=scale, settings=settings)
+    paths = choose_images(image_source, max_images)
+    loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths))
+    if told:
+        say(told)
+    images = CalibrationImages(paths, 1 if low_resolution else loaded.scale, crop_px)
+    metadata = {
+        "method": f"post-training, {ranges.method.value}",
+        "profile": options["profile"],
+        "bits": options["bits"],
+        "weights_file": weights.name,
+        "weights_sha256": file_sha256(weights),
+        "images": len(images),
+        "odm_deploy": __version__,
+    }
+
+    with progress("calibrating") as track:
+        refining = partial(track, stage="refining grids")
+        model, summaries = calibrate(loaded, track(images, len(images)), policy, ranges, metadata, refining)
+    save_model(model, output)
+    seconds = round(time.monotonic() - started, 1)
+    counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(images)} images"
+    say(f"{output}: {counted}, {seconds} s")
+    shares = _say_what_stays_float(model)
+    if bundle is not None:
+        _export(model, output, bundle, shapes if engine else None)
+    if as_json:
+        emit_json(
+            {
+                "model": str(output),
+                "network": network or loaded.name,
+                "config": dataclasses.asdict(loaded.config),
+                "scale": loaded.scale,
+                "bits": options["bits"],
+                "profile": options["profile"],
+                "method": ranges.method.value,
+                "images": len(images),
+                "exact_sums": model.metadata["exact_sums"],
+                "layers": [dataclasses.asdict(summary) for summary in summaries],
+                "float_layers": [dataclasses.asdict(share) for share in shares],
+                "bundle": None if bundle is None else str(bundle),
+                "seconds": seconds,
+            }
+        )
+
+
+def _say_what_stays_float(model: QuantizedModel) -> list[FloatShare]:
+    """The layers whose products stay float, largest share first, and a line that names them."""
+    from odm_deploy.accounting import float_shares
+    from odm_deploy.errors import InputError
+
+    try:
+        shares = float_shares(model)
+    except InputError as error:
+        say(f"not counted how much stays float: {error}")
+        return []
+    total = sum(share.macs_share for share in shares)
+    named = [f"{share.name} {share.macs_share:.1%}" for share in shares[:_NAMED]]
+    if rest := shares[_NAMED:]:
+        named.append(f"{len(rest)} more {sum(share.macs_share for share in rest):.1%}")
+    say(f"{1 - total:.1%} of the multiply-accumulates quantized" + (f"; float: {', '.join(named)}" if named else ""))
+    return shares
+
+
+def _check_export(bundle: Path | None, shapes: str) -> None:
+    """Refuse a bundle that could not be written in the end."""
+    if bundle is None:
+        return
+    from odm_deploy.files import check_directory
+    from odm_deploy.graphs.input_shapes import parse_shapes
+
+    parse_shapes(shapes)
+    check_directory(bundle)
+
+
+def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: str | None) -> None:
+    """Write the bundle, with an engine for these shapes unless there are none."""
+    from odm_deploy.building.options import BuildOptions
+    from odm_deploy.cli.engine_options import build_progress
+    from odm_deploy.export import write_bundle
+    from odm_deploy.graphs.input_shapes import parse_shapes
+    from odm_deploy.lowering.lower import LoweringOptions
+
+    engine = None if shapes is None else BuildOptions(shapes=parse_shapes(shapes))
+    with build_progress() as on_progress:
+        made = write_bundle(model, checkpoint, bundle, LoweringOptions(), engine, say, on_progress)
+    say(f"wrote {made.path}: {', '.join(sorted(path.name for path in made.path.iterdir()))}")

@@ -1,0 +1,113 @@
+"""The options of `quantize` that say which layers get how many bits, and how their grids are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.options import group, key_values
+from odm_deploy.errors import UsageError
+from odm_deploy.terminal import say
+
+if TYPE_CHECKING:
+    from odm_deploy.quantization.policy import QuantizationPolicy
+    from odm_deploy.quantization.post_training import CalibrationSettings
+
+
+def _old_spelling(_: click.Context, __: click.Parameter, method: str | None) -> str | None:
+    if method is not None:
+        say(f"--weights {method} is spelled --weight-scales {method} now")
+    return method
+
+
+policy_options = group(
+    click.option("--bits", default="8", show_default=True, metavar="WIDTH", help="Width of the body: 2 to 8, or w4a8."),
+    click.option("--head", metavar="WIDTH", help="Width of the first convolution.  [default: float; exact: 8]"),
+    click.option(
+        "--body-end", metavar="WIDTH", help="Width of what follows the last block.  [default: float; exact: 8]"
+    ),
+    click.option(
+        "--tail", metavar="WIDTH", help="Width of the upsampler and what follows.  [default: float; exact: 8]"
+    ),
+    click.option(
+        "--layer",
+        "layers",
+        multiple=True,
+        metavar="NAME=WIDTH",
+        callback=key_values("--layer"),
+        help="Width of a layer, by name or pattern (body.0.*=8); repeatable, later ones win.",
+    ),
+    click.option("--per-layer-weights", is_flag=True, help="One weight scale per layer instead of per output channel."),
+    click.option(
+        "--free", is_flag=True, help="Activation grids need not hold zero (Eq. 1 of the ODM paper as written)."
+    ),
+    click.option(
+        "--profile",
+        default="paper",
+        show_default=True,
+        metavar="NAME",
+        help="paper: the body, ordinary scales; exact: everything, dyadic scales, the same bits on every runtime.",
+    ),
+)
+"""What is quantized; `to_policy` reads them."""
+
+range_options = group(
+    click.option(
+        "--method",
+        type=click.Choice(["mse", "minmax", "percentile"]),
+        help="How activation ranges are chosen.  [default: mse, or percentile where --percentile is given]",
+    ),
+    click.option("--percentile", type=click.FloatRange(50, 100, min_open=True), help="For --method percentile."),
+    click.option(
+        "--weight-scales",
+        "weight_method",
+        type=click.Choice(["mse", "max"]),
+        default="mse",
+        show_default=True,
+        help="Weight scales by the smallest squared error, or by the largest weight.",
+    ),
+    click.option(
+        "--weights", "old_weight_method", type=click.Choice(["mse", "max"]), hidden=True, callback=_old_spelling
+    ),
+    click.option(
+        "--exact-sums/--no-exact-sums",
+        default=True,
+        show_default=True,
+        help="Scales with few significant bits where they make every sum exact on every runtime (up to 7 bits).",
+    ),
+)
+"""How grids are chosen; `to_settings` reads them."""
+
+
+def to_policy(options: Mapping[str, Any]) -> QuantizationPolicy:
+    """What the options of `policy_options` ask for. Raises UsageError for widths and profiles that do not exist."""
+    from odm_deploy.quantization.policy import QuantizationPolicy
+
+    return QuantizationPolicy.parse(
+        options["profile"],
+        options["bits"],
+        head=options["head"],
+        body_end=options["body_end"],
+        tail=options["tail"],
+        overrides=options["layers"],
+        per_channel=not options["per_layer_weights"],
+        free=options["free"],
+    )
+
+
+def to_settings(options: Mapping[str, Any]) -> CalibrationSettings:
+    """What the options of `range_options` ask for. Raises UsageError for those that contradict each other."""
+    from odm_deploy.quantization.post_training import CalibrationSettings
+    from odm_deploy.quantization.ranges import RangeMethod
+
+    method, percentile = options["method"], options["percentile"]
+    if percentile is not None and method not in (None, "percentile"):
+        raise UsageError(f"--percentile says nothing about --method {method}", fix="drop one of the two")
+    return CalibrationSettings(
+        RangeMethod(method or ("mse" if percentile is None else "percentile")),
+        percentile or 99.99,
+        (options["old_weight_method"] or options["weight_method"]) == "mse",
+        options["exact_sums"],
+    )
