@@ -33,6 +33,8 @@ _OTHER_PX = ((64, 48), (50, 43))
 _TOLERANCE = 1e-5
 """Mean distance in standard deviations of the output: far below one changed code, above float32 rounding."""
 
+_QUADRATIC_RULE = "SlicesSplit"
+
 TranslationTable = dict[Callable[..., Any], Callable[..., Any]]
 
 
@@ -50,7 +52,7 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
         InputError: the exporter cannot follow the network, or its trace is another function at other sizes.
     """
     if not isinstance(model.network, ForeignNetwork):
-        return _export(model, table, (2, 3, *_EXAMPLE_PX)), None
+        return _translate(model, _capture(model, (2, 3, *_EXAMPLE_PX)), table), None
     size = next((size for size in (_ODD_EXAMPLE_PX, _EXAMPLE_PX) if _run(model, _image(size)) is not None), None)
     if size is None:
         raise InputError(
@@ -61,13 +63,14 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
     refused: InputError | None = None
     for batch in (None, 1):
         try:
-            program = _export(model, table, (batch or 2, 3, *size))
+            program = _capture(model, (batch or 2, 3, *size))
         except InputError as error:
             refused = error
             continue
         refused = None
+        # Before the translation, which takes minutes for large networks.
         if _is_the_network(program, model):
-            return program, batch
+            return _translate(model, program, table), batch
     raise refused or InputError(
         f"cannot export {_name(model)}",
         why="its code fixes sizes while it is traced: for other images the graph computes something else",
@@ -75,35 +78,50 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
     )
 
 
-def _export(model: QuantizedModel, table: TranslationTable, shape: tuple[int, ...]) -> torch.onnx.ONNXProgram:
-    """Trace the network on one example and translate it, N (if more than 1), H and W dynamic."""
+def _capture(model: QuantizedModel, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
+    """Trace the network on one example, N (if more than 1), H and W dynamic.
+
+    Not left to `torch.onnx.export`, which after a failure tries other ways of tracing, for minutes and without success
+    on any network seen so far.
+    """
     dynamic = dict.fromkeys((2, 3) if shape[0] == 1 else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
-        with _quiet_exporter():
-            program = torch.onnx.export(
-                model.network.eval(),
-                (torch.zeros(shape),),
+        # As the exporter does: sizes of 0 and 1 are not told apart from others.
+        with _quiet_exporter(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            return torch.export.export(model.network.eval(), (torch.zeros(shape),), dynamic_shapes=(dynamic,))
+    except Exception as error:  # somebody else's code may raise anything, and the tracer whatever it met
+        raise _refused(model, error) from error
+
+
+def _translate(
+    model: QuantizedModel, program: torch.export.ExportedProgram, table: TranslationTable
+) -> torch.onnx.ONNXProgram:
+    """The trace in ONNX."""
+    try:
+        with _quiet_exporter(), _without_quadratic_rewriting():
+            translated = torch.onnx.export(
+                program,
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table=table,
                 input_names=["input"],
                 output_names=["output"],
-                dynamic_shapes=(dynamic,),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        cause = (str(error.__cause__ or error).strip().splitlines() or ["no reason given"])[0]
-        raise InputError(f"cannot export {_name(model)}", why=cause) from error
-    assert program is not None
-    return program
+        raise _refused(model, error.__cause__ or error) from error
+    assert translated is not None
+    return translated
 
 
-def _is_the_network(program: torch.onnx.ONNXProgram, model: QuantizedModel) -> bool:
+def _refused(model: QuantizedModel, cause: BaseException) -> InputError:
+    return InputError(f"cannot export {_name(model)}", why=(str(cause).strip().splitlines() or ["no reason given"])[0])
+
+
+def _is_the_network(program: torch.export.ExportedProgram, model: QuantizedModel) -> bool:
     """Whether the trace computes what the network does, on images of other sizes than the example."""
-    exported = program.exported_program
-    assert exported is not None
     # The graph has none of the guards that the trace would stop at.
-    traced = exported.module(check_guards=False)
+    traced = program.module(check_guards=False)
     for image in map(_image, _OTHER_PX):
         expected = _run(model, image)
         if expected is None:
@@ -134,6 +152,26 @@ def _image(size_px: tuple[int, int]) -> Tensor:
 def _name(model: QuantizedModel) -> str:
     network = model.network
     return network.config.builder or network.name if isinstance(network, ForeignNetwork) else network.name
+
+
+@contextmanager
+def _without_quadratic_rewriting() -> Generator[None]:
+    """Take from the exporter's optimizer the one rule that compares every node with every other.
+
+    It makes a Split of two slices, and for that lists all nodes of the graph at each of them, and tries all pairs of
+    slices. Window attention has many slices, and nothing to gain from it.
+    """
+    from onnxscript import rewriter
+
+    name = "_DEFAULT_REWRITE_RULES"
+    rules = getattr(rewriter, name, ())
+    try:
+        if rules:
+            setattr(rewriter, name, tuple(rule for rule in rules if rule.name != _QUADRATIC_RULE))
+        yield
+    finally:
+        if rules:
+            setattr(rewriter, name, rules)
 
 
 @contextmanager
