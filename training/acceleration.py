@@ -70,10 +70,8 @@ def compile_quantizers(model: TrainableModel) -> bool:
     """
     from torch._inductor import config as inductor
 
-    # Before the first compilation: the code that it caches depends on these.
-    options = [name for name in (*_DIVISION_ROUNDING, _NO_CONTRACTION) if hasattr(inductor, name)]
-    for name in options:
-        setattr(inductor, name, True)
+    # Before the first compilation: the code that it caches depends on it.
+    rounds = round_as_eager_kernels(inductor)
     _probe(next(iter(model.parameters().values())).device)
     # The reconstruction and the auxiliary loss both pass backward through one forward, which must not give its
     # memory away in the first.
@@ -83,6 +81,18 @@ def compile_quantizers(model: TrainableModel) -> bool:
         for quantizer in (layer.activation, layer.weight_quantizer):
             # Training patches have one size; graphs for any size would be slower.
             quantizer.compile(dynamic=False)
+    return rounds
+
+
+def round_as_eager_kernels(inductor: Any) -> bool:
+    """Have compiled kernels round where separate ones do, as far as `torch._inductor.config` has options for it.
+
+    Returns:
+        Whether divisions are among that.
+    """
+    options = [name for name in (*_DIVISION_ROUNDING, _NO_CONTRACTION) if hasattr(inductor, name)]
+    for name in options:
+        setattr(inductor, name, True)
     return any(name in options for name in _DIVISION_ROUNDING)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.straight_through.division import divided
 from odm_deploy.quantization.straight_through.step import step_quantize
 from training.methods.base import TransferMethod, TransferOptions
 from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
@@ -83,7 +84,7 @@ class MaxScale(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`; the gradient of a is that of its step, a / Q: sign(x) outside, (y - x) / a inside."""
         negative_codes = self.positive_codes + (0 if self.faithful else 1)
-        return step_quantize(x, self.alpha / self.positive_codes, negative_codes, self.positive_codes)
+        return step_quantize(x, divided(self.alpha, self.positive_codes), negative_codes, self.positive_codes)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -100,5 +101,5 @@ class MaxScale(ActivationQuantizer):
             raise InputError(
                 "not an integer grid", why="its lowest code is never used", fix="set method.faithful=false"
             )
-        step = self.alpha.detach() / self.positive_codes
+        step = divided(self.alpha.detach(), self.positive_codes)
         return Grid(step.item(), self.positive_codes + 1, self.bits)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odm_deploy.grid import zero_point_step
 from odm_deploy.quantization.power_of_two import scale_near_power_of_two
+from odm_deploy.quantization.straight_through.division import divided
 
 
 def snapped_grid(
@@ -20,7 +21,7 @@ def snapped_grid(
     bits the zero point is even (`zero_point_step`).
     """
     code_max = 2**bits - 1
-    scale = (upper - lower) / code_max
+    scale = divided(upper - lower, code_max)
     if power_of_two:
         scale = scale_near_power_of_two(scale, nearness)
     step = zero_point_step(bits, exact_ties=power_of_two)
@@ -29,7 +30,7 @@ def snapped_grid(
 
 def free_grid(lower: Tensor, upper: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scale and center (the level of code 2^(bits-1)) of the grid whose first level is `lower`; float32 scalars."""
-    scale = (upper - lower) / (2**bits - 1)
+    scale = divided(upper - lower, 2**bits - 1)
     return scale, lower + 2 ** (bits - 1) * scale
 
 

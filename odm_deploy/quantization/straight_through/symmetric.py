@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.quantization.power_of_two import scale_near_power_of_two
+from odm_deploy.quantization.straight_through.division import divided
 
 
 def symmetric_codes(
@@ -30,7 +31,7 @@ def symmetric_codes(
         nearness: how near, while exponents are annealed (`scale_near_power_of_two`).
     """
     last = 2**bits - 1 if mid_rise else 2 ** (bits - 1) - 1
-    scale = bound / last
+    scale = divided(bound, last)
     if power_of_two:
         scale = scale_near_power_of_two(scale, nearness)
     if mid_rise:

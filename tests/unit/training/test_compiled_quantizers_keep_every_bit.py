@@ -1,5 +1,7 @@
 """Compiled quantizers: the same bits forward, the same gradients, and models that still validate and freeze."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -7,7 +9,13 @@ from torch._inductor import config as inductor
 
 from odm_deploy.errors import MissingError
 from training import acceleration
-from training.acceleration import accelerate, compile_quantizers, exact_evaluation, use_tf32
+from training.acceleration import (
+    accelerate,
+    compile_quantizers,
+    exact_evaluation,
+    round_as_eager_kernels,
+    use_tf32,
+)
 from training.distributed import World
 from training.methods.base import Step, gradients
 from training.recipe import RunSection
@@ -56,6 +64,7 @@ def precision():
     yield
     use_tf32(False)
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = False
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -84,17 +93,21 @@ def test_training_on_a_cpu_leaves_precision_alone(attach):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-@pytest.mark.parametrize("name", ["eager_numerics.division_rounding", "emulate_divison_rounding", ""])
-def test_the_division_of_eager_kernels_is_asked_for_under_the_name_this_torch_has(attach, monkeypatch, name):
+@pytest.mark.parametrize("name", ["eager_numerics.division_rounding", "emulate_divison_rounding", "of_2_9"])
+def test_the_division_of_eager_kernels_is_asked_for_under_the_name_a_torch_has(name):
     """Stands in for the torch of a GPU machine, which may be another one than this."""
-    known = {"emulate_precision_casts": False, **({name: False} if name else {})}
-    monkeypatch.setattr(torch._inductor, "config", type("Config", (), known))
-    monkeypatch.setattr(acceleration, "_probe", lambda device: None)
+    config = SimpleNamespace(**{"emulate_precision_casts": False, name: False})
+    assert round_as_eager_kernels(config) is (name != "of_2_9")
+    assert config.emulate_precision_casts
+    assert getattr(config, name) is (name != "of_2_9")
+
+
+@pytest.mark.parametrize(("device", "told"), [("cpu", False), ("cuda", True)])
+def test_a_gpu_whose_torch_cannot_round_divisions_is_told(attach, monkeypatch, precision, device, told):
     _, model = attach("lsq", 3)
-    note = accelerate(model, RunSection(compile=True))
-    assert note == ""
-    assert all(getattr(torch._inductor.config, each) is True for each in known)
-    assert compile_quantizers(model) is bool(name)
+    monkeypatch.setattr(acceleration, "round_as_eager_kernels", lambda config: False)
+    note = accelerate(model, RunSection(compile=True, device=device))
+    assert ("cannot compile divisions" in note) is told
 
 
 def test_this_torch_compiles_divisions_as_it_runs_them(attach):
