@@ -242,7 +242,9 @@ def _row(size: str, label: str, found: dict[str, Any]) -> list[str]:
 
 def _tests(out: Path) -> str:
     def measure() -> dict[str, Any]:
-        code, output, _ = run_python("pytest", "-q", "-rs", "tests/gpu", timeout_s=1800)
+        # As `make test-gpu`: a crash costs one test.
+        workers = ("-n", "4", "--dist", "load", "--max-worker-restart", "99")
+        code, output, _ = run_python("pytest", "-q", "-rs", *workers, "tests/gpu", timeout_s=1800)
         return {"returncode": code, "tail": output.strip().splitlines()[-25:]}
 
     found = kept(out / "tests.json", measure)
