@@ -15,6 +15,7 @@ import click
 
 from odm_deploy.cli.options import weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
+from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, progress, say
 from odm_deploy.version import __version__
@@ -22,6 +23,8 @@ from odm_deploy.version import __version__
 if TYPE_CHECKING:
     from odm_deploy.accounting import FloatShare
     from odm_deploy.quantization.model import QuantizedModel
+    from odm_deploy.quantization.policy import QuantizationPolicy
+    from odm_deploy.quantization.post_training import LayerSummary
 
 _PATH = click.Path(path_type=Path)
 _NAMED = 8
@@ -35,6 +38,7 @@ _NAMED = 8
 @weights_options
 @policy_options
 @range_options
+@tuning_options
 @click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
 @click.option(
     "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
@@ -77,9 +81,11 @@ def command(
     from odm_deploy.files import file_sha256
     from odm_deploy.imaging.reading import read_rgb
     from odm_deploy.networks.loading import load_network
-    from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+    from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images, hold_back
     from odm_deploy.quantization.input_format import settle_input_format
     from odm_deploy.quantization.post_training import calibrate
+    from odm_deploy.tuning.held_back import HeldBack, Sample
+    from odm_deploy.tuning.tune import tune, widened
 
     started = time.monotonic()
     # Everything that can be wrong about the call is found before the minutes of work, not after.
@@ -87,30 +93,51 @@ def command(
         raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
     _check_export(bundle, shapes)
     policy, ranges = to_policy(options), to_settings(options)
+    goal, budget = to_goal(options), to_budget(options)
     loaded = load_network(weights, network=network, scale=scale, settings=settings)
     paths = choose_images(image_source, max_images)
     loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths))
     if told:
         say(told)
-    images = CalibrationImages(paths, 1 if low_resolution else loaded.scale, crop_px)
+    seen, unseen = (
+        CalibrationImages(part, 1 if low_resolution else loaded.scale, crop_px) for part in hold_back(paths)
+    )
     metadata = {
         "method": f"post-training, {ranges.method.value}",
         "profile": options["profile"],
         "bits": options["bits"],
         "weights_file": weights.name,
         "weights_sha256": file_sha256(weights),
-        "images": len(images),
+        "images": len(seen),
         "odm_deploy": __version__,
     }
 
     with progress("calibrating") as track:
         refining = partial(track, stage="refining grids")
-        model, summaries = calibrate(loaded, track(images, len(images)), policy, ranges, metadata, refining)
+
+        def calibrated(widths: QuantizationPolicy) -> tuple[QuantizedModel, list[LayerSummary]]:
+            return calibrate(loaded, track(seen, len(seen)), widths, ranges, metadata, refining)
+
+        held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()))
+        wide = widened(policy)
+        tuned = tune(
+            loaded,
+            calibrated(policy),
+            held_back,
+            goal=goal,
+            budget=budget,
+            images=seen,
+            widen=None if wide is None else lambda: calibrated(wide),
+            track=track,
+            say=say,
+        )
+    model, summaries = tuned.model, tuned.summaries
     save_model(model, output)
     seconds = round(time.monotonic() - started, 1)
-    counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(images)} images"
+    counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(seen)} images"
     say(f"{output}: {counted}, {seconds} s")
     shares = _say_what_stays_float(model)
+    say_cost(tuned, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
     if as_json:
@@ -123,10 +150,11 @@ def command(
                 "bits": options["bits"],
                 "profile": options["profile"],
                 "method": ranges.method.value,
-                "images": len(images),
+                "images": len(seen),
                 "exact_sums": model.metadata["exact_sums"],
                 "layers": [dataclasses.asdict(summary) for summary in summaries],
                 "float_layers": [dataclasses.asdict(share) for share in shares],
+                **cost_documents(tuned),
                 "bundle": None if bundle is None else str(bundle),
                 "seconds": seconds,
             }

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
+
+MOST_HELD_BACK = 8
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,22 @@ class CalibrationImages:
         Raises:
             InputError: a file that is not an image, or one smaller than a single downscaled pixel.
         """
+        return (low for low, _ in self.pairs())
+
+    def pairs(self) -> Iterator[tuple[Tensor, Rgb | None]]:
+        """Each network input with the image it was made of, uint8 [downscale*h, downscale*w, 3]; None where it is one.
+
+        Raises:
+            InputError: as iterating.
+        """
         for path in self.paths:
-            image = _centre(read_rgb(path), self.crop_px * self.downscale)
+            image, high = _centre(read_rgb(path), self.crop_px * self.downscale), None
             if self.downscale > 1:
                 try:
-                    image, _ = downscale(image, self.downscale)
+                    image, high = downscale(image, self.downscale)
                 except InputError as error:
                     raise InputError(f"cannot calibrate on {path}", why=str(error)) from None
-            yield torch.from_numpy(to_batch(image))
+            yield torch.from_numpy(to_batch(image)), high
 
 
 def choose_images(source: Path | str, count: int) -> list[Path]:
@@ -59,6 +70,18 @@ def choose_images(source: Path | str, count: int) -> list[Path]:
     if len(paths) <= count:
         return paths
     return [paths[index * len(paths) // count] for index in range(count)]
+
+
+def hold_back(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files to calibrate on, and every fifth, at most `MOST_HELD_BACK`, to judge the result by.
+
+    Of fewer than five none can be spared: then both are all of them.
+    """
+    count = min(len(paths) // 5, MOST_HELD_BACK)
+    if not count:
+        return list(paths), list(paths)
+    held_back = [paths[(2 * index + 1) * len(paths) // (2 * count)] for index in range(count)]
+    return [path for path in paths if path not in held_back], held_back
 
 
 def _centre(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

@@ -51,7 +51,7 @@ class LearnableLayer(nn.Module):
         self.name, self.power_of_two = frozen.name, power_of_two
         codes, grid = frozen.weight_codes, frozen.grid
         self.mid_rise = codes.step == 2
-        self.weight = nn.Parameter(_inside_cells(codes, weight, frozen.gain))
+        self.weight = nn.Parameter(_inside_cells(codes, weight if weight is None else _behind_gain(weight, frozen)))
         self.bias = None if frozen.bias is None else nn.Parameter(frozen.bias.clone())
         last = codes.last if self.mid_rise else 2 ** (codes.bits - 1) - 1
         self.register_buffer("bound_unit", per_output(codes.scale, codes.codes) * last)
@@ -115,12 +115,20 @@ class LearnableLayer(nn.Module):
         return Grid(scale.item(), int(zero_point.item()), bits)
 
 
-def _inside_cells(codes: WeightCodes, weight: Tensor | None, gain: Tensor | None) -> Tensor:
+def _behind_gain(weight: Tensor, frozen: QuantizedLayer) -> Tensor:
+    """The weights that give the same product behind the layer's gain, where it has one; float32, as `weight`."""
+    if frozen.gain is None:
+        return weight.detach().float()
+    inputs = frozen.gain.numel() // weight.shape[1]
+    gain = frozen.gain.reshape(inputs, 1, -1).expand(inputs, weight.shape[0] // inputs, -1).reshape(weight.shape[:2])
+    return weight.detach().float() / gain.reshape(*gain.shape, *[1] * (weight.dim() - 2))
+
+
+def _inside_cells(codes: WeightCodes, weight: Tensor | None) -> Tensor:
     """Float weights whose nearest codes are `codes`, as near to `weight` as that allows; float32 [O, ...]."""
     scale = per_output(codes.scale, codes.codes)
     levels = codes.codes.float() * scale
-    if weight is None or gain is not None:
-        # Behind a gain the codes are those of other weights than the network's.
+    if weight is None:
         return levels
     reach = _IN_CELL * codes.step * scale
-    return torch.minimum(torch.maximum(weight.detach().float(), levels - reach), levels + reach)
+    return torch.minimum(torch.maximum(weight, levels - reach), levels + reach)

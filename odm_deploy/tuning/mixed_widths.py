@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from odm_deploy.errors import GateError, UsageError
@@ -108,7 +108,7 @@ def keep_goal(
     held_back: HeldBack,
     goal: Goal,
     *,
-    wide: QuantizedModel | None = None,
+    wide: Callable[[], QuantizedModel] | None = None,
     track: Track = untracked,
     say: Say = silent,
 ) -> MixedWidths:
@@ -119,7 +119,7 @@ def keep_goal(
         model: its quantized form; left as it is. An exact model stays exact, so none of its layers becomes float.
         held_back: images to judge by, with the float network's outputs.
         goal: what to keep.
-        wide: the same network with layers at more bits. Its layers are tried before float ones.
+        wide: makes the same network with layers at more bits, which are tried before float ones; called if need be.
         track: for progress bars.
         say: takes a line about the search.
 
@@ -133,7 +133,7 @@ def keep_goal(
     share_before = search.share_of(model)
     if not goal.misses(before):
         return MixedWidths(model, before, before, (), (), share_before, share_before, 1)
-    moves = _ranked_moves(network, model, wide, held_back, track)
+    moves = _ranked_moves(network, model, None if wide is None else wide(), held_back, track)
     chosen = search.fewest(moves, track, say)
     mixed, after = search.finished(chosen)
     order = list(model.layers)

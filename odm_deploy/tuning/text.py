@@ -55,7 +55,14 @@ def worst_layers(sensitivities: Sequence[LayerSensitivity]) -> list[LayerSensiti
     return sorted(sensitivities, key=lambda each: -each.error)
 
 
-def sensitivity_table(sensitivities: Sequence[LayerSensitivity], count: int | None = _WORST) -> Table:
+def worst_text(sensitivities: Sequence[LayerSensitivity]) -> str:
+    """One line: the layers that cost most, with their share of the error."""
+    total = sum(each.error for each in sensitivities) or 1.0
+    worst = [f"{each.name} {each.error / total:.0%}" for each in worst_layers(sensitivities)[:_WORST]]
+    return f"most of it: {', '.join(worst)} (odm-deploy sensitivity shows all)"
+
+
+def sensitivity_table(sensitivities: Sequence[LayerSensitivity], count: int | None = None) -> Table:
     """The `count` layers that cost most (None: all), most expensive first."""
     total = sum(each.error for each in sensitivities) or 1.0
     rows = [

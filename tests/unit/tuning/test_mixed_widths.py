@@ -75,14 +75,14 @@ def test_low_bit_layers_are_widened_before_any_is_left_float(network):
     wide = model_of(network, QuantizationPolicy(LayerBits(8, 8)))
     held = HeldBack(network, samples())
     low, high = held.measure(narrow).psnr_db, held.measure(wide).psnr_db
-    found = keep_goal(network, narrow, held, Goal(min_psnr_db=low + 3), wide=wide)
+    found = keep_goal(network, narrow, held, Goal(min_psnr_db=low + 3), wide=lambda: wide)
     assert found.in_float == ()
     assert 0 < len(found.widened) < len(narrow.layers)
     assert found.quantized_share == found.quantized_share_before
     for name, layer in found.model.layers.items():
         assert layer.grid.bits == (8 if name in found.widened else 3)
     # More than all at 8 bits can give: some become float on top.
-    more = keep_goal(network, narrow, held, Goal(min_psnr_db=high + 1), wide=wide)
+    more = keep_goal(network, narrow, held, Goal(min_psnr_db=high + 1), wide=lambda: wide)
     assert more.in_float
     assert more.after.psnr_db >= high + 1
 
@@ -92,12 +92,12 @@ def test_an_exact_model_stays_exact(network):
     wide = model_of(network, QuantizationPolicy.exact(LayerBits(8, 8)))
     held = HeldBack(network, samples())
     low, high = held.measure(narrow).psnr_db, held.measure(wide).psnr_db
-    found = keep_goal(network, narrow, held, Goal(min_psnr_db=low + 3), wide=wide)
+    found = keep_goal(network, narrow, held, Goal(min_psnr_db=low + 3), wide=lambda: wide)
     assert found.model.exact is not None
     assert found.widened
     assert found.in_float == ()
     with pytest.raises(GateError, match="an exact model has no float layers"):
-        keep_goal(network, narrow, held, Goal(min_psnr_db=high + 20), wide=wide)
+        keep_goal(network, narrow, held, Goal(min_psnr_db=high + 20), wide=lambda: wide)
 
 
 def test_what_cannot_be_kept_is_refused_with_the_figures(network, one_coarse):

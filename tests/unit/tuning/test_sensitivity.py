@@ -34,8 +34,8 @@ def quantized_alone(network, model, layer):
 def test_each_figure_is_what_quantizing_the_layer_alone_costs():
     network = tiny_network()
     model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(6, 6), tail=LayerBits(6, 6)))
-    found = layer_sensitivities(network, model, images(), probes=32)
-    parts = HeldBack(network, [Sample(part) for part in choose_parts(images(), 12)])
+    found = layer_sensitivities(network, model, images(), probes=200)
+    parts = HeldBack(network, [Sample(part) for part in choose_parts(images(), 8)])
     assert [each.name for each in found] == list(model.layers)
     for each in found:
         measured = parts.measure(quantized_alone(network, model, each.name)).psnr_db

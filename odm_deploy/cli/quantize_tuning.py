@@ -1,0 +1,100 @@
+"""The options of `quantize` about quality: goals, fine-tuning, and what it says in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.options import group
+from odm_deploy.terminal import say
+
+if TYPE_CHECKING:
+    from odm_deploy.tuning.finetuning import Budget
+    from odm_deploy.tuning.mixed_widths import Goal
+    from odm_deploy.tuning.tune import Tuned
+
+tuning_options = group(
+    click.option(
+        "--max-drop",
+        "max_drop_db",
+        type=float,
+        metavar="DB",
+        help="Lose at most this much PSNR against the images, on those held back: the fewest layers stay float, or get "
+        "8 bits in models of fewer. Exit code 3 where it cannot be kept.",
+    ),
+    click.option(
+        "--min-psnr",
+        "min_psnr_db",
+        type=float,
+        metavar="DB",
+        help="The same for the PSNR between float and quantized output; needs no images of high resolution. 45: "
+        "invisible.",
+    ),
+    click.option(
+        "--finetune",
+        "finetune_minutes",
+        type=float,
+        metavar="MINUTES",
+        help="Train on for so long, with the float network as the only teacher. Ctrl-C ends it early and keeps it.",
+    ),
+)
+"""What is done after calibration; `to_goal` and `to_budget` read them."""
+
+
+def to_goal(options: Mapping[str, Any]) -> Goal | None:
+    """What has to be kept. Raises UsageError for figures that mean nothing."""
+    from odm_deploy.tuning.mixed_widths import Goal
+
+    if options["max_drop_db"] is None and options["min_psnr_db"] is None:
+        return None
+    return Goal(options["max_drop_db"], options["min_psnr_db"])
+
+
+def to_budget(options: Mapping[str, Any]) -> Budget | None:
+    """How long to fine-tune. Raises UsageError for no time."""
+    from odm_deploy.tuning.finetuning import Budget
+
+    minutes = options["finetune_minutes"]
+    return None if minutes is None else Budget(minutes=minutes)
+
+
+def say_cost(tuned: Tuned, *, held_back: bool) -> None:
+    """What quantization cost, which layers cost most, and what to do about it."""
+    from odm_deploy.tuning.text import advice, cost_text, mixed_text, worst_text
+
+    if tuned.mixed is not None:
+        say(mixed_text(tuned.mixed))
+    say(cost_text(tuned.cost) + ("" if held_back else " (seen in calibration, too; five images or more are held back)"))
+    say(worst_text(tuned.sensitivities))
+    if todo := advice(tuned.cost, tuned.sensitivities):
+        say(todo)
+
+
+def cost_documents(tuned: Tuned) -> dict[str, Any]:
+    """The keys of `quantize --json` about quality."""
+    from odm_deploy.tuning.text import cost_document, sensitivity_document
+
+    mixed, fine_tuned = tuned.mixed, tuned.fine_tuned
+    return {
+        "cost": cost_document(tuned.cost),
+        "sensitivity": sensitivity_document(tuned.sensitivities),
+        "mixed_widths": None
+        if mixed is None
+        else {
+            "before": cost_document(mixed.before),
+            "widened": mixed.widened,
+            "in_float": mixed.in_float,
+            "quantized_macs_before": mixed.quantized_share_before,
+            "quantized_macs": mixed.quantized_share,
+        },
+        "fine_tuning": None
+        if fine_tuned is None
+        else {
+            "steps": fine_tuned.steps,
+            "first_loss": fine_tuned.first_loss,
+            "last_loss": fine_tuned.last_loss,
+            "interrupted": fine_tuned.interrupted,
+        },
+    }

@@ -1,0 +1,102 @@
+"""`odm-deploy quantize` ends with what it cost, keeps goals or refuses, and trains on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from odm_deploy.checkpoint import load_model
+from odm_deploy.networks.registry import build_network
+from tests.command_line import run_cli
+from tests.factories import random_images
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small EDSR x2 with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "edsr.pt"
+    torch.save(build_network("edsr", {"scale": 2, "features": 8, "blocks": 2}).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Six images of high resolution."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(6):
+        pixels = random_images(96, 96, seed=index)[0].transpose(1, 2, 0).astype("uint8")
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def quantize(weights, images, output, *more):
+    return run_cli("quantize", weights, "--images", images, "-o", output, *more)
+
+
+def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--bits", "2")
+    assert outcome.code == 0, outcome.stderr
+    assert "cost, on 1 image: " in outcome.stderr
+    assert "dB between float and quantized output" in outcome.stderr
+    assert "against the originals" in outcome.stderr
+    assert "most of it: body." in outcome.stderr
+    assert "to lose less: --max-drop 0.03" in outcome.stderr
+    assert "=8;" in outcome.stderr
+
+
+def test_json_has_the_same(weights, images, tmp_path):
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--lr", "--json")
+    document = outcome.document
+    assert document["images"] == 5
+    assert document["cost"]["images"] == 1
+    assert document["cost"]["psnr_db"] > 30
+    assert document["cost"]["drop_db"] is None
+    assert [each["name"] for each in document["sensitivity"]] == [each["name"] for each in document["layers"]]
+    assert document["mixed_widths"] is None
+    assert document["fine_tuning"] is None
+
+
+def test_a_goal_is_kept_by_widening_the_layers_that_need_it(weights, images, tmp_path):
+    plain = quantize(weights, images, tmp_path / "plain.pt", "--bits", "3", "--json").document
+    wanted = plain["cost"]["psnr_db"] + 2
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--bits", "3", "--min-psnr", wanted, "--json")
+    assert outcome.code == 0, outcome.stderr
+    document = outcome.document
+    assert document["cost"]["psnr_db"] >= wanted
+    mixed = document["mixed_widths"]
+    assert mixed["before"]["psnr_db"] == pytest.approx(plain["cost"]["psnr_db"])
+    assert mixed["widened"]
+    assert "at 8 bits (" in outcome.stderr
+    saved = load_model(tmp_path / "model.pt").layers
+    assert {name for name, layer in saved.items() if layer.grid.bits == 8} == set(mixed["widened"])
+    assert {each["name"]: each["bits"] for each in document["layers"]} == {
+        name: layer.grid.bits for name, layer in saved.items()
+    }
+
+
+def test_a_goal_that_cannot_be_kept_leaves_nothing(weights, images, tmp_path):
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--min-psnr", "200")
+    assert outcome.code == 3
+    assert "(required: 200 dB)" in outcome.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_goal_on_the_truth_needs_a_truth(weights, images, tmp_path):
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--lr", "--max-drop", "0.1")
+    assert outcome.code == 2
+    assert "use --min-psnr" in outcome.stderr
+    assert quantize(weights, images, tmp_path / "model.pt", "--finetune", "0").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_on_is_one_option(weights, images, tmp_path):
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--bits", "3", "--finetune", "0.03", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.document["fine_tuning"]["steps"] >= 1
+    assert "dB between float and quantized output" in outcome.stderr
+    assert load_model(tmp_path / "model.pt").metadata.get("fine_tuning_steps", 0) in (
+        0,
+        outcome.document["fine_tuning"]["steps"],
+    )

@@ -1,0 +1,65 @@
+"""What quantization cost, in words."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+
+from odm_deploy.tuning.held_back import OutputCost
+from odm_deploy.tuning.mixed_widths import MixedWidths
+from odm_deploy.tuning.sensitivity import LayerSensitivity
+from odm_deploy.tuning.text import advice, cost_text, mixed_text, sensitivity_table, worst_text
+from tests.factories import tiny_model
+
+LAYERS = [
+    LayerSensitivity("first", 8, 8, 1.0, 0.25),
+    LayerSensitivity("second", 8, 8, 3.0, 0.5),
+    LayerSensitivity("third", 8, 8, 0.0, 0.25),
+]
+
+
+def test_the_cost_is_a_figure_and_whether_it_is_seen():
+    assert cost_text(OutputCost(2, 47.26, 9.0)) == (
+        "cost, on 2 images: 47.3 dB between float and quantized output, invisible"
+    )
+    known = OutputCost(1, 38.0, 40.0, 31.5, 31.44)
+    assert cost_text(known).endswith("hardly visible; against the originals 31.50 -> 31.44 dB (-0.060)")
+    assert cost_text(OutputCost(1, math.inf, 0.0)) == (
+        "cost, on 1 image: nothing, float and quantized output are equal"
+    )
+
+
+def test_advice_names_the_layers_and_fits_what_is_known():
+    drops = OutputCost(1, 38.0, 40.0, 31.5, 31.44)
+    assert advice(drops, LAYERS) == (
+        "to lose less: --max-drop 0.03 finds the layers that need more; by hand, --layer second=float "
+        "--layer first=float; or train on: --finetune 5"
+    )
+    narrow = [LayerSensitivity("only", 4, 8, 1.0, 1.0)]
+    assert "--min-psnr 45" in advice(OutputCost(1, 38.0, 40.0), narrow)
+    assert "--layer only=8;" in advice(OutputCost(1, 38.0, 40.0), narrow)
+    # A loss on a benchmark is worth a word though nobody sees it; what nobody sees or measures is not.
+    assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.4), LAYERS)
+    assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.49), LAYERS) == ""
+
+
+def test_layers_are_listed_most_expensive_first():
+    assert worst_text(LAYERS).startswith("most of it: second 75%, first 25%, third 0%")
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(sensitivity_table(LAYERS))
+    lines = [line.split() for line in captured.get().splitlines() if "w8a8" in line]
+    assert [line[1] for line in lines] == ["second", "first", "third"]
+    assert "75.0%" in lines[0]
+    assert "50.0%" in lines[0]
+    assert "-" in lines[2]
+
+
+def test_the_price_of_mixed_widths_is_told():
+    model, cost = tiny_model(), OutputCost(1, 40.0, 9.0)
+    mixed = MixedWidths(model, cost, cost, ("a",), ("b", "c"), 0.9, 0.81, 7)
+    assert mixed_text(mixed) == (
+        "mixed widths: 1 layer at 8 bits (a) and 2 layers in float (b, c); quantized share of MACs 90.0% -> 81.0%"
+    )
+    assert mixed_text(MixedWidths(model, cost, cost, (), (), 0.9, 0.9, 1)).startswith("the goal is kept as it is")
