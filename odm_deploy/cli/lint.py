@@ -18,23 +18,31 @@ if TYPE_CHECKING:
 @click.command("lint")
 @click.argument("target", metavar="FILE.onnx|BUNDLE", required=False, type=click.Path(path_type=Path))
 @click.option("--rules", "list_rules", is_flag=True, help="List all rules: the trap, how it shows, and the fix.")
+@click.option("--fix", is_flag=True, help="Write the graph anew as TensorRT takes it, proven equal, to -o.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.onnx", help="Where --fix writes.")
 @json_option
-def command(target: Path | None, list_rules: bool, as_json: bool) -> None:
+def command(target: Path | None, list_rules: bool, fix: bool, output: Path | None, as_json: bool) -> None:
     """Check any QDQ ONNX against what TensorRT does with it.
 
     Exit code 3 when a finding means that TensorRT refuses the graph, runs a layer as float or saturates; warnings and
-    hints do not count.
+    hints do not count. With --fix that is about the graph that was written.
     """
     if list_rules:
         _show_rules(as_json)
         return
     if target is None:
         raise UsageError("nothing to check", fix="name an ONNX file or a bundle")
+    if fix != (output is not None):
+        raise UsageError("--fix and -o go together", fix="odm-deploy lint --fix IN.onnx -o OUT.onnx")
     from odm_deploy.bundle import Bundle
+    from odm_deploy.cli.lint_fix import fix_file
     from odm_deploy.graphs.files import read_onnx
     from odm_deploy.lowering.lint import is_quantized, lint
 
     graph = Bundle.open(target).graph if target.is_dir() else read_onnx(target)[0]
+    if output is not None:
+        fix_file(graph, target, output, as_json=as_json)
+        return
     findings = lint(graph)
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings]})

@@ -1,0 +1,99 @@
+"""`odm-deploy lint --fix`: what was rewritten, what was left, the proof, and what the builder makes of it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import onnx
+
+from odm_deploy.building.build import build_engine
+from odm_deploy.building.coverage import Coverage, coverage
+from odm_deploy.building.options import BuildOptions
+from odm_deploy.bundle.manifest import PLAN_FILE
+from odm_deploy.errors import GateError, MissingError
+from odm_deploy.files import atomic_path
+from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.lowering.fixing import fix
+from odm_deploy.lowering.lint import Severity, lint
+from odm_deploy.machine.builders import choose_builder
+from odm_deploy.terminal import emit_json, say
+
+if TYPE_CHECKING:
+    from odm_deploy.lowering.fixing import Fixed
+
+_BUILT_AT_PX = 64
+
+
+def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: bool) -> None:
+    """Rewrite one graph, write it, build it where a builder is, and report.
+
+    Raises:
+        InputError: the graph cannot be used.
+        GateError: it could not be proven equal (nothing is written), or what was written does not run as int8 whole.
+        BuildError: the builder refuses what was written.
+    """
+    say(f"rewriting {target}")
+    fixed = fix(graph)
+    with atomic_path(output) as temporary:
+        onnx.save(fixed.model, temporary)
+    failing = [finding for finding in lint(fixed.model) if finding.severity.fails_gate]
+    if any(finding.severity is Severity.ERROR for finding in failing):
+        found, builder = None, "TensorRT would refuse what is left"
+    else:
+        found, builder = _build(fixed.model, output)
+    if as_json:
+        built: dict[str, Any] | None = None if found is None else {"builder": builder, **found.to_dict()}
+        emit_json(
+            {
+                "done": fixed.done,
+                "left": list(fixed.left),
+                "equality": asdict(fixed.equality),
+                "findings": [asdict(finding) for finding in failing],
+                "built": built,
+            }
+        )
+    else:
+        _print(fixed, found, builder)
+        for finding in failing:
+            click.echo(f"left: {finding.node}: {finding.message} [{finding.rule}]")
+    fallbacks = () if found is None else found.fallbacks
+    if failing or fallbacks:
+        names = list(dict.fromkeys([*(each.node for each in failing), *(each.name for each in fallbacks)]))
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise GateError(
+            f"{output} computes the same, but TensorRT will not run all of it as int8",
+            why=", ".join(names[:3]) + more,
+        )
+    say(f"wrote {output}")
+
+
+def _build(model: onnx.ModelProto, path: Path) -> tuple[Coverage | None, str]:
+    """What the builder here makes of the graph; None, and why, where there is none."""
+    shapes = InputShapes.static(1, _BUILT_AT_PX, _BUILT_AT_PX)
+    try:
+        builder = choose_builder()
+    except MissingError as error:
+        return None, str(error)
+    say(f"building with {builder.name} {builder.version}")
+    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
+        report = build_engine(path, Path(folder) / PLAN_FILE, BuildOptions(shapes=shapes))
+    return coverage(model, report.layers, shapes), f"{builder.name} {builder.version}"
+
+
+def _print(fixed: Fixed, found: Coverage | None, builder: str) -> None:
+    for what, count in fixed.done.items():
+        click.echo(f"fixed: {count} x {what}")
+    if not fixed.done:
+        click.echo("fixed: nothing, TensorRT takes it as it is")
+    for what in fixed.left:
+        click.echo(f"left: {what}")
+    click.echo(f"proof: {fixed.equality} (ONNX Runtime, {fixed.equality.runs} random images)")
+    if found is None:
+        click.echo(f"built: no, {builder}")
+        return
+    share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
+    click.echo(f"built: {builder}: int8 in {found.int8_layers} of {found.quantized_layers} quantized layers{share}")

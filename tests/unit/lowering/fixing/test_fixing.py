@@ -1,0 +1,201 @@
+"""Graphs that TensorRT refuses, saturates or runs as float become ones it runs as int8, and compute the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto
+from onnx.reference import ReferenceEvaluator
+
+from odm_deploy.errors import GateError, InputError
+from odm_deploy.lowering.fixing import fix
+from odm_deploy.lowering.fixing.changes import Changes
+from odm_deploy.lowering.fixing.equality import compare
+from odm_deploy.lowering.lint import lint
+from odm_deploy.lowering.lint.graph import QdqGraph
+from odm_deploy.lowering.lint.operands import find_layers
+from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
+
+CURED = [
+    "zero point 3",
+    "zero point 3 behind Identity",
+    "uint8 zero point 128",
+    "uint8 zero point 0",
+    "zero point left out",
+    "activation scale of shape [1]",
+    "activation scale a channel",
+    "UINT8 weights",
+    "UINT4 weights",
+    "int4 weights, int8 input",
+    "int32 bias",
+    "weight zero point 2",
+    "dead channel",
+    "ReLU after DQ",
+    "zero pad after DQ",
+    "resize after DQ",
+    "codes behind Identity",
+    "codes behind Transpose",
+    "weights in two halves",
+    "two quantizers with one name",
+    "Clip between Q and DQ",
+]
+"""Traps that exactness allows to remove."""
+
+LEFT = {
+    "Add after DQ": "operation-after-dequantize",
+    "average pool after DQ": "operation-after-dequantize",
+    "Concat of different scales": "concat-scales",
+    "quantized ConvTranspose": "transposed-convolution",
+    "weights only": "half-quantized",
+    "scale computed at run time": "scale-at-run-time",
+    "QLinearConv": "integer-operators",
+}
+"""Traps that stay, and how lint names them."""
+
+
+def failing(model):
+    return {finding.rule for finding in lint(model) if finding.severity.fails_gate}
+
+
+def reference(model, x):
+    return ReferenceEvaluator(model).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("label", CURED)
+def test_trap_is_removed_and_a_second_implementation_agrees(label):
+    original = TRAPS[label].build()
+    fixed = fix(original)
+    assert failing(fixed.model) == set()
+    assert all(layer.activation.quantized and layer.weight.quantized for layer in find_layers(QdqGraph(fixed.model)))
+    assert fixed.equality.holds
+    assert fixed.equality.codes > 0 or any("moved" in what for what in fixed.done)
+    if "int4" in label or "4 weights" in label:
+        return  # the reference wants unpacked codes
+    x = np.random.default_rng(3).uniform(-70, 130, (1, CHANNELS, 8, 10)).astype(np.float32)
+    before, after = reference(original, x), reference(fixed.model, x)
+    # Values between two codes may round the other way after a subtraction; wrong constants would move all values.
+    close = np.abs(before - after) <= 1e-5 * np.abs(before).max()
+    assert close.mean() > 0.99
+
+
+@pytest.mark.parametrize("label", LEFT)
+def test_what_cannot_be_kept_exact_is_named(label):
+    original = TRAPS[label].build()
+    fixed = fix(original)
+    assert LEFT[label] in failing(fixed.model)
+    assert fixed.equality.identical == 1
+
+
+@pytest.mark.parametrize("label", ["plain", "half precision rest", "attention", "Gemm transB"])
+def test_what_is_legal_stays_as_it_is(label):
+    fixed = fix(LEGAL[label]())
+    assert fixed.done == {}
+    assert fixed.left == ()
+    assert fixed.equality.identical == 1
+
+
+def test_codes_of_sixteen_bits_are_rounded_in_float_to_the_same_bits():
+    fixed = fix(TRAPS["UINT16 activation"].build())
+    assert fixed.equality.identical == 1
+    assert "16-bit codes" in fixed.left[0]
+    assert "activation-type" not in failing(fixed.model)
+
+
+def test_unsigned_weights_beyond_int8_get_a_channel_that_sums():
+    b = Builder()
+    codes = np.random.default_rng(1).integers(0, 256, (CHANNELS, CHANNELS, 3, 3))
+    codes[0, 0, 0] = [0, 255, 3]
+    weights = [b.constant("w_q", codes.astype(np.uint8)), b.constant("w_s", np.float32(0.01))]
+    w = b.op("DequantizeLinear", [*weights, b.constant("w_z", np.uint8(120))], "weight_dq")
+    fixed = fix(b.model(b.conv(b.qdq("x", "a", 0.5, np.uint8(100)), w)))
+    assert [layer.name for layer in find_layers(QdqGraph(fixed.model))] == ["layer.sum/Conv", "layer"]
+    assert failing(fixed.model) == set()
+    assert fixed.equality.error < 1e-5
+
+
+def test_shared_quantizer_serves_layers_of_any_padding_and_everybody_else():
+    b = Builder()
+    x = b.qdq("x", "a", 0.5, np.uint8(100))
+    first = b.conv(x, b.weights())
+    wide = b.constant("wide_q", b.codes(CHANNELS, CHANNELS, 1, 1).astype(np.int8))
+    second = b.op(
+        "Conv", [x, b.op("DequantizeLinear", [wide, b.constant("wide_s", np.float32(0.01))], "wide")], "second"
+    )
+    fixed = fix(b.model(b.op("Add", [b.op("Add", [first, second], "sum"), x], "y")))
+    assert failing(fixed.model) == set()
+    assert fixed.equality.error < 1e-5
+
+
+def test_power_of_two_scale_and_odd_zero_point_keep_every_tie():
+    b = Builder()
+    original = b.model(b.conv(b.qdq("x", "a", 0.25, np.uint8(101)), b.weights()))
+    x = np.arange(-400, 400).reshape(1, 1, 20, 40).repeat(CHANNELS, 1).astype(np.float32) / 8
+    fixed = fix(original)
+    assert np.allclose(reference(original, x), reference(fixed.model, x), rtol=0, atol=1e-3)
+
+
+def test_uint8_image_and_uint8_codes_at_the_edges():
+    b = Builder()
+    b.input_type = TensorProto.UINT8
+    scale, zero = b.constant("s", np.float32(0.1)), b.constant("z", np.uint8(7))
+    image = b.op("DequantizeLinear", ["x", scale, zero], "image_dq")
+    scale_y, zero_y = b.constant("sy", np.float32(0.5)), b.constant("zy", np.uint8(128))
+    y = b.op("QuantizeLinear", [b.conv(image, b.weights()), scale_y, zero_y], "y")
+    model = b.model(y)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    fixed = fix(model)
+    assert failing(fixed.model) == set()
+    assert fixed.model.graph.output[0].type.tensor_type.elem_type == TensorProto.UINT8
+    assert fixed.equality.flips == 0
+
+
+def test_function_called_twice_is_inlined():
+    body = [
+        onnx.helper.make_node("QuantizeLinear", ["v", "s", "z"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"]),
+    ]
+    b = Builder()
+    b.constant("s", np.float32(0.5))
+    b.constant("z", np.int8(0))
+    for source, result in (("x", "a"), ("y", "c")):
+        b.nodes.append(onnx.helper.make_node("Fake", [source, "s", "z"], [result], domain="local", name=f"fq_{result}"))
+        if source == "x":
+            b.op("Conv", ["a", b.weights()], "y", pads=[1, 1, 1, 1])
+    model = b.model("c")
+    model.functions.append(
+        onnx.helper.make_function("local", "Fake", ["v", "s", "z"], ["w"], body, [onnx.helper.make_opsetid("", 20)])
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+    assert "duplicate-quantizers" in failing(model)
+    fixed = fix(model)
+    assert failing(fixed.model) == set()
+    assert not fixed.model.functions
+    assert fixed.equality.identical == 1
+
+
+def test_graph_without_quantizers_is_refused():
+    b = Builder()
+    with pytest.raises(InputError, match="nothing to fix"):
+        fix(b.model(b.conv("x", b.float_weights())))
+
+
+def test_proof_fails_for_another_graph():
+    original, wrong = (onnx.shape_inference.infer_shapes(LEGAL["plain"]()) for _ in range(2))
+    tensor = next(each for each in wrong.graph.initializer if each.name == "weight_q")
+    changed = onnx.numpy_helper.to_array(tensor).copy()
+    changed[3] += 1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    assert compare(original, original, original, []).holds
+    assert not compare(original, original, wrong, []).holds
+
+
+def test_wrong_rewriting_is_not_returned(monkeypatch):
+    def spoil(editor, constants, changes: Changes, weights):
+        value = editor.graph.initializers["weight_s"]
+        value.const_value = ir.tensor(2 * value.const_value.numpy(), name="weight_s")
+
+    monkeypatch.setattr("odm_deploy.lowering.fixing.fix_activations", spoil)
+    with pytest.raises(GateError, match="not the original"):
+        fix(LEGAL["plain"]())
