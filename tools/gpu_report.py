@@ -1,42 +1,45 @@
-"""All that is worth knowing about engines on this GPU, in one command: `python tools/gpu_report.py --out DIR`.
+"""All that is worth knowing about a GPU, in one command: `python tools/gpu_report.py --out DIR --minutes 15`.
 
-Writes DIR/report.md: the machine, whether each TensorRT runs there, how far its results are from the
-reference, latency in int8, fp16 and fp32 at several sizes, memory, clocks, what limits the speed, and the outcome of
-`tests/gpu`. Every step is a process of its own, so that one that fails is a line of the report and not its end, and its
-result is kept in DIR: an interrupted report goes on where it stopped. On a machine without a GPU, name a CPU runtime.
+Writes DIR/report.md: the machine, whether each TensorRT runs there, how far its results are from the reference, latency
+in int8, fp16 and fp32 at several sizes, memory, clocks, what limits the speed, training steps a second, and the outcome
+of `tests/gpu`; and DIR/report.tar.gz with the page and every result. Steps come in the order of their worth, each a
+process of its own: one that fails is a line of the page and not its end, and the page is written again after each. What
+was measured is kept in DIR: an interrupted report goes on where it stopped. Without a GPU, name a CPU runtime.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import click
+import gpu_report_page as page
+from gpu_report_part import Part
+from gpu_report_steps import Budget, Result, Results, Step, last_line, not_reached, pack, run_steps, verb
 from sample_networks import load_crops, random_network
-from toolbox import COMMAND, ROOT, SAMPLES, kept, markdown_table, run_python
+from toolbox import COMMAND, ROOT, SAMPLES, read_json, run_python
 
 from odm_deploy import quantize
-from odm_deploy.building.build import build_engine
-from odm_deploy.building.options import BuildOptions
-from odm_deploy.bundle import Bundle
 from odm_deploy.checkpoint import save_model
-from odm_deploy.errors import MissingError, OdmError
+from odm_deploy.errors import MissingError
 from odm_deploy.files import write_text
-from odm_deploy.graphs.input_shapes import parse_shapes
-from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.machine.builders import BUILDERS
+from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.networks.loading import load_network
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.runtimes.registry import runtime_class, why_unusable
 from odm_deploy.terminal import run
 
 SAMPLE = ROOT / "tools/demo/edsr_baseline_x4_w4a4.pt"
-STEP_LIMIT_S = 900
-SLOWEST = 5
+PUBLISHED, MODEL = "edsr_baseline_x4.pt", "w8a8.pt"
+RECIPE = "training/recipes/paper60k/edsr_x4_odm_w4a4.toml"
+VARIANTS = ("run.compile=true", "run.cuda_graphs=true", "run.compile=true,run.cuda_graphs=true")
 SIZES = ("96x96", "480x270", "960x540")
+SECONDS = 5.0
 
 
 @click.command(context_settings=COMMAND)
@@ -45,7 +48,12 @@ SIZES = ("96x96", "480x270", "960x540")
     "models",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A model.pt; repeatable. [default: the exact sample model, and an ordinary one of the same network]",
+    help="A model.pt; repeatable. [default: --weights at 8 bits, and the exact sample model]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help=f"Trained float weights to quantize to 8 bits. [default: {PUBLISHED} in $ODM_WEIGHTS, else random ones]",
 )
 @click.option("--images", type=click.Path(path_type=Path), default=SAMPLES / "LR_bicubic/X4")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "runs/gpu_report", show_default=True)
@@ -53,30 +61,55 @@ SIZES = ("96x96", "480x270", "960x540")
 @click.option(
     "--size", "sizes", metavar="WxH", multiple=True, default=SIZES, show_default=True, help="Input sizes to time."
 )
-@click.option("--seconds", default=5.0, show_default=True, help="Time to spend on each measurement.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Be done in this time. [default: no limit]"
+)
+@click.option("--seconds", type=float, help="Time to spend on each measurement. [default: 5, or less with --minutes]")
+@click.option("--training/--no-training", default=None, help="Time training steps. [default: where there is a GPU]")
 @click.option("--tests/--no-tests", default=True, help="Run tests/gpu, too.")
 def main(
     models: Sequence[Path],
+    weights: Path | None,
     images: Path,
     out: Path,
     runtimes: Sequence[str],
     sizes: Sequence[str],
-    seconds: float,
+    minutes: float | None,
+    seconds: float | None,
+    training: bool | None,
     tests: bool,
 ) -> None:
     """Measure, and write DIR/report.md."""
-    chosen = list(runtimes) or _usable_builders()
+    budget = Budget(minutes)
+    names = [runtime_class(name).name for name in list(runtimes) or _usable_builders()]
     out.mkdir(parents=True, exist_ok=True)
-    names = [runtime_class(name).name for name in chosen]
-    sections = [_environment(out)]
-    measured = models or (SAMPLE, ordinary_model(out / "ordinary_w8a8.pt"))
-    for name, model in product(names, measured):
-        folder = out / f"{name}-{model.stem}"
-        folder.mkdir(exist_ok=True)
-        sections.append(_runtime_section(name, model, images, folder, sizes, seconds))
+    if seconds is None:
+        seconds = SECONDS if minutes is None else max(1.0, min(SECONDS, 60 * minutes / (8 * len(sizes) * len(names))))
+    steps, measured, needs = [Step("doctor", "the machine", verb("doctor"))], list(models), ()
+    if not models:
+        steps.append(Step("model", "a model of 8 bits", partial(eight_bits, out, weights)))
+        measured, needs = [out / MODEL, SAMPLE], ("model",)
+    parts = [Part(name, model, images, out, sizes, seconds) for model, name in product(measured, names)]
+    main_parts, others = parts[: len(names)], parts[len(names) :]
+    for part in main_parts:
+        steps += part.chain(part.rests[0], needs)
+    if find_gpus() if training is None else training:
+        steps.append(Step("training", "training steps", partial(time_training, out), weight=4))
     if tests:
-        sections.append(_tests(out))
-    write_text(out / "report.md", "\n".join(["# Engines on this machine", "", *sections]))
+        steps.append(Step("tests", "tests/gpu", run_gpu_tests, weight=4))
+    for part in main_parts:
+        steps += [step for rest in part.rests[1:] for step in part.chain(rest, needs)] + part.extras()
+    for part in others:
+        steps += [step for rest in part.rests for step in part.chain(rest)] + part.extras()
+
+    def write_page(results: Results) -> None:
+        write_text(out / "report.md", _page(parts, steps, results))
+
+    try:
+        run_steps(steps, out, budget, write_page)
+    finally:
+        # An interrupted report has one, too.
+        pack(out)
     click.echo(f"wrote {out / 'report.md'}")
 
 
@@ -89,166 +122,64 @@ def _usable_builders() -> list[str]:
     return usable
 
 
-def ordinary_model(path: Path) -> Path:
-    """EDSR-baseline x4 with ordinary scales, all but its head at 8 bits: unlike exact models it may rest in float16.
+def _page(parts: Sequence[Part], steps: Sequence[Step], results: Results) -> str:
+    machine = page.machine(results.get("doctor", {"failed": "not reached"}))
+    lines = ["# Engines on this machine", "", *page.section("Machine", machine)]
+    made = results.get("model", {})
+    if made:
+        lines += page.section("Model", [f"- {made.get('failed') or made['from']}"])
+    for part in parts:
+        lines += part.section(results)
+    if "training" in results:
+        lines += page.section("Training", page.training(results["training"]))
+    if "tests" in results:
+        lines += page.section("tests/gpu", page.tests(results["tests"]))
+    lines += page.section("Not reached", [f"- {what}" for what in not_reached(steps, results)])
+    return "\n".join(lines)
 
-    Its weights are random. Neither speed nor how runtimes round depends on training; its PSNR means nothing.
+
+def eight_bits(out: Path, weights: Path | None, _: float = 0.0) -> Result:
+    """Make out/w8a8.pt: all layers but the head at 8 bits with ordinary scales, which may rest in float16.
+
+    From trained weights where there are some. Without, from seeded random ones: neither speed nor how runtimes round
+    depends on training, but a PSNR then means nothing.
     """
-    if not path.exists():
-        crops, wide = load_crops(2), LayerBits(8, 8)
-        policy = QuantizationPolicy(body=wide, body_end=wide, tail=wide)
-        save_model(quantize(random_network("edsr", crops), policy, crops), path)
-    return path
+    found = weights or Path(os.environ.get("ODM_WEIGHTS", "nowhere")) / PUBLISHED
+    wide, trained = LayerBits(8, 8), weights is not None or found.is_file()
+    policy = QuantizationPolicy(body=wide, body_end=wide, tail=wide)
+    crops = load_crops(4)
+    network = load_network(found) if trained else random_network("edsr", crops)
+    save_model(quantize(network, policy, crops), out / MODEL)
+    origin = f"trained weights {found.name}" if trained else "random weights: PSNR says nothing (give --weights)"
+    return {"from": f"{MODEL}: {network.name} x{network.scale}, {origin}"}
 
 
-def _step(path: Path, arguments: Sequence[Any]) -> dict[str, Any]:
-    """The JSON a verb of odm-deploy prints, kept at `path`; {"failed": its error line} where it fails."""
-
-    def measure() -> dict[str, Any]:
-        try:
-            code, output, errors = run_python("odm_deploy", *arguments, "--json", timeout_s=STEP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            return {"failed": f"took longer than {STEP_LIMIT_S} s"}
-        # 3: a gate was not met, which is a result.
-        if code in (0, 3) and output.strip():
-            return json.loads(output)
-        last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
-        return {"failed": f"exit code {code}: {last}"}
-
-    return kept(path, measure)
-
-
-def _environment(out: Path) -> str:
-    found = _step(out / "doctor.json", ["doctor"])
-    gpus = [f"{gpu['name']} ({gpu['compute_capability']}, {gpu['memory_mib']} MiB)" for gpu in found["gpus"]]
-    versions = {name: version for name, version in found["packages"].items() if version}
-    lines = [
-        f"- GPU: {', '.join(gpus) or 'none'}; driver {found['driver'] or 'unknown'}",
-        f"- CPU: {found['cpu']['name']}, {found['cpu']['physical_cores']} cores; {found['system']}",
-        f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        *(f"- warning: {warning}" for warning in found["warnings"]),
-    ]
-    return "\n".join(["## Machine", "", *lines, ""])
-
-
-def _runtime_section(name: str, model: Path, images: Path, out: Path, sizes: Sequence[str], seconds: float) -> str:
-    lines = [f"## {name}: {model.stem}", ""]
-    engine = ["--builder", name] if name in BUILDERS else ["--no-engine"]
-    widths, heights = zip(*(map(int, size.split("x")) for size in sizes), strict=True)
-    best = max(sizes, key=lambda size: int(size.split("x")[1]))
-    shapes = f"1x3x16x16:{_shape(best)}:1x3x{max(*heights, 96)}x{max(*widths, 96)}"
-    bundles: dict[str, Path] = {}
-    # The CPU runtimes of this project take a float32 rest; engines are timed with the rest in half precision, too.
-    for rest in ("fp32", "fp16") if name in BUILDERS else ("fp32",):
-        if rest == "fp16" and bundles and Bundle.open(bundles["fp32"]).require_manifest().exact is not None:
-            lines.append("- rest fp16: not of an exact model, whose sums need float32's 24 bits")
-            continue
-        bundle = out / rest
-        arguments = ["export", model, "-o", bundle, "--precision", rest, "--shapes", shapes, *engine]
-        exported = _step(out / f"{rest}-export.json", arguments)
-        if "failed" in exported:
-            lines.append(f"- int8, rest {rest}: export failed: {exported['failed']}")
-            continue
-        bundles[rest] = bundle
-        lines += _agreement(name, rest, bundle, model, images, out)
-    table: list[list[str]] = []
-    limits: dict[str, None] = {}
-    for size in sizes:
-        table += _latency(name, bundles, size, seconds, out, limits)
-    head = ["input", "computes in", "p50 ms", "p99 ms", "images/s", "out Mpix/s", "GPU memory MiB", "clocks"]
-    lines += ["", markdown_table(head, table)]
-    lines += [f"- {limit}" for limit in limits]
-    return "\n".join([*lines, ""])
-
-
-def _agreement(name: str, rest: str, bundle: Path, model: Path, images: Path, out: Path) -> list[str]:
-    """The same image bytes through the reference, the runtime, and beside an engine through ONNX Runtime, too."""
-    common = ["verify", bundle, "--against", model, "--images", images]
-    lines: list[str] = []
-    for runtime in (name, "onnxruntime") if name in BUILDERS else (name,):
-        # Layer by layer, too, where nobody has looked before; on CPU runtimes the tests do.
-        extra = [] if runtime in BUILDERS else ["--no-layers"]
-        found = _step(out / f"{rest}-verify-{runtime}.json", [*common, "--runtime", runtime, *extra])
-        lines.append(_distance(f"- int8, rest {rest}, {runtime} against the reference:", found))
-    return lines
-
-
-def _distance(label: str, found: dict[str, Any]) -> str:
-    if "failed" in found:
-        return f"{label} {found['failed']}"
-    floor = found["noise_floor"]["identical_pixels"]
-    words = [
-        f"{label} {found['identical_pixels']:.4%} identical values, largest step {found['max_lsb']} (noise floor "
-        f"{floor:.4%}); PSNR-Y {found['runtime']['psnr_y_db']:.3f} dB, reference "
-        f"{found['reference']['psnr_y_db']:.3f} dB"
-    ]
-    if found["layers"]:
-        worst = max(found["layers"], key=lambda layer: layer["flip_rate"])
-        words.append(f"of {len(found['layers'])} layers {worst['name']} flips most codes, {worst['flip_rate']:.2e}")
-    return "; ".join([*words, "passed" if found["passed"] else f"NOT passed: {'; '.join(found['failures'])}"])
-
-
-def _shape(size: str) -> str:
-    """`WxH` as a shape of one image."""
-    width, height = size.split("x")
-    return f"1x3x{height}x{width}"
-
-
-def _latency(
-    name: str, bundles: dict[str, Path], size: str, seconds: float, out: Path, limits: dict[str, None]
-) -> list[list[str]]:
-    """Table rows at one size: int8 with each rest, the half-precision twin timed beside it, and float32."""
-    rows: list[list[str]] = []
-    common = ["--runtime", name, "--size", size, "--seconds", seconds]
-    for rest, bundle in bundles.items():
-        found = _step(out / f"{rest}-{size}-bench.json", ["bench", bundle, *common])
-        rows.append(_row(size, f"int8, rest {rest}", found))
-        limits.update(dict.fromkeys(found.get("limits", ())))
-        slowest = [f"{each['name']} ({each['precision']}) {each['share']:.0%}" for each in found.get("layer_times", ())]
-        if slowest:
-            limits[f"int8, rest {rest}, at {size}: most time goes into {', '.join(slowest[:SLOWEST])}"] = None
-        twin = found.get("baseline")
-        if twin is not None and rest == list(bundles)[-1]:
-            rows.append(_row(size, f"{twin['model']}, int8 is {found['speedup']:.2f} times as fast", twin))
-    if name in BUILDERS and "fp32" in bundles:
-        plan = out / f"float32-{size}.onnx"
-        if not plan.exists():
-            plan.write_bytes(float_twin(Bundle.open(bundles["fp32"]).graph).SerializeToString())
-        rows.append(_row(size, "fp32", _float32(name, plan, size, common, out)))
-    return rows
-
-
-def _float32(name: str, onnx_path: Path, size: str, common: Sequence[Any], out: Path) -> dict[str, Any]:
-    plan = onnx_path.with_suffix(".plan")
+def time_training(out: Path, seconds: float) -> Result:
+    """Steps a second of the plain, the compiled and the recorded training step, on the repository's own images."""
+    kept, device = out / "training-steps.json", "cuda" if find_gpus() else "cpu"
+    settings = [
+        "bits=w2a2", f'data.folders=["{SAMPLES / "HR"}"]', "data.validation_folders=[]", "data.validation_images=0",
+        'network.weights=""', f"run.device={device}",
+    ]  # fmt: skip
+    words = [word for setting in settings for word in ("--set", setting)]
+    words += [word for variant in VARIANTS for word in ("--variant", variant)]
+    kept.unlink(missing_ok=True)
+    rounds = ("--rounds", "8", "--round", "20") if device == "cuda" else ("--rounds", "1", "--round", "1")
     try:
-        if not plan.exists():
-            build_engine(onnx_path, plan, BuildOptions(builder=name, shapes=parse_shapes(_shape(size)), tf32=False))
-    except OdmError as error:
-        return {"failed": str(error)}
-    return _step(out / f"float32-{size}-bench.json", ["bench", plan, *common, "--no-baseline"])
+        code, _, errors = run_python("tools/step_time.py", RECIPE, *words, *rounds, "--output", kept, timeout_s=seconds)
+    except subprocess.TimeoutExpired:
+        if not kept.exists():
+            raise
+        return {**read_json(kept), "cut": f"cut off after {seconds:.0f} s"}
+    return read_json(kept) if kept.exists() else {"failed": f"exit code {code}: {last_line(errors)}"}
 
 
-def _row(size: str, label: str, found: dict[str, Any]) -> list[str]:
-    if "failed" in found:
-        return [size, label, found["failed"], *[""] * 5]
-    times = found.get("compute_ms") or found["latency_ms"]
-    gpu = found.get("gpu") or {}
-    clock = gpu.get("sm_clock_mhz")
-    clocks = "" if clock is None else f"{clock[0]}-{clock[1]} MHz {' '.join(gpu['throttles'])}".strip()
-    latency = [f"{times['p50']:.3g}", f"{times['p99']:.3g}"]
-    speed = [f"{found['images_per_s']:.4g}", f"{found['mpix_per_s']:.3g}"]
-    return [size, label, *latency, *speed, str(gpu.get("memory_mib") or ""), clocks]
-
-
-def _tests(out: Path) -> str:
-    def measure() -> dict[str, Any]:
-        # As `make test-gpu`: a crash costs one test.
-        workers = ("-n", "4", "--dist", "load", "--max-worker-restart", "99")
-        code, output, _ = run_python("pytest", "-q", "-rs", *workers, "tests/gpu", timeout_s=1800)
-        return {"returncode": code, "tail": output.strip().splitlines()[-25:]}
-
-    found = kept(out / "tests.json", measure)
-    return "\n".join(["## tests/gpu", "", "```", *found["tail"], "```", ""])
+def run_gpu_tests(seconds: float) -> Result:
+    """What pytest says about tests/gpu."""
+    # As `make test-gpu`: a crash costs one test.
+    workers = ("-n", "4", "--dist", "load", "--max-worker-restart", "99")
+    code, output, _ = run_python("pytest", "-q", "-rs", *workers, "tests/gpu", timeout_s=seconds)
+    return {"returncode": code, "tail": output.strip().splitlines()[-25:]}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,14 +122,35 @@ def load_recipes(paths: Sequence[Path], overrides: Sequence[str], variants: Sequ
     return recipes
 
 
-def run_python(module: str, *arguments: object, timeout_s: float | None = None) -> tuple[int, str, str]:
-    """Run `python -m MODULE` from the repository's root; returns exit code, stdout and stderr.
+def run_python(*arguments: object, timeout_s: float | None = None) -> tuple[int, str, str]:
+    """Run `python -m MODULE ...`, or `python FILE.py ...`, from the repository's root: exit code, stdout and stderr.
 
     Raises:
-        subprocess.TimeoutExpired: it took longer than `timeout_s`.
+        subprocess.TimeoutExpired: it took longer than `timeout_s`; nothing that it started goes on.
     """
+    import signal
     import subprocess
 
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
-    return done.returncode, done.stdout, done.stderr
+    words = list(map(str, arguments))
+    if not words[0].endswith(".py"):
+        words = ["-m", *words]
+    alone = sys.platform != "win32"
+    # In a session of its own, so that what it has started in turn can be ended with it.
+    running = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=alone,
+    )
+    try:
+        output, errors = running.communicate(timeout=timeout_s)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL) if alone else running.kill()
+        running.communicate()
+        raise
+    return running.returncode, output, errors
