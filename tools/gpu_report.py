@@ -9,6 +9,7 @@ was measured is kept in DIR: an interrupted report goes on where it stopped. Wit
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ SECONDS = 5.0
 )
 @click.option("--seconds", type=float, help="Time to spend on each measurement. [default: 5, or less with --minutes]")
 @click.option("--training/--no-training", default=None, help="Time training steps. [default: where there is a GPU]")
-@click.option("--tests/--no-tests", default=True, help="Run tests/gpu, too.")
+@click.option("--tests/--no-tests", default=None, help="Run tests/gpu, too. [default: where there is a GPU]")
 def main(
     models: Sequence[Path],
     weights: Path | None,
@@ -77,7 +78,7 @@ def main(
     minutes: float | None,
     seconds: float | None,
     training: bool | None,
-    tests: bool,
+    tests: bool | None,
 ) -> None:
     """Measure, and write DIR/report.md."""
     budget = Budget(minutes)
@@ -93,9 +94,10 @@ def main(
     main_parts, others = parts[: len(names)], parts[len(names) :]
     for part in main_parts:
         steps += part.chain(part.rests[0], needs)
-    if find_gpus() if training is None else training:
+    here = bool(find_gpus())
+    if here if training is None else training:
         steps.append(Step("training", "training steps", partial(time_training, out), weight=4))
-    if tests:
+    if here if tests is None else tests:
         steps.append(Step("tests", "tests/gpu", run_gpu_tests, weight=4))
     for part in main_parts:
         steps += [step for rest in part.rests[1:] for step in part.chain(rest, needs)] + part.extras()
@@ -177,7 +179,8 @@ def time_training(out: Path, seconds: float) -> Result:
 def run_gpu_tests(seconds: float) -> Result:
     """What pytest says about tests/gpu."""
     # As `make test-gpu`: a crash costs one test.
-    workers = ("-n", "4", "--dist", "load", "--max-worker-restart", "99")
+    isolated = importlib.util.find_spec("xdist") is not None
+    workers = ("-n", "4", "--dist", "load", "--max-worker-restart", "99") if isolated else ()
     code, output, _ = run_python("pytest", "-q", "-rs", *workers, "tests/gpu", timeout_s=seconds)
     return {"returncode": code, "tail": output.strip().splitlines()[-25:]}
 
