@@ -18,7 +18,7 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.golden import golden_images
 from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_directory, file_sha256
+from odm_deploy.files import atomic_directory, file_sha256, path_from
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
@@ -72,7 +72,9 @@ def write_bundle(
         built = None
         if engine is not None:
             built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
-        _describe(model, checkpoint, proto, onnx_path, lowering, built).write(temporary)
+        # Seen from the bundle, unless an absolute path was given: commands run in any folder.
+        seen = str(checkpoint) if checkpoint.is_absolute() else path_from(folder, checkpoint)
+        _describe(model, checkpoint, seen, proto, onnx_path, lowering, built).write(temporary)
     return Bundle.open(folder)
 
 
@@ -89,6 +91,7 @@ def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -
 def _describe(
     model: QuantizedModel,
     checkpoint: Path,
+    seen: str,
     proto: onnx.ModelProto,
     onnx_path: Path,
     lowering: LoweringOptions,
@@ -97,7 +100,7 @@ def _describe(
     return Manifest(
         created_by=f"odm-deploy {__version__}",
         network={"name": model.network.name, "scale": model.scale, "config": dataclasses.asdict(model.network.config)},
-        checkpoint={"path": str(checkpoint), "sha256": file_sha256(checkpoint)},
+        checkpoint={"path": seen, "sha256": file_sha256(checkpoint)},
         onnx={
             "sha256": file_sha256(onnx_path),
             "opset": proto.opset_import[0].version,

@@ -114,6 +114,15 @@ def _room_for(target: Path, name: str) -> Generator[None]:
         ) from error
 
 
+def path_from(folder: Path | str, path: Path | str) -> str:
+    """How `path` is reached from within `folder`, with forward slashes; absolute where it lies on another drive."""
+    target = Path(path).resolve()
+    try:
+        return Path(os.path.relpath(target, Path(folder).resolve())).as_posix()
+    except ValueError:
+        return str(target)
+
+
 def file_sha256(path: Path | str) -> str:
     """Hex SHA-256 of a file, to recognise it again.
 

@@ -8,18 +8,27 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.errors import OdmError, UsageError
+from odm_deploy.errors import MissingError, OdmError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _PIPED_WIDTH = 140
+_SECONDS_BETWEEN_LINES = 5.0
+_EXTRA_OF = {
+    **dict.fromkeys(("torch", "onnxscript", "onnx_ir", "safetensors"), "export"),
+    "matplotlib": "train",
+}
+"""Packages that commands import without asking first -> the extra that brings them."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
@@ -97,7 +106,7 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
     Work of several stages calls it once for each; `description` is what the bar says where no stage is named. `rate`
     is the unit of the speed to show, such as fps for items that are frames.
 
-    On anything but a terminal it stays silent: progress bars make logs unreadable.
+    On anything but a terminal, bars would make logs unreadable: there it is a line every few seconds.
     """
     from rich.console import Console
     from rich.progress import (
@@ -118,6 +127,10 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
             return Text("" if rate is None or not task.speed else f"{task.speed:.1f} {rate}")
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        with _told(description) as track:
+            yield track
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -125,7 +138,6 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
         Speed(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
         transient=True,
     ) as bar:
 
@@ -133,6 +145,47 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
             yield from bar.track(items, total=total, description=stage)
 
         yield track
+
+
+@contextmanager
+def _told(description: str) -> Generator[Callable[..., Iterator[Any]]]:
+    """`progress` in lines. A clock tells them, for a single item may take minutes."""
+    state = _Stage(description, 0, time.monotonic())
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_SECONDS_BETWEEN_LINES):
+            if state.total:
+                say(str(state))
+
+    def track(items: Iterable[Any], total: int, stage: str = description) -> Iterator[Any]:
+        state.name, state.total, state.done, state.started = stage, total, 0, time.monotonic()
+        for item in items:
+            yield item
+            state.done += 1
+
+    clock = threading.Thread(target=tell, daemon=True)
+    clock.start()
+    try:
+        yield track
+    finally:
+        over.set()
+        clock.join()
+
+
+@dataclass
+class _Stage:
+    """How far the work has come; as text, what is told of it."""
+
+    name: str
+    total: int
+    started: float
+    done: int = 0
+
+    def __str__(self) -> str:
+        passed = time.monotonic() - self.started
+        left = f", {passed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+        return f"{self.name}: {self.done} of {self.total}, {passed:.0f} s{left}"
 
 
 def report_error(error: BaseException) -> int:
@@ -146,10 +199,22 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         click.echo("interrupted", err=True)
         return 130
+    if isinstance(error, ModuleNotFoundError) and (missing := _not_installed(error)):
+        return report_error(missing)
     if isinstance(error, MemoryError):
         click.echo("error: out of memory; try a smaller --tile or smaller images", err=True)
         return 1
     raise error
+
+
+def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
+    """What to install for the command, where it is a package of an extra that was not found."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRA_OF.get(package)
+    if extra is None:
+        return None
+    what = "this command works on networks" if extra == "export" else "this command needs it"
+    return MissingError(f"{package} is not installed", why=what, fix=f"pip install 'odm-deploy[{extra}]'")
 
 
 def run(command: click.Command, prog_name: str) -> None:

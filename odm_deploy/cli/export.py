@@ -47,7 +47,6 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     The ONNX file computes exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
     OpenVINO and ONNX Runtime. Low-bit models run at int8 speed: no NVIDIA GPU has 2- to 7-bit convolutions.
     """
-    _require_torch()
     from odm_deploy.bundle.manifest import MANIFEST_FILE
     from odm_deploy.checkpoint import load_model
     from odm_deploy.export import write_bundle
@@ -74,16 +73,3 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
         )
     else:
         say(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-
-
-def _require_torch() -> None:
-    """Say in one line what is missing when the package was installed for running bundles only."""
-    import importlib.util
-
-    from odm_deploy.errors import MissingError
-
-    missing = [name for name in ("torch", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingError(
-            "cannot export here", why=f"{' and '.join(missing)} not installed", fix="pip install 'odm-deploy[export]'"
-        )

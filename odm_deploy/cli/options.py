@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odm_deploy.errors import UsageError
-from odm_deploy.terminal import say
+from odm_deploy.terminal import one_line, say
 
 if TYPE_CHECKING:
     from odm_deploy.engine import Engine
@@ -96,9 +96,10 @@ weights_options = group(
 
 threads_option = click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
 
+images_option = click.option("--images", type=_PATH, required=True, help="Input images: a folder, file or glob.")
+
 proof_options = group(
     click.option("--against", type=_PATH, help="The model.pt. [default: the one the bundle names]"),
-    click.option("--images", type=_PATH, required=True, help="Input images: a folder, file or glob."),
     click.option("--truth", type=_PATH, help="Ground truth. [default: HR next to LR_bicubic/X4]"),
     click.option(
         "--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]"
@@ -107,7 +108,7 @@ proof_options = group(
     threads_option,
     trust_option,
 )
-"""What is proven, and with what; all but `images` are fields of `VerifyOptions`."""
+"""What is proven, and with what; fields of `VerifyOptions`."""
 
 running_options = group(
     click.option("--model", "bundle", type=_PATH, required=True, help="A bundle."),
@@ -116,6 +117,18 @@ running_options = group(
     click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: by memory]"),
 )
 """What upscales; `open_engine` takes them."""
+
+
+def say_what_is_not_read(source: Path | str) -> list[Path]:
+    """The images of a folder or pattern in formats that are not read, and a line that names them."""
+    from odm_deploy.imaging.reading import list_other_images
+
+    others = list_other_images(source)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        names = ", ".join(path.name for path in others[:3])
+        say(one_line(f"skipped {names}{more}: such files are not read; convert them to PNG"))
+    return others
 
 
 def open_engine(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.options import weights_options
+from odm_deploy.cli.options import say_what_is_not_read, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
@@ -96,6 +96,7 @@ def command(
     goal, budget = to_goal(options), to_budget(options)
     loaded = load_network(weights, network=network, scale=scale, settings=settings)
     paths = choose_images(image_source, max_images)
+    say_what_is_not_read(image_source)
     loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths))
     if told:
         say(told)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.options import proof_options
+from odm_deploy.cli.options import images_option, proof_options
 from odm_deploy.terminal import emit_json, json_option, progress, say
 
 
@@ -15,6 +15,7 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
 @click.argument("model", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The page to write, .html.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write the figures as markdown.")
+@images_option
 @proof_options
 @click.option("--float", "weights", type=click.Path(path_type=Path), help="Float weights of the same network.")
 @click.option("--crops", type=click.IntRange(0), default=3, show_default=True, help="Show crops of this many images.")

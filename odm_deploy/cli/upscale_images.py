@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from odm_deploy.cli.options import say_what_is_not_read
 from odm_deploy.errors import OdmError
 from odm_deploy.terminal import emit_json, one_line, progress, say
 
@@ -55,6 +56,7 @@ def plan_files(source: str, folder: Path, bundle: Path, suffix: str, overwrite: 
 
     opened = Bundle.open(bundle)
     opened.require_manifest()
+    say_what_is_not_read(source)
     assert opened.folder is not None
     jobs = plan_jobs(source, folder, suffix)
     model_made = (opened.folder / MANIFEST_FILE).stat().st_mtime

@@ -13,6 +13,9 @@ from odm_deploy.terminal import emit_json, json_option, print_table, progress, s
 
 @click.command("verify")
 @click.argument("model", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="Input images: a folder, file or glob; exact models do without."
+)
 @proof_options
 @click.option("--layers/--no-layers", default=True, help="Compare the codes of every layer, teacher-forced.")
 @click.option("--max-lsb", type=int, help="Gate: largest difference of two values, in 8-bit steps.")
@@ -23,7 +26,7 @@ from odm_deploy.terminal import emit_json, json_option, print_table, progress, s
 @json_option
 def command(
     model: Path,
-    images: Path,
+    images: Path | None,
     max_lsb: int | None,
     min_identical: float | None,
     max_psnr_drop_db: float | None,
@@ -40,7 +43,12 @@ def command(
     Without a gate, the verdict is yes if each layer, fed with the reference's codes, flips no more codes than rounding
     ties explain, and the output is no further away than the noise floor. With gates, only they decide. A model.onnx
     that is not the manifest's is always refused. If the verdict is no, the exit code is 3.
+
+    Without --images, only the golden images of an exact model are compared: this needs neither its model.pt nor torch.
     """
+    if images is None:
+        _verify_golden(model, options["runtime"], options["threads"], as_json)
+        return
     from odm_deploy.errors import GateError
     from odm_deploy.files import write_text
     from odm_deploy.proof.parity_report import Gates
@@ -65,3 +73,26 @@ def command(
             click.secho(report.runtime["rounding_note"], dim=True)
     if failures:
         raise GateError(verdict(report, gates))
+
+
+def _verify_golden(path: Path, runtime: str | None, threads: int | None, as_json: bool) -> None:
+    """The golden images of an exact bundle on a runtime, against what was written down at export."""
+    from odm_deploy.bundle import Bundle
+    from odm_deploy.errors import GateError
+    from odm_deploy.proof.golden import verify_golden
+    from odm_deploy.runtimes.options import RuntimeOptions
+
+    report, described = verify_golden(Bundle.open(path), runtime, RuntimeOptions(threads=threads))
+    name = described["runtime"]
+    verdict = (
+        f"{name} does not compute what was exported: {'; '.join(report.failures)}"
+        if report.failures
+        else f"{name} computes what was exported, bit for bit, on {report.images} golden images"
+    )
+    if as_json:
+        passed = not report.failures
+        emit_json({"golden": report.to_dict(), "runtime": described, "passed": passed, "verdict": verdict})
+    if report.failures:
+        raise GateError(verdict)
+    if not as_json:
+        click.echo(verdict)

@@ -23,8 +23,14 @@ from odm_deploy.imaging.decoding import EncodedImage, decode
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import Bits, to_eight_bits
 
-READ_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+READ_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What `list_images` takes for an image in a folder."""
+
+OTHER_SUFFIXES = (
+    *(".apng", ".arw", ".avif", ".cr2", ".cr3", ".dds", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jp2"),
+    *(".jpx", ".jxl", ".jxr", ".nef", ".orf", ".pbm", ".pnm", ".psd", ".raf", ".rw2", ".svg", ".tga"),
+)
+"""Images all the same, in formats that are not read."""
 
 MAX_PIXELS = 2**26
 """Largest image read unless the caller allows more: 67 megapixels, 192 MiB as uint8 RGB, 3 GiB once upscaled x4."""
@@ -101,19 +107,12 @@ def list_images(source: Path | str) -> list[Path]:
         InputError: nothing there, nothing that has an image's suffix, or a folder that may not be read.
     """
     path = Path(source)
-    try:
-        if path.is_file():
-            return [path]
-        if path.is_dir():
-            entries = sorted(path.iterdir())
-        else:
-            entries = sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - may be absolute
-    except OSError as error:
-        why, fix = error.strerror or str(error), "give a folder you may read"
-        raise InputError(f"cannot list the images of {source}", why=why, fix=fix) from error
+    entries = _entries(path)
     if not entries:
         why = "the folder is empty" if path.is_dir() else "no such file or folder"
         raise InputError(f"no images at {source}", why=why, fix="check the path")
+    if path.is_file():
+        return [path]
     images = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and not entry.name.startswith(".")]
     if not images:
         raise InputError(
@@ -122,6 +121,24 @@ def list_images(source: Path | str) -> list[Path]:
             fix="give a folder, file or pattern that holds images",
         )
     return images
+
+
+def list_other_images(source: Path | str) -> list[Path]:
+    """The images among what `source` names that `list_images` leaves out, because their formats are not read."""
+    return [entry for entry in _entries(Path(source)) if entry.suffix.lower() in OTHER_SUFFIXES]
+
+
+def _entries(source: Path) -> list[Path]:
+    """A file itself, what a folder holds, or what a pattern matches; sorted."""
+    try:
+        if source.is_file():
+            return [source]
+        if source.is_dir():
+            return sorted(source.iterdir())
+        return sorted(Path(name) for name in glob.glob(str(source), recursive=True))  # noqa: PTH207 - may be absolute
+    except OSError as error:
+        why, fix = error.strerror or str(error), "give a folder you may read"
+        raise InputError(f"cannot list the images of {source}", why=why, fix=fix) from error
 
 
 def _check_regular(path: Path) -> None:

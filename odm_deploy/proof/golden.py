@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
+from odm_deploy.errors import UsageError
 from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.metadata import read_taps
@@ -24,6 +27,8 @@ from odm_deploy.proof.teacher_forcing import codes_from
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
 from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.options import RuntimeOptions
+from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
 
 
 @dataclass
@@ -106,6 +111,33 @@ def check_golden(
         report.failures.append(f"the first layer that differs is {seen}")
     report.first_layer = next((name for name in changed if name), seen)
     return report
+
+
+def verify_golden(bundle: Bundle, runtime: str | None, options: RuntimeOptions) -> tuple[GoldenReport, dict[str, Any]]:
+    """Whether a runtime computes on the golden images of an exact bundle what was written down at export.
+
+    Needs no reference model, no images and no torch.
+
+    Returns:
+        How it fared, and the runtime's description.
+
+    Raises:
+        UsageError: the bundle has no golden outputs.
+        InputError, MissingError: as `open_runtime`.
+    """
+    if bundle.golden is None:
+        raise UsageError(
+            f"nothing to verify {bundle} with",
+            why="it has no golden outputs, which only exact models have",
+            fix="add --images DIR",
+        )
+    with open_runtime(bundle, runtime, options, order=FAITHFUL_FIRST) as opened:
+        lowered = None if bundle.onnx_path is None else bundle.graph
+        as_opened = partial(type(opened).open_bytes, options=options) if opened.model_kind == "onnx" else None
+        report = check_golden(bundle.golden, opened, lowered, as_opened)
+        if bundle.is_changed and not report.failures:
+            report.failures.append("model.onnx is not the one of the manifest")
+        return report, opened.describe()
 
 
 def changed_layers(golden: Golden, lowered: onnx.ModelProto) -> list[str]:

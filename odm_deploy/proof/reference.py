@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import Manifest
 from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import file_sha256
@@ -29,7 +30,7 @@ def reference_of(bundle: Bundle, against: Path | None = None) -> QuantizedModel:
     if against is None:
         if manifest is None:
             raise UsageError("nothing to verify against", why=f"{bundle} is no bundle", fix="add --against model.pt")
-        against = Path(manifest.checkpoint["path"])
+        against = _recorded(bundle, manifest)
     model = load_model(against)
     if manifest is not None and file_sha256(against) != manifest.checkpoint["sha256"]:
         raise InputError(
@@ -38,6 +39,20 @@ def reference_of(bundle: Bundle, against: Path | None = None) -> QuantizedModel:
             fix=f"export again: odm-deploy export {against} -o {bundle}",
         )
     return model
+
+
+def _recorded(bundle: Bundle, manifest: Manifest) -> Path:
+    """Where the bundle says that its model.pt lies: seen from the bundle, or, in older ones, from where it was made."""
+    path = Path(manifest.checkpoint["path"])
+    places = ([] if bundle.folder is None else [bundle.folder / path]) + [path]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"the model.pt of {bundle} is gone",
+            why=f"there is no {places[0]}",
+            fix="name it: --against model.pt",
+        )
+    return found
 
 
 class TorchReference:

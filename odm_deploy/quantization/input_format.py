@@ -30,8 +30,9 @@ PROBES = 3
 RANGES, ORDERS = (1.0, 255.0), ("rgb", "bgr")
 CLEAR_DB = 0.5
 """How much better the reversed order has to be: networks treat colours much alike, and most take RGB."""
-FAR_DB = 8.0
-"""How far below a plain enlargement no network lies that gets what it takes; those trained for looks lose 5 dB."""
+FAR_DB, ALIKE_DB = 8.0, 18.0
+"""A network that gets what it takes lies no further below a plain enlargement than this, or restores this much of the
+image anyway; those trained for looks lose 5 dB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class InputFormat:
     @property
     def fits(self) -> bool:
         """Whether the network restores photographs in any of the formats."""
-        return max(self.psnr_db.values()) > self.enlarged_db - FAR_DB
+        return max(self.psnr_db.values()) > min(self.enlarged_db - FAR_DB, ALIKE_DB)
 
     def __str__(self) -> str:
         tried = ", ".join(f"0..{value:g} {order} {self.psnr_db[value, order]:.1f} dB" for value, order in self.psnr_db)

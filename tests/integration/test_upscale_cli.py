@@ -174,3 +174,14 @@ def test_blended_tiles_are_told(exact_bundle, tmp_path):
     assert outcome.code == 0, outcome.stderr
     assert "tiles of 96 pixels fade" in outcome.stderr
     np.testing.assert_array_equal(read_image(tmp_path / "out.png").rgb, expected(rgb(20, 130)))
+
+
+def test_images_of_a_folder_in_formats_that_are_not_read_are_named(exact_bundle, tmp_path):
+    write_image(tmp_path / "in/a.png", rgb(12, 15))
+    PillowImage.fromarray(rgb(12, 15)).save(tmp_path / "in/b.jfif", format="JPEG")
+    (tmp_path / "in/c.heic").write_bytes(b"x")
+    (tmp_path / "in/notes.txt").write_bytes(b"x")
+    outcome = run_cli("upscale", tmp_path / "in", tmp_path / "out", "--model", exact_bundle)
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert "skipped c.heic: such files are not read; convert them to PNG" in outcome.stderr.splitlines()

@@ -212,3 +212,19 @@ def test_half_precision_bundles_are_held_to_a_gate(tiny_checkpoint, images, tmp_
     outcome = run_cli("verify", tmp_path / "half", "--images", images, *gates, "--json")
     assert outcome.code == 0, outcome.stderr
     assert outcome.document["identical_pixels"] < 1
+
+
+def test_a_bundle_finds_its_model_from_any_folder_and_when_both_are_moved(tmp_path, monkeypatch, images):
+    save_model(tiny_model(8), tmp_path / "a" / "model.pt")
+    monkeypatch.chdir(tmp_path / "a")
+    assert run_cli("export", "model.pt", "-o", "out/bundle", "--no-engine").code == 0
+    monkeypatch.chdir(tmp_path)
+    options = ("--images", images, "--no-layers", "--runtime", "onnxruntime")
+    assert run_cli("verify", "a/out/bundle", *options).code == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert run_cli("verify", "b/out/bundle", *options).code == 0
+    assert run_cli("verify", "b/out/bundle/model.onnx", *options).code == 0
+    (tmp_path / "b/model.pt").unlink()
+    gone = run_cli("verify", "b/out/bundle", *options)
+    assert gone.code == 1
+    assert "there is no b/out/bundle/../../model.pt; name it: --against model.pt" in gone.stderr

@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 import sys
@@ -6,7 +7,7 @@ import time
 import click
 import pytest
 
-from odm_deploy import errors
+from odm_deploy import errors, terminal
 from odm_deploy.terminal import emit_json, progress, run, say
 
 
@@ -74,10 +75,39 @@ def test_talk_goes_to_stderr(capsys):
     assert capsys.readouterr() == ("", "hello\n")
 
 
-def test_progress_hands_on_every_item_and_is_silent_where_there_is_no_terminal(capsys):
+def test_progress_hands_on_every_item_and_says_nothing_of_what_is_done_at_once(capsys):
     with progress("counting") as track:
         assert list(track(iter("abc"), 3)) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_where_there_is_no_terminal_progress_is_lines_with_what_is_left(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.05)
+    with progress("counting") as track:
+        for _ in track(range(3), 3):
+            time.sleep(0.2)
+        for _ in track(range(2), 2, "weighing"):
+            time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("counting: 0 of 3, 0 s")
+    assert any(re.fullmatch(r"counting: 2 of 3, \d s, \d s left", line) for line in lines)
+    assert lines[-1].startswith("weighing: 1 of 2")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("torch", "export"), ("onnxscript", "export"), ("matplotlib", "train")])
+def test_a_package_of_an_extra_that_is_missing_is_named(package, extra, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+
+    @click.command
+    def failing() -> None:
+        importlib.import_module(package)
+
+    with pytest.raises(SystemExit) as caught:
+        run(failing, "program")
+    assert caught.value.code == 4
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {package} is not installed: ")
+    assert line.endswith(f"pip install 'odm-deploy[{extra}]'\n")
 
 
 def test_progress_shows_the_speed_in_the_unit_asked_for(capsys, monkeypatch):

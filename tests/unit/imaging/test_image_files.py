@@ -16,7 +16,7 @@ from PIL import ImageCms
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.image import Image
-from odm_deploy.imaging.reading import TooLargeError, list_images, read_image, read_rgb
+from odm_deploy.imaging.reading import TooLargeError, list_images, list_other_images, read_image, read_rgb
 from odm_deploy.imaging.writing import check_writable, encode_png, write_image
 
 RGB = np.random.default_rng(7).integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -259,6 +259,14 @@ def test_list_images(tmp_path):
     assert list_images(str(tmp_path / "*.png")) == [tmp_path / "b.png"]
     assert [p.name for p in list_images(f"{tmp_path}/**/*.webp")] == ["d.webp"]
     assert list_images(tmp_path / "c.txt") == [tmp_path / "c.txt"]
+
+
+def test_images_of_formats_that_are_not_read_are_told_apart_from_other_files(tmp_path):
+    for name in ("a.png", "b.jfif", "c.HEIC", "d.avif", "e.txt", "f"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [p.name for p in list_images(tmp_path)] == ["a.png", "b.jfif"]
+    assert [p.name for p in list_other_images(tmp_path)] == ["c.HEIC", "d.avif"]
+    assert list_other_images(f"{tmp_path}/c*") == [tmp_path / "c.HEIC"]
 
 
 def test_list_images_finds_a_file_whose_name_looks_like_a_pattern(tmp_path):

@@ -1,0 +1,77 @@
+"""A machine that has no torch: what works there, and what says in one line why it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from odm_deploy.checkpoint import save_model
+from tests.command_line import run_cli
+from tests.exact_models import calibrated_exact
+
+
+@pytest.fixture(scope="module")
+def exact_bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exact")
+    save_model(calibrated_exact("edsr"), folder / "model.pt")
+    assert run_cli("export", folder / "model.pt", "-o", folder / "bundle", "--no-engine").code == 0
+    return folder / "bundle"
+
+
+def without_torch(*arguments):
+    """`odm-deploy ARGUMENTS` in a process in which torch cannot be imported."""
+    code = "import sys; sys.modules['torch'] = None; from odm_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_commands_that_need_it_say_so_in_one_line(tiny_bundle, tiny_checkpoint, tiny_set, tmp_path):
+    for arguments in (
+        ("quantize", tiny_checkpoint, "--images", tiny_set / "HR", "-o", tmp_path / "model.pt"),
+        ("export", tiny_checkpoint, "-o", tmp_path / "bundle"),
+        ("inspect", tiny_checkpoint),
+        ("eval", tiny_checkpoint, "--dataset", tiny_set),
+        ("verify", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2"),
+        ("report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", tmp_path / "page.html"),
+    ):
+        done = without_torch(*arguments)
+        assert done.returncode == 4, (arguments, done.stderr)
+        assert done.stderr.splitlines()[-1].startswith("error: torch is not installed: ")
+        assert done.stderr.count("\n") == 1
+        assert "[export]" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bundles_run_without_it(tiny_bundle, tiny_set, tmp_path):
+    done = without_torch("upscale", tiny_set / "LR_bicubic/X2/0x2.png", tmp_path / "out.png", "--model", tiny_bundle)
+    assert done.returncode == 0, done.stderr
+
+
+def test_exact_bundles_are_verified_without_it(exact_bundle):
+    done = without_torch("verify", exact_bundle, "--runtime", "onnxruntime", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["passed"] is True
+    assert document["golden"] == {"images": document["golden"]["images"], "identical": True, "first_layer": None}
+    assert document["golden"]["images"] > 0
+
+
+def test_golden_outputs_alone_find_a_changed_graph(exact_bundle, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(exact_bundle, bundle)
+    golden = json.loads((bundle / "golden.json").read_text())
+    golden["images"][0]["output"] = "0" * 64
+    (bundle / "golden.json").write_text(json.dumps(golden))
+    outcome = run_cli("verify", bundle, "--runtime", "onnxruntime")
+    assert outcome.code == 3
+    assert "onnxruntime does not compute what was exported: 1 of " in outcome.stderr
+
+
+def test_without_images_there_have_to_be_golden_outputs(tiny_bundle):
+    outcome = run_cli("verify", tiny_bundle)
+    assert outcome.code == 2
+    assert "only exact models have; add --images DIR" in outcome.stderr
