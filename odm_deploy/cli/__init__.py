@@ -15,6 +15,7 @@ from odm_deploy.version import __version__
 # verb -> the line `--help` shows. The verb's own file holds everything else.
 VERBS = {
     "quantize": "Quantize float weights on a folder of images: model.pt, and straight on to an engine.",
+    "sensitivity": "Show what quantizing each layer costs at the output.",
     "export": "Lower a model.pt to a bundle: QDQ ONNX, manifest, TensorRT engine.",
     "build": "Build the TensorRT engine of a bundle for this machine.",
     "verify": "Prove on real images that a runtime computes what the reference computes.",

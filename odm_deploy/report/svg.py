@@ -26,6 +26,12 @@ _ROW = 16
 _LABEL = 150
 _LABEL_CHARACTERS = 24
 
+_SVG_FILE = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="10.5"'
+_STYLE = (
+    "<style>svg{background:#fff}text{fill:#555}.label{fill:#111}.bar,.kept{fill:#4477aa}.clipped{fill:#cc3311}"
+    ".range{fill:#e8eef5}.level{stroke:#bbb}</style>"
+)
+
 
 @dataclass(frozen=True)
 class Bar:
@@ -55,6 +61,12 @@ def bar_chart(bars: Sequence[Bar], title: str) -> str:
             f'<text x="{_LABEL + width + 4:.1f}" y="{top + 12}">{escape(bar.text)}</text>'
         )
     return _svg(height, title, "".join(rows))
+
+
+def standalone(chart: str) -> str:
+    """A chart as a file of its own, with the colours that a page's style sheet would give it."""
+    head, _, rest = chart.partition(">")
+    return f"{head.replace('<svg', _SVG_FILE, 1)}>{_STYLE}{rest}\n"
 
 
 def distribution_chart(values: NDArray[np.floating], counts: NDArray[np.floating], grid: Grid, title: str) -> str:

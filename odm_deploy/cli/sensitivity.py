@@ -1,0 +1,125 @@
+"""`odm-deploy sensitivity`: what quantizing each layer costs at the output."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.options import trust_option, weights_options
+from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
+from odm_deploy.errors import UsageError
+from odm_deploy.terminal import emit_json, json_option, print_table, progress, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from odm_deploy.networks.base import SuperResolutionNetwork
+    from odm_deploy.progress import Track
+    from odm_deploy.quantization.calibration_images import CalibrationImages
+    from odm_deploy.quantization.model import QuantizedModel
+    from odm_deploy.tuning.sensitivity import LayerSensitivity
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("sensitivity", context_settings={"max_content_width": 110})
+@click.argument("source", metavar="MODEL.pt|WEIGHTS", type=_PATH)
+@click.option("--images", "image_source", required=True, metavar="DIR", help="Images to measure on.")
+@click.option("--against", type=_PATH, metavar="WEIGHTS", help="Of a model.pt: the float weights it was made of.")
+@weights_options
+@policy_options
+@range_options
+@click.option("--max-images", default=8, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
+@click.option(
+    "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
+)
+@click.option("--plot", type=_PATH, metavar="FILE.svg", help="Also draw the layers, in network order.")
+@trust_option
+@json_option
+def command(
+    source: Path,
+    image_source: str,
+    against: Path | None,
+    network: str | None,
+    scale: int | None,
+    settings: dict[str, Any],
+    max_images: int,
+    low_resolution: bool,
+    plot: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what quantizing each layer costs at the output while all others stay float, most expensive first.
+
+    Float WEIGHTS are quantized first, as odm-deploy quantize does, at --bits. A MODEL.pt holds no float weights: give
+    them by --against; without, what is shown is the cost of rounding each layer's input. Figures are first-order
+    estimates, which rank layers; --max-drop of odm-deploy quantize measures.
+    """
+    from odm_deploy.checkpoint import is_model, load_model
+    from odm_deploy.files import write_text
+    from odm_deploy.networks.loading import load_same
+    from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+    from odm_deploy.tuning.sensitivity import float_inputs, layer_sensitivities
+    from odm_deploy.tuning.text import sensitivity_document, sensitivity_table
+
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise UsageError(f"cannot draw {plot}", why="the plot is an SVG file", fix="end its name in .svg")
+    paths = choose_images(image_source, max_images)
+
+    def images_at(factor: int) -> CalibrationImages:
+        return CalibrationImages(paths, 1 if low_resolution else factor)
+
+    with progress("images") as track:
+        if is_model(source):
+            model = load_model(source)
+            if against is None:
+                say("the model holds no float weights: this is the cost of rounding inputs; --against WEIGHTS has all")
+            floats = float_inputs(model) if against is None else load_same(against, model.network)
+        else:
+            floats, model = _quantized(source, network, scale, settings, options, images_at, track)
+        found = layer_sensitivities(floats, model, list(images_at(model.scale)), track)
+    if plot is not None:
+        write_text(plot, _plot(found))
+        say(f"wrote {plot}")
+    if as_json:
+        emit_json({"model": str(source), "images": len(paths), "layers": sensitivity_document(found)})
+    else:
+        print_table(sensitivity_table(found))
+
+
+def _plot(found: Sequence[LayerSensitivity]) -> str:
+    """The layers' shares of the error, in network order, as an SVG file."""
+    from odm_deploy.report.svg import Bar, bar_chart, standalone
+
+    total = sum(each.error for each in found) or 1.0
+    bars = [Bar(each.name, each.error / total, f"{each.error / total:.1%}") for each in found]
+    return standalone(bar_chart(bars, "Share of the error at the output, if each layer alone is quantized"))
+
+
+def _quantized(
+    weights: Path,
+    network: str | None,
+    scale: int | None,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+    images_at: Callable[[int], CalibrationImages],
+    track: Track,
+) -> tuple[SuperResolutionNetwork, QuantizedModel]:
+    """The float network of some weights, and what calibration makes of it."""
+    from odm_deploy.imaging.reading import read_rgb
+    from odm_deploy.networks.loading import load_network
+    from odm_deploy.quantization.input_format import settle_input_format
+    from odm_deploy.quantization.post_training import calibrate
+
+    policy, ranges = to_policy(options), to_settings(options)
+    loaded = load_network(weights, network=network, scale=scale, settings=settings)
+    images = images_at(loaded.scale)
+    loaded, told = settle_input_format(loaded, settings, map(read_rgb, images.paths))
+    if told:
+        say(told)
+    refining = partial(track, stage="refining grids")
+    model, _ = calibrate(loaded, track(images, len(images), "calibrating"), policy, ranges, None, refining)
+    return loaded, model
