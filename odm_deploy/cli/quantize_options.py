@@ -69,7 +69,12 @@ range_options = group(
         help="Weight scales by the smallest squared error, or by the largest weight.",
     ),
     click.option(
-        "--weights", "old_weight_method", type=click.Choice(["mse", "max"]), hidden=True, callback=_old_spelling
+        "--weights",
+        "old_weight_method",
+        type=click.Choice(["mse", "max"]),
+        hidden=True,
+        callback=_old_spelling,
+        help="Old spelling of --weight-scales.",
     ),
     click.option(
         "--exact-sums/--no-exact-sums",

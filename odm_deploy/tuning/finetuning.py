@@ -29,8 +29,8 @@ from odm_deploy.tuning.learnable_layers import LearnableLayer
 
 PATCH_PX = 48
 """Height and width of a training example: a multiple of what window attention needs."""
-MOST_BATCH = 8
-STEP_MACS = 4e10
+MOST_BATCH = 4
+STEP_MACS = 8e9
 """Multiply-adds of the network's forward pass on a batch: large networks get smaller batches, and more steps."""
 WEIGHT_RATE = 3e-3
 """Learning rate of weights, in units of their layer's root mean square; 1e-4 for EDSR's."""
