@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,15 +103,27 @@ def test_what_a_verb_prints_instead_of_json_is_told(
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="process groups are of POSIX")
-def test_a_process_out_of_time_ends_with_all_it_started(tmp_path: Path) -> None:
+def test_a_process_out_of_time_ends_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script, mark = tmp_path / "parent.py", tmp_path / "pid"
     # The child holds the parent's output open, as a builder does, and would keep us waiting.
     script.write_text(
         "import pathlib, subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"pathlib.Path({str(mark)!r}).write_text(str(child.pid))\n"
+        f"pathlib.Path({str(mark)!r} + '.new').write_text(str(child.pid))\n"
+        f"pathlib.Path({str(mark)!r} + '.new').rename({str(mark)!r})\n"
         "time.sleep(600)\n"
     )
+    communicate = subprocess.Popen.communicate
+
+    def until_it_runs(process: Any, timeout: float | None = None) -> Any:
+        """The time is over as soon as the child is there, however slow this machine is."""
+        if timeout is None:
+            return communicate(process)
+        while not mark.exists():
+            time.sleep(0.02)
+        raise subprocess.TimeoutExpired("parent", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", until_it_runs)
     with pytest.raises(subprocess.TimeoutExpired):
         load_tool("toolbox").run_python(script, timeout_s=5)
     state = Path(f"/proc/{mark.read_text()}/stat")
