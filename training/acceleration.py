@@ -8,7 +8,7 @@ passes of a step stay separate, because a compiled whole would compute every gra
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import torch._functorch.config
 from torch import Tensor
 
 from odm_deploy.errors import MissingError
+from odm_deploy.quantization.straight_through.range import range_quantize
 from training.model import TrainableModel
 from training.recipe import RunSection
 
@@ -97,17 +98,31 @@ def round_as_eager_kernels(inductor: Any) -> bool:
 
 
 def _probe(device: torch.device) -> None:
-    def double(x: Tensor) -> Tensor:
-        return x * 2
-
+    """Refuse a compiler that does not work here, or that changes what a quantizer's input and range learn."""
+    plain = _probe_gradients(range_quantize, device)
     try:
-        torch.compile(double)(torch.ones(4, device=device))
+        compiled = _probe_gradients(torch.compile(range_quantize, dynamic=False), device)
     except Exception as error:  # whatever the compiler of this platform raises
         raise MissingError(
             "cannot use run.compile = true",
             why=str(error).strip().splitlines()[0],
             fix="install a C++ compiler (on a GPU: Triton), or write run.compile = false",
         ) from None
+    if not all(torch.allclose(*pair, rtol=1e-4) for pair in zip(compiled, plain, strict=True)):
+        found, expected = ([round(values.sum().item(), 4) for values in each] for each in (compiled, plain))
+        raise MissingError(
+            "cannot use run.compile = true",
+            why=f"torch {torch.__version__} compiles a quantizer to gradients that sum to {found}, not {expected}",
+            fix="use another torch, or write run.compile = false",
+        )
+
+
+def _probe_gradients(quantize: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
+    """Gradients of the input and the bounds of a range, where some values lie in it and some beyond."""
+    x = torch.linspace(-3.0, 5.0, 64, device=device).requires_grad_()
+    bounds = [torch.tensor(bound, device=device, requires_grad=True) for bound in (-1.2, 2.3)]
+    weighted = quantize(x, *bounds, 4) * torch.linspace(1.0, 2.0, 64, device=device)
+    return list(torch.autograd.grad(weighted.sum(), [x, *bounds]))
 
 
 @contextmanager

@@ -51,12 +51,11 @@ class _RangeQuantize(torch.autograd.Function):
         code_max, half = 2**bits - 1, 2 ** (bits - 1)
         if free:
             scale, center = free_grid(lower, upper, bits)
-            codes = _codes((x - center).div_(scale), half, code_max)
-            levels = codes.sub_(half).mul_(scale).add_(center)
+            levels = _levels((x - center) / scale, scale, half, code_max) + center
             first, last = -half * scale + center, (code_max - half) * scale + center
         else:
             scale, zero_point = snapped_grid(lower, upper, bits, power_of_two=power_of_two, nearness=nearness)
-            levels = _codes(x / scale, zero_point, code_max).sub_(zero_point).mul_(scale)
+            levels = _levels(x / scale, scale, zero_point, code_max)
             first, last = -zero_point * scale, (code_max - zero_point) * scale
         ctx.save_for_backward(x, levels, first, last, upper - lower)
         return levels
@@ -77,9 +76,13 @@ class _RangeQuantize(torch.autograd.Function):
         return grad_x, from_outside - from_above - rounding, from_above + rounding, None, None, None, None
 
 
-def _codes(quotient: Tensor, zero_point: Tensor | int, code_max: int) -> Tensor:
-    """clamp(round(quotient) + zero_point, 0, code_max), in the memory of `quotient`."""
-    return quotient.round_().add_(zero_point).clamp_(0, code_max)
+def _levels(quotient: Tensor, scale: Tensor, zero_point: Tensor | int, code_max: int) -> Tensor:
+    """(clamp(round(quotient) + zero_point, 0, code_max) - zero_point) * scale."""
+    if torch.compiler.is_compiling():
+        # The compiler of torch 2.11 loses, without a word, the gradients of a function that writes in place.
+        return (torch.clamp(torch.round(quotient) + zero_point, 0, code_max) - zero_point) * scale
+    # In the memory of `quotient`: on a CPU, fresh memory costs more than the arithmetic.
+    return quotient.round_().add_(zero_point).clamp_(0, code_max).sub_(zero_point).mul_(scale)
 
 
 def _total(grad: Tensor, share: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from odm_deploy.errors import MissingError
+from odm_deploy.quantization.straight_through.range import range_quantize
 from training import acceleration
 from training.acceleration import (
     accelerate,
@@ -118,8 +119,25 @@ def test_this_torch_compiles_divisions_as_it_runs_them(attach):
 
 def test_without_a_compiler_the_line_says_so(attach, monkeypatch, tmp_path):
     _, model = attach("lsq", 3)
-    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
-    with pytest.raises(MissingError, match=r"run\.compile = true"):
+    missing = inductor.patch({"cpp.cxx": (str(tmp_path / "no-such-compiler"),)})
+    with missing, pytest.raises(MissingError, match=r"run\.compile = true"):
         compile_quantizers(model)
+    torch.compiler.reset()
+
+
+def test_a_compiler_that_loses_gradients_is_refused(attach, monkeypatch):
+    """That of torch 2.11 did, of functions that write in place: ranges and the body then learn nothing."""
+    _, model = attach("lsq", 3)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *args: function(*args) * 0.0)
+    with pytest.raises(MissingError, match=r"gradients that sum to \[0\.0, 0\.0, 0\.0\], not \[\d"):
+        compile_quantizers(model)
+
+
+@pytest.mark.parametrize("settings", [{}, {"free": True}, {"power_of_two": True}])
+def test_levels_are_the_same_bits_compiled_or_not(settings):
+    x = torch.linspace(-9.0, 9.0, 4096)
+    low = torch.tensor(-2.7 if not settings.get("free") else -2.3)
+    both = [f(x, low, torch.tensor(5.1), 4, **settings) for f in (range_quantize, torch.compile(range_quantize))]
+    assert torch.equal(*both)
