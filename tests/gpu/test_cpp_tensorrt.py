@@ -11,6 +11,7 @@ import pytest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.engine import Engine
 from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.runtimes.registry import why_unusable
 from tests.command_line import run_cli
 from tests.cpp_programs import compile_program
 from tests.factories import random_images, tiny_model
@@ -26,6 +27,8 @@ def test_pixels_equal_the_python_engines(tmp_path: Path) -> None:
     builder = (
         "tensorrt_rtx" if "tensorrt_rtx" in subprocess.check_output(["ldd", str(program)], text=True) else "tensorrt"
     )
+    if problem := why_unusable(builder):
+        pytest.skip(problem)
     save_model(tiny_model(8), tmp_path / "model.pt")
     options = ("--io", "uint8", "--layout", "nhwc", "--builder", builder, "--shapes", "1x3x8x8:1x3x19x26:1x3x64x64")
     outcome = run_cli("export", tmp_path / "model.pt", "-o", tmp_path / "bundle", *options)

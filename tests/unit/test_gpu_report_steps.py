@@ -119,7 +119,7 @@ def test_a_process_out_of_time_ends_with_all_it_started(tmp_path: Path, monkeypa
         """The time is over as soon as the child is there, however slow this machine is."""
         if timeout is None:
             return communicate(process)
-        while not mark.exists():
+        while not mark.exists() and process.poll() is None:
             time.sleep(0.02)
         raise subprocess.TimeoutExpired("parent", timeout)
 
