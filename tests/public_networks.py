@@ -102,3 +102,46 @@ class RFDN(nn.Module):
             deep = block(deep)
             kept.append(deep)
         return self.upsampler(self.LR_conv(self.c(torch.cat(kept, 1))) + first)
+
+
+class MultiDistillationBlock(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.kept = features // 4
+        self.c1 = conv(features, features)
+        self.c2, self.c3 = (conv(features - self.kept, features) for _ in range(2))
+        self.c4 = conv(features - self.kept, self.kept)
+        self.squeeze, self.excite = conv(features, 4, 1), conv(4, features, 1)
+        self.c5 = conv(4 * self.kept, features, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, rest = [], x
+        for layer in (self.c1, self.c2, self.c3):
+            out = F.leaky_relu(layer(rest), 0.05)
+            first, rest = torch.split(out, (self.kept, out.shape[1] - self.kept), 1)
+            kept.append(first)
+        joined = torch.cat([*kept, self.c4(rest)], 1)
+        # Contrast-aware attention: deviation and mean of each channel.
+        mean = joined.mean((2, 3), keepdim=True)
+        contrast = (joined - mean).square().mean((2, 3), keepdim=True).sqrt() + mean
+        attention = torch.sigmoid(self.excite(F.relu(self.squeeze(contrast))))
+        return self.c5(joined * attention) + x
+
+
+class IMDN(nn.Module):
+    """Information Multi-Distillation Network (Hui et al., ACM MM 2019)."""
+
+    def __init__(self, features: int = 64, blocks: int = 6, scale: int = 4) -> None:
+        super().__init__()
+        self.fea_conv, self.LR_conv = conv(3, features), conv(features, features)
+        self.blocks = nn.ModuleList(MultiDistillationBlock(features) for _ in range(blocks))
+        self.c = nn.Sequential(conv(blocks * features, features, 1), nn.LeakyReLU(0.05))
+        self.upsampler = nn.Sequential(conv(features, 3 * scale**2), nn.PixelShuffle(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = deep = self.fea_conv(x)
+        kept = []
+        for block in self.blocks:
+            deep = block(deep)
+            kept.append(deep)
+        return self.upsampler(self.LR_conv(self.c(torch.cat(kept, 1))) + first)
