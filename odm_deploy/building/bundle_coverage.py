@@ -14,6 +14,7 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import PLAN_FILE
 from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.lowering.metadata import layer_of_run
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.progress import Say, silent
 
@@ -48,7 +49,7 @@ def _with_bits(found: Coverage, bundle: Bundle) -> Coverage:
     """The int8 of an engine holds codes of 2 to 8 bits: which, only the manifest says."""
     if bundle.manifest is None:
         return found
-    bits = [bundle.manifest.bits_of(layer.name) or (None, None) for layer in found.layers]
+    bits = [bundle.manifest.bits_of(layer_of_run(layer.name)) or (None, None) for layer in found.layers]
     layers = zip(found.layers, bits, strict=True)
     return Coverage(tuple(replace(layer, weight_bits=w, activation_bits=a) for layer, (w, a) in layers))
 

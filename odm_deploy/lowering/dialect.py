@@ -26,6 +26,9 @@ Every form folds into one pointwise kernel in front of an int8 convolution.
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -33,7 +36,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
-from odm_deploy.lowering.metadata import Tap, write_taps
+from odm_deploy.lowering.metadata import Tap, run_name, write_taps
 
 INT8_MIN, INT8_MAX = -128, 127
 
@@ -45,11 +48,14 @@ def lower_markers(model: ir.Model) -> None:
         InputError: a quantized tensor that feeds something else than one convolution or matrix product.
     """
     editor = GraphEditor(model.graph)
-    taps = [
-        _lower_activation(editor, node)
-        for node in list(model.graph)
-        if node.domain == markers.DOMAIN and node.op_type == markers.FAKE_QUANTIZE
-    ]
+    runs: Counter[str] = Counter()
+    taps: list[Tap] = []
+    for node in list(model.graph):
+        if node.domain == markers.DOMAIN and node.op_type == markers.FAKE_QUANTIZE:
+            layer = markers.layer_of(node)
+            tap = _lower_activation(editor, node)
+            taps.append(replace(tap, layer=run_name(layer, runs[layer])))
+            runs[layer] += 1
     # Weights come second: shifting a bias needs the codes behind the weight marker.
     for node in list(model.graph):
         if node.domain == markers.DOMAIN and node.op_type == markers.DEQUANTIZE_WEIGHT:

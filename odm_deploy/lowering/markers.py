@@ -17,6 +17,7 @@ from onnx.defs import OpSchema
 from onnxscript.values import Op, Opset
 
 from odm_deploy.grid import Grid
+from odm_deploy.lowering.metadata import run_name
 from odm_deploy.lowering.tracing import TranslationTable, trace
 from odm_deploy.quantization.model import QuantizedModel
 
@@ -140,7 +141,7 @@ def _name_layers(model: ir.Model) -> None:
             owners = [owner for weight in weights if (owner := (weight.name or "").rpartition(".")[0])]
             if owners:
                 name = owners[0]
-                node.name = f"{name}:{runs[name]}" if runs[name] else name
+                node.name = run_name(name, runs[name])
                 runs[name] += 1
 
 

@@ -25,7 +25,7 @@ class Tap:
     """One activation quantizer of a lowered graph."""
 
     layer: str
-    """Dotted name of the layer whose input is quantized."""
+    """Dotted name of the layer whose input is quantized; behind a colon the number of the run, from the second on."""
     source: str
     """Name of the float tensor that enters the quantizer."""
     codes: str
@@ -36,6 +36,16 @@ class Tap:
     """The grid's code of a padded zero."""
     padding: int = 0
     """Border, in pixels on each side, that the quantizer adds around the source."""
+
+
+def run_name(layer: str, run: int) -> str:
+    """What the run of a layer goes by; `run` counts from 0. Layers that run once go by their own name."""
+    return f"{layer}:{run}" if run else layer
+
+
+def layer_of_run(name: str) -> str:
+    """The dotted name of the layer that `run_name` made a name for."""
+    return name.partition(":")[0]
 
 
 def write_taps(metadata: dict[str, str], taps: Iterable[Tap]) -> None:

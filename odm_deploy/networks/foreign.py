@@ -45,7 +45,7 @@ class ForeignConfig(NetworkConfig):
     tail: tuple[str, ...] = ()
     """Layers that work on enlarged features, and the last one to run."""
     float_only: tuple[str, ...] = ()
-    """Layers that one static grid cannot serve: they run several times, not at all, or with a forward of their own."""
+    """Layers that no static grid can serve: they do not run, or with a forward of their own."""
 
     def __post_init__(self) -> None:
         if self.scale < 1 or not self.input_range > 0:
@@ -88,7 +88,7 @@ class ForeignNetwork(SuperResolutionNetwork):
         return Region.TAIL if layer in self.config.tail else Region.BODY
 
     def can_quantize(self, layer: str) -> bool:
-        """Whether the layer ran exactly once."""
+        """Whether the layer ran, and as its class says; one of several runs has one grid for all of its inputs."""
         return layer not in self.config.float_only
 
 
@@ -118,17 +118,17 @@ def foreign_network(
     if scale not in (None, found):
         raise InputError(f"this network upscales by {found}", why=f"scale {scale} was asked for")
     layers = {name for name, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    once = [name for name, sizes in runs.items() if len(sizes) == 1 and _is_plain(module.get_submodule(name))]
-    tail = [name for name in once if prod(runs[name][0]) >= 2 * prod(PROBE_PX)] + once[-1:]
+    plain = [name for name in runs if _is_plain(module.get_submodule(name))]
+    tail = [name for name in plain if prod(max(runs[name])) >= 2 * prod(PROBE_PX)] + plain[-1:]
     config = ForeignConfig(
         scale=found,
         builder=builder,
         arguments=dict(arguments or {}),
         input_range=_number(input_range),
         channel_order=str(channel_order).lower(),
-        head=_inside(once[:1]),
+        head=_inside(plain[:1]),
         tail=_inside(dict.fromkeys(tail)),
-        float_only=_inside(sorted(layers - set(once))),
+        float_only=_inside(sorted(layers - set(plain))),
     )
     return ForeignNetwork(config, module)
 

@@ -6,6 +6,7 @@ differs; here every code of every layer is an experiment of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from odm_deploy.grid import FloatArray
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
+from odm_deploy.lowering.metadata import layer_of_run, run_name
 from odm_deploy.proof.layer_parity import OUTPUT, PIXELS, LayerParity
 from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
 from odm_deploy.quantization.fake_quant import grid_codes
@@ -72,7 +74,7 @@ def compare_layers(
             )
             for tap in forced.taps:
                 name, found = tap.layer, codes_from(tap, outputs[tap.codes])
-                grid = model.layers[name].grid
+                grid = model.layers[layer_of_run(name)].grid
                 result[name].add(found, trace.codes[name], floor.codes[name], sources[name], grid)
             picture = round_to_uint8(image_output.images.as_rgb(outputs[image_output.name]))
             result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)
@@ -96,10 +98,13 @@ def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) ->
     """
     trace = _Trace()
 
-    def watch(name: str) -> Callable[[Tensor], Tensor]:
+    def watch(layer: str) -> Callable[[Tensor], Tensor]:
+        runs = itertools.count()
+
         def tap(x: Tensor) -> Tensor:
+            name = run_name(layer, next(runs))
             trace.sources[name] = x
-            trace.codes[name] = grid_codes(x, model.layers[name].grid).numpy()
+            trace.codes[name] = grid_codes(x, model.layers[layer].grid).numpy()
             return x if given is None else given.sources[name].to(x.dtype)
 
         return tap

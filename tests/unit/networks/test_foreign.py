@@ -44,8 +44,8 @@ def test_scale_regions_and_layers_are_seen() -> None:
         "up": Region.BODY,
         "last": Region.TAIL,
     }
-    # One runs twice, so no single grid is its own; the other never does.
-    assert network.config.float_only == ("net.shared", "net.spare")
+    # It never runs.
+    assert network.config.float_only == ("net.spare",)
 
 
 def test_images_keep_their_range() -> None:
@@ -65,7 +65,9 @@ def test_the_callers_module_is_left_as_it_is(model) -> None:
 
 
 def test_quantized_at_8_bits_it_stays_close(model) -> None:
-    assert list(model.layers) == [f"net.{name}" for name in ("first", "body.0", "body.2", "mix", "up", "last")]
+    assert list(model.layers) == [
+        f"net.{name}" for name in ("first", "body.0", "body.2", "mix", "shared", "up", "last")
+    ]
     x = images(1)[0]
     with torch.no_grad():
         error = model(x) - seeded()(x / 255) * 255
@@ -75,7 +77,7 @@ def test_quantized_at_8_bits_it_stays_close(model) -> None:
 def test_a_number_quantizes_the_body_and_arrays_are_images() -> None:
     arrays = [image[0].numpy().transpose(1, 2, 0).astype(np.uint8) for image in images(2)]
     from_arrays, from_tensors = (quantize(seeded(), 4, source) for source in (arrays, images(2)))
-    assert list(from_arrays.layers) == [f"net.{name}" for name in ("body.0", "body.2", "mix", "up")]
+    assert list(from_arrays.layers) == [f"net.{name}" for name in ("body.0", "body.2", "mix", "shared", "up")]
     for name, layer in from_arrays.layers.items():
         assert layer.grid == from_tensors.layers[name].grid
         assert layer.grid.bits == layer.weight_bits == 4
