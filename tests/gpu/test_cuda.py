@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odm_deploy.errors import OdmError
+from odm_deploy.errors import InputError, OdmError
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.dlpack import CUDA, BorrowedTensor
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -176,12 +176,15 @@ def test_too_much_memory_is_one_line_and_forgotten(cuda: Cuda, stream: Stream) -
     stream.synchronize()
 
 
-def test_torch_tensors_are_looked_into_for_any_stream(stream: Stream) -> None:
+def test_torch_tensors_are_looked_into_for_a_stream(stream: Stream) -> None:
     tensor = torch.arange(210, device="cuda", dtype=torch.float32).reshape(2, 3, 5, 7)
-    for handle in (1, 2, int(stream.handle), torch.cuda.Stream().cuda_stream):
+    for handle in (1, int(stream.handle), torch.cuda.Stream().cuda_stream):
         borrowed = BorrowedTensor(tensor, stream=handle)
         assert (borrowed.pointer, borrowed.shape) == (tensor.data_ptr(), (2, 3, 5, 7))
         assert borrowed.device == (CUDA, 0)
+    # torch refuses the default stream of each thread.
+    with pytest.raises(InputError, match="cannot be read"):
+        BorrowedTensor(tensor, stream=2)
 
 
 def test_torch_waits_for_our_arrays_and_keeps_their_memory(cuda: Cuda, stream: Stream) -> None:
