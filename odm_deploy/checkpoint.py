@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, cast
@@ -63,9 +64,12 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
         "exact": None if model.exact is None else dataclasses.asdict(model.exact),
         "metadata": model.metadata,
     }
-    # Given a path, torch would store its name in the file: equal models should be equal files.
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        torch.save(document, stream)
+    # Given a path, torch would store its name in the file: equal models should be equal files. And of a full disk its
+    # writer says so little that nobody could tell.
+    content = io.BytesIO()
+    torch.save(document, content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def is_model(path: Path | str) -> bool:

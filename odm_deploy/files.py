@@ -7,19 +7,22 @@ process they belong to, and whoever writes to the same destination next removes 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from odm_deploy.errors import InputError
 
 _RETIRED = ".old"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+"""What the place written to is to blame for; anything else that fails on the way may be about another file."""
 
 
 @contextmanager
@@ -35,15 +38,17 @@ def atomic_path(destination: Path | str) -> Generator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "no regular file"
         raise InputError(f"cannot write {target}", why=f"it is {kind}", fix="name a file with -o")
-    with _room_for(target, target.stem):
+    with _room_for(target):
+        _make_place(target, target.stem)
         descriptor, name = tempfile.mkstemp(prefix=_prefix(target.stem), suffix=target.suffix, dir=target.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes files private; give them the mode the user's umask asks for.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
+        with _room_for(target, _FULL):
+            yield temporary
+            # mkstemp makes files private; give them the mode the user's umask asks for.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -68,19 +73,21 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
     """
     check_directory(destination)
     target = Path(destination)
-    with _room_for(target, target.name):
+    with _room_for(target):
+        _make_place(target, target.name)
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(target.name), dir=target.parent))
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        retired = None
-        if target.exists():
-            # A rename cannot replace a non-empty directory, so the old one steps aside first.
-            retired = temporary.with_name(temporary.name + _RETIRED)
-            target.rename(retired)
-        temporary.rename(target)
-        if retired is not None:
-            shutil.rmtree(retired, ignore_errors=True)
+        with _room_for(target, _FULL):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            retired = None
+            if target.exists():
+                # A rename cannot replace a non-empty directory, so the old one steps aside first.
+                retired = temporary.with_name(temporary.name + _RETIRED)
+                target.rename(retired)
+            temporary.rename(target)
+            if retired is not None:
+                shutil.rmtree(retired, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -101,14 +108,20 @@ def check_directory(destination: Path | str) -> None:
         )
 
 
+def _make_place(target: Path, name: str) -> None:
+    """Make `target`'s folder, and remove what dead processes left there for `name`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target.parent, name)
+
+
 @contextmanager
-def _room_for(target: Path, name: str) -> Generator[None]:
-    """Make `target`'s folder, remove what dead processes left there for `name`, and say what fails meanwhile."""
+def _room_for(target: Path, only: Container[int | None] | None = None) -> Generator[None]:
+    """Say of what fails meanwhile, with one of the error numbers `only`, that `target` cannot be written."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent, name)
         yield
     except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
         raise InputError(
             f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
         ) from error

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,10 +202,25 @@ def report_error(error: BaseException) -> int:
         return 130
     if isinstance(error, ModuleNotFoundError) and (missing := _not_installed(error)):
         return report_error(missing)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         click.echo("error: out of memory; try a smaller --tile or smaller images", err=True)
         return 1
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has enough of it.
+        _silence_output()
+        return 1
+    if isinstance(error, OSError):
+        place = f"cannot use {error.filename}" if error.filename else "cannot write the output"
+        click.echo(one_line(f"error: {place}: {error.strerror or error}"), err=True)
+        _silence_output()
+        return 1
     raise error
+
+
+def _silence_output() -> None:
+    """What is still to be written at exit goes nowhere, rather than failing there again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
@@ -221,6 +237,8 @@ def run(command: click.Command, prog_name: str) -> None:
     """Run a click command as a process: one line per error, the documented exit code, no traceback."""
     try:
         result = command.main(prog_name=prog_name, standalone_mode=False)
+        # What does not reach its end is a failure of the command, not of the interpreter's exit.
+        sys.stdout.flush()
     except BaseException as error:
         sys.exit(report_error(error))
     sys.exit(result if isinstance(result, int) else 0)

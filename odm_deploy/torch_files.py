@@ -15,6 +15,8 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 
+_COMPRESSED_BYTES = 16 << 20
+"""What records may hold beyond the file's own length: torch compresses code, but no tensors."""
 _DEEPEST = 32
 """Levels of lists and mappings in plain values."""
 
@@ -90,7 +92,7 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
 
 
 def _check_records(path: Path) -> None:
-    """Refuse an archive whose records are longer than the file: torch stores them as they are, and never deflates."""
+    """Refuse an archive whose records are much longer than the file: torch stores tensors as they are."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -101,7 +103,7 @@ def _check_records(path: Path) -> None:
             fix="copy or download it again",
         ) from None
     held, length = sum(record.file_size for record in records), path.stat().st_size
-    if held > length or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+    if held > length + _COMPRESSED_BYTES:
         raise InputError(
             f"refused to read {path}",
             why=f"its records are compressed: {held} bytes in a file of {length}",
@@ -126,6 +128,8 @@ def _check_tensors(content: Any, path: Path) -> None:
 
 
 def _problem(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "is complex, and real weights would lose its imaginary part"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         return f"is no plain one: {tensor.layout}, {tensor.dtype}, {tensor.device}"
     needed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
+from odm_deploy.documents import excerpt
 from odm_deploy.errors import InputError
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def to_tables(config: Any) -> dict[str, Any]:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
-            raise InputError(f"{where} is a section", why=f"found {value!r}")
+            raise InputError(f"{where} is a section", why=f"found {excerpt(repr(value))}")
         return from_tables(kind, value, where)
     if kind is Any:
         return value  # whoever asked for it checks it
@@ -63,7 +64,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             value = float(value)
         wanted = "" if type(value) is kind else f"write {_SCALARS[kind]}"
     if wanted:
-        raise InputError(f"cannot use {where} = {value!r}", fix=wanted)
+        raise InputError(f"cannot use {where} = {excerpt(repr(value))}", fix=wanted)
     if origin is tuple:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Mapping:

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+from odm_deploy.documents import read_toml
 from odm_deploy.errors import InputError, UsageError
 from training.config import from_tables
 from training.recipe import Recipe
@@ -95,12 +96,7 @@ def read_recipe(path: Path | str, seen: tuple[Path, ...] = ()) -> dict[str, Any]
     resolved = path.resolve()
     if resolved in seen:
         raise InputError(f"{path} extends itself", why=" -> ".join(item.name for item in (*seen, resolved)))
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML", why=str(error)) from None
+    tables = read_toml(path)
     extends = tables.pop("extends", [])
     bases = cast("list[Any]", extends if isinstance(extends, list) else [extends])
     merged: dict[str, Any] = {}
@@ -130,5 +126,5 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.bundle.manifest import GOLDEN_FILE
+from odm_deploy.documents import read_json, taken_from
 from odm_deploy.errors import InputError
 
 VERSION = 2
@@ -70,18 +71,19 @@ def read_golden(bundle: Path) -> Golden | None:
     path = bundle / GOLDEN_FILE
     if not path.is_file():
         return None
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    document: Any = read_json(path)
+    with taken_from(path):
         if document["version"] != VERSION:
             raise InputError(
                 f"cannot read {path}",
                 why=f"its version is {document['version']!r}, this program reads {VERSION}",
                 fix="export again",
             )
-        golden = Golden(document["graph"], [GoldenImage(**plain) for plain in document["images"]])
+        graph: Any = document["graph"]
+        if not all(isinstance(text, str) for pair in graph.items() for text in pair):
+            raise TypeError(f"graph is {graph!r}")
+        golden = Golden(graph, [GoldenImage(**plain) for plain in document["images"]])
         hashes = {image.name: image.input for image in golden.images}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}") from None
     if hashes != {name: hash_of(image) for name, image in golden_images().items()}:
         raise InputError(f"{path} is damaged", why="its images are not those this program makes", fix="export again")
     return golden

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from odm_deploy.documents import read_json, taken_from
 from odm_deploy.errors import InputError
 from odm_deploy.files import write_text
 
@@ -75,8 +76,8 @@ def read_manifest(bundle: Path | str) -> Manifest:
             why=f"it has no {MANIFEST_FILE}" if Path(bundle).is_dir() else "there is no such directory",
             fix="make one with: odm-deploy export model.pt -o DIR",
         )
-    try:
-        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    document: Any = read_json(path)
+    with taken_from(path):
         if document["format"] != FORMAT:
             raise KeyError("format")
         if document["version"] != VERSION:
@@ -86,8 +87,6 @@ def read_manifest(bundle: Path | str) -> Manifest:
         known = {name: document.pop(name) for name in Manifest.__dataclass_fields__ if name in document}
         manifest = Manifest(**known, extra=document)
         _check(manifest)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {error}"[:200]) from None
     return manifest
 
 
@@ -98,6 +97,14 @@ def _check(manifest: Manifest) -> None:
         if not isinstance(value, dict) and not (name in ("exact", "engine") and value is None):
             raise TypeError(f"{name} is {value!r}")
     int(manifest.network["scale"])
+    for name in ("path", "sha256"):
+        if not isinstance(manifest.checkpoint.get(name, ""), str):
+            raise TypeError(f"checkpoint.{name} is {manifest.checkpoint[name]!r}")
+    for row in manifest.engine.get("layers", ()) if manifest.engine else ():
+        if not all(isinstance(row[name], str) for name in ("name", "kind", "precision")):
+            raise TypeError(f"engine.layers holds {row!r}")
+        if not all(isinstance(node, str) for node in row["onnx_nodes"]):
+            raise TypeError(f"engine.layers holds {row!r}")
     radius: Any = manifest.receptive_radius_px
     if radius is not None and (not isinstance(radius, int) or radius < 0):
         raise TypeError(f"receptive_radius_px is {radius!r}")

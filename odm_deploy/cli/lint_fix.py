@@ -14,6 +14,7 @@ from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import Coverage, coverage
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle.manifest import PLAN_FILE
+from odm_deploy.cli.options import keep_input
 from odm_deploy.errors import GateError, MissingError
 from odm_deploy.files import atomic_path
 from odm_deploy.graphs.input_shapes import InputShapes
@@ -36,6 +37,7 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
         GateError: it could not be proven equal (nothing is written), or what was written does not run as int8 whole.
         BuildError: the builder refuses what was written.
     """
+    keep_input(target, output)
     say(f"rewriting {target}")
     fixed = fix(graph)
     with atomic_path(output) as temporary:

@@ -46,6 +46,16 @@ def key_values(option: str) -> Callable[..., dict[str, str]]:
     return parse
 
 
+def keep_input(source: Path | str, output: Path) -> None:
+    """Refuse to write over what is read, which would be lost.
+
+    Raises:
+        UsageError: both are the same file, whatever they are called.
+    """
+    if output.is_file() and Path(source).exists() and output.samefile(source):
+        raise UsageError(f"cannot write {output}", why="it is the input, which would be lost", fix="name another file")
+
+
 def _settings(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
     return {key: _plain(value) for key, value in key_values("--set")(context, parameter, texts).items()}
 
@@ -54,7 +64,7 @@ def _plain(text: str) -> Any:
     """`0.1`, `8`, `true` as the value they spell, anything else as text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

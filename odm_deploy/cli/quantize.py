@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.options import say_what_is_not_read, weights_options
+from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
@@ -91,6 +91,7 @@ def command(
     # Everything that can be wrong about the call is found before the minutes of work, not after.
     if output.is_dir():
         raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
+    keep_input(weights, output)
     _check_export(bundle, shapes)
     policy, ranges = to_policy(options), to_settings(options)
     goal, budget = to_goal(options), to_budget(options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.options import open_engine, running_options
+from odm_deploy.cli.options import keep_input, open_engine, running_options
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import SIZE, json_option
 
@@ -72,6 +72,7 @@ def command(
     from odm_deploy.upscaling.video import check_video, is_video
 
     check_pipe(source, destination, size, as_json)
+    keep_input(source, destination)
     if size is not None or is_video(destination):
         _refuse("--depth", "of images", depth != "auto", destination)
         if size is None:

@@ -32,7 +32,7 @@ def reference_of(bundle: Bundle, against: Path | None = None) -> QuantizedModel:
             raise UsageError("nothing to verify against", why=f"{bundle} is no bundle", fix="add --against model.pt")
         against = _recorded(bundle, manifest)
     model = load_model(against)
-    if manifest is not None and file_sha256(against) != manifest.checkpoint["sha256"]:
+    if manifest is not None and file_sha256(against) != manifest.checkpoint.get("sha256"):
         raise InputError(
             f"{against} is not what {bundle} was made from",
             why="its SHA-256 differs from the one in the manifest",
@@ -43,6 +43,8 @@ def reference_of(bundle: Bundle, against: Path | None = None) -> QuantizedModel:
 
 def _recorded(bundle: Bundle, manifest: Manifest) -> Path:
     """Where the bundle says that its model.pt lies: seen from the bundle, or, in older ones, from where it was made."""
+    if "path" not in manifest.checkpoint:
+        raise InputError(f"{bundle} names no model.pt", fix="name it: --against model.pt")
     path = Path(manifest.checkpoint["path"])
     places = ([] if bundle.folder is None else [bundle.folder / path]) + [path]
     found = next((place for place in places if place.is_file()), None)

@@ -134,6 +134,6 @@ def _facts(bundle: Bundle, reference: QuantizedModel) -> list[tuple[str, str]]:
         facts += [
             ("ONNX", ", ".join(f"{key} {manifest.onnx[key]}" for key in ("opset", "precision", "io"))),
             ("written by", manifest.created_by),
-            ("model.pt", f"SHA-256 {manifest.checkpoint['sha256']}"),
+            ("model.pt", f"SHA-256 {manifest.checkpoint.get('sha256', 'unknown')}"),
         ]
     return facts

@@ -104,6 +104,7 @@ def test_records_that_inflate_are_refused_unread(tmp_path, record):
         (torch.zeros(1).expand(10**12), "has 1000000000000 elements, stored as 4 bytes"),
         (torch.zeros(3, 3).to_sparse(), "is no plain one: torch.sparse_coo"),
         (torch.zeros(5, device="meta"), "is no plain one"),
+        (torch.zeros(5, dtype=torch.complex64), "is complex, and real weights would lose its imaginary part"),
     ],
 )
 def test_tensors_that_are_more_than_their_file_are_refused(tmp_path, tensor, reason):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from odm_deploy.documents import excerpt
 from odm_deploy.errors import UsageError
 from training.config import from_tables
 from training.methods.base import Method
@@ -38,10 +39,10 @@ def build_method(tables: Mapping[str, Any]) -> Method[Any]:
         InputError: options it does not have, or values of another type.
     """
     name = tables.get("name")
-    if name not in _METHODS:
+    if not isinstance(name, str) or name not in _METHODS:
         near = get_close_matches(str(name), _METHODS, 1)
         raise UsageError(
-            f"no method {name!r}",
+            f"no method {excerpt(repr(name))}",
             why=f"known are {', '.join(method_names())}",
             fix=f"did you mean {near[0]}?" if near else "",
         )

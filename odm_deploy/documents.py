@@ -1,0 +1,71 @@
+"""Reading JSON and TOML from strangers: what such a file provokes becomes one line, whatever it is.
+
+A document is read whole, so its size is bounded; parsers that recurse are stopped by the interpreter, and what a value
+of another kind than expected breaks later is an error of the file, not of the program.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from odm_deploy.errors import InputError, OdmError
+
+LARGEST_BYTES = 64 << 20
+"""More than any manifest, golden record or recipe has."""
+
+_EXCERPT = 160
+"""Characters of a file's own words in an error's line."""
+
+
+def read_json(path: Path) -> Any:
+    """The value that a JSON file in UTF-8 holds.
+
+    Raises:
+        InputError: it cannot be read, is no regular file, longer than `LARGEST_BYTES`, or not JSON.
+    """
+    return _parsed(path, json.loads, "JSON")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises as `read_json`."""
+    return _parsed(path, tomllib.loads, "TOML")
+
+
+@contextmanager
+def taken_from(path: Path) -> Generator[None]:
+    """While values of the document at `path` are taken apart: what goes wrong is that document's fault.
+
+    Raises:
+        InputError: for an error of any kind that is not deliberate; deliberate ones pass.
+    """
+    try:
+        yield
+    except OdmError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(f"{path} is damaged", why=f"{type(error).__name__}: {excerpt(error)}") from None
+
+
+def excerpt(value: object) -> str:
+    """The beginning of what a foreign file says, short enough for a line."""
+    text = str(value)
+    return text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]}..."
+
+
+def _parsed(path: Path, parse: Callable[[str], Any], language: str) -> Any:
+    try:
+        if not path.is_file():
+            # A pipe or a device would be read for ever.
+            raise InputError(f"cannot read {path}", why="it is no regular file" if path.exists() else "there is none")
+        if path.stat().st_size > LARGEST_BYTES:
+            raise InputError(f"refused to read {path}", why=f"{path.stat().st_size} bytes, at most {LARGEST_BYTES}")
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged", why=f"it is not {language}: {excerpt(error)}") from None
