@@ -46,7 +46,8 @@ def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity]) -> str:
     narrow = any(min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 for each in worst)
     width = str(_BITS_OF_INT8) if narrow else "float"
     options = " ".join(f"--layer {each.name}={width}" for each in worst)
-    goal = "--min-psnr 45" if cost.drop_db is None else f"--max-drop {SMALL_DROP_DB:g}"
+    loses = cost.drop_db is not None and cost.drop_db > SMALL_DROP_DB
+    goal = f"--max-drop {SMALL_DROP_DB:g}" if loses else f"--min-psnr {INVISIBLE_DB:g}"
     return f"to lose less: {goal} finds the layers that need more; by hand, {options}; or train on: --finetune 5"
 
 

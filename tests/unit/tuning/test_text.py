@@ -38,6 +38,8 @@ def test_advice_names_the_layers_and_fits_what_is_known():
     )
     narrow = [LayerSensitivity("only", 4, 8, 1.0, 1.0)]
     assert "--min-psnr 45" in advice(OutputCost(1, 38.0, 40.0), narrow)
+    # Far from float, though the truth does not show it.
+    assert "--min-psnr 45" in advice(OutputCost(1, 38.0, 40.0, 22.28, 22.27), LAYERS)
     assert "--layer only=8;" in advice(OutputCost(1, 38.0, 40.0), narrow)
     # A loss on a benchmark is worth a word though nobody sees it; what nobody sees or measures is not.
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.4), LAYERS)
