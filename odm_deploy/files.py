@@ -21,7 +21,7 @@ from pathlib import Path
 from odm_deploy.errors import InputError
 
 _RETIRED = ".old"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the place written to is to blame for; anything else that fails on the way may be about another file."""
 
 

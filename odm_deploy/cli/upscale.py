@@ -53,11 +53,11 @@ def command(
     as_json: bool,
     crf: int | None,
     **running: Any,
-) -> None:
+) -> int:
     """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
 
-    A video becomes a video (.mp4, .mkv, .mov or .webm) with its sound. With - for both, raw frames of --size come from
-    stdin and go to stdout.
+    A video becomes a video (.mp4, .mkv, .mov or .webm) with its sound, languages and chapters. Of one that was cut off,
+    what is there is upscaled, with exit code 1. With - for both, raw frames of --size come from stdin and go to stdout.
 
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.
@@ -79,10 +79,9 @@ def command(
             check_video(source, destination)
         with open_engine(**running) as engine:
             if size is None:
-                upscale_video_file(Path(source), destination, engine, crf, as_json)
-            else:
-                upscale_pipe(engine, size, pix_fmt)
-        return
+                return upscale_video_file(Path(source), destination, engine, crf, as_json)
+            upscale_pipe(engine, size, pix_fmt)
+        return 0
     _refuse("--crf", "the quality of videos", crf is not None, destination)
     many = is_many(source)
     example = destination / f"image.{suffix}" if many else destination
@@ -94,6 +93,7 @@ def command(
             upscale_files(source, destination, plan, engine, as_json, any_depth=depth == "auto")
         else:
             upscale_file(Path(source), destination, engine, as_json, any_depth=depth == "auto")
+    return 0
 
 
 def _refuse(option: str, purpose: str, given: bool, destination: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odm_deploy.errors import UsageError
-from odm_deploy.terminal import emit_json, progress, say
+from odm_deploy.terminal import emit_json, one_line, progress, say
 
 if TYPE_CHECKING:
     from odm_deploy.engine import Engine
@@ -49,13 +49,20 @@ def upscale_pipe(engine: Engine, size: tuple[int, int], pixel_format: str) -> No
     say(f"wrote {count} frames of {width}x{height} {pixel_format}, {_speed(count, start, engine)}")
 
 
-def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int | None, as_json: bool) -> None:
-    """One video file into another, of the given quality (see `upscale_video`)."""
+def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int | None, as_json: bool) -> int:
+    """One video file into another, of the given quality (see `upscale_video`); returns 1 where it was cut off."""
     from odm_deploy.upscaling.video import upscale_video
 
     start = time.perf_counter()
     with progress("frames", "fps") as track:
         result = upscale_video(source, destination, partial(engine.upscale, bits=8), engine.scale, crf=crf, track=track)
+    if result.missing_s:
+        say(
+            one_line(
+                f"{source} is cut off: {result.missing_s:.1f} s of what it claims are not there; "
+                f"{destination} holds the {result.frames} frames that are"
+            )
+        )
     if as_json:
         seconds = time.perf_counter() - start
         emit_json(
@@ -65,6 +72,7 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
                 "size": [result.width, result.height],
                 "frames": result.frames,
                 "audio_streams": result.audio_streams,
+                "missing_s": result.missing_s,
                 "runtime": engine.describe(),
                 "seconds": seconds,
                 "frames_per_s": result.frames / seconds,
@@ -73,6 +81,7 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
     else:
         speed = _speed(result.frames, start, engine)
         say(f"wrote {destination}: {result.frames} frames of {result.width}x{result.height}, {speed}")
+    return 1 if result.missing_s else 0
 
 
 def _speed(frames: int, start: float, engine: Engine) -> str:

@@ -21,6 +21,7 @@ from odm_deploy.files import atomic_path
 from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.pipeline import ahead, map_ahead
 from odm_deploy.progress import Track, untracked
+from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class VideoResult:
     width: int
     height: int
     audio_streams: int
+    missing_s: float = 0.0
+    """Seconds that the file claims and does not hold: it was cut off, by a download, say. 0: it is whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +105,9 @@ def upscale_video(
 ) -> VideoResult:
     """Upscale the first video stream of a file; decoding, upscaling and encoding overlap.
 
-    Video becomes H.264, in .webm VP9 (constant quality, 8 bits); every audio stream is copied as it is; subtitles and
-    further video streams are left out. Frames keep their timestamps, also where their rate varies.
+    Video becomes H.264, in .webm VP9 (constant quality, 8 bits); every audio stream is copied as it is, with its
+    language; title and chapters stay; subtitles and further video streams are left out. Frames keep their timestamps,
+    also where their rate varies. Of a file that was cut off, what is there is upscaled, and the result says so.
 
     Args:
         source: any file FFmpeg reads.
@@ -124,7 +128,7 @@ def upscale_video(
 
     source, destination = Path(source), Path(destination)
     try:
-        with atomic_path(destination) as temporary, av.open(str(source)) as reader:
+        with atomic_path(destination) as temporary, av.open(str(source), metadata_errors="replace") as reader:
             if not reader.streams.video:
                 raise InputError(f"cannot read video {source}", why="it has no video stream", fix="give a video file")
             chosen = _FORMATS[destination.suffix.lower()]
@@ -156,6 +160,8 @@ def _transcode(
     matrix = _matrix(video.codec_context)
     encoder = _add_video(writer, chosen, video, size, matrix)
     copies = {stream.index: _add_copy(path, writer, chosen, stream) for stream in reader.streams.audio}
+    describe_alike(reader, writer, {video.index: encoder, **copies})
+    ends = Ends()
     _start(writer, chosen, size)
 
     def larger(item: Any) -> Any:
@@ -163,7 +169,7 @@ def _transcode(
 
     def written() -> Generator[int]:
         count = 0
-        with closing(map_ahead(larger, ahead(_read(path, reader, matrix)))) as upscaled:
+        with closing(map_ahead(larger, ahead(_read(path, reader, matrix, ends)))) as upscaled:
             for item in upscaled:
                 if not isinstance(item, _Picture):
                     item.stream = copies[item.stream.index]
@@ -184,7 +190,7 @@ def _transcode(
         pass
     if frames == 0:
         raise InputError(f"cannot read video {path}", why="it holds no frames", fix="give a video with frames")
-    return VideoResult(frames, size[0], size[1], len(copies))
+    return VideoResult(frames, size[0], size[1], len(copies), ends.missing_s(reader))
 
 
 def _add_video(writer: Any, chosen: _Format, video: Any, size: tuple[int, int], matrix: int) -> Any:
@@ -226,15 +232,21 @@ def _start(writer: Any, chosen: _Format, size: tuple[int, int]) -> None:
         ) from error
 
 
-def _read(path: Path, reader: Any, matrix: int) -> Generator[Any]:
+def _read(path: Path, reader: Any, matrix: int, ends: Ends) -> Generator[Any]:
     """Pictures of the video stream and packets of the audio streams, in the order of the file."""
     video = reader.streams.video[0]
+    times = PacketTimes() if reader.format.name == "avi" else None
     for packet in reader.demux(video, *reader.streams.audio):
+        ends.note(packet)
         if packet.stream.index != video.index:
             if packet.dts is not None:
                 yield packet
             continue
+        if times is not None:
+            times.note(packet)
         for frame in packet.decode():
+            if times is not None:
+                frame.pts = times.next()
             _check(path, frame, video.codec_context)
             rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)
             yield _Picture(rgb.to_ndarray(), frame.pts)

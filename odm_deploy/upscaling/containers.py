@@ -1,0 +1,73 @@
+"""What a video file says beside its frames: titles, languages, chapters, how long it is, and when its packets come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+# Facts about the file that was read; the one that is written has its own.
+_OF_THE_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "creation_time"}
+_OF_A_STREAM = ("language", "title", "handler_name")
+_TOLERANCE_S, _TOLERANCE = 0.5, 0.02
+"""Headers round, and the last sounds and pictures of a whole file end at different times."""
+
+
+def describe_alike(reader: Any, writer: Any, streams: Mapping[int, Any]) -> None:
+    """Give a PyAV container that is to be written the title, chapters, languages and defaults of one that is read.
+
+    Args:
+        reader: the container that is read.
+        writer: the container to write, before its header is.
+        streams: the streams of `writer`, by the index of theirs in `reader`.
+    """
+    writer.metadata.update({key: value for key, value in reader.metadata.items() if key.lower() not in _OF_THE_FILE})
+    chapters = reader.chapters()
+    if chapters:
+        writer.set_chapters(chapters)
+    for index, stream in streams.items():
+        source = reader.streams[index]
+        for key in _OF_A_STREAM:
+            if key in source.metadata:
+                stream.metadata[key] = source.metadata[key]
+        stream.disposition = source.disposition
+
+
+class Ends:
+    """Tells a file that was cut off from a whole one, by where its packets end."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+
+    def note(self, packet: Any) -> None:
+        """Take in a packet of any stream."""
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is not None:
+            self._last_s = max(self._last_s, float((time + (packet.duration or 0)) * packet.time_base))
+
+    def missing_s(self, reader: Any) -> float:
+        """Seconds between the end of what was read and the end that the file claims; 0 where that is nothing."""
+        if reader.duration is None:
+            return 0.0
+        claimed_s = (reader.duration + max(reader.start_time or 0, 0)) / 1e6
+        missing_s = claimed_s - self._last_s
+        return missing_s if missing_s > max(_TOLERANCE_S, _TOLERANCE * claimed_s) else 0.0
+
+
+class PacketTimes:
+    """Times of the frames of AVI files, which have none: the k-th frame to be shown has the place of the k-th packet.
+
+    FFmpeg's guesses do not rise where frames refer to later ones (H.264 with B-frames).
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[int] = deque()
+
+    def note(self, packet: Any) -> None:
+        """Take in a packet before its frames are decoded."""
+        if packet.size and packet.dts is not None:
+            self._waiting.append(packet.dts)
+
+    def next(self) -> Any:
+        """Time of the next decoded frame, int in the stream's time base; None where no packet is left."""
+        return self._waiting.popleft() if self._waiting else None
