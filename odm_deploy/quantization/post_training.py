@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,20 +16,27 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.equalization import offset_inputs
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.refine import refine_grids
-from odm_deploy.quantization.exact.sums import with_exact_sums
+from odm_deploy.quantization.exact.sums import with_exact_sums, with_sums_kept_exact
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
+from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, fit_weights
 from odm_deploy.quantization.weights import quantize_weight
 
+PARTS = 16
+"""Images whose middle is kept: what needs more than one look is judged by these."""
+PART_PX = 48
+"""Height and width of that middle."""
 REFINED_ON = 8
-"""Images whose middle decides between neighbouring power-of-two grids."""
+"""Parts that decide between neighbouring power-of-two grids."""
 REFINED_PX = 40
-"""Height and width of that middle: 8 such parts run in a second, and there are a hundred grids to try."""
+"""Height and width of what is taken of each: 8 such run in a second, and there are a hundred grids to try."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,15 @@ class CalibrationSettings:
     """For `RangeMethod.PERCENTILE`, in (50, 100]."""
     search_weights: bool = True
     """Weight scales by the smallest squared error rather than by the largest |w|."""
+    equalize: bool = True
+    """Try a gain for each channel in front of the quantizer (`odm_deploy.quantization.equalization`); not in profile
+    exact and not on free grids."""
+    output_ranges: bool = True
+    """With `RangeMethod.MSE`, ranges by the error of the layer's output rather than of its input; as `equalize`."""
+    adaptive_rounding: bool = True
+    """Weight codes by the layer's output (`odm_deploy.quantization.rounding`) rather than the nearest ones."""
+    correct_bias: bool = True
+    """Biases that make up for what rounding does to the mean of a layer's output."""
     exact_sums: bool = True
     """Round scales to few significant bits where that makes sums exact (`odm_deploy.quantization.exact.sums`)."""
 
@@ -73,18 +90,18 @@ def calibrate(
     policy: QuantizationPolicy,
     settings: CalibrationSettings | None = None,
     metadata: Mapping[str, Any] | None = None,
-    track_refining: Track = untracked,
+    track: Track = untracked,
 ) -> tuple[QuantizedModel, list[LayerSummary]]:
     """Quantize a float network after training.
 
     Args:
         network: the float network; left as it is.
-        images: network inputs, float32 [N, 3, H, W] in 0..255, consumed one after the other; of them, only small parts
-            of a few are held, where power-of-two grids are refined.
+        images: network inputs, float32 [N, 3, H, W] in 0..255, consumed one after the other; of the first
+            `PARTS` of them, small parts are held.
         policy: which layers, with how many bits.
         settings: how ranges are chosen.
         metadata: provenance to keep in the model, plain values.
-        track_refining: for a progress bar while power-of-two grids are refined.
+        track: for a progress bar while grids and weights are fitted, which happens after the images.
 
     Returns:
         The quantized model, and a line about each quantized layer in network order.
@@ -112,25 +129,84 @@ def calibrate(
     if policy.power_of_two:
         first = next(iter(layers))
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
-        rough = freeze(network, layers, {**(metadata or {}), "exact_sums": True})
         if settings.method is RangeMethod.MSE:
-            refine_grids(rough, network, parts, track_refining)
-        layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
-        model = freeze_exact(rough, weights)
-    else:
-        exact = with_exact_sums(layers, weights) if settings.exact_sums else None
+            rough = freeze(network, layers)
+            refine_grids(rough, network, [_middle(part, REFINED_PX) for part in parts[:REFINED_ON]], track)
+            layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
+    elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
+        layers = _fit_inputs(network, parts, layers, observers, settings, track)
+        weights = divided_by_gains(weights, layers)
+    exact = None
+    if settings.exact_sums and not policy.power_of_two:
+        exact = with_exact_sums(layers, weights)
         layers = exact or layers
-        model = freeze(network, layers, {**(metadata or {}), "exact_sums": exact is not None})
+    if settings.adaptive_rounding or settings.correct_bias:
+        layers = _fit_weights(network, parts, layers, settings, track)
+        layers = layers if exact is None else with_sums_kept_exact(layers, exact)
+    metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
+    model = freeze(network, layers, metadata)
+    if policy.power_of_two:
+        model = freeze_exact(model, weights)
     return model, [_summary(observer, layers[name]) for name, observer in observers.items()]
+
+
+def _fit_inputs(
+    network: SuperResolutionNetwork,
+    parts: Sequence[Tensor],
+    layers: Mapping[str, FrozenLayer],
+    observers: dict[str, InputObserver],
+    settings: CalibrationSettings,
+    track: Track,
+) -> dict[str, FrozenLayer]:
+    """Every layer with the offsets and the range that its output likes best; what offset inputs look like is noted."""
+    fitted: dict[str, FrozenLayer] = {}
+    for patches in layer_patches(network, parts, list(layers), partial(track, stage="ranges")):
+        layer = fit_input(
+            layers[patches.name],
+            patches,
+            equalize=settings.equalize,
+            search=settings.output_ranges,
+            adaptive=settings.adaptive_rounding,
+        )
+        if layer.offsets is not None:
+            observers[patches.name] = InputObserver(patches.name)
+            observers[patches.name].add(offset_inputs(patches.inputs, patches, layer.offsets))
+        fitted[patches.name] = layer
+    return fitted
+
+
+def _fit_weights(
+    network: SuperResolutionNetwork,
+    parts: Sequence[Tensor],
+    layers: Mapping[str, FrozenLayer],
+    settings: CalibrationSettings,
+    track: Track,
+) -> dict[str, FrozenLayer]:
+    """Every layer with the weight codes and the bias that its output likes best."""
+    fitted = layer_patches(network, parts, list(layers), partial(track, stage="rounding"))
+    return {
+        patches.name: fit_weights(
+            layers[patches.name],
+            patches,
+            round_weights=settings.adaptive_rounding,
+            correct_bias=settings.correct_bias,
+        )
+        for patches in fitted
+    }
 
 
 def _keeping_parts(images: Iterable[Tensor], parts: list[Tensor]) -> Iterator[Tensor]:
     """The images as they come; the middle of the first few is added to `parts`."""
     for image in images:
-        if len(parts) < REFINED_ON:
-            top, left = (max(size - REFINED_PX, 0) // 2 for size in image.shape[2:])
-            parts.append(image[..., top : top + REFINED_PX, left : left + REFINED_PX].clone())
+        if len(parts) < PARTS:
+            parts.append(_middle(image, PART_PX).clone())
         yield image
+
+
+def _middle(image: Tensor, size: int) -> Tensor:
+    """The middle of an image [N, C, H, W], at most `size` pixels high and wide."""
+    top, left = (max(length - size, 0) // 2 for length in image.shape[2:])
+    return image[..., top : top + size, left : left + size]
 
 
 def observe(

@@ -16,13 +16,14 @@ codes have, the more are left for the scales. At 8 bits hardly any are, and some
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from odm_deploy.grid import Grid, nearest_zero_point
+from odm_deploy.grid import MAX_BITS, Grid, nearest_zero_point
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.power_of_two import FLOAT32_BITS, as_integer, common_exponent, round_to_multiples
@@ -31,6 +32,8 @@ from odm_deploy.quantization.weights import WeightCodes, nearest_codes
 SPLITS = ((6, 6), (5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 2), (1, 1))
 """Significant bits of the input's and the weights' scale, best first. Weights get the larger half: their scales are per
 channel, and an input's range may better be too wide than too narrow."""
+AT_8_BITS = SPLITS[:5]
+"""Those that 8 bits are worth: shorter scales waste a good part of a bit, which shows at this width."""
 LARGEST_SHRINKAGE = 0.06
 """How much of a range rounding a scale down may cut off; beyond it the scale is rounded up, because clipping costs more
 than coarser levels."""
@@ -63,11 +66,23 @@ def _with_exact_sums(layer: FrozenLayer, weight: Tensor) -> FrozenLayer | None:
     """The layer on the longest scales whose sums are exact; None where even powers of two are too long."""
     if layer.grid.is_free or layer.weight.step != 1:
         return None
-    for input_bits, weight_bits in SPLITS:
+    eight = layer.grid.bits == layer.weight.bits == MAX_BITS
+    for input_bits, weight_bits in AT_8_BITS if eight else SPLITS:
         rounded = _rounded(layer, weight, input_bits, weight_bits)
         if sum_bound_bits(rounded) + input_bits + weight_bits <= FLOAT32_BITS:
             return rounded
     return None
+
+
+def with_sums_kept_exact(layers: Mapping[str, FrozenLayer], exact: Mapping[str, FrozenLayer]) -> dict[str, FrozenLayer]:
+    """Layers whose codes and biases were chosen anew, biases rounded; where sums would round, the one in `exact`."""
+    kept: dict[str, FrozenLayer] = {}
+    for name, layer in layers.items():
+        unit = layer.weight.scale.double() * layer.grid.scale
+        bias = None if layer.bias is None else round_to_multiples(layer.bias.detach().float(), unit)
+        rounded = dataclasses.replace(layer, bias=bias)
+        kept[name] = rounded if _needed_bits(rounded) <= FLOAT32_BITS else exact[name]
+    return kept
 
 
 def significant_bits(values: Tensor) -> int:
@@ -113,4 +128,4 @@ def _rounded(layer: FrozenLayer, weight: Tensor, input_bits: int, weight_bits: i
     bias = (
         None if layer.bias is None else round_to_multiples(layer.bias.detach().float(), weight_scale.double() * scale)
     )
-    return FrozenLayer(WeightCodes(new_codes, weight_scale, codes.bits, codes.first), new_grid, bias)
+    return FrozenLayer(WeightCodes(new_codes, weight_scale, codes.bits, codes.first), new_grid, bias, layer.offsets)

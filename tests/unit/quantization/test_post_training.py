@@ -79,7 +79,7 @@ def test_images_are_consumed_one_by_one(network, images):
 
 
 def test_the_summary_tells_what_is_in_the_model(network, images):
-    policy = QuantizationPolicy(LayerBits(4, 6), tail=LayerBits(8, 8))
+    policy = QuantizationPolicy(LayerBits(4, 6), tail=LayerBits(8, 6))
     model, summaries = calibrate(network, images, policy, metadata={"method": "a test"})
     assert [summary.name for summary in summaries] == list(model.layers)
     for summary in summaries:
@@ -92,7 +92,7 @@ def test_the_summary_tells_what_is_in_the_model(network, images):
         )
         assert 0 <= summary.clipped_share < 0.2
         assert 0 < summary.mismatch < 0.2
-    assert {summary.bits for summary in summaries if summary.name.startswith("tail")} == {8}
+    assert {summary.weight_bits for summary in summaries if summary.name.startswith("tail")} == {8}
     assert model.metadata == {"method": "a test", "exact_sums": True}
 
 

@@ -152,6 +152,7 @@ def test_order_of_the_input_channels_does_not_matter(bits):
         values = 2 * layer.grid.upper * x
         permuted = copy.deepcopy(layer)
         permuted.codes = layer.codes[:, order].contiguous()
+        permuted.gain = None if layer.gain is None else layer.gain[order]
         with torch.no_grad():
             return layer(values), permuted(values[:, order].contiguous())
 
@@ -238,11 +239,13 @@ def test_wide_8_bit_layers_have_no_scales_that_short():
     layer = frozen(weight, bits=8)
     assert sum_bound_bits(layer) > FLOAT32_BITS - 2
     assert with_exact_sums({"wide": layer}, {"wide": weight}) is None
-    narrow = frozen(weight[:, :8], bits=8)
-    assert with_exact_sums({"narrow": narrow}, {"narrow": weight[:, :8]}) is not None
+    # Powers of two would do here, but cost more at this width than runtimes that agree are worth.
+    assert with_exact_sums({"narrow": frozen(weight[:, :8], bits=8)}, {"narrow": weight[:, :8]}) is None
+    single = frozen(weight[:, :1], bits=8)
+    assert with_exact_sums({"single": single}, {"single": weight[:, :1]}) is not None
     # All or none.
-    both = {"wide": layer, "narrow": narrow}
-    assert with_exact_sums(both, {"wide": weight, "narrow": weight[:, :8]}) is None
+    both = {"wide": layer, "single": single}
+    assert with_exact_sums(both, {"wide": weight, "single": weight[:, :1]}) is None
 
 
 @pytest.mark.parametrize("kind", ["free grid", "mid-rise weights"])
@@ -262,7 +265,8 @@ def test_without_short_enough_scales_a_model_keeps_the_ordinary_ones():
     torch.manual_seed(1)
     network = tiny_network(blocks=1, features=64)
     images, policy = [torch.from_numpy(random_images(16, 16))], QuantizationPolicy(LayerBits(8, 8))
-    model, _ = calibrate(network, images, policy)
+    settings = CalibrationSettings(equalize=False, adaptive_rounding=False)
+    model, _ = calibrate(network, images, policy, settings)
     assert model.metadata["exact_sums"] is False
     assert not sums_are_exact(model)
     for name, layer in model.layers.items():

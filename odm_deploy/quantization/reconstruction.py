@@ -1,0 +1,168 @@
+"""Grids, gains and weight codes by the error of each layer's output, on patches of the float network's activations.
+
+Two passes over the layers, because what happens between them (scales with few bits, power-of-two grids refined) depends
+on all layers: `fit_inputs` chooses what is in front of the weights, `fit_weights` the codes behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odm_deploy.grid import Grid
+from odm_deploy.quantization.equalization import EXPONENTS, channel_offsets, offset_inputs, offset_weights
+from odm_deploy.quantization.fake_quant import fake_quantize
+from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer
+from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.patches import LayerPatches
+from odm_deploy.quantization.ranges import RangeMethod, choose_grid
+from odm_deploy.quantization.rounding import round_to_output
+from odm_deploy.quantization.weights import per_output, quantize_weight
+
+TRIED_ON = 512
+"""Patches that candidates are compared on; there are about a hundred for each layer."""
+ROUNDING_LEFT = 0.15
+"""Share of the weights' error that adaptive rounding leaves, by the squared error: what a gain is judged with."""
+WIDENED = (0.55, 0.7, 0.8, 0.9, 1.1, 1.25)
+"""Factors of a bound that are tried."""
+SEARCHED = 2
+"""Of the gains, those with the smallest error whose range is searched."""
+
+
+@torch.no_grad()
+def fit_input(
+    layer: FrozenLayer, patches: LayerPatches, *, equalize: bool, search: bool, adaptive: bool
+) -> FrozenLayer:
+    """The layer with the offsets and the grid that give its output the smallest error; codes are the nearest ones.
+
+    Args:
+        layer: on an ordinary grid, mid-tread weight codes.
+        patches: of its input.
+        equalize: whether offsets are tried.
+        search: whether ranges are judged by the output, too, and not only by the error of the input.
+        adaptive: whether adaptive rounding follows, so that errors of the weights count for less.
+    """
+    tried = dataclasses.replace(patches, inputs=patches.inputs[:, :: max(patches.inputs.shape[1] // TRIED_ON, 1)])
+    choices = _choices(patches) if equalize and patches.takes_offsets else (None,)
+    candidates = [_Candidate.of(layer, tried, offsets, adaptive) for offsets in choices]
+    candidates.sort(key=lambda candidate: candidate.error)
+    if search:
+        candidates = [candidate.searched() for candidate in candidates[:SEARCHED]]
+    return min(candidates, key=lambda candidate: candidate.error).layer
+
+
+@torch.no_grad()
+def fit_weights(
+    layer: FrozenLayer, patches: LayerPatches, *, round_weights: bool = True, correct_bias: bool = True
+) -> FrozenLayer:
+    """The layer with weight codes, and where it has one a bias, chosen by its output; scales and grid stay.
+
+    Mid-rise codes stay as they are.
+    """
+    weight = layer.weight
+    if weight.step != 1:
+        return layer
+    inputs = offset_inputs(patches.inputs, patches, layer.offsets)
+    targets, _ = offset_weights(patches, layer.offsets)
+    quantized = fake_quantize(inputs, layer.grid)
+    outputs = patches.weight.shape[1]
+    bias = torch.zeros(weight.codes.shape[0]) if layer.bias is None else layer.bias.detach()
+    scale = weight.scale.expand(weight.codes.shape[0])
+    codes, biases = [], []
+    for group in range(len(inputs)):
+        own = slice(group * outputs, (group + 1) * outputs)
+        found = round_to_output(
+            targets[group],
+            bias[own],
+            scale[own],
+            2 ** (weight.bits - 1) - 1,
+            inputs[group],
+            quantized[group],
+            round_weights=round_weights,
+            correct_bias=correct_bias and layer.bias is not None,
+        )
+        codes.append(found.codes)
+        biases.append(found.bias)
+    chosen = torch.cat(codes).reshape(weight.codes.shape).to(torch.int8)
+    return dataclasses.replace(
+        layer,
+        weight=dataclasses.replace(weight, codes=chosen),
+        bias=None if layer.bias is None else torch.cat(biases).float(),
+    )
+
+
+def divided_by_gains(weights: Mapping[str, Tensor], layers: Mapping[str, FrozenLayer]) -> dict[str, Tensor]:
+    """The float weights that the codes of `layers` stand for: divided by their gains."""
+    return {name: _divided(weight, layers[name].offsets) for name, weight in weights.items()}
+
+
+def _divided(weight: Tensor, offsets: ChannelOffsets | None) -> Tensor:
+    """A weight [O, C/G, ...] for inputs that were multiplied by gains [C]."""
+    if offsets is None or offsets.gain is None:
+        return weight
+    groups = len(offsets.gain) // weight.shape[1]
+    by_group = weight.detach().float().unflatten(0, (groups, -1))
+    gain = offsets.gain.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return (by_group / gain).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Offsets with a grid, and what they do to the layer's output."""
+
+    layer: FrozenLayer
+    inputs: Tensor
+    """Few patches, offset."""
+    weight: Tensor
+    """The float weights that fit them."""
+    weights_error: float
+    """Mean squared error of the output that comes from the weights' rounding."""
+    error: float
+    """That, and what comes from the input's."""
+
+    @classmethod
+    def of(
+        cls, layer: FrozenLayer, patches: LayerPatches, offsets: ChannelOffsets | None, adaptive: bool
+    ) -> _Candidate:
+        """With the grid of the smallest error on offset inputs, or without offsets on the layer's own."""
+        inputs = offset_inputs(patches.inputs, patches, offsets)
+        weight, bias = offset_weights(patches, offsets)
+        codes, grid = layer.weight, layer.grid
+        if offsets is not None:
+            shaped = weight.reshape(codes.codes.shape)
+            codes = quantize_weight(shaped, codes.bits, per_channel=len(codes.scale) > 1, search_mse=True)
+            observer = InputObserver(patches.name)
+            observer.add(inputs)
+            grid = choose_grid(observer, grid.bits, RangeMethod.MSE)
+        levels = (codes.codes.float() * per_output(codes.scale, codes.codes)).reshape(weight.shape)
+        error = float((inputs @ (levels - weight).transpose(1, 2)).square().mean())
+        chosen = FrozenLayer(codes, grid, layer.bias if offsets is None else bias, offsets)
+        return cls(chosen, inputs, weight, error * (ROUNDING_LEFT if adaptive else 1.0), torch.inf).on(grid)
+
+    def on(self, grid: Grid) -> _Candidate:
+        """The same offsets on another grid."""
+        moved = (fake_quantize(self.inputs, grid) - self.inputs) @ self.weight.transpose(1, 2)
+        error = float(moved.square().mean()) + self.weights_error
+        return dataclasses.replace(self, layer=dataclasses.replace(self.layer, grid=grid), error=error)
+
+    def searched(self) -> _Candidate:
+        """With the best range: the upper bound first, which most features reach further, then the lower one, twice."""
+        best = self
+        for side in (1, 0) * 2:
+            bounds = (best.layer.grid.lower, best.layer.grid.upper)
+            for factor in WIDENED if bounds[side] else ():
+                moved = (bounds[0] * factor, bounds[1]) if side == 0 else (bounds[0], bounds[1] * factor)
+                other = self.on(Grid.from_range(*moved, self.layer.grid.bits))
+                best = min(best, other, key=lambda candidate: candidate.error)
+        return best
+
+
+def _choices(patches: LayerPatches) -> Iterator[ChannelOffsets | None]:
+    yield None
+    for shifted in (False,) if patches.padded else (False, True):
+        for alpha, beta in EXPONENTS:
+            yield channel_offsets(patches, alpha, beta, shifted=shifted)
