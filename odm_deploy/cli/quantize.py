@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +114,9 @@ def command(
     }
 
     with progress("calibrating") as track:
-        refining = partial(track, stage="refining grids")
 
         def calibrated(widths: QuantizationPolicy) -> tuple[QuantizedModel, list[LayerSummary]]:
-            return calibrate(loaded, track(seen, len(seen)), widths, ranges, metadata, refining)
+            return calibrate(loaded, track(seen, len(seen)), widths, ranges, metadata, track)
 
         held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()))
         wide = widened(policy)

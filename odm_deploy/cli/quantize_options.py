@@ -82,6 +82,13 @@ range_options = group(
         show_default=True,
         help="Scales with few significant bits where they make every sum exact on every runtime (up to 7 bits).",
     ),
+    click.option(
+        "--fit/--no-fit",
+        default=True,
+        show_default=True,
+        help="Fit gains per channel, ranges, weight codes and biases to the output of each layer; without it, ranges "
+        "fit its input, and weights are rounded one by one.",
+    ),
 )
 """How grids are chosen; `to_settings` reads them."""
 
@@ -115,4 +122,8 @@ def to_settings(options: Mapping[str, Any]) -> CalibrationSettings:
         percentile or 99.99,
         (options["old_weight_method"] or options["weight_method"]) == "mse",
         options["exact_sums"],
+        equalize=options["fit"],
+        output_ranges=options["fit"],
+        adaptive_rounding=options["fit"],
+        correct_bias=options["fit"],
     )

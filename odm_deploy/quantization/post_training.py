@@ -49,6 +49,8 @@ class CalibrationSettings:
     """For `RangeMethod.PERCENTILE`, in (50, 100]."""
     search_weights: bool = True
     """Weight scales by the smallest squared error rather than by the largest |w|."""
+    exact_sums: bool = True
+    """Round scales to few significant bits where that makes sums exact (`odm_deploy.quantization.exact.sums`)."""
     equalize: bool = True
     """Try a gain for each channel in front of the quantizer (`odm_deploy.quantization.equalization`); not in profile
     exact and not on free grids."""
@@ -58,8 +60,6 @@ class CalibrationSettings:
     """Weight codes by the layer's output (`odm_deploy.quantization.rounding`) rather than the nearest ones."""
     correct_bias: bool = True
     """Biases that make up for what rounding does to the mean of a layer's output."""
-    exact_sums: bool = True
-    """Round scales to few significant bits where that makes sums exact (`odm_deploy.quantization.exact.sums`)."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def calibrate(
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
         if settings.method is RangeMethod.MSE:
             rough = freeze(network, layers)
-            refine_grids(rough, network, [_middle(part, REFINED_PX) for part in parts[:REFINED_ON]], track)
+            small = [_middle(part, REFINED_PX) for part in parts[:REFINED_ON]]
+            refine_grids(rough, network, small, partial(track, stage="refining grids"))
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         layers = _fit_inputs(network, parts, layers, observers, settings, track)

@@ -186,13 +186,14 @@ def test_runtimes_that_divide_compute_the_references_codes(bits):
             assert np.abs(runtime.upscale(image) - expected).max() < 2e-4, name
 
 
-@pytest.mark.parametrize("features", [3, 4])
+@pytest.mark.parametrize("features", [2, 3])
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_eight_bits_shifted_to_signed_codes_break_ties_alike(features, name):
     """Half to even is another code behind a shift by an odd number of them, also where scales are no powers of two."""
     images = [torch.from_numpy(random_images(20, 24, seed=seed)) for seed in range(2)]
     policy = QuantizationPolicy(*[LayerBits(8, 8)] * 4)
-    model, _ = calibrate(tiny_network(features=features), images, policy)
+    # Gains would leave few ties to break.
+    model, _ = calibrate(tiny_network(features=features), images, policy, CalibrationSettings(equalize=False))
     assert model.metadata["exact_sums"] is True
     grids = [layer.grid for layer in model.layers.values()]
     assert all((128 - grid.zero_point) % 2 == 0 for grid in grids)
