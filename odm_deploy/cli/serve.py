@@ -37,6 +37,7 @@ def command(host: str, port: int, max_pixels: int, max_megabytes: int, queue: in
         )
     import uvicorn
 
+    from odm_deploy.serving.connections import BoundedConnection
     from odm_deploy.serving.http import LOOPBACK, Limits, http_app
 
     with open_engine(**running) as engine, _listening(host, port) as listener:
@@ -47,7 +48,7 @@ def command(host: str, port: int, max_pixels: int, max_megabytes: int, queue: in
         say(f"serving {running['bundle']} on {address} with {engine.describe()['runtime']}")
         if host not in LOOPBACK:
             say("anybody who reaches this address can use it")
-        config = uvicorn.Config(app, log_level="warning", http="h11", ws="none", lifespan="off")
+        config = uvicorn.Config(app, log_level="warning", http=BoundedConnection, ws="none", lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -12,6 +12,7 @@ Errors are one line of JSON, {"error": "..."}: 400 no usable image, 403 another 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,11 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -35,6 +35,9 @@ from odm_deploy.serving.answer import answer, interpolate
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Names under which nobody but this machine reaches a server."""
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9A-Za-z_.-]+))(?::[0-9]{1,5})?")
+"""A Host header: an IPv6 address in brackets, or a name; perhaps with a port."""
 
 _PAGE = {
     "/": ("page.html", "text/html"),
@@ -124,10 +127,15 @@ class _Server:
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what pages of other sites ask browsers on this machine to send."""
-        if self._local and request.url.hostname not in LOOPBACK:
+        host = request.headers.get("host", "")
+        name = _HOST.fullmatch(host)
+        if name is None:
+            raise HTTPException(400, "the Host header names no host")
+        if self._local and (name[1] or name[2]).lower() not in LOOPBACK:
             raise HTTPException(403, "this server answers to loopback names only")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        # An origin is a scheme and exactly what Host says; "null" and what is no URL are other sites' as well.
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             raise HTTPException(403, "pages of other sites may not use this server")
 
     @asynccontextmanager
@@ -156,6 +164,8 @@ class _Server:
                     data += chunk
                     if len(data) > limit:
                         raise too_large
+        except ClientDisconnect:
+            raise HTTPException(400, "the upload ended before its end") from None
         except TimeoutError:
             raise HTTPException(408, f"the upload took longer than {self._limits.upload_s:g} s") from None
         return bytes(data)

@@ -24,6 +24,7 @@ from PIL import Image as PillowImage
 
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.resize import imresize
+from odm_deploy.serving.connections import BoundedConnection, most_connections
 from odm_deploy.serving.http import Limits, http_app
 from tests.command_line import run_cli
 from tests.factories import random_images
@@ -33,11 +34,17 @@ MAX_PIXELS = 40 * 50
 LIMITS = Limits(body_bytes=20_000, pixels=MAX_PIXELS, waiting=1, upload_s=1.0)
 
 
+class Impatient(BoundedConnection):
+    """Five connections, half a second for a head."""
+
+    most, head_s = 5, 0.5
+
+
 @contextmanager
-def serving(app):
+def serving(app, connection=Impatient):
     """A server in a thread; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_level="critical", http="h11", ws="none", lifespan="off")
+        config = uvicorn.Config(app, log_level="warning", http=connection, ws="none", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
@@ -172,6 +179,75 @@ def test_pages_of_other_sites_get_nothing(port):
     assert "loopback" in refusal(port, encoded(pixels()), 403, Host="rebound.example.org")
     own = {"Origin": f"http://127.0.0.1:{port}"}
     assert ask(port, "POST", "/upscale", encoded(pixels()), own)[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://[x"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1"}, 403),
+        ({"Origin": "x" * 4000}, 403),
+        ({"Host": "127.0.0.1:x"}, 400),
+        ({"Host": "127.0.0.1:80:80"}, 400),
+        ({"Host": "evil@127.0.0.1"}, 400),
+        ({"Host": "[::1"}, 400),
+        ({"Host": ""}, 400),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+        ({"Host": "LOCALHOST"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "https://localhost:8000"}, 200),
+    ],
+)
+def test_headers_of_any_kind_have_an_answer(port, headers, status):
+    reply, data = ask(port, "GET", "/health", headers=headers)
+    assert reply.status == status, data
+    assert "error" in json.loads(data) or status == 200
+
+
+def half_sent(port, text=b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "):
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client.sendall(text)
+    return client
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"], ids=["first", "second request"]
+)
+def test_a_head_that_does_not_come_ends_the_connection(port, before):
+    with half_sent(port, before + b"GET /health HTTP/1.1\r\nHost: 127") as client:
+        received = b"".join(iter(lambda: _received(client), b""))
+    assert received.count(b"200 OK") == bool(before)
+
+
+def _received(client):
+    try:
+        return client.recv(1 << 16)
+    except ConnectionResetError:
+        return b""
+
+
+def test_clients_that_only_wait_keep_nobody_out(port):
+    held = [half_sent(port) for _ in range(40)]
+    reply, _ = ask(port, "GET", "/health")
+    assert reply.status == 200
+    for client in held:
+        client.close()
+
+
+def test_as_many_connections_as_files_allow():
+    assert 8 <= most_connections() <= 512
+    assert most_connections(at_most=20) == 20
+
+
+def test_a_client_that_hangs_up_costs_no_traceback(port, caplog):
+    for _ in range(5):
+        half_sent(port, b"POST /upscale HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc").close()
+    assert ask(port, "GET", "/health")[0].status == 200
+    for _ in range(100):
+        if json.loads(ask(port, "GET", "/health")[1])["waiting"] == 0:
+            break
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_unknown_paths_and_methods_are_json_errors_too(port):
