@@ -78,7 +78,7 @@ def layer_sensitivities(
         probes: backward passes a part.
 
     Raises:
-        InputError: no image, or layers that the network lacks.
+        InputError: no image, layers that the network lacks, or somebody's code that has no gradients.
     """
     layers = model.layers
     chosen = choose_parts(images, parts)
@@ -86,9 +86,16 @@ def layer_sensitivities(
     network = copy.deepcopy(network).eval().requires_grad_(False)
     squares = dict.fromkeys(layers, 0.0)
     signs = torch.Generator().manual_seed(0)
-    for part in track(chosen, len(chosen), "sensitivity of the layers"):
-        for name, square in _squares(network, layers, part, probes, signs).items():
-            squares[name] += square / len(chosen)
+    try:
+        for part in track(chosen, len(chosen), "sensitivity of the layers"):
+            for name, square in _squares(network, layers, part, probes, signs).items():
+                squares[name] += square / len(chosen)
+    except RuntimeError as error:
+        raise InputError(
+            f"no gradients pass through {network.name}, so its layers cannot be ranked",
+            why=str(error).splitlines()[0][:200],
+            fix="say by --layer NAME=WIDTH which layers get more bits",
+        ) from error
     return [
         LayerSensitivity(name, layer.weight_bits, layer.grid.bits, squares[name], shares[name])
         for name, layer in layers.items()

@@ -40,7 +40,7 @@ def cost_text(cost: OutputCost) -> str:
 
 def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity]) -> str:
     """One line: what to do about it; empty where there is nothing worth doing."""
-    if cost.psnr_db >= INVISIBLE_DB and (cost.drop_db or 0.0) <= SMALL_DROP_DB:
+    if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
     worst = worst_layers(sensitivities)[:2]
     narrow = any(min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 for each in worst)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from odm_deploy.errors import InputError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Say, Track, silent, untracked
@@ -31,6 +32,7 @@ class Tuned:
     """Of its quantized layers, in network order."""
     cost: OutputCost
     sensitivities: list[LayerSensitivity]
+    """In network order; empty where they could not be told."""
     fine_tuned: FineTuned | None
     mixed: MixedWidths | None
 
@@ -87,7 +89,12 @@ def tune(
         model = mixed.model
         known.update({name: wider[name] for name in mixed.widened})
     cost = held_back.measure(model) if mixed is None else mixed.after
-    sensitivities = layer_sensitivities(network, model, held_back.lows, track)
+    sensitivities: list[LayerSensitivity] = []
+    try:
+        sensitivities = layer_sensitivities(network, model, held_back.lows, track)
+    except InputError as error:
+        # The model is good all the same.
+        say(f"not known which layers cost most: {error}")
     return Tuned(model, _refreshed(known, model), cost, sensitivities, fine_tuned, mixed)
 
 

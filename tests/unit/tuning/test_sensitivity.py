@@ -15,8 +15,9 @@ from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.tuning.held_back import HeldBack, Sample
 from odm_deploy.tuning.sensitivity import PART_PX, choose_parts, float_inputs, layer_sensitivities
+from odm_deploy.tuning.tune import tune
 from tests.factories import random_images, tiny_model, tiny_network
-from tests.foreign_networks import seeded
+from tests.foreign_networks import Enlarger, seeded
 
 
 def images(count=2, size=64):
@@ -84,3 +85,23 @@ def test_parts_are_spread_over_all_images_and_small_images_are_taken_whole():
     assert [part.shape for part in choose_parts([torch.zeros(1, 3, 20, 24)], 4)] == [(1, 3, 20, 24)]
     with pytest.raises(InputError, match="there is no image"):
         choose_parts([], 4)
+
+
+class WithoutGradients(Enlarger):
+    """Somebody's network that switches gradients off inside."""
+
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_a_network_without_gradients_is_refused_in_a_line_and_still_quantized():
+    network = foreign_network(WithoutGradients())
+    calibrated = calibrate(network, images(), QuantizationPolicy(LayerBits(8, 8)))
+    with pytest.raises(InputError, match="no gradients pass through foreign"):
+        layer_sensitivities(network, calibrated[0], images())
+    said: list[str] = []
+    tuned = tune(network, calibrated, HeldBack(network, map(Sample, images())), say=said.append)
+    assert tuned.model is calibrated[0]
+    assert tuned.sensitivities == []
+    assert [line.startswith("not known which layers cost most") for line in said] == [True]
