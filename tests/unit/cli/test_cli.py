@@ -72,7 +72,9 @@ def test_nothing_imports_a_command(pytestconfig):
     ]
     commands = {f"odm_deploy.cli.{verb}" for verb in VERBS}
     assert len(files) > 100
-    assert [str(path) for path in files if imports_of(path) & commands] == []
+    # `python -m calibration` is an older name of a command.
+    other_name = root / "calibration" / "__main__.py"
+    assert [path for path in files if imports_of(path) & commands] == [other_name]
 
 
 def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:

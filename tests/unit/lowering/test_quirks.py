@@ -12,7 +12,7 @@ from torch import nn
 from odm_deploy import quantize
 from odm_deploy.lowering.lower import lower
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
-from tests.factories import OPENERS, random_images
+from tests.factories import OPENERS, UNFITTED, random_images
 
 
 class MeanShifted(nn.Module):
@@ -45,7 +45,7 @@ class Concatenating(nn.Module):
 
 def throughout(module: nn.Module, bits: int):
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
-    return quantize(module, QuantizationPolicy(*[LayerBits(bits, bits)] * 4), images)
+    return quantize(module, QuantizationPolicy(*[LayerBits(bits, bits)] * 4), images, settings=UNFITTED)
 
 
 CASES = {

@@ -20,10 +20,10 @@ NEIGHBOURS = {
     "edsr": {"view": "head.0", "view_1": "tail.1"},
     "rdn": {},
     "srresnet": {
-        "val_11": "conv_input",
-        "val_12": "residual.0.conv1",
-        "val_13": "residual.1.conv1",
-        "val_19": "upscale.0",
+        "val_7": "conv_input",
+        "val_8": "residual.0.conv1",
+        "val_9": "residual.1.conv1",
+        "val_15": "upscale.0",
     },
 }
 
