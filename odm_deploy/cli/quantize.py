@@ -74,7 +74,8 @@ def command(
     """Quantize float WEIGHTS after training: watch the network on images, choose ranges, write model.pt.
 
     WEIGHTS is a .pth, .pt, .ckpt or .safetensors file. Its architecture and scale are told from the weights: this
-    project's networks, and all that spandrel knows. About 30 images like those to be upscaled are enough.
+    project's networks, and all that spandrel knows. A float .onnx file says itself what to compute. About 30 images
+    like those to be upscaled are enough.
     """
     from odm_deploy.checkpoint import save_model
     from odm_deploy.files import file_sha256

@@ -32,8 +32,8 @@ def load_network(
     """The network whose float weights a file holds, in eval mode on the CPU.
 
     Args:
-        path: what `torch.save` or safetensors wrote: a state dict, plain or within the wrappers that training codes put
-            around it. Averaged weights are preferred to what they average.
+        path: a float ONNX file, or what `torch.save` or safetensors wrote: a state dict, plain or within the wrappers
+            that training codes put around it. Averaged weights are preferred to what they average.
         network: the architecture, where the weights do not say: a name of `network_names()`; `spandrel`, which tells
             its own; or the import path of a builder, `package.module:Name`, whose code is then run. None tells it by
             the keys: this project's networks first, then spandrel's.
@@ -46,6 +46,8 @@ def load_network(
         InputError: the file is unusable, nobody knows the architecture, or the weights do not fit it.
         MissingError: spandrel, which may know it, or safetensors, is not installed or does not work here.
     """
+    if Path(path).suffix.lower() == ".onnx":
+        return _of_onnx(path, network, scale, settings)
     readings = read_weights(path)
     if network is None:
         state, loaded = _recognised(path, readings, scale, settings)
@@ -60,6 +62,18 @@ def load_network(
     return loaded
 
 
+def _of_onnx(
+    path: Path | str, network: str | None, scale: int | None, settings: Mapping[str, Any]
+) -> SuperResolutionNetwork:
+    from odm_deploy.networks.onnx_files import network_from_onnx
+
+    if network is not None:
+        raise UsageError(f"--network {network} with an ONNX file", why="the file says what to compute")
+    if unknown := sorted(set(settings) - set(INPUT_SETTINGS)):
+        raise UsageError(f"--set {', '.join(unknown)} says nothing to an ONNX file")
+    return network_from_onnx(path, scale, **dict(settings))
+
+
 def load_same(path: Path | str, like: SuperResolutionNetwork) -> SuperResolutionNetwork:
     """The float weights in a file, in a network like one that is at hand, such as a quantized model's.
 
@@ -70,6 +84,8 @@ def load_same(path: Path | str, like: SuperResolutionNetwork) -> SuperResolution
         return load_network(path, network=like.name, scale=like.scale)
     config = like.config
     settings = {name: getattr(config, name) for name in INPUT_SETTINGS}
+    if Path(path).suffix.lower() == ".onnx":
+        return load_network(path, scale=like.scale, settings=settings)
     if is_spandrel(config.builder):
         return load_network(path, network="spandrel", scale=like.scale, settings=settings)
     return load_network(path, network=config.builder, scale=like.scale, settings={**config.arguments, **settings})

@@ -30,6 +30,9 @@ class UntrustedBuilderError(UsageError):
     """A model.pt names a builder that the user has not."""
 
 
+# It runs no code but this project's: what it is given is data.
+_OWN_BUILDER = "odm_deploy.networks.onnx_network:OnnxNetwork"
+
 # Paths in force, once per `trusting` block around: the same path may be trusted by nested ones.
 _trusted: list[str] = []
 
@@ -61,7 +64,7 @@ def build_module(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Call the builder at `path`: a class derived from `nn.Module`, or a function annotated to return one.
 
     Args:
-        path: `package.module:Name`; must be trusted, unless it is one of spandrel's architectures.
+        path: `package.module:Name`; must be trusted, unless it is one of spandrel's architectures or an ONNX graph.
         arguments: keyword arguments, plain values.
 
     Raises:
@@ -70,7 +73,7 @@ def build_module(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     if not is_builder_path(path):
         raise BuilderError(f"{path!r} names no builder", fix="a builder is package.module:Name")
-    if path not in _trusted and not is_spandrel(path):
+    if path not in _trusted and not is_spandrel(path) and path != _OWN_BUILDER:
         raise UntrustedBuilderError(
             f"this model is built by {path}, which is not trusted",
             why="importing it runs its code",

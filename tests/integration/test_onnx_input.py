@@ -1,0 +1,206 @@
+"""A float ONNX file goes the whole way: converted, quantized, saved, exported, computing the same in ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.nn import functional
+
+from odm_deploy.errors import UsageError
+from odm_deploy.graphs.plain_run import run_plainly
+from odm_deploy.networks.loading import load_network
+from odm_deploy.networks.registry import build_network
+from tests.command_line import run_cli
+from tests.qdq_graphs import LEGAL
+from tests.spandrel_here import require_spandrel
+
+CHANNELS = 12
+
+
+class Distilling(nn.Module):
+    """Splits, attention over channels and a sum of parts, as IMDN has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.second = nn.Conv2d(CHANNELS - 4, CHANNELS, 3, padding=1)
+        self.squeeze = nn.Conv2d(CHANNELS, 4, 1)
+        self.excite = nn.Conv2d(4, CHANNELS, 1)
+        self.last = nn.Conv2d(CHANNELS + 4, 12, 3, padding=1)
+
+    def forward(self, x):
+        kept, rest = torch.split(functional.leaky_relu(self.first(x), 0.05), (4, CHANNELS - 4), dim=1)
+        y = self.second(rest)
+        y = y * torch.sigmoid(self.excite(functional.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return functional.pixel_shuffle(self.last(torch.cat([kept, y], 1)), 2)
+
+
+class Dense(nn.Module):
+    """Dense blocks and nearest-neighbour enlarging, as ESRGAN has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.grow = nn.Conv2d(CHANNELS, 8, 3, padding=1)
+        self.join = nn.Conv2d(CHANNELS + 8, CHANNELS, 3, padding=1)
+        self.up = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.tail = nn.Conv2d(CHANNELS, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = self.head(x)
+        x = x + 0.2 * self.join(torch.cat([x, functional.leaky_relu(self.grow(x), 0.2)], 1))
+        return self.tail(functional.leaky_relu(self.up(functional.interpolate(x, scale_factor=2)), 0.2))
+
+
+class Windows(nn.Module):
+    """Attention in windows of an image padded to a multiple of 8: shapes computed from shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, CHANNELS, 3, padding=1)
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.qkv = nn.Linear(CHANNELS, 3 * CHANNELS)
+        self.project = nn.Linear(CHANNELS, CHANNELS)
+        self.tail = nn.Conv2d(CHANNELS, 12, 3, padding=1)
+
+    def forward(self, x):
+        h, w = x.shape[2:]
+        x = self.head(functional.pad(x, (0, (8 - w % 8) % 8, 0, (8 - h % 8) % 8), mode="reflect"))
+        n, c, rows, cols = x.shape
+        windows = x.view(n, c, rows // 8, 8, cols // 8, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 64, c)
+        q, k, v = self.qkv(self.norm(windows)).chunk(3, -1)
+        windows = windows + self.project(torch.softmax(q @ k.transpose(1, 2) * c**-0.5, -1) @ v)
+        windows = windows.view(n, rows // 8, cols // 8, 8, 8, c).permute(0, 5, 1, 3, 2, 4)
+        return functional.pixel_shuffle(self.tail(x + windows.reshape(n, c, rows, cols)), 2)[:, :, : 2 * h, : 2 * w]
+
+
+def compact():
+    require_spandrel()
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+    return SRVGGNetCompact(num_feat=CHANNELS, num_conv=2, upscale=2)
+
+
+def edsr():
+    return build_network("edsr", {"scale": 2, "features": CHANNELS, "blocks": 1})
+
+
+NETWORKS = {"distilling": Distilling, "dense": Dense, "windows": Windows, "compact": compact, "edsr": edsr}
+
+
+def export(network, path, *, size=(24, 32), fixed=False, opset=17):
+    axes = {} if fixed else {"x": {0: "n", 2: "h", 3: "w"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network, (torch.rand(1, 3, *size),), path, dynamo=False, opset_version=opset, input_names=["x"],
+            output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows, cols = np.mgrid[:48, :64]
+    for index in range(2):
+        waves = [127 + 100 * np.sin((0.1 + 0.05 * index) * rows + 0.07 * channel * cols) for channel in range(3)]
+        Image.fromarray(np.stack(waves, 2).astype(np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_converted_network_is_the_network(name, fixed, tmp_path):
+    torch.manual_seed(4)
+    network = NETWORKS[name]().eval()
+    loaded = load_network(export(network, tmp_path / "model.onnx", fixed=fixed), settings={"input_range": 255})
+    assert loaded.scale == 2
+    image = torch.rand(1, 3, 27, 45)
+    with torch.no_grad():
+        wanted, got = network(image), loaded(image)
+    assert (wanted - got).abs().max() < 1e-5 * max(1, wanted.abs().max())
+    kinds = (nn.Conv2d, nn.Linear)
+    assert sum(isinstance(each, kinds) for each in loaded.modules()) == sum(
+        isinstance(each, kinds) for each in network.modules()
+    )
+
+
+@pytest.mark.parametrize("name", ["distilling", "windows"])
+def test_from_a_file_to_a_bundle_that_verifies(name, tmp_path, image_folder):
+    torch.manual_seed(4)
+    file = export(NETWORKS[name]().eval(), tmp_path / "model.onnx")
+    model, bundle = tmp_path / "model.pt", tmp_path / "bundle"
+    made = run_cli("quantize", file, "--images", image_folder, "-o", model, "--set", "input_range=1")
+    assert made.code == 0, made.stderr
+    assert "ONNX Runtime" in made.stderr
+    assert run_cli("export", model, "-o", bundle, "--no-engine").code == 0
+    # A graph of dynamic size, which the converted network still is.
+    graph = onnx.load(bundle / "model.onnx")
+    for size in ((16, 24), (33, 27)):
+        image = np.random.default_rng(1).uniform(0, 255, (1, 3, *size)).astype(np.float32)
+        (result,) = run_plainly(graph, {graph.graph.input[0].name: image}, [graph.graph.output[0].name]).values()
+        assert result.shape == (1, 3, 2 * size[0], 2 * size[1])
+    checked = run_cli("verify", bundle, "--against", model, "--images", image_folder, "--runtime", "onnxruntime")
+    assert checked.code == 0, checked.stderr
+
+
+def test_half_precision_file_becomes_float32(tmp_path):
+    torch.manual_seed(4)
+    network = Distilling().half().float().eval()
+    model = onnx.load(export(network, tmp_path / "model.onnx"))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    loaded = load_network(tmp_path / "half.onnx", settings={"input_range": 255})
+    image = torch.rand(1, 3, 20, 28)
+    with torch.no_grad():
+        assert (loaded(image) - network(image)).abs().max() < 1e-5
+
+
+def test_file_for_one_size_is_refused_with_what_to_do(tmp_path):
+    class Fixed(Distilling):
+        def forward(self, x):
+            return super().forward(x.reshape(1, 3, 24 * 32).reshape(1, 3, 24, 32))
+
+    file = export(Fixed().eval(), tmp_path / "model.onnx", fixed=True)
+    with pytest.raises(UsageError, match="dynamic height and width"):
+        load_network(file)
+
+
+def test_what_cannot_be_converted_is_one_line_and_exit_2(tmp_path, image_folder):
+    model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+    last = model.graph.output[0].name
+    grid = numpy_helper.from_array(np.zeros((1, 4, 4, 2), np.float32), "grid")
+    model.graph.initializer.append(grid)
+    model.graph.node.append(helper.make_node("GridSample", [last, "grid"], ["sampled"]))
+    model.graph.output[0].name = "sampled"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "odd.onnx")
+    onnx.save(LEGAL["plain"](), tmp_path / "quantized.onnx")
+    for file, words in (("odd.onnx", "GridSample"), ("quantized.onnx", "lint --fix")):
+        outcome = run_cli("quantize", tmp_path / file, "--images", image_folder, "-o", tmp_path / "model.pt")
+        assert outcome.code == 2, outcome.stderr
+        assert words in outcome.stderr
+        assert len(outcome.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "model.pt").exists()
+
+
+def test_grey_images_are_refused(tmp_path):
+    grey = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+    grey.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    onnx.save(grey, tmp_path / "grey.onnx")
+    with pytest.raises(UsageError, match="FLOAT"):
+        load_network(tmp_path / "grey.onnx")
