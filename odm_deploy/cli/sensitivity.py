@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +119,5 @@ def _quantized(
     loaded, told = settle_input_format(loaded, settings, map(read_rgb, images.paths))
     if told:
         say(told)
-    refining = partial(track, stage="refining grids")
-    model, _ = calibrate(loaded, track(images, len(images), "calibrating"), policy, ranges, None, refining)
+    model, _ = calibrate(loaded, track(images, len(images), "calibrating"), policy, ranges, track=track)
     return loaded, model
