@@ -8,6 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,30 +68,54 @@ def network_from_spandrel(
 
 def _import_spandrel() -> Any:
     """The package. Raises MissingError where it, or the torchvision it imports, is missing or unusable."""
+    if importlib.util.find_spec("spandrel") is None:
+        raise MissingError(
+            "spandrel is not installed", why="it knows public networks by their weights", fix="pip install spandrel"
+        )
     try:
-        return importlib.import_module("spandrel")
+        with _standing_in_for_torchvision():
+            return importlib.import_module("spandrel")
     except Exception as error:  # torchvision beside a torch it was not built for raises RuntimeError, or OSError
-        if importlib.util.find_spec("spandrel") is None:
-            raise MissingError(
-                "spandrel is not installed",
-                why="it knows public networks by their weights",
-                fix=f"pip install spandrel {_torchvision()}",
-            ) from None
         raise MissingError(
             "spandrel cannot be imported here",
-            why=f"it needs the torchvision made for torch {torch.__version__} ({type(error).__name__}: {error})"[:300],
-            fix=f"pip install {_torchvision()}",
+            why=f"this torchvision is not the one for torch {torch.__version__} ({type(error).__name__}: {error})"[
+                :300
+            ],
+            fix=f"pip uninstall torchvision, which is not needed here, or get the one that fits: {_install_torchvision()}",
         ) from None
 
 
-def _torchvision() -> str:
-    """What to tell pip to get the torchvision that belongs to the torch here."""
+@contextmanager
+def _standing_in_for_torchvision() -> Generator[None]:
+    """While spandrel is imported, let empty modules be torchvision where there is none.
+
+    It imports three names from there, for networks that fill holes and mend faces; none that enlarges images uses them.
+    Builds of torchvision fit one build of torch each, so it is what an environment lacks first.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        yield
+        return
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    modules = {name: ModuleType(name) for name in names}
+    for name in ("InterpolationMode", "rotate", "normalize"):
+        setattr(modules[names[-1]], name, None)
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _install_torchvision() -> str:
+    """The command that gets the torchvision that belongs to the torch here."""
     version, _, build = torch.__version__.partition("+")
     major, minor = (int(part) for part in version.split(".")[:2])
     # Both are released together, torch 2.0 with torchvision 0.15.
     wanted = f'"torchvision==0.{minor + 15}.*"' if major == 2 else "torchvision"
     # Builds for CPUs and for other CUDA versions than PyPI's lie on PyTorch's own index.
-    return f"{wanted} --extra-index-url https://download.pytorch.org/whl/{build}" if build else wanted
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install --force-reinstall --no-deps {wanted}{index}"
 
 
 def _path_of(kind: type) -> str:

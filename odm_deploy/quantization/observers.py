@@ -18,6 +18,10 @@ _SMALLEST_EXPONENT = -126
 """Of a bin's width, which then is the smallest normal float32."""
 
 
+_COUNTED_AT_ONCE = 2**22
+"""Values: counting takes 40 bytes for each, and features at the output's size are tens of millions."""
+
+
 class Histogram:
     """Counts of values in 2^14 bins of equal width around zero, which widen as larger values arrive.
 
@@ -36,9 +40,10 @@ class Histogram:
         if self._exponent is None or largest >= math.ldexp(_HALF, self._exponent):
             self._widen(largest)
         assert self._exponent is not None
-        # float64, where no quotient underflows: a tiny negative value belongs below zero.
-        bins = torch.floor(values.flatten().double() * 2.0**-self._exponent).to(torch.int64)
-        self._counts += torch.bincount(bins + _HALF, minlength=2 * _HALF).cpu().numpy()
+        for part in values.flatten().split(_COUNTED_AT_ONCE):
+            # float64, where no quotient underflows: a tiny negative value belongs below zero.
+            bins = torch.floor(part.double() * 2.0**-self._exponent).to(torch.int64)
+            self._counts += torch.bincount(bins + _HALF, minlength=2 * _HALF).cpu().numpy()
 
     def occupied(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
         """Centres and counts of the bins that hold something, in ascending order."""

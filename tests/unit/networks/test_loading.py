@@ -167,7 +167,7 @@ def test_a_torchvision_that_does_not_fit_is_named(broken, save, tmp_path, monkey
             raise broken
 
     monkeypatch.setitem(sys.modules, "torchvision.transforms.functional", Broken("functional"))
-    with pytest.raises(MissingError, match=r'needs the torchvision made for torch 2.*pip install "torchvision==0\.'):
+    with pytest.raises(MissingError, match=r'is not the one for torch 2.*uninstall torchvision.*"torchvision==0\.'):
         load_network(save(nn.Conv2d(3, 3, 1).state_dict()))
 
 
