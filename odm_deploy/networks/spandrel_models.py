@@ -76,12 +76,11 @@ def _import_spandrel() -> Any:
         with _standing_in_for_torchvision():
             return importlib.import_module("spandrel")
     except Exception as error:  # torchvision beside a torch it was not built for raises RuntimeError, or OSError
+        why = f"this torchvision is not the one for torch {torch.__version__} ({type(error).__name__}: {error})"
         raise MissingError(
             "spandrel cannot be imported here",
-            why=f"this torchvision is not the one for torch {torch.__version__} ({type(error).__name__}: {error})"[
-                :300
-            ],
-            fix=f"pip uninstall torchvision, which is not needed here, or get the one that fits: {_install_torchvision()}",
+            why=why[:300],
+            fix=f"pip uninstall torchvision, not needed here, or get the one that fits: {_install_torchvision()}",
         ) from None
 
 
