@@ -63,7 +63,9 @@ def _judge(found: Coverage, path: Path) -> None:
     """Fail where the engine does not do what the graph asks for, or where the graph asks for nothing."""
     from odm_deploy.errors import GateError
 
-    if (not found.quantized_macs and found.macs) or not found.quantized_layers:
+    # Work that cannot be counted is not none: behind an operator that ONNX does not know, shapes stay open.
+    counted = all(layer.macs is not None for layer in found.layers if layer.quantized)
+    if not found.quantized_layers or (counted and found.macs and not found.quantized_macs):
         raise GateError(
             f"nothing in {path} is quantized",
             why=f"none of its {len(found.layers)} convolutions and matrix products has a DequantizeLinear before it",
@@ -92,7 +94,8 @@ def _print(found: Coverage, source: str) -> None:
     head = ("layer", "bits", "runs as", "share of MACs", "why not int8")
     print_table(table(f"layers ({source})", head, map(row, found.layers), left=("bits", "runs as", "why not int8")))
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
-    if found.macs and found.int8_macs / found.macs < NO_SHARE:
+    counted = all(layer.macs is not None for layer in found.layers)
+    if counted and found.macs and found.int8_macs / found.macs < NO_SHARE:
         share += ": next to nothing, so this engine is as fast as a float one"
     click.echo(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
 

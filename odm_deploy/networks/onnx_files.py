@@ -32,6 +32,9 @@ LARGEST_ERROR = 1e-4
 SIZES_PX = (PROBE_PX, (64, 32))
 """Heights and widths at which network and file are compared."""
 
+_LARGEST_FIXED_PX = 512
+"""Stated sizes beyond it are not tried."""
+
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger")
 # They would make operators of ONNX Runtime's own, or join what is quantized apart.
@@ -54,9 +57,11 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
         InputError: the file cannot be used, or the converted network computes something else.
         MissingError: ONNX Runtime is not installed.
     """
-    reference = _plain_form(read_onnx(Path(path))[0], path)
+    read = read_onnx(Path(path))[0]
+    sizes = [*SIZES_PX, *_beyond_fixed_size(read)]
+    reference = _plain_form(read, path)
     module, text = convert_graph(reference)
-    error = _compare(module, reference, path)
+    error = _compare(module, reference, sizes, path)
     count = len(reference.graph.node)
     say(f"{path}: {count} ONNX operators converted, within {error:.1e} of ONNX Runtime's output")
     return foreign_network(module, builder=ONNX_BUILDER, arguments={"graph": text}, scale=scale, **of_input)
@@ -79,6 +84,17 @@ def convert_graph(model: ModelProto) -> tuple[OnnxNetwork, str]:
     module = OnnxNetwork(text).eval()
     module.load_weights(arrays)
     return module, text
+
+
+def _beyond_fixed_size(model: ModelProto) -> list[tuple[int, int]]:
+    """A size larger than the one the file states, where a graph that holds that size in its arithmetic shows it."""
+    filled = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in filled]
+    stated = [dim.dim_value for dim in shapes[0][2:]] if shapes and len(shapes[0]) == 4 else []
+    if not any(stated):
+        return []
+    rows, cols = (min(size, _LARGEST_FIXED_PX) + 16 for size in stated)
+    return [(rows, cols)]
 
 
 def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:
@@ -182,12 +198,12 @@ def _strip(model: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
-def _compare(module: OnnxNetwork, reference: ModelProto, path: Path | str) -> float:
+def _compare(module: OnnxNetwork, reference: ModelProto, sizes: list[tuple[int, int]], path: Path | str) -> float:
     """The largest difference from ONNX Runtime as a part of the largest output value. Raises as `network_from_onnx`."""
     name = next(value.name for value in reference.graph.input)
     run = PlainRun(reference, [reference.graph.output[0].name])
-    largest = 0.0
-    for seed, (height, width) in enumerate(SIZES_PX):
+    largest, factors = 0.0, set[tuple[float, float]]()
+    for seed, (height, width) in enumerate(sizes):
         image = np.random.default_rng(seed).random((1, 3, height, width), np.float32)
         try:
             wanted = next(iter(run({name: image}).values()))
@@ -206,6 +222,14 @@ def _compare(module: OnnxNetwork, reference: ModelProto, path: Path | str) -> fl
             ) from error
         if got.shape != wanted.shape:
             raise InputError(f"{path} cannot be converted", why=f"{got.shape} instead of {wanted.shape}")
+        # A graph made for one size may run on another, and crop or pad the image to its own.
+        factors.add((wanted.shape[-2] / height, wanted.shape[-1] / width))
+        if len(factors) > 1:
+            raise UsageError(
+                f"{path} is made for images of one size",
+                why=f"{height}x{width} becomes {wanted.shape[-2]}x{wanted.shape[-1]}, other sizes another multiple",
+                fix="export it with dynamic height and width",
+            )
         largest = max(largest, float(np.abs(got - wanted).max() / max(float(np.abs(wanted).max()), 1e-9)))
     if not largest <= LARGEST_ERROR:
         raise InputError(

@@ -11,7 +11,7 @@ import pytest
 from odm_deploy.checkpoint import load_model
 from odm_deploy.machine.builders import can_build, find_builder
 from tests.command_line import run_cli
-from tests.qdq_graphs import CHANNELS, TRAPS, Builder
+from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
 RTX = find_builder("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
@@ -75,6 +75,24 @@ def test_graph_that_quantizes_nothing_fails_the_gate(tmp_path):
     assert outcome.code == 3
     assert "nothing in" in outcome.stderr
     assert "none of its 1 convolutions" in outcome.stderr
+
+
+@needs_rtx
+def test_layers_whose_work_cannot_be_counted_are_still_quantized(tmp_path):
+    # Behind an operator of another domain ONNX infers no shapes.
+    model = LEGAL["plain"]()
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    for node in model.graph.node:
+        if node.name in ("a_q", "a_dq"):
+            node.domain = "com.microsoft"
+    stem = np.ones((CHANNELS, CHANNELS, 1, 1), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(stem, "stem_w"))
+    model.graph.node.insert(0, onnx.helper.make_node("Conv", ["x", "stem_w"], ["stem"], name="stem"))
+    next(node for node in model.graph.node if node.name == "a_q").input[0] = "stem"
+    onnx.save(model, tmp_path / "model.onnx")
+    outcome = run_cli("inspect", tmp_path / "model.onnx", "--shapes", "1x16x24x32", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.document["int8_layers"] == outcome.document["quantized_layers"] == 1
 
 
 @needs_rtx
