@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from odm_deploy.cli.options import threads_option, trust_option, weights_options
+from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, progress, say
 
 
@@ -37,6 +38,10 @@ def command(
     from odm_deploy.imaging.pairs import find_pairs
     from odm_deploy.proof.evaluation import evaluate, open_float_weights, open_upscaler
 
+    if (network or settings) and model.is_dir():
+        raise UsageError(
+            "--network and --set are about float weights", why=f"{model} is a folder", fix="leave them out"
+        )
     if network or settings or _holds_float_weights(model):
         upscale, factor = open_float_weights(model, dataset, network=network, scale=scale, settings=settings, say=say)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from odm_deploy.errors import InputError, OdmError, UsageError
+from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.foreign import ForeignConfig, foreign_network
 from odm_deploy.networks.registry import network_from_state_dict, own_network_of, scale_of
@@ -108,9 +108,12 @@ def _recognised(path: Path | str, readings: list[StateDict], scale: int | None, 
             refused = error
     try:
         return _of_spandrel(path, readings, scale, settings)
-    except OdmError:
+    except OdmError as error:
         if refused is not None:
             raise refused from None
+        if isinstance(error, MissingError):
+            why = f"it is none of this project's, and {error.what}: {error.why}"
+            raise MissingError(f"cannot tell the network of {path}", why=why, fix=error.fix) from None
         raise
 
 
