@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from odm_deploy.errors import MissingError
+from odm_deploy.installing import install_extra
 from odm_deploy.machine.builders import Builder, choose_builder, find_builders
 from odm_deploy.machine.capabilities import why_unfit
 from odm_deploy.machine.gpus import Gpu, find_gpus
@@ -125,17 +126,17 @@ def _driver_version() -> str | None:
 
 
 def _abilities() -> list[Ability]:
-    export = _needs("export to ONNX", ["torch", "onnxscript", "onnx_ir"], "pip install 'odm-deploy[export]'")
+    export = _needs("export to ONNX", ["torch", "onnxscript", "onnx_ir"], install_extra("export"))
     runtimes = [runtime for runtime in ("openvino", "onnxruntime") if not why_unusable(runtime)]
     cpu = _ability("run and bench on the CPU", with_what=", ".join(runtimes))
     if not runtimes:
-        problem, fix = "neither openvino nor onnxruntime is installed", "pip install 'odm-deploy[cpu]'"
+        problem, fix = "neither openvino nor onnxruntime is installed", install_extra("cpu")
         cpu = _ability(cpu.name, problem=problem, fix=fix)
     verify = _ability("verify against the reference", with_what=f"torch; {cpu.with_what}")
     for need in (cpu, export):
         if not need.works:
             verify = replace(need, name=verify.name)
-    calibrate = _needs("calibrate and train (from a clone)", ["torch", "PIL"], "pip install -e '.[train]'")
+    calibrate = _needs("calibrate and train (from a clone)", ["torch", "PIL"], install_extra("train"))
     return [calibrate, export, _build(), cpu, _run_gpu(), verify]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.errors import MissingError, OdmError, UsageError
+from odm_deploy.installing import install_extra
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -230,7 +231,7 @@ def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
     if extra is None:
         return None
     what = "this command works on networks" if extra == "export" else "this command needs it"
-    return MissingError(f"{package} is not installed", why=what, fix=f"pip install 'odm-deploy[{extra}]'")
+    return MissingError(f"{package} is not installed", why=what, fix=install_extra(extra))
 
 
 def run(command: click.Command, prog_name: str) -> None:

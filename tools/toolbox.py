@@ -14,6 +14,7 @@ import click
 
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.files import atomic_path, write_text
+from odm_deploy.installing import install_extra
 
 if TYPE_CHECKING:
     from training.recipe import Recipe
@@ -88,7 +89,7 @@ def import_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingError("cannot draw", why=str(error), fix='pip install -e ".[train]"') from None
+        raise MissingError("cannot draw", why=str(error), fix=install_extra("train")) from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -23,7 +23,7 @@ ModelKind = Literal["onnx", "plan"]
 
 _HOW_TO_MAKE: dict[str, str] = {
     ONNX_FILE: "make a bundle with: odm-deploy export model.pt -o DIR",
-    PLAN_FILE: "install a builder (pip install 'odm-deploy[rtx]') and run: odm-deploy build BUNDLE",
+    PLAN_FILE: "build one with: odm-deploy build BUNDLE",
 }
 
 

@@ -29,12 +29,11 @@ def command(host: str, port: int, max_pixels: int, max_megabytes: int, queue: in
     import importlib.util
 
     from odm_deploy.errors import MissingError
+    from odm_deploy.installing import install_extra
 
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingError(
-            f"{' and '.join(missing)} not installed", why="they speak HTTP", fix="pip install 'odm-deploy[serve]'"
-        )
+        raise MissingError(f"{' and '.join(missing)} not installed", why="they speak HTTP", fix=install_extra("serve"))
     import uvicorn
 
     from odm_deploy.serving.connections import BoundedConnection

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from odm_deploy.errors import InputError, MissingError
+from odm_deploy.installing import install_extra
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,7 +37,7 @@ class PlainRun:
 
     def __init__(self, model: ModelProto, outputs: Iterable[str]) -> None:
         if importlib.util.find_spec("onnxruntime") is None:
-            raise MissingError("onnxruntime is not installed", fix="pip install 'odm-deploy[cpu]'")
+            raise MissingError("onnxruntime is not installed", fix=install_extra("cpu"))
         import onnxruntime as ort
 
         self._names = list(dict.fromkeys(outputs))

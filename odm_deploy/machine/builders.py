@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odm_deploy.errors import MissingError, UsageError
+from odm_deploy.installing import install_extra
 from odm_deploy.machine.gpus import driver_cuda_major, find_gpus
 
 TENSORRT = "tensorrt"
@@ -64,9 +65,9 @@ class Builder:
 def pip_command(builder: str, cuda_major: int | None) -> str:
     """The command that installs a builder next to a driver for this CUDA version (None: unknown)."""
     if builder == TENSORRT_RTX:
-        return 'pip install "odm-deploy[rtx]"'
+        return install_extra("rtx")
     extra = "gpu" if cuda_major is None else f"gpu-cu{min(max(cuda_major, 12), 13)}"
-    return f'pip install "odm-deploy[{extra}]" --extra-index-url https://pypi.nvidia.com'
+    return f"{install_extra(extra)} --extra-index-url https://pypi.nvidia.com"
 
 
 def builder_name(name: str) -> str:

@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.graphs.files import read_onnx
 from odm_deploy.graphs.plain_run import PlainRun
+from odm_deploy.installing import install_extra
 from odm_deploy.networks.foreign import PROBE_PX, ForeignNetwork, foreign_network
 from odm_deploy.networks.onnx_layers import LAYERS
 from odm_deploy.networks.onnx_network import (
@@ -155,7 +156,7 @@ def _simplified(model: ModelProto) -> ModelProto:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        raise MissingError("onnxruntime is not installed", fix="pip install 'odm-deploy[cpu]'") from error
+        raise MissingError("onnxruntime is not installed", fix=install_extra("cpu")) from error
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -6,6 +6,7 @@ import importlib.util
 import math
 
 from odm_deploy.errors import MissingError
+from odm_deploy.installing import install_extra
 from odm_deploy.proof.parity_text import markdown_table, rows, to_markdown
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.layer_statistics import LayerStatistics
@@ -22,9 +23,7 @@ def check_can_render() -> None:
         MissingError: jinja2 is not installed.
     """
     if importlib.util.find_spec("jinja2") is None:
-        raise MissingError(
-            "jinja2 is not installed", why="it fills in the page", fix="pip install 'odm-deploy[report]'"
-        )
+        raise MissingError("jinja2 is not installed", why="it fills in the page", fix=install_extra("report"))
 
 
 def to_html(content: ReportContent) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
 from odm_deploy.imaging.reading import MAX_PIXELS
+from odm_deploy.installing import install_extra
 from odm_deploy.pipeline import ahead, map_ahead
 from odm_deploy.progress import Track, untracked
 from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike
@@ -85,8 +86,7 @@ def check_video(source: Path | str, destination: Path | str) -> None:
         MissingError: PyAV is not installed.
     """
     if importlib.util.find_spec("av") is None:
-        fix = "pip install 'odm-deploy[video]'"
-        raise MissingError("video needs PyAV", why="it is not installed", fix=fix)
+        raise MissingError("video needs PyAV", why="it is not installed", fix=install_extra("video"))
     source, destination = Path(source), Path(destination)
     if not source.is_file():
         raise InputError(f"cannot read video {source}", why="no such file", fix="give the path of a video file")

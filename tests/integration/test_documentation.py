@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_the_page_of_commands_is_what_help_prints() -> None:
     tool = [sys.executable, REPOSITORY / "tools/cli_reference.py"]
     printed = subprocess.run(tool, capture_output=True, text=True, check=True, timeout=120).stdout
     assert (REPOSITORY / "docs/cli.md").read_text() == printed, "python tools/cli_reference.py > docs/cli.md"
+
+
+def test_on_a_package_index_no_link_of_the_readme_is_relative() -> None:
+    """The build changes them by the patterns in pyproject.toml."""
+    text = (REPOSITORY / "README.md").read_text()
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    for change in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert re.search(r"!\[.*\]\(https://raw\.githubusercontent\.com/.*\.png\)", text)
 
 
 def test_contributing_lists_the_folders_that_exist() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from odm_deploy.installing import install_extra
 from tests.command_line import run_cli
 from tests.factories import tiny_network
 
@@ -123,7 +124,7 @@ def test_without_jinja2_the_line_says_what_to_install(tiny_bundle, tiny_set, tmp
     monkeypatch.setitem(sys.modules, "jinja2", None)
     outcome = run_cli("report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", tmp_path / "report.html")
     assert outcome.code == 4
-    assert "pip install 'odm-deploy[report]'" in outcome.stderr
+    assert install_extra("report") in outcome.stderr
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to look at the page with")

@@ -24,6 +24,7 @@ from PIL import Image as PillowImage
 
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.resize import imresize
+from odm_deploy.installing import install_extra
 from odm_deploy.serving.connections import BoundedConnection, most_connections
 from odm_deploy.serving.http import Limits, http_app
 from tests.command_line import run_cli
@@ -338,7 +339,7 @@ def test_without_starlette_the_line_says_what_to_install(tiny_bundle, monkeypatc
     monkeypatch.setitem(sys.modules, "starlette", None)
     outcome = run_cli("serve", "--model", tiny_bundle)
     assert outcome.code == 4
-    assert "pip install 'odm-deploy[serve]'" in outcome.stderr
+    assert install_extra("serve") in outcome.stderr
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here to open the page with")

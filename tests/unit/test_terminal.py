@@ -8,6 +8,7 @@ import click
 import pytest
 
 from odm_deploy import errors, terminal
+from odm_deploy.installing import install_extra
 from odm_deploy.terminal import emit_json, progress, run, say
 
 
@@ -107,7 +108,7 @@ def test_a_package_of_an_extra_that_is_missing_is_named(package, extra, capsys, 
     assert caught.value.code == 4
     line = capsys.readouterr().err
     assert line.startswith(f"error: {package} is not installed: ")
-    assert line.endswith(f"pip install 'odm-deploy[{extra}]'\n")
+    assert line.endswith(f"{install_extra(extra)}\n")
 
 
 def test_progress_shows_the_speed_in_the_unit_asked_for(capsys, monkeypatch):

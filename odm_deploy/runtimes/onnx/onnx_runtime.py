@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import onnx
 
 from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.installing import install_extra
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -66,7 +67,7 @@ class OnnxRuntime(GraphRuntime):
     @classmethod
     def _session_of(cls, model: bytes, options: RuntimeOptions, provider_options: Mapping[str, str], label: str) -> Any:
         if importlib.util.find_spec("onnxruntime") is None:
-            raise MissingError("onnxruntime is not installed", fix="pip install 'odm-deploy[cpu]'")
+            raise MissingError("onnxruntime is not installed", fix=install_extra("cpu"))
         import onnxruntime as ort
 
         if cls.on_gpu and hasattr(ort, "preload_dlls"):
@@ -76,7 +77,7 @@ class OnnxRuntime(GraphRuntime):
             raise MissingError(
                 f"this onnxruntime has no {cls.provider}",
                 why=f"it offers {', '.join(ort.get_available_providers())}",
-                fix="pip uninstall onnxruntime && pip install 'odm-deploy[gpu]'",
+                fix=f"pip uninstall onnxruntime && {install_extra('gpu')}",
             )
         settings = ort.SessionOptions()
         settings.log_severity_level = _LOG_ERRORS_ONLY

@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.installing import install_extra
 from odm_deploy.lowering.metadata import is_marked_exact
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
@@ -60,7 +61,7 @@ class OpenVinoCpu(GraphRuntime):
         if is_marked_exact(graph):
             options = dataclasses.replace(options, precision="fp32")
         if importlib.util.find_spec("openvino") is None:
-            raise MissingError("openvino is not installed", fix="pip install 'odm-deploy[cpu]'")
+            raise MissingError("openvino is not installed", fix=install_extra("cpu"))
         if needs_probe(graph):
             probe(model, label)
         import openvino

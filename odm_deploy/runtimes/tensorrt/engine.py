@@ -19,6 +19,7 @@ from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.bundle.plan_target import built_for, require_gpu
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes, Shape
+from odm_deploy.installing import install_extra
 from odm_deploy.machine.builders import TENSORRT, find_builder
 from odm_deploy.machine.gpus import find_gpus
 from odm_deploy.runtimes.base import Runtime, RunTimes
@@ -109,7 +110,7 @@ class TensorRtEngine(Runtime):
         if not builder.usable:
             raise MissingError(what, why=builder.problem, fix=builder.install)
         if not find_gpus():
-            fix = "run the bundle's model.onnx on the CPU with --runtime openvino (pip install 'odm-deploy[cpu]')"
+            fix = f"run the bundle's model.onnx on the CPU with --runtime openvino ({install_extra('cpu')})"
             raise MissingError(what, why="the driver finds no NVIDIA GPU", fix=fix)
         return importlib.import_module(cls.name)
 

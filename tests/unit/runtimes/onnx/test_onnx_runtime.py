@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import MissingError
+from odm_deploy.installing import install_extra
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime, OnnxRuntimeCuda, OnnxRuntimeRtx, OnnxRuntimeTensorRt
 from odm_deploy.runtimes.options import RuntimeOptions
 from tests.factories import lowered, tiny_model
@@ -27,7 +30,7 @@ def test_without_optimization_no_integer_kernel_replaces_qdq() -> None:
 def test_a_missing_provider_is_named_with_the_command_that_brings_it(kind: type[OnnxRuntime]) -> None:
     if kind.provider in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has the {kind.provider}")
-    with pytest.raises(MissingError, match=rf"{kind.provider}.*pip install 'odm-deploy\[gpu\]'"):
+    with pytest.raises(MissingError, match=rf"{kind.provider}.*{re.escape(install_extra('gpu'))}"):
         kind.open_bytes(sr_model().SerializeToString())
 
 
