@@ -104,7 +104,7 @@ def check_directory(destination: Path | str) -> None:
         raise InputError(
             f"cannot write {target}",
             why="it exists and is not a bundle",
-            fix="choose another place with -o, or remove it first",
+            fix="choose another place, or remove it first",
         )
 
 
@@ -123,7 +123,7 @@ def _room_for(target: Path, only: Container[int | None] | None = None) -> Genera
         if only is not None and error.errno not in only:
             raise
         raise InputError(
-            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place with -o"
+            f"cannot write {target}", why=str(error.strerror or error), fix="choose another place"
         ) from error
 
 

@@ -196,7 +196,7 @@ def report_error(error: BaseException) -> int:
         click.echo(one_line(f"error: {error}"), err=True)
         return error.exit_code
     if isinstance(error, click.ClickException):
-        error.show()
+        click.echo(f"error: {_of_click(error)}", err=True)
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         click.echo("interrupted", err=True)
@@ -216,6 +216,14 @@ def report_error(error: BaseException) -> int:
         _silence_output()
         return 1
     raise error
+
+
+def _of_click(error: click.ClickException) -> str:
+    """What click has against a call, on one line like all other errors, and where the verb's options are listed."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    message = one_line(message[:1].lower() + message[1:])
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return message if context is None else f"{message}; {context.command_path} --help shows what there is"
 
 
 def _silence_output() -> None:

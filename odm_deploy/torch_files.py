@@ -17,6 +17,7 @@ from odm_deploy.errors import InputError
 
 _COMPRESSED_BYTES = 16 << 20
 """What records may hold beyond the file's own length: torch compresses code, but no tensors."""
+_WANTED = "a file of float weights or a model.pt is wanted; odm-deploy quantize makes a model.pt of float weights"
 _DEEPEST = 32
 """Levels of lists and mappings in plain values."""
 
@@ -30,14 +31,15 @@ def read_torch_file(path: Path | str) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"cannot read {path}", why="it is a directory" if path.is_dir() else "there is no such file")
+        raise _no_file(path)
     if path.stat().st_size == 0:
         raise InputError(f"cannot read {path}", why="the file is empty", fix="copy or download it again")
     with path.open("rb") as stream:
         magic = stream.read(4)
     # torch writes zip archives since 1.6, before that (and `pickle` itself) a pickle stream.
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
-        raise InputError(f"{path} is not a torch file", why=f"it begins with {magic!r}")
+        why = "it is an ONNX file" if path.suffix.lower() == ".onnx" else f"it begins with {magic!r}"
+        raise InputError(f"{path} is not a torch file", why=why, fix=_WANTED)
     if magic[:2] == b"PK":
         _check_records(path)
     try:
@@ -69,6 +71,13 @@ def read_torch_file(path: Path | str) -> Any:
         ) from None
     _check_tensors(content, path)
     return content
+
+
+def _no_file(path: Path) -> InputError:
+    if not path.is_dir():
+        return InputError(f"cannot read {path}", why="there is no such file", fix="check the path")
+    bundle = (path / "manifest.json").is_file()
+    return InputError(f"cannot read {path}", why="it is a bundle" if bundle else "it is a folder", fix=_WANTED)
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:

@@ -53,12 +53,13 @@ class Bundle:
         """
         if isinstance(path, Bundle):
             return path
-        if Path(path).suffix.lower() in (".pt", ".pth"):
+        if Path(path).suffix.lower() in (".pt", ".pth", ".ckpt", ".safetensors"):
             # Whether or not it is there: what is wanted is another kind of thing.
             raise InputError(
                 f"cannot load {path}",
                 why="a bundle is wanted, or a file of one, and this is the name of a checkpoint",
-                fix=f"make a bundle with: odm-deploy export {path} -o DIR",
+                fix=f"make a bundle with: odm-deploy export {path} -o DIR, or from float weights with: odm-deploy "
+                f"quantize {path} --images DIR --export DIR",
             )
         if not Path(path).exists():
             raise InputError(f"cannot load {path}", why="there is no such file or folder", fix=_HOW_TO_MAKE[ONNX_FILE])

@@ -9,7 +9,8 @@ import importlib
 
 import click
 
-from odm_deploy.terminal import run
+from odm_deploy.errors import UsageError
+from odm_deploy.terminal import one_line, run
 from odm_deploy.version import __version__
 
 # verb -> the line `--help` shows. The verb's own file holds everything else.
@@ -42,6 +43,18 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"odm_deploy.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in VERBS:
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, VERBS, n=1)
+            fix = f"did you mean {close[0]}?" if close else f"use {', '.join(VERBS)}"
+            raise UsageError(one_line(f"there is no command {name}"), fix=fix)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -69,9 +69,11 @@ def command(
     from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
     from odm_deploy.imaging.writing import check_writable, most_bits
     from odm_deploy.upscaling.batch import is_many
+    from odm_deploy.upscaling.kinds import check_kinds
     from odm_deploy.upscaling.video import check_video, is_video
 
     check_pipe(source, destination, size, as_json)
+    check_kinds(source, destination)
     keep_input(source, destination)
     if size is not None or is_video(destination):
         _refuse("--depth", "of images", depth != "auto", destination)

@@ -144,7 +144,8 @@ def find_samples(images: Path, truth: Path | None, scale: int, limit: int | None
     """The samples a folder, file or glob names.
 
     Args:
-        images: the network's input images. In a benchmark set, `.../LR_bicubic/X4`, ground truth is found by itself.
+        images: the network's input images. Of those in a benchmark set's LR_bicubic/X4 (the folder, one of its files or
+            a pattern in it) ground truth is found by itself.
         truth: folder of ground truth images, named like the inputs with or without their `x4` suffix.
         scale: output pixels per input pixel.
         limit: take only the first so many.
@@ -153,8 +154,8 @@ def find_samples(images: Path, truth: Path | None, scale: int, limit: int | None
         InputError: no images, or an image without its ground truth although a folder was named.
     """
     folder = truth
-    if folder is None and images.parent.name == _LOW and (images.parent.parent / _HIGH).is_dir():
-        folder = images.parent.parent / _HIGH
+    if folder is None:
+        folder = _truth_beside(images)
     by_name = {} if folder is None else {path.stem: path for path in list_images(folder)}
     found: list[SampleFile] = []
     for path in list_images(images)[:limit]:
@@ -164,3 +165,10 @@ def find_samples(images: Path, truth: Path | None, scale: int, limit: int | None
             raise InputError(f"no ground truth for {path}", why=f"{truth} holds neither {name} nor {path.stem}")
         found.append(SampleFile(name, path, match, scale))
     return found
+
+
+def _truth_beside(images: Path) -> Path | None:
+    """The folder of ground truth of the benchmark set that `images` lie in; None where they lie in none."""
+    inside = images if images.is_dir() else images.parent
+    high = inside.parent.parent / _HIGH
+    return high if inside.parent.name == _LOW and high.is_dir() else None

@@ -22,6 +22,8 @@ _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),
 }
+WRITTEN_SUFFIXES = tuple(_WRITERS)
+"""Of the image files that are written."""
 
 
 def check_writable(path: Path | str, bits: Bits = 8) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from odm_deploy.errors import MissingError
+from odm_deploy.installing import install_extra
+
 _CU_ATTRIBUTE_MAJOR = 75
 _CU_ATTRIBUTE_MINOR = 76
 
@@ -49,6 +52,23 @@ def driver_cuda_major() -> int | None:
     if cuda is None or cuda.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
     return version.value // 1000
+
+
+def require_any_gpu(what: str) -> None:
+    """Check that there is a GPU.
+
+    Args:
+        what: what cannot be done without one, as the first clause of the error.
+
+    Raises:
+        MissingError: there is none.
+    """
+    if not find_gpus():
+        raise MissingError(
+            what,
+            why="there is no NVIDIA GPU that the driver can use",
+            fix=f"run the bundle's model.onnx on the CPU with --runtime openvino ({install_extra('cpu')})",
+        )
 
 
 def query_driver(cuda: ctypes.CDLL | None) -> tuple[Gpu, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.foreign import ForeignConfig, foreign_network
-from odm_deploy.networks.registry import network_from_state_dict, own_network_of, scale_of
+from odm_deploy.networks.registry import network_from_state_dict, own_network_of, require_known, scale_of
 from odm_deploy.networks.spandrel_models import UnknownNetworkError, network_from_spandrel
 from odm_deploy.networks.state_dict import load_state
 from odm_deploy.networks.trusted_builders import build_module, is_builder_path, is_spandrel, trusting
@@ -48,6 +48,10 @@ def load_network(
     """
     if Path(path).suffix.lower() == ".onnx":
         return _of_onnx(path, network, scale, settings)
+    if network is not None and not is_builder_path(network):
+        network = network.lower()
+        if network != "spandrel":
+            require_known(network)
     readings = read_weights(path)
     if network is None:
         state, loaded = _recognised(path, readings, scale, settings)

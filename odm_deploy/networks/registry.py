@@ -27,6 +27,12 @@ def network_names() -> list[str]:
     return sorted(_NETWORKS)
 
 
+def require_known(name: str) -> None:
+    """Raise UsageError unless `name` is one of `network_names()`."""
+    if name not in _NETWORKS:
+        raise _unknown(name)
+
+
 def build_network(name: str, config: Mapping[str, Any]) -> SuperResolutionNetwork:
     """The network `name`, or a `foreign` one, with fresh weights, from the plain values of its config class's fields.
 
@@ -91,7 +97,15 @@ def network_from_state_dict(
 def _classes(name: str) -> tuple[type[SuperResolutionNetwork], type[NetworkConfig]]:
     known = _NETWORKS | _FOREIGN
     if name not in known:
-        raise UsageError(f"no network {name!r}", why=f"known are {', '.join(network_names())}")
+        raise _unknown(name)
     network, config = known[name]
     module = importlib.import_module(f"odm_deploy.networks.{name}")
     return getattr(module, network), getattr(module, config)
+
+
+def _unknown(name: str) -> UsageError:
+    return UsageError(
+        f"no network {name!r}",
+        why=f"known by name are {', '.join(network_names())}",
+        fix="leave --network out for Real-ESRGAN and all others that spandrel tells by the weights",
+    )

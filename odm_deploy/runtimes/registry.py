@@ -11,7 +11,7 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.machine.builders import BUILDERS, find_builder
 from odm_deploy.machine.capabilities import why_unfit
-from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.machine.gpus import find_gpus, require_any_gpu
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
 
@@ -96,6 +96,9 @@ def open_runtime(
     if bundle.kind not in (None, chosen.model_kind):
         wants = "an engine.plan" if chosen.model_kind == "plan" else "a model.onnx"
         raise InputError(f"{chosen.name} cannot run {bundle}", why=f"it takes {wants} or a bundle that holds one")
+    if chosen.on_gpu:
+        # Before what the bundle lacks: no engine would run here.
+        require_any_gpu(f"{chosen.name} cannot run here")
     return chosen.open(bundle, options)
 
 

@@ -45,6 +45,8 @@ _FORMATS = {
     ".mp4": _Format("mp4", *_H264),
     ".webm": _Format("webm", *_VP9),
 }
+VIDEO_SUFFIXES = tuple(_FORMATS)
+"""Of the video files that are written."""
 
 # Numbers of ITU-T H.273, which FFmpeg shares.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6

@@ -26,7 +26,7 @@ def no_arguments(monkeypatch):
         (errors.UsageError("no"), 2, "error: no"),
         (errors.GateError("too far"), 3, "error: too far"),
         (errors.MissingError("no GPU"), 4, "error: no GPU"),
-        (click.ClickException("broke"), 1, "Error: broke"),
+        (click.ClickException("broke"), 1, "error: broke"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (click.Abort(), 130, "interrupted"),
     ],

@@ -67,7 +67,7 @@ def test_other_files_are_refused(tmp_path, content, reason):
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="there is no such file"):
         read_torch_file(tmp_path / "missing.pt")
-    with pytest.raises(InputError, match="it is a directory"):
+    with pytest.raises(InputError, match="it is a folder"):
         read_torch_file(tmp_path)
 
 

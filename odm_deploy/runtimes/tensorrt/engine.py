@@ -19,9 +19,8 @@ from odm_deploy.bundle.plan_header import REBUILD, PlanHeader
 from odm_deploy.bundle.plan_target import built_for, require_gpu
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes, Shape
-from odm_deploy.installing import install_extra
 from odm_deploy.machine.builders import TENSORRT, find_builder
-from odm_deploy.machine.gpus import find_gpus
+from odm_deploy.machine.gpus import find_gpus, require_any_gpu
 from odm_deploy.runtimes.base import Runtime, RunTimes
 from odm_deploy.runtimes.dlpack import BorrowedTensor, Tensors
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -107,11 +106,10 @@ class TensorRtEngine(Runtime):
     @classmethod
     def _import(cls) -> Any:
         builder, what = find_builder(cls.name), f"cannot run engines of {cls.name}"
+        # First: without a GPU, installing TensorRT would be of no use.
+        require_any_gpu(what)
         if not builder.usable:
             raise MissingError(what, why=builder.problem, fix=builder.install)
-        if not find_gpus():
-            fix = f"run the bundle's model.onnx on the CPU with --runtime openvino ({install_extra('cpu')})"
-            raise MissingError(what, why="the driver finds no NVIDIA GPU", fix=fix)
         return importlib.import_module(cls.name)
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -35,7 +35,7 @@ def test_overrides_set_what_a_state_dict_does_not_show():
     "build", [lambda name: build_network(name, SMALL), lambda name: network_from_state_dict(name, {}, 2)]
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(build):
-    with pytest.raises(UsageError, match=r"no network 'vgg': known are .*edsr"):
+    with pytest.raises(UsageError, match=r"no network 'vgg': known by name are .*edsr"):
         build("vgg")
 
 
