@@ -1,15 +1,20 @@
-"""One layer's flips, and whether rounding explains them.
+"""One layer's flips and errors, and whether rounding explains them.
 
 A quantizer rounds x / s to the nearest code. Runtimes compute that quotient in their own way: OpenVINO multiplies by
 1 / s, rounded to float32, and folds the scales of the convolution before into the same factor. So values on the middle
 between two codes (a tie), or within a few units of float32's last place, get either. On scales with few significant
 bits (`quantization.exact`) sums are exact, and then whole groups of values lie exactly on such a middle. Which code
 they get says nothing about whether a layer is computed rightly; a value far from the middle that changes its code does.
+
+Codes hide what saturates, and what moves by less than a step. Where a quantizer's input goes on in float, too, along a
+skip connection, it is compared itself. A value that moves by u steps crosses a tie with probability u, so the same
+limits hold for it as for the codes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +63,16 @@ class LayerParity:
     """How far any flipped value lies from where the code it got begins, in steps of the layer's grid."""
     exact: bool = False
     """Whether the model's arithmetic never rounds, so that no tie excuses a flip."""
+    floats: int = 0
+    """Values of the quantizer's input compared as they are; 0 where nothing else reads them."""
+    float_error_sum: float = 0.0
+    """Sum of their distances from the reference's, in steps of the layer's grid."""
+    float_error_max: float = 0.0
+    """The largest of these distances."""
+    floor_error_sum: float = 0.0
+    """Sum of the distances between the reference's float32 and float64 values, in steps."""
+    floor_error_max: float = 0.0
+    """The largest of those."""
 
     @property
     def flip_rate(self) -> float:
@@ -76,13 +91,44 @@ class LayerParity:
 
     @property
     def is_clean(self) -> bool:
-        """Whether rounding explains the flips: to the neighbouring code, near a tie, and on it or rare."""
+        """Whether rounding explains the errors, and the flips: to the neighbouring code, near a tie, on it or rare."""
         if self.exact:
-            return self.flips == 0
+            return self.flips == 0 and self.float_error_max == 0.0
+        if not self.floats_are_clean:
+            return False
         if self.max_step > 1 or self.furthest_steps > MAX_FLIP_STEPS:
             return False
         allowed = self.codes * max(MAX_TIE_RATE, FLOOR_FACTOR * self.floor_flip_rate)
         return self.flips - self.tie_flips <= max(allowed, FEW_TIES)
+
+    @property
+    def floats_are_clean(self) -> bool:
+        """Whether rounding explains how far the values that go on in float are from the reference's."""
+        allowed_sum = max(MAX_TIE_RATE * self.floats, FLOOR_FACTOR * self.floor_error_sum)
+        allowed = max(MAX_FLIP_STEPS, FLOOR_FACTOR * self.floor_error_max)
+        return self.float_error_sum <= allowed_sum and self.float_error_max <= allowed
+
+    def add_floats(self, found: FloatArray, expected: FloatArray, floor: FloatArray, grid: Grid) -> None:
+        """Compare one image's inputs of the quantizer that go on in float.
+
+        Args:
+            found: the runtime's.
+            expected: the reference's, float32.
+            floor: the reference's in float64.
+            grid: the quantizer's grid, whose step is the unit.
+
+        Raises:
+            InputError: the runtime's values have another shape than the reference's.
+        """
+        _check_shapes(f"the float input of {self.name}", found, expected)
+        # What is not a number equals nothing, itself included, and is infinitely far from everything.
+        errors = np.nan_to_num(np.abs(found.astype(np.float64) - expected) / grid.scale, nan=np.inf, posinf=np.inf)
+        floors = np.abs(floor - expected) / grid.scale
+        self.floats += errors.size
+        self.float_error_sum += float(errors.sum())
+        self.float_error_max = max(self.float_error_max, float(errors.max(initial=0.0)))
+        self.floor_error_sum += float(floors.sum())
+        self.floor_error_max = max(self.floor_error_max, float(floors.max(initial=0.0)))
 
     def add(
         self,
@@ -104,11 +150,7 @@ class LayerParity:
         Raises:
             InputError: the runtime's codes have another shape than the reference's.
         """
-        if found.shape != expected.shape:
-            raise InputError(
-                f"the codes of {self.name} cannot be compared",
-                why=f"their shape is {found.shape}, the reference's {expected.shape}",
-            )
+        _check_shapes(f"the codes of {self.name}", found, expected)
         difference = np.abs(found.astype(np.int16) - expected.astype(np.int16))
         flipped = difference > 0
         distances = steps_to_code(values[flipped], found[flipped].astype(np.int16), grid)
@@ -119,6 +161,11 @@ class LayerParity:
         self.furthest_steps = max(self.furthest_steps, float(distances.max(initial=0.0)))
         self.max_step = max(self.max_step, int(difference.max(initial=0)))
         self.floor_flips += int((floor != expected).sum())
+
+
+def _check_shapes(what: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
+    if found.shape != expected.shape:
+        raise InputError(f"{what} cannot be compared", why=f"shape {found.shape}, the reference's {expected.shape}")
 
 
 def steps_to_code(values: FloatArray, codes: NDArray[np.integer], grid: Grid) -> NDArray[np.float64]:

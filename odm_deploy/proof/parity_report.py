@@ -101,6 +101,8 @@ class ParityReport:
     """Whether the model is proven exact, so that nothing but equality will do."""
     changed: bool = False
     """Whether the bundle's model.onnx is another file than its manifest describes."""
+    contradictions: list[str] = field(default_factory=list[str])
+    """What the manifest says of the model and is not so, one clause each."""
     golden: GoldenReport | None = None
     """How the runtime fared on an exact bundle's golden images; None for other bundles."""
 
@@ -141,20 +143,11 @@ class ParityReport:
         distance = self.distance
         if self.changed:
             found.append("model.onnx is not the file that the manifest describes (its SHA-256 differs)")
+        found += self.contradictions
         if gates == NO_GATES and self.golden is not None:
             found += self.golden.failures
         if gates == NO_GATES and not self.within_floor:
-            worst = max(self.deviating_layers, key=lambda layer: layer.flip_rate - layer.tie_flip_rate, default=None)
-            if worst is not None:
-                found.append(
-                    f"{_layers(len(self.deviating_layers))} more codes than ties explain, worst {worst.name}: "
-                    f"{worst.flip_rate:.2%} of its codes by up to {worst.max_step}, "
-                    + (
-                        "to codes outside of its grid"
-                        if math.isinf(worst.furthest_steps)
-                        else f"up to {worst.furthest_steps:.2g} steps from a tie"
-                    )
-                )
+            found += _described(self.deviating_layers)
             if self.exact:
                 found.append(f"{distance.differing} of {distance.values} values differ, and an exact model allows none")
             else:
@@ -193,12 +186,14 @@ class ParityReport:
                     "furthest_from_tie_steps": layer.furthest_steps,
                     "floor_flip_rate": layer.floor_flip_rate,
                     "max_step": layer.max_step,
+                    "float_error_steps": layer.float_error_max,
                     "codes": layer.codes,
                 }
                 for layer in self.layers
             ],
             "exact": self.exact,
             "changed": self.changed,
+            "contradictions": self.contradictions,
             "golden": None if self.golden is None else self.golden.to_dict(),
             "within_noise_floor": self.within_floor,
             "failures": self.failures(gates),
@@ -209,6 +204,28 @@ class ParityReport:
 def floor_text(floor_db: float) -> str:
     """The noise floor for people; where no draw differs from the reference there is none."""
     return "none" if math.isinf(floor_db) else f"{floor_db:.1f} dB"
+
+
+def _described(deviating: list[LayerParity]) -> list[str]:
+    """The worst of the layers that flip too many codes, and of those whose float values are too far off."""
+    found: list[str] = []
+    flipping = [layer for layer in deviating if layer.flips]
+    if flipping:
+        worst = max(flipping, key=lambda layer: layer.flip_rate - layer.tie_flip_rate)
+        outside = math.isinf(worst.furthest_steps)
+        reach = "to codes outside of its grid" if outside else f"up to {worst.furthest_steps:.2g} steps from a tie"
+        found.append(
+            f"{_layers(len(flipping))} more codes than ties explain, worst {worst.name}: "
+            f"{worst.flip_rate:.2%} of its codes by up to {worst.max_step}, {reach}"
+        )
+    drifting = [layer for layer in deviating if not layer.floats_are_clean]
+    if drifting:
+        worst = max(drifting, key=lambda layer: layer.float_error_max)
+        found.append(
+            f"what goes past {len(drifting)} quantizers in float is further off than rounding explains, worst before "
+            f"{worst.name}: {worst.float_error_max:.2g} steps of its grid"
+        )
+    return found
 
 
 def _layers(count: int) -> str:

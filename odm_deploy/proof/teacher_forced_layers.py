@@ -1,4 +1,5 @@
-"""Per layer: how often a runtime's codes differ from the reference's when both start from the same values.
+"""Per layer: how often a runtime's codes differ from the reference's when both start from the same values, and how far
+what goes on in float between the layers is from the reference's.
 
 This is the statistically solid half of the proof. End to end, a handful of rounding ties decides how much of an image
 differs; here every code of every layer is an experiment of its own.
@@ -16,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from odm_deploy.errors import InputError
 from odm_deploy.grid import FloatArray
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
-from odm_deploy.lowering.metadata import layer_of_run, run_name
+from odm_deploy.lowering.metadata import Tap, layer_of_run, run_name
 from odm_deploy.proof.layer_parity import OUTPUT, PIXELS, LayerParity
-from odm_deploy.proof.teacher_forcing import codes_from, feeds_for, force_by_teacher
+from odm_deploy.proof.teacher_forcing import all_codes_from, bordered, feeds_for, force_by_teacher
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime
@@ -56,7 +58,7 @@ def compare_layers(
         images: float32 [1, 3, H, W] in 0..255.
 
     Raises:
-        InputError: a graph without taps, or one of another model, whose codes have other shapes.
+        InputError: a graph without the taps of all quantizers, or one of another model.
     """
     forced = force_by_teacher(lowered)
     exact = model.exact is not None
@@ -68,17 +70,34 @@ def compare_layers(
         for image in images:
             trace = _trace(model, torch.from_numpy(image))
             floor = _trace(double, torch.from_numpy(image).double(), trace)
+            _check_taps(forced.taps, trace)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
             outputs = runtime.run(
                 {image_input.name: image_input.images.from_rgb(image), **feeds_for(forced, sources, trace.codes)}
             )
             for tap in forced.taps:
-                name, found = tap.layer, codes_from(tap, outputs[tap.codes])
+                name, found = tap.layer, all_codes_from(tap, outputs[tap.codes])
                 grid = model.layers[layer_of_run(name)].grid
-                result[name].add(found, trace.codes[name], floor.codes[name], sources[name], grid)
+                expected, in_double = (bordered(tap, each.codes[name], grid.zero_point) for each in (trace, floor))
+                result[name].add(found, expected, in_double, bordered(tap, sources[name], 0.0), grid)
+                if tap.source in forced.given_sources:
+                    floats = outputs[tap.source]
+                    result[name].add_floats(floats, sources[name], floor.sources[name].numpy(), grid)
             picture = round_to_uint8(image_output.images.as_rgb(outputs[image_output.name]))
             result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)
     return list(result.values())
+
+
+def _check_taps(taps: Iterable[Tap], trace: _Trace) -> None:
+    """Refuse a graph that does not say of each of the model's quantizers, and of no others, where it is."""
+    said, ran = {tap.layer for tap in taps}, set(trace.codes)
+    if said != ran:
+        hidden, unknown = sorted(ran - said), sorted(said - ran)
+        raise InputError(
+            "cannot check this graph layer by layer",
+            why=f"it does not say where {hidden[0]} is quantized" if hidden else f"the model quantizes no {unknown[0]}",
+            fix="check the model.onnx as odm-deploy export wrote it",
+        )
 
 
 def center_crops(images: Iterable[Rgb]) -> list[NDArray[np.float32]]:

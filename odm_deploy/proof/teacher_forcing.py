@@ -6,13 +6,16 @@ on behind the quantizer is fed with the *reference's* codes instead:
 
     source -> Q -> codes (new output)          given codes (new input) -> DQ -> Conv -> ...
 
-The quantized convolutions stay what they are to a runtime, DQ -> Conv on int8, so their fusions stay too.
+The quantized convolutions stay what they are to a runtime, DQ -> Conv on int8, so their fusions stay too. A source that
+something else reads in float, such as a skip connection, is cut in the same way: it becomes an output, and what reads
+it is fed with the reference's. So whatever the teacher replaces is seen before, and no fault can hide behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -29,6 +32,8 @@ from odm_deploy.graphs.shapes import infer_shapes, infer_types
 from odm_deploy.lowering.metadata import Tap, read_taps
 from odm_deploy.runtimes.base import Runtime
 
+_T = TypeVar("_T", bound=np.generic)
+
 GIVEN = ".given"
 _IMAGE_RANK = 4
 
@@ -42,7 +47,7 @@ class ForcedGraph:
     taps: list[Tap]
     """The layers, in network order; `{tap.codes}` is an output for each."""
     given_sources: dict[str, str]
-    """Names of sources that are inputs too -> their ONNX element type, `float32` or `float16`."""
+    """Names of sources that are inputs and outputs too -> their ONNX element type, `float32` or `float16`."""
 
 
 def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
@@ -86,7 +91,9 @@ def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
         graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
         add_input(name, onnx.TensorProto.INT8)
     for name, kind in given_sources.items():
-        add_input(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+        element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        graph.output.append(helper.make_tensor_value_info(name, element, None))
+        add_input(name, element)
     # Outputs keep whatever rank and size they have: shapes between the cuts are the runtime's to infer.
     del graph.value_info[:]
     return ForcedGraph(cut, taps, given_sources)
@@ -105,21 +112,28 @@ def feeds_for(
     feeds: dict[str, NDArray[np.generic]] = {}
     for tap in forced.taps:
         signed = (codes[tap.layer].astype(np.int16) - tap.code_offset).astype(np.int8)
-        if tap.padding:
-            border = [(0, 0), (0, 0), (tap.padding,) * 2, (tap.padding,) * 2]
-            signed = np.pad(signed, border, constant_values=tap.zero_code - tap.code_offset)
-        feeds[tap.codes + GIVEN] = signed
+        feeds[tap.codes + GIVEN] = bordered(tap, signed, tap.zero_code - tap.code_offset)
         if tap.source in forced.given_sources:
             feeds[tap.source + GIVEN] = sources[tap.layer].astype(forced.given_sources[tap.source])
     return feeds
 
 
-def codes_from(tap: Tap, output: NDArray[np.int8]) -> NDArray[np.int16]:
-    """The grid's codes behind a runtime's integer output, padding removed."""
-    inner = output
-    if tap.padding:
-        inner = output[..., tap.padding : -tap.padding, tap.padding : -tap.padding]
-    return inner.astype(np.int16) + tap.code_offset
+def bordered(tap: Tap, array: NDArray[_T], value: float) -> NDArray[_T]:
+    """A quantizer's values, [N, C, H, W], with the border that it adds to them, filled with `value`."""
+    if not tap.padding:
+        return array
+    return np.pad(array, [(0, 0), (0, 0), (tap.padding,) * 2, (tap.padding,) * 2], constant_values=value)
+
+
+def all_codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:
+    """The grid's codes behind a runtime's integer output, with the border that the quantizer added."""
+    return output.astype(np.int16) + tap.code_offset
+
+
+def codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:
+    """The same without the border."""
+    codes = all_codes_from(tap, output)
+    return codes[..., tap.padding : -tap.padding, tap.padding : -tap.padding] if tap.padding else codes
 
 
 def forced_engine_opener(

@@ -12,6 +12,7 @@ from typing import Literal
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError, UsageError
 from odm_deploy.imaging.pairs import SampleFile, find_samples
+from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
 from odm_deploy.proof.layer_parity import LayerParity
@@ -138,7 +139,31 @@ def prove(
         raise InputError(f"cannot compare {bundle} with its reference", why=str(error)) from error
     report.golden = _check_golden(bundle, runtime, options, say)
     report.changed = bundle.is_changed
+    report.contradictions = contradictions(bundle, model)
     return report
+
+
+def contradictions(bundle: Bundle, model: QuantizedModel) -> list[str]:
+    """What the manifest says of the model and is not so, one clause each.
+
+    Whoever upscales goes by it: of a radius too small, tiles show their seams.
+
+    Raises:
+        InputError: a damaged manifest, or an unreadable graph.
+    """
+    manifest = bundle.manifest
+    if manifest is None:
+        return []
+    found: list[str] = []
+    if manifest.scale != model.scale:
+        found.append(f"the manifest says scale {manifest.scale}, the model's is {model.scale}")
+    stated = manifest.receptive_radius_px
+    if stated is not None and bundle.onnx_path is not None:
+        needed = receptive_radius_px(bundle.graph)
+        if needed is None or stated < needed:
+            seen = "sees the whole image" if needed is None else f"sees {needed} pixels far"
+            found.append(f"the manifest says that an output pixel sees {stated} pixels far, but it {seen}")
+    return found
 
 
 def _compare_layers(

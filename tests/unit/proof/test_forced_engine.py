@@ -31,6 +31,10 @@ def swinir() -> QuantizedModel:
     )
 
 
+def _codes(layer):
+    return layer.name, layer.codes, layer.flips, layer.furthest_steps, layer.floats
+
+
 @pytest.mark.parametrize(("make", "options"), [(tiny_model, {}), (tiny_model, BYTES), (swinir, {})])
 def test_a_graph_of_one_size_computes_the_same(make, options):
     model = make()
@@ -44,9 +48,11 @@ def test_a_graph_of_one_size_computes_the_same(make, options):
         return opened[0]
 
     images = [random_images(*SIZE)]
-    assert compare_layers(model, graph, open_fixed, images) == compare_layers(
-        model, graph, OPENERS["onnxruntime"], images
-    )
+    fixed = compare_layers(model, graph, open_fixed, images)
+    # Floats may round otherwise: kernels are chosen for a size.
+    assert [_codes(layer) for layer in fixed] == [
+        _codes(layer) for layer in compare_layers(model, graph, OPENERS["onnxruntime"], images)
+    ]
     assert all(None not in info.shape for info in opened[0].inputs)
 
 

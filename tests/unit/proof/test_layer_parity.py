@@ -84,3 +84,33 @@ def test_codes_of_another_shape_are_refused():
     codes = np.zeros((1, 2, 3, 3), np.uint8)
     with pytest.raises(InputError, match=r"codes of conv cannot be compared.*\(1, 3, 3, 3\)"):
         LayerParity("conv").add(np.zeros((1, 3, 3, 3), np.uint8), codes, codes, codes.astype(np.float32), PIXELS)
+
+
+def test_float_values_may_be_off_by_what_rounding_does_and_no_more():
+    grid, expected = Grid(0.5, 0, 4), np.linspace(0, 7, 10_000, dtype=np.float32)
+
+    def judged(found, floor=None):
+        layer = LayerParity("a")
+        layer.add_floats(np.float32(found), expected, expected.astype(np.float64) if floor is None else floor, grid)
+        return layer
+
+    assert judged(expected).is_clean
+    assert judged(expected * np.float32(1 + 1e-6)).is_clean
+    # On average by more than MAX_TIE_RATE steps, or in one place by more than MAX_FLIP_STEPS.
+    assert not judged(expected + 1.1e-4 * grid.scale).is_clean
+    once = expected.copy()
+    once[7] += 1.1 * MAX_FLIP_STEPS * grid.scale
+    assert not judged(once).is_clean
+    once[7] = np.nan
+    assert not judged(once).is_clean
+    # Unless the reference's own rounding carries it as far.
+    assert judged(expected + 1.1e-4 * grid.scale, expected + 2e-5).is_clean
+
+
+def test_float_values_of_an_exact_model_are_equal():
+    layer = LayerParity("a", exact=True)
+    ones = np.ones(4, np.float32)
+    layer.add_floats(ones, ones, ones.astype(np.float64), Grid(1.0, 0, 8))
+    assert layer.is_clean
+    layer.add_floats(np.nextafter(ones, np.float32(2)), ones, ones.astype(np.float64), Grid(1.0, 0, 8))
+    assert not layer.is_clean

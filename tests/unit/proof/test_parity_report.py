@@ -157,6 +157,7 @@ def test_document_has_the_keys_tools_rely_on():
         "furthest_from_tie_steps": 0.0,
         "floor_flip_rate": 0.0,
         "max_step": 1,
+        "float_error_steps": 0.0,
         "codes": 4,
     }
     assert document["passed"] is True

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import platform
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.proof.layer_parity import MAX_TIE_RATE, OUTPUT
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.exact.sums import sums_are_exact
-from tests.factories import OPENERS, exact_model, lowered, model_on_ties, random_images, tiny_model
+from tests.factories import (
+    OPENERS,
+    exact_model,
+    lowered,
+    model_on_ties,
+    quantized,
+    random_images,
+    tiny_model,
+    tiny_network,
+)
 
 
 def replace_constant(proto: onnx.ModelProto, name: str, change) -> None:
@@ -32,9 +43,10 @@ def test_every_layer_is_compared_on_every_code():
     layers = compare_layers(model, lowered(model), OPENERS["onnxruntime"], [random_images(12, 17)])
     assert [layer.name for layer in layers] == [*model.layers, OUTPUT]
     by_name = {layer.name: layer.codes for layer in layers}
-    assert by_name["head.0"] == 3 * 12 * 17
+    # The border that a shifted grid pads with is compared, too.
+    assert by_name["head.0"] == 3 * (12 + 2) * (17 + 2)
     assert by_name["body.0.body.0"] == 8 * 12 * 17
-    assert by_name["tail.1"] == 8 * 24 * 34
+    assert by_name["tail.1"] == 8 * (24 + 2) * (34 + 2)
     assert by_name[OUTPUT] == 3 * 24 * 34
 
 
@@ -116,4 +128,49 @@ def test_graph_of_somebody_else_is_refused():
     proto = lowered(tiny_model())
     del proto.metadata_props[:]
     with pytest.raises(InputError, match="does not say where its quantizers are"):
+        compare_layers(tiny_model(), proto, OPENERS["onnxruntime"], [random_images(8, 8)])
+
+
+@pytest.mark.parametrize("opener", ["onnxruntime", "openvino"])
+def test_a_fault_between_layers_that_saturates_in_the_codes_is_seen_in_float(opener):
+    """A channel of the head far below its grid: the quantizer behind it gives code 0 whatever the channel's value."""
+    network = tiny_network()
+    head = network.get_submodule("head.0")
+    with torch.no_grad():
+        head.bias[3] = -1e4
+    choose = lambda _, name: (4, "post_relu", "per_channel") if name.startswith("body") else None  # noqa: E731
+    model = quantized(network, choose)
+    sound = compare_layers(model, lowered(model), OPENERS[opener], [random_images(24, 32)])
+    assert all(layer.is_clean for layer in sound)
+    assert sum(layer.floats for layer in sound) > 0
+
+    faulty = lowered(model)
+
+    def lower_still(bias):
+        bias[3] -= 100.0
+        return bias
+
+    replace_constant(faulty, "head.0.bias", lower_still)
+    layers = compare_layers(model, faulty, OPENERS[opener], [random_images(24, 32)])
+    # No code differs, and yet the sum behind the body would be wrong by 100.
+    assert [layer.name for layer in layers if layer.flips] == []
+    assert [layer.name for layer in layers if not layer.is_clean] == ["body.0.body.0"]
+
+
+def test_a_wrong_padding_value_hides_in_no_border():
+    model = quantized(tiny_network(), lambda *_: (8, "asymmetric", "per_channel"))
+    faulty = lowered(model)
+    pad = next(node for node in faulty.graph.node if node.op_type == "Pad" and "body.1.body.0" in node.name)
+    faulty.graph.initializer.append(numpy_helper.from_array(np.float32(3.0), "three"))
+    pad.input.append("three")
+    layers = compare_layers(model, faulty, OPENERS["onnxruntime"], [random_images(24, 32)])
+    assert [layer.name for layer in layers if not layer.is_clean] == ["body.1.body.0"]
+
+
+@pytest.mark.parametrize("edit", [lambda taps: taps[1:], lambda taps: [*taps, {**taps[0], "layer": "nobody"}]])
+def test_a_graph_that_hides_a_quantizer_or_names_one_that_is_none_is_refused(edit):
+    proto = lowered(tiny_model())
+    entry = next(entry for entry in proto.metadata_props if entry.key == "odm.taps")
+    entry.value = json.dumps(edit(json.loads(entry.value)))
+    with pytest.raises(InputError, match="cannot check this graph layer by layer"):
         compare_layers(tiny_model(), proto, OPENERS["onnxruntime"], [random_images(8, 8)])

@@ -20,7 +20,7 @@ def forced():
 def test_codes_are_outputs_and_given_codes_are_inputs(forced):
     inputs = {value.name: value.type.tensor_type for value in forced.model.graph.input}
     outputs = {value.name for value in forced.model.graph.output}
-    assert outputs == {"output", *(tap.codes for tap in forced.taps)}
+    assert outputs == {"output", *(tap.codes for tap in forced.taps), *forced.given_sources}
     assert set(inputs) == {
         "input",
         *(tap.codes + GIVEN for tap in forced.taps),
