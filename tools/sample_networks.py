@@ -6,6 +6,9 @@ layer lands and how runtimes round does not depend on training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from toolbox import SAMPLES
@@ -35,10 +38,12 @@ def load_crops(count: int) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def random_network(name: str, crops: list[np.ndarray]) -> SuperResolutionNetwork:
-    """A network of the published size whose outputs look like an image's values: mean 128, standard deviation 50."""
+def random_network(
+    name: str, crops: list[np.ndarray], config: Mapping[str, Any] = {"scale": SCALE}
+) -> SuperResolutionNetwork:
+    """A network whose outputs look like an image's values, mean 128, standard deviation 50; of the published size."""
     torch.manual_seed(0)
-    network = build_network(name, {"scale": SCALE}).eval()
+    network = build_network(name, config).eval()
     for parameter in network.parameters():
         if parameter.dim() >= 2:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

@@ -14,7 +14,8 @@ import onnx
 from odm_deploy.graphs.index import attribute
 
 _POINTWISE = (
-    frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Neg", "Abs", "Sqrt", "Pow", "Exp", "Round", "Erf"})
+    frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Clip", "Neg", "Abs", "Sqrt", "Pow", "Exp", "Erf"})
+    | {"Round", "Floor", "Ceil"}
     | {"Relu", "LeakyRelu", "PRelu", "Elu", "Gelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Softplus"}
     | {"Cast", "QuantizeLinear", "DequantizeLinear", "Identity", "Concat", "Gather", "Slice", "Split"}
     # Zeros around the image, taken away again by the convolution that follows.

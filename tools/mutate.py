@@ -1,0 +1,136 @@
+"""The mutation check of the proof: faults planted into bundles, and who notices.
+
+python tools/mutate.py --out mutants.json                                  all of it, tens of minutes
+python tools/mutate.py --network edsr --runtime onnxruntime --no-inspect   a part, seconds
+
+Every fault of the list (tools/mutations/) goes into every network, profile and runtime. The table says who caught it
+and how many output values it changed. Ends with 1 if a fault changed more values than rounding explains and verify said
+yes. Rows already in --out are not judged again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import click
+from mutations.faults import all_faults
+from mutations.judging import Sound, Verdict, judge, judge_sound, to_dict
+from mutations.subjects import PROFILES, SIZES, all_subjects
+from toolbox import COMMAND, markdown_table, read_json, write_json
+
+from odm_deploy.terminal import run
+
+RUNTIMES = ("onnxruntime", "openvino")
+CRASHED = "the process crashed"
+
+
+@click.command(context_settings=COMMAND)
+@click.option("--network", "networks", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES))
+@click.option("--profile", "profiles", multiple=True, type=click.Choice(PROFILES), default=PROFILES)
+@click.option("--runtime", "runtimes", multiple=True, type=click.Choice(RUNTIMES), default=RUNTIMES)
+@click.option("--fault", "wanted", help="Only faults whose name holds this.", default="")
+@click.option(
+    "--inspect/--no-inspect", "inspecting", default=True, help="Also build each mutant with TensorRT for RTX."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file that verdicts are kept in and resumed from.")
+def command(
+    networks: tuple[str, ...],
+    profiles: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    wanted: str,
+    inspecting: bool,
+    out: Path | None,
+) -> None:
+    """Plant faults, and print who caught them."""
+    verdicts: dict[str, dict[str, Any]] = read_json(out) if out is not None and out.exists() else {}
+    faults = [name for name in all_faults() if wanted in name]
+    pool = _Pool()
+    for subject in all_subjects():
+        if subject.network not in networks or subject.profile not in profiles:
+            continue
+        todo = [
+            (runtime, fault)
+            for runtime in runtimes
+            for fault in faults
+            if f"{subject.name}|{runtime}|{fault}" not in verdicts
+        ]
+        if not todo:
+            continue
+        with tempfile.TemporaryDirectory(prefix="subject-") as folder:
+            bundle = subject.write(Path(folder))
+            sounds: dict[str, Sound] = {}
+            for runtime, fault in todo:
+                if runtime not in sounds:
+                    # An engine is built once a fault, not once a runtime.
+                    builds = inspecting and runtime == runtimes[0]
+                    sounds[runtime] = judge_sound(bundle, Path(folder) / "images", runtime, inspecting=builds)
+                verdicts[f"{subject.name}|{runtime}|{fault}"] = pool.judge(fault, sounds[runtime])
+                if out is not None:
+                    write_json(out, verdicts)
+        click.echo(f"{subject.name}: {len(todo)} mutants", err=True)
+    pool.close()
+    chosen = {key: verdict for key, verdict in verdicts.items() if verdict}
+    click.echo(to_markdown(chosen))
+    escaped = [key for key, verdict in chosen.items() if Verdict(**verdict).escaped]
+    for key in escaped:
+        click.echo(f"escaped: {key}: {chosen[key]}")
+    sys.exit(1 if escaped else 0)
+
+
+class _Pool:
+    """One process that mutants are judged in: a broken graph may end a runtime with a signal."""
+
+    def __init__(self) -> None:
+        self._executor: ProcessPoolExecutor | None = None
+
+    def judge(self, fault: str, sound: Sound) -> dict[str, Any]:
+        """A verdict as plain values; empty where there is no place for the fault."""
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self._executor.submit(_judge, fault, sound).result()
+        except BrokenProcessPool:
+            self._executor = None
+            return to_dict(Verdict("?", verify=CRASHED))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._executor is not None:
+            self._executor.shutdown()
+
+
+def _judge(fault: str, sound: Sound) -> dict[str, Any]:
+    verdict = judge(all_faults()[fault], sound)
+    return {} if verdict is None else to_dict(verdict)
+
+
+def to_markdown(verdicts: dict[str, dict[str, Any]]) -> str:
+    """A line a fault: mutants, who caught them first, and the median and largest share of values changed."""
+    by_fault: dict[str, list[Verdict]] = defaultdict(list)
+    for key, verdict in verdicts.items():
+        by_fault[key.split("|")[2]].append(Verdict(**verdict))
+    rows: list[tuple[object, ...]] = []
+    for fault, found in by_fault.items():
+        noticed: Counter[str] = Counter()
+        for verdict in found:
+            noticed.update(name for name in ("lint", "inspect", "verify") if getattr(verdict, name))
+            noticed["nothing"] += verdict.caught_by == "nothing"
+        unseen = [verdict.changed for verdict in found if verdict.caught_by == "nothing"]
+        shares = sorted(verdict.changed / max(verdict.values, 1) for verdict in found)
+        columns = [str(noticed[name] or "") for name in ("lint", "inspect", "verify", "nothing")]
+        most = f"{max(unseen)} values" if unseen else ""
+        median = f"{shares[len(shares) // 2]:.2%}"
+        rows.append((fault, len(found), *columns, median, most, sum(verdict.escaped for verdict in found)))
+    head = ("fault", "mutants", "lint", "inspect", "verify", "nothing", "values changed, median")
+    return markdown_table((*head, "most by one that nobody caught", "escaped"), rows)
+
+
+if __name__ == "__main__":
+    run(command, "mutate.py")

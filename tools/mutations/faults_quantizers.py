@@ -1,0 +1,110 @@
+"""Faults of activation quantizers: bounds, zero points, scales, rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from mutations.faults import graph_fault
+from mutations.graph import Graph, name_of
+
+
+def _move_bounds(graph: Graph, lower: int, upper: int) -> str | None:
+    """Move the bounds of the middle quantizer that has any by so many codes."""
+    bounded = [quantizer for quantizer in graph.quantizers() if graph.bounds(quantizer)]
+    if not bounded:
+        return None
+    quantizer = bounded[len(bounded) // 2]
+    places = graph.bounds(quantizer)
+    scale = graph.value(quantizer.input[1])
+    for (node, slot), codes in zip((places[0], places[-1]), (lower, upper), strict=True):
+        if len(places) == 1 and codes != upper:
+            continue
+        step = scale if graph.value(node.input[slot]).dtype.kind == "f" else 1
+        name = graph.own(node, slot)
+        graph.store(name, graph.value(name) + codes * step)
+    return name_of(quantizer)
+
+
+@graph_fault("bounds a code too wide")
+def widen_bounds(graph: Graph) -> str | None:
+    """Let codes be one beyond either end of the grid."""
+    return _move_bounds(graph, -1, 1)
+
+
+@graph_fault("bounds a code too narrow")
+def _narrow(graph: Graph) -> str | None:
+    return _move_bounds(graph, 1, -1)
+
+
+def _pair(graph: Graph) -> tuple[onnx.NodeProto, list[onnx.NodeProto]] | None:
+    """The middle quantizer and what dequantizes its codes."""
+    quantizer = graph.quantizer()
+    if quantizer is None:
+        return None
+    return quantizer, [node for node in graph.readers(quantizer.output[0]) if node.op_type == "DequantizeLinear"]
+
+
+def _change(graph: Graph, slot: int, change: float, *, ulps: bool = False, both: bool = True) -> str | None:
+    """Scale (slot 1, by a factor or units in the last place) or zero point (slot 2, by adding), at Q and DQ or DQ."""
+    pair = _pair(graph)
+    if pair is None:
+        return None
+    quantizer, dequantizers = pair
+    for node in ([quantizer] if both else []) + dequantizers:
+        if len(node.input) <= slot:
+            return None
+        name = graph.own(node, slot)
+        value = graph.value(name)
+        if ulps:
+            value = np.nextafter(value, np.float32(np.inf))
+        else:
+            value = value * np.float32(change) if slot == 1 else value + int(change)
+        graph.store(name, value)
+    return name_of(quantizer)
+
+
+@graph_fault("zero point by one, at Q and DQ")
+def _zero_point(graph: Graph) -> str | None:
+    return _change(graph, 2, 1)
+
+
+@graph_fault("zero point by one, at DQ")
+def _zero_point_dq(graph: Graph) -> str | None:
+    return _change(graph, 2, 1, both=False)
+
+
+@graph_fault("activation scale by 1 ulp")
+def _scale_ulp(graph: Graph) -> str | None:
+    return _change(graph, 1, 0.0, ulps=True)
+
+
+@graph_fault("activation scale by 1 %")
+def _scale_percent(graph: Graph) -> str | None:
+    return _change(graph, 1, 1.01)
+
+
+@graph_fault("activation scale by 1 %, at DQ")
+def _scale_dq(graph: Graph) -> str | None:
+    return _change(graph, 1, 1.01, both=False)
+
+
+def _round_first(graph: Graph, add: float) -> str | None:
+    """Let values be rounded to floor(x / s + add) before they are quantized."""
+    quantizer = graph.quantizer()
+    if quantizer is None:
+        return None
+    scale, half = quantizer.input[1], graph.new(np.float32(add))
+    steps = [("Div", [scale], {}), ("Add", [half], {}), ("Floor", [], {}), ("Mul", [scale], {})]
+    graph.before(quantizer, 0, steps)
+    return name_of(quantizer)
+
+
+@graph_fault("rounding down")
+def _floor(graph: Graph) -> str | None:
+    return _round_first(graph, 0.0)
+
+
+@graph_fault("rounding half up")
+def _half_up(graph: Graph) -> str | None:
+    return _round_first(graph, 0.5)

@@ -1,0 +1,135 @@
+"""Faults of a layer's numbers: codes, scales, biases, float weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from mutations.faults import graph_fault
+from mutations.graph import Graph, name_of
+
+
+def _quantized(graph: Graph) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    layer = graph.layer(quantized=True)
+    weights = graph.weight_quantizer(layer)
+    return None if layer is None or weights is None else (layer, weights)
+
+
+@graph_fault("one weight code by one")
+def _code(graph: Graph) -> str | None:
+    found = _quantized(graph)
+    if found is None:
+        return None
+    layer, weights = found
+    codes = graph.value(weights.input[0])
+    codes.flat[0] += 1 if codes.flat[0] <= 0 else -1
+    graph.store(weights.input[0], codes)
+    return name_of(layer)
+
+
+def _scales(graph: Graph, change: str) -> str | None:
+    found = _quantized(graph)
+    if found is None:
+        return None
+    layer, weights = found
+    scale = graph.value(weights.input[1])
+    if change == "swap":
+        if scale.size < 2 or scale[0] == scale[-1]:
+            return None
+        scale[[0, -1]] = scale[[-1, 0]]
+    elif change == "ulp":
+        scale = np.nextafter(scale, np.float32(np.inf))
+    else:
+        scale = scale * np.float32(1.01)
+    name = graph.own(weights, 1)
+    graph.store(name, scale)
+    return name_of(layer)
+
+
+@graph_fault("weight scales by 1 ulp")
+def _scale_ulp(graph: Graph) -> str | None:
+    return _scales(graph, "ulp")
+
+
+@graph_fault("weight scales by 1 %")
+def _scale_percent(graph: Graph) -> str | None:
+    return _scales(graph, "percent")
+
+
+@graph_fault("two channels' scales swapped")
+def _swapped(graph: Graph) -> str | None:
+    return _scales(graph, "swap")
+
+
+def _bias(graph: Graph) -> tuple[onnx.NodeProto, int] | None:
+    """Where the middle quantized layer's bias stands: its own operand, or the addition behind a matrix product."""
+    found = _quantized(graph)
+    if found is None:
+        return None
+    layer = found[0]
+    constants = graph.constants
+    if len(layer.input) > 2 and layer.input[2] in constants:
+        return layer, 2
+    for reader in graph.readers(layer.output[0]):
+        slots = [slot for slot, name in enumerate(reader.input) if name in constants]
+        if reader.op_type == "Add" and slots:
+            return reader, slots[0]
+    return None
+
+
+@graph_fault("bias missing")
+def _no_bias(graph: Graph) -> str | None:
+    place = _bias(graph)
+    if place is None or not graph.value(place[0].input[place[1]]).any():
+        return None
+    name = graph.own(*place)
+    graph.store(name, np.zeros_like(graph.value(name)))
+    return name_of(place[0])
+
+
+@graph_fault("bias of one channel by 1 %")
+def _bias_percent(graph: Graph) -> str | None:
+    place = _bias(graph)
+    if place is None:
+        return None
+    name = graph.own(*place)
+    bias = graph.value(name)
+    bias.flat[int(np.abs(bias).argmax())] *= np.float32(1.01)
+    graph.store(name, bias)
+    return name_of(place[0])
+
+
+@graph_fault("weights transposed")
+def _transposed(graph: Graph) -> str | None:
+    found = _quantized(graph)
+    if found is None:
+        return None
+    layer, weights = found
+    codes = graph.value(weights.input[0])
+    if codes.shape[-1] != codes.shape[-2] or codes.shape[-1] == 1:
+        return None
+    graph.store(weights.input[0], np.ascontiguousarray(codes.swapaxes(-1, -2)))
+    return name_of(layer)
+
+
+def _float_layer(graph: Graph, *, last: bool) -> str | None:
+    """One weight of the first or last float layer, by 1 % of the largest."""
+    layer = graph.layer(quantized=False, last=last)
+    if layer is None:
+        return None
+    slot = next(slot for slot, name in enumerate(layer.input[:2]) if name in graph.constants)
+    name = graph.own(layer, slot)
+    weight = graph.value(name)
+    weight.flat[0] += np.float32(0.01) * np.abs(weight).max()
+    graph.store(name, weight)
+    return name_of(layer)
+
+
+@graph_fault("float head: one weight by 1 %")
+def _head(graph: Graph) -> str | None:
+    return _float_layer(graph, last=False)
+
+
+@graph_fault("float tail: one weight by 1 %")
+def _tail(graph: Graph) -> str | None:
+    return _float_layer(graph, last=True)

@@ -1,0 +1,75 @@
+"""Small versions of every own network, calibrated in every profile that it has, as bundles to plant faults in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from sample_networks import load_crops, random_network
+
+from odm_deploy.checkpoint import save_model
+from odm_deploy.export import write_bundle
+from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.progress import silent
+from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+
+SIZES: dict[str, dict[str, Any]] = {
+    "edsr": {"scale": 2, "features": 8, "blocks": 2},
+    "srresnet": {"scale": 2, "features": 8, "blocks": 2, "input_range": 1.0},
+    "rdn": {"scale": 2, "blocks": 2, "convolutions": 2, "growth": 6, "features": 8},
+    "swinir": {"scale": 2, "channels": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4, "hidden": 12},
+}
+"""By name: the hyper-parameters of networks that run in milliseconds."""
+
+PROFILES = ("ordinary", "sums", "exact")
+"""Any scales; scales that make sums exact; everything exact."""
+
+BITS = ("4", "8")
+IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in a profile at a width, with float or uint8 edges."""
+
+    network: str
+    profile: str
+    bits: str
+    io: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return " ".join((self.network, self.profile, self.bits, *(("uint8",) if self.io == "uint8" else ())))
+
+    def write(self, folder: Path) -> Path:
+        """Calibrate and export into `folder`, which then holds `model.pt`, `images` and the bundle that is returned."""
+        crops = load_crops(IMAGES)
+        network = random_network(self.network, crops, SIZES[self.network])
+        images = [torch.from_numpy(to_batch(crop)) for crop in crops]
+        policy = QuantizationPolicy.parse("exact" if self.profile == "exact" else "paper", self.bits)
+        model, _ = calibrate(network, images, policy, CalibrationSettings(exact_sums=self.profile != "ordinary"))
+        (folder / "images").mkdir(parents=True)
+        for index, crop in enumerate(crops):
+            Image.fromarray(crop).save(folder / "images" / f"{index}.png")
+        save_model(model, folder / "model.pt")
+        options = LoweringOptions(io="uint8" if self.io == "uint8" else "float32")
+        write_bundle(model, folder / "model.pt", folder / "bundle", options, None, silent)
+        return folder / "bundle"
+
+
+def all_subjects() -> list[Subject]:
+    """Every network in every profile it has at 4 and 8 bits, and one of each profile with uint8 edges."""
+    found = [
+        Subject(network, profile, bits)
+        for network in SIZES
+        for profile in PROFILES
+        for bits in BITS
+        if not (network == "swinir" and profile == "exact")
+    ]
+    return found + [Subject("edsr", profile, "4", "uint8") for profile in PROFILES]
