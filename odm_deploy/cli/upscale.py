@@ -32,7 +32,7 @@ from odm_deploy.terminal import SIZE, json_option
     help="Bits of a sample in the results; auto: 16 where the image, OUT and the bundle have them.",
 )
 @click.option("--overwrite", is_flag=True, help="Do images again that are done already.")
-@click.option("--size", type=SIZE, metavar="WxH", help="Size of the raw frames on stdin, if IN and OUT are -.")
+@click.option("--size", type=SIZE, metavar="WxH", help="Size of raw frames, if IN and OUT are - and no y4m comes.")
 @click.option(
     "--pix-fmt",
     type=click.Choice(["rgb24", "bgr24"]),
@@ -57,7 +57,8 @@ def command(
     """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
 
     A video becomes a video (.mp4, .mkv, .mov or .webm) with its sound, languages and chapters. Of one that was cut off,
-    what is there is upscaled, with exit code 1. With - for both, raw frames of --size come from stdin and go to stdout.
+    what is there is upscaled, with exit code 1. With - for both, frames come from stdin and go to stdout:
+    y4m (ffmpeg -f yuv4mpegpipe -pix_fmt yuv444p), or raw ones of --size.
 
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.
@@ -65,7 +66,7 @@ def command(
     Tiles overlap by the network's receptive field, so no seams appear. Where a network sees the whole image at once,
     tiles fade into each other, which comes near to it.
     """
-    from odm_deploy.cli.upscale_frames import check_pipe, upscale_pipe, upscale_video_file
+    from odm_deploy.cli.upscale_frames import PIPE, check_pipe, upscale_pipe, upscale_video_file
     from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
     from odm_deploy.imaging.writing import check_writable, most_bits
     from odm_deploy.upscaling.batch import is_many
@@ -75,12 +76,13 @@ def command(
     check_pipe(source, destination, size, as_json)
     check_kinds(source, destination)
     keep_input(source, destination)
-    if size is not None or is_video(destination):
+    piped = source == PIPE
+    if piped or is_video(destination):
         _refuse("--depth", "of images", depth != "auto", destination)
-        if size is None:
+        if not piped:
             check_video(source, destination)
         with open_engine(**running) as engine:
-            if size is None:
+            if not piped:
                 return upscale_video_file(Path(source), destination, engine, crf, as_json)
             upscale_pipe(engine, size, pix_fmt)
         return 0

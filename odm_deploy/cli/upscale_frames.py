@@ -19,10 +19,10 @@ PIPE = "-"
 
 
 def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_json: bool) -> None:
-    """Check that frames come and go through pipes if there is a `size`, and only then.
+    """Check that both ends are pipes or neither is, and that there is a `size` for pipes only.
 
     Raises:
-        UsageError: one end only is a pipe, its --size is missing or one is given without need, or --json wants stdout.
+        UsageError: one end only is a pipe, --size is given without need, or --json wants stdout.
     """
     ends = (source, str(destination))
     if PIPE not in ends:
@@ -33,20 +33,33 @@ def check_pipe(source: str, destination: Path, size: tuple[int, int] | None, as_
     if ends != (PIPE, PIPE):
         why, fix = "one end is a pipe, the other is not", "use - for both; ffmpeg reads and writes the files"
         raise UsageError(f"cannot upscale {source} to {destination}", why=why, fix=fix)
-    if size is None:
-        raise UsageError("raw video needs --size", why="it has no header that would tell", fix="add --size 1280x720")
     if as_json:
         raise UsageError("no --json with pipes", why="stdout carries the frames", fix="leave --json out")
 
 
-def upscale_pipe(engine: Engine, size: tuple[int, int], pixel_format: str) -> None:
-    """Raw frames from stdin, upscaled, to stdout."""
-    from odm_deploy.upscaling.raw_video import upscale_stream
+def upscale_pipe(engine: Engine, size: tuple[int, int] | None, pixel_format: str) -> None:
+    """Frames from stdin, upscaled, to stdout: raw ones of `size`; without one, y4m.
 
+    Raises:
+        UsageError: raw video without a size.
+        InputError, OdmError: as `upscale_stream`.
+    """
+    from odm_deploy.upscaling.pipes import upscale_stream
+    from odm_deploy.upscaling.raw_video import RawVideo
+    from odm_deploy.upscaling.y4m import MAGIC, read_header
+
+    stdin = sys.stdin.buffer
+    if size is not None:
+        frames = RawVideo(*size, pixel_format)
+    elif (begun := stdin.read(len(MAGIC))) == MAGIC:
+        frames = read_header(stdin, begun)
+    else:
+        why = "nothing came" if not begun else "what comes is no y4m, and raw frames have no header that would tell"
+        fix = "let ffmpeg write -f yuv4mpegpipe -pix_fmt yuv444p, or add --size 1280x720"
+        raise UsageError("the size of the frames is not known", why=why, fix=fix)
     start = time.perf_counter()
-    count = upscale_stream(sys.stdin.buffer, sys.stdout.buffer, partial(engine.upscale, bits=8), size, pixel_format)
-    width, height = size[0] * engine.scale, size[1] * engine.scale
-    say(f"wrote {count} frames of {width}x{height} {pixel_format}, {_speed(count, start, engine)}")
+    count = upscale_stream(stdin, sys.stdout.buffer, partial(engine.upscale, bits=8), engine.scale, frames)
+    say(f"wrote {count} frames of {frames.enlarged(engine.scale)}, {_speed(count, start, engine)}")
 
 
 def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int | None, as_json: bool) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.imaging.reading import read_image
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.reference import TorchReference
+from odm_deploy.upscaling.y4m import Y4m
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
 from tests.video_clips import frame_times_s, write_clip
@@ -148,8 +151,45 @@ def test_frames_from_a_pipe_are_the_references(exact_bundle):
     assert b"wrote 3 frames of 28x20" in done.stderr
 
 
-@pytest.mark.parametrize("options", [(), ("--size", "14"), ("--size", "14x0"), ("--size", "14x10", "--json")])
-def test_pipes_need_a_size_and_stdout_alone(exact_bundle, options):
+def piped(bundle, data, *options):
+    command = [sys.executable, "-m", "odm_deploy", "upscale", "-", "-", "--model", bundle, *options]
+    return subprocess.run(command, input=data, capture_output=True, check=False, timeout=120)
+
+
+def test_y4m_from_a_pipe_knows_its_size(exact_bundle):
+    header = Y4m.of_header(b"YUV4MPEG2 W14 H10 F30:1 C444")
+    stream = io.BytesIO()
+    for seed in range(3):
+        header.write(stream, rgb(10, 14, seed))
+    done = piped(exact_bundle, header.header + stream.getvalue())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"YUV4MPEG2 W28 H20 F30:1 C444 ")
+    first = next(header.read(io.BytesIO(stream.getvalue())))
+    larger = io.BytesIO()
+    header.enlarged(2).write(larger, expected(first))
+    assert done.stdout.split(b"FRAME\n")[1] == larger.getvalue().removeprefix(b"FRAME\n")
+    assert b"wrote 3 frames of 28x20 y4m" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "code", "line"),
+    [
+        (b"", (), 2, b"the size of the frames is not known: nothing came; let ffmpeg write -f yuv4mpegpipe"),
+        (bytes(99), (), 2, b"raw frames have no header that would tell; .*add --size"),
+        (b"YUV4MPEG2 W14 H10 F30:1 C420\n", (), 1, b"C420, and C444 is read; add -pix_fmt yuv444p"),
+        (b"YUV4MPEG2 W14 H10 C444\n" + bytes(999), ("--size", "14x10"), 1, b"it is y4m.*leave --size out"),
+        (bytes(400), ("--size", "14x10"), 1, b"raw video ends within frame 0: 400 of the 420 bytes"),
+    ],
+)
+def test_what_does_not_fit_through_the_pipe_is_said(exact_bundle, data, options, code, line):
+    done = piped(exact_bundle, data, *options)
+    assert done.returncode == code
+    assert done.stdout == b""
+    assert re.fullmatch(b"error: .*" + line + b".*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("options", [("--size", "14"), ("--size", "14x0"), ("--size", "14x10", "--json")])
+def test_pipes_need_a_size_that_is_one_and_stdout_alone(exact_bundle, options):
     assert run_cli("upscale", "-", "-", "--model", exact_bundle, *options).code == 2
 
 
