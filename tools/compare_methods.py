@@ -1,38 +1,29 @@
-"""Train several methods under one protocol and write one table: same weights, images, seed, batch and iterations.
+"""Train several methods under one protocol and write one table: same weights, images, seeds, batch and iterations.
 
     python tools/compare_methods.py training/recipes/edsr_x4_odm_w4a4.toml --variant=method={lsq,minmax} \
-        --iterations 2000 --out runs/w4a4
+        --iterations 2000 --seeds 1,2,3 --out runs/w4a4
 
-Each recipe, and each variant of it, trains in a folder of its own under --out. Killed at any time, the same command
-goes on where it stopped; methods already measured are not trained again. Writes results.json, results.md and, where
+Each recipe, and each variant of it, trains once a seed, in folders of their own under --out. With several seeds the
+table has means and the half width of their 95 % intervals. Killed at any time, the same command goes on where it
+stopped; what is measured already is not trained again, so seeds and methods may be added later. Seeds go round: every
+method has its first before any has its second. Writes results.json, results.md and, where
 matplotlib is installed, results.png, of everything measured under --out; without recipes it does only that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from toolbox import (
-    COMMAND,
-    import_pyplot,
-    load_recipes,
-    markdown_table,
-    read_json,
-    read_log,
-    save_figure,
-    set_option,
-    variant_option,
-    write_json,
-    write_text,
-)
+from comparison_table import Result, stored_results, write_tables
+from toolbox import COMMAND, load_recipes, read_json, read_log, set_option, variant_option, write_json
 from torch import Tensor
 
 from odm_deploy.accounting import account
-from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.proof.evaluation import Score, evaluate, upscaler_of
@@ -47,34 +38,17 @@ from training.recipe import Recipe
 from training.recipe_files import expand_places
 
 
-@dataclass(frozen=True)
-class Result:
-    """One row of the table."""
-
-    recipe: str
-    """File name of the recipe without suffix, and the variant's settings; `start` for the network all start from."""
-    method: str
-    width: str
-    """Width of the body, such as w4a4."""
-    iterations: int
-    psnr_y_db: dict[str, float]
-    """Mean over the images, by test set; so is SSIM."""
-    ssim_y: dict[str, float]
-    storage_mb: float
-    """Weights, scales and everything else of the network, in 10^6 bytes."""
-    bit_operations_t: float
-    """10^12 bit operations for one full-HD output."""
-    seconds_per_step: float
-    """Wall time on this machine."""
-    exportable: str
-    """`yes`, or why not."""
-
-
 @click.command(context_settings=COMMAND)
 @click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the comparison.")
 @click.option(
     "--iterations", type=click.IntRange(min=1), help="Optimizer steps for every recipe; default: the recipes'."
+)
+@click.option("--seeds", metavar="N,N,...", help="Train with each of these seeds; default: the recipes' own.")
+@click.option(
+    "--own-budgets",
+    is_flag=True,
+    help="Let batch, patch and iterations differ: full-budget recipes, each as its authors trained it.",
 )
 @variant_option
 @set_option
@@ -90,6 +64,8 @@ def command(
     recipes: tuple[Path, ...],
     out: Path,
     iterations: int | None,
+    seeds: str | None,
+    own_budgets: bool,
     variants: tuple[str, ...],
     overrides: tuple[str, ...],
     benchmarks: tuple[str, ...],
@@ -97,34 +73,57 @@ def command(
     """Train every one of RECIPES for as many iterations and compare what comes out."""
     budget = [f"run.iterations={iterations}"] if iterations else []
     loaded = load_recipes(recipes, [*overrides, *budget], variants)
-    check_same_protocol(loaded)
-    for number, (name, recipe) in enumerate(loaded.items(), start=1):
+    check_same_protocol(loaded, own_budgets=own_budgets)
+    runs = with_seeds(loaded, seeds)
+    for number, (name, recipe) in enumerate(runs, start=1):
         if number == 1:
             measure_start(recipe, out / "start", benchmarks)
-        say(f"[{number}/{len(loaded)}] {name}")
-        measure(name, recipe, out / name, benchmarks)
+        say(f"[{number}/{len(runs)}] {name}, seed {recipe.run.seed}")
+        folder = out / (f"{name},seed={recipe.run.seed}" if seeds else name)
+        measure(name, recipe, folder, benchmarks)
         write_tables(stored_results(out), out)
     write_tables(stored_results(out), out)
     say(f"wrote {out / 'results.md'}")
 
 
-def check_same_protocol(recipes: dict[str, Recipe]) -> None:
+def with_seeds(recipes: dict[str, Recipe], seeds: str | None) -> list[tuple[str, Recipe]]:
+    """Every recipe with every seed of a list such as `1,2,3`, the first seed of all recipes first.
+
+    Raises:
+        UsageError: no such list.
+    """
+    if seeds is None:
+        return list(recipes.items())
+    numbers = seeds.split(",")
+    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        raise UsageError(f"cannot use --seeds {seeds}", fix="write different whole numbers, such as 1,2,3")
+    return [
+        (name, replace(recipe, run=replace(recipe.run, seed=int(number))))
+        for number in numbers
+        for name, recipe in recipes.items()
+    ]
+
+
+def check_same_protocol(recipes: dict[str, Recipe], *, own_budgets: bool) -> None:
     """Refuse comparisons of unlike runs.
 
     Raises:
-        UsageError: recipes that differ in network, images, seed, batch or iterations.
+        UsageError: recipes that differ in network, images or seed, or, without `own_budgets`, in batch or iterations.
     """
-    protocols = {
-        name: (recipe.network, recipe.data, recipe.run.seed, recipe.run.batch, recipe.run.iterations)
-        for name, recipe in recipes.items()
-    }
+
+    def protocol_of(recipe: Recipe) -> tuple[object, ...]:
+        if own_budgets:
+            return (recipe.network, recipe.data.folders, recipe.run.seed)
+        return (recipe.network, recipe.data, recipe.run.seed, recipe.run.batch, recipe.run.iterations)
+
+    protocols = {name: protocol_of(recipe) for name, recipe in recipes.items()}
     first_name, first = next(iter(protocols.items()), ("", None))
     for name, protocol in protocols.items():
         if protocol != first:
             raise UsageError(
                 f"{name} and {first_name} cannot be compared",
-                why="their network, data, seed, batch or iterations differ",
-                fix="override them with --set",
+                why=f"their network, images{' or seed' if own_budgets else ', seed, batch or iterations'} differ",
+                fix="override them with --set" + ("" if own_budgets else ", or allow other budgets with --own-budgets"),
             )
 
 
@@ -145,6 +144,7 @@ def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]
         **costs(model.float_network(), recipe.quantization.policy() if method.quantizes else None),
         seconds_per_step=seconds_per_step(folder),
         exportable=method.why_not_exportable() or "yes",
+        seed=recipe.run.seed,
     )
     write_json(path, {"key": key, "result": asdict(result)})
 
@@ -185,64 +185,12 @@ def costs(network: SuperResolutionNetwork, policy: QuantizationPolicy | None) ->
     return {"storage_mb": cost.storage_bytes / 1e6, "bit_operations_t": cost.bit_operations / 1e12}
 
 
-def stored_results(out: Path) -> list[Result]:
-    """Everything measured under `out`, the float network all start from first.
-
-    Raises:
-        InputError: nothing has been measured there.
-    """
-    stored = [Result(**read_json(path)["result"]) for path in sorted(out.glob("*/result.json"))]
-    results = sorted(stored, key=lambda result: result.iterations > 0)
-    if not results or results[0].iterations:
-        raise InputError(f"nothing to compare in {out}", fix="name recipes to train")
-    return results
-
-
 def seconds_per_step(folder: Path) -> float:
     """Wall time of a step, from the last record of a run that made any."""
     rates = [record["iterations_per_s"] for record in read_log(folder) if record.get("iterations_per_s")]
     if not rates:
         raise InputError(f"the log in {folder} holds no step", fix="remove the folder and train again")
     return 1.0 / rates[-1]
-
-
-def write_tables(results: list[Result], out: Path) -> None:
-    """results.json, results.md and, where it can be drawn, results.png."""
-    write_json(out / "results.json", [asdict(result) for result in results])
-    write_text(out / "results.md", markdown(results))
-    try:
-        pyplot = import_pyplot()
-    except MissingError:
-        return
-    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(results) + 1.5), layout="constrained")
-    place = next(iter(results[0].psnr_y_db))
-    names = [result.recipe for result in results]
-    values = [result.psnr_y_db[place] for result in results]
-    axes.barh(names, values)
-    axes.invert_yaxis()
-    axes.set_xlim(min(values) - 0.3, max(values) + 0.1)
-    axes.set_xlabel(f"PSNR-Y on {place} (dB)")
-    save_figure(figure, out / "results.png")
-
-
-def markdown(results: list[Result]) -> str:
-    """The table, best first within each width; differences are against the float network all start from."""
-    places = list(results[0].psnr_y_db)
-    start = results[0]
-    head = ["recipe", "method", "bits", "iterations"]
-    head += [f"{place} PSNR / SSIM (drop)" for place in places]
-    head += ["storage MB", "BitOPs T", "s / step", "exportable"]
-    rows: list[list[str]] = []
-    for result in sorted(results, key=lambda r: (r.width != "float", r.width[::-1], -r.psnr_y_db[places[0]])):
-        cells = [result.recipe, result.method, result.width, str(result.iterations)]
-        cells += [
-            f"{result.psnr_y_db[p]:.3f} / {result.ssim_y[p]:.4f} ({result.psnr_y_db[p] - start.psnr_y_db[p]:+.3f})"
-            for p in places
-        ]
-        cells += [f"{result.storage_mb:.2f}", f"{result.bit_operations_t:.1f}"]
-        cells += [f"{result.seconds_per_step:.2f}" if result.iterations else "", result.exportable]
-        rows.append(cells)
-    return markdown_table(head, rows)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class Stepper:
         note = accelerate(self._model, recipe.run)
         if note:
             say(note)
-        self._optimizer = build_optimizer(self._model, recipe.optimizer)
+        self._optimizer = build_optimizer(self._model, recipe.optimizer, method.at_weights_rate)
         self._average = MovingAverage(self._model, recipe.optimizer.ema_decay)
         self._gradient_step = build_gradient_step(recipe, self._model, method, World())
         self._batches = feed(images.pool, recipe.run, range(most), World())

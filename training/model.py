@@ -18,7 +18,7 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
-from training.quantizers.base import PixelGrid, Quantizable, Quantizers
+from training.quantizers.base import Kind, PixelGrid, Quantizable, Quantizers
 from training.quantizers.layers import TrainableConv2d, TrainableLayer, TrainableLinear
 
 
@@ -119,13 +119,13 @@ class TrainableModel:
         """All trained parameters by name; those a method holds fixed and constants such as mean shifts are left out."""
         return {name: parameter for name, parameter in self.network.named_parameters() if parameter.requires_grad}
 
-    def quantizer_parameters(self) -> set[str]:
-        """Names of the parameters that belong to quantizers: ranges, steps, clipping scales, offsets."""
+    def quantizer_parameters(self) -> dict[str, Kind]:
+        """What each parameter that belongs to a quantizer is, by name: ranges, steps, clipping scales, offsets, ..."""
         return {
-            f"{name}.{part}.{key}"
+            f"{name}.{part}.{key}": quantizer.kind_of(key)
             for name, layer in self.layers.items()
-            for part in ("activation", "weight_quantizer")
-            for key, parameter in layer.get_submodule(part).named_parameters()
+            for part, quantizer in (("activation", layer.activation), ("weight_quantizer", layer.weight_quantizer))
+            for key, parameter in quantizer.named_parameters()
             if parameter.requires_grad
         }
 

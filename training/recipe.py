@@ -98,7 +98,11 @@ class OptimizerSection:
     learning_rate: float = 1e-4
     """Of weights and biases."""
     range_learning_rate: float = 1e-3
-    """Of ranges, steps, clipping scales and offsets."""
+    """Of what quantizers learn: ranges, steps, clipping scales and offsets."""
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Rates of single kinds of quantizer parameters: `ranges`, `steps`, `weight_steps`, `clipping`, `offsets`, `gates`,
+    `shortcuts`. Kinds that are not named have `range_learning_rate`, or that of the weights where the method's authors
+    did it so (DDTB's gates)."""
     schedule: Literal["halving", "cosine", "constant"] = "halving"
     """Factor on both rates over the run; a function of the iteration only."""
     halve_every: int = 15000
@@ -170,5 +174,8 @@ class Recipe:
                 why="network.weights is empty",
                 fix="name the weights, or leave it out",
             )
+        for kind, rate in self.optimizer.rates.items():
+            if not rate > 0:
+                raise UsageError(f"cannot use optimizer.rates.{kind} = {rate}", fix="write a number above zero")
         if not 0.0 <= self.optimizer.ema_decay < 1.0:
             raise UsageError(f"cannot use optimizer.ema_decay = {self.optimizer.ema_decay}", fix="write 0 up to 1")

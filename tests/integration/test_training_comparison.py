@@ -71,11 +71,37 @@ def test_methods_are_compared_and_not_trained_twice(recipes):
     assert "do not factor out" in rows["daq"]["exportable"]
     assert rows["odm_v2"]["storage_mb"] < rows["float"]["storage_mb"] == rows["start"]["storage_mb"]
     assert all(5 < row["psnr_y_db"]["Set"] < 60 for row in rows.values())
-    assert len((out / "results.md").read_text().splitlines()) == 2 + 4
+    table = (out / "results.md").read_text()
+    assert len(table[: table.index("\n\n")].splitlines()) == 2 + 4
+    assert "One seed only" in table
     again = compare(recipes)
     assert again.returncode == 0
     assert "iterations" not in again.stderr
     assert {row["recipe"]: row for row in json.loads((out / "results.json").read_text())} == rows
+
+
+def test_seeds_make_intervals_and_can_be_added_later(recipes):
+    """Independent: the interval of two values in numpy, Student's t with one degree of freedom."""
+    out = recipes[0].parent / "out"
+    assert compare(recipes[:1], "--seeds", "1").returncode == 0
+    first = json.loads((out / "results.json").read_text())
+    assert compare(recipes[:1], "--seeds", "1,2").returncode == 0
+    rows = json.loads((out / "results.json").read_text())
+    assert [row["seed"] for row in rows] == [1, 1, 2]
+    assert rows[:2] == first
+    values = [row["psnr_y_db"]["Set"] for row in rows[1:]]
+    assert values[0] != values[1]
+    half_width = 12.706 * np.std(values, ddof=1) / np.sqrt(2)
+    (line,) = [line for line in (out / "results.md").read_text().splitlines() if line.startswith("| odm_v2")]
+    assert f"| 2 | {np.mean(values):.3f} ± {half_width:.3f} /" in line
+    refused = compare(recipes[:1], "--seeds", "1,one")
+    assert refused.returncode == 2
+    assert "different whole numbers" in refused.stderr
+
+
+def test_full_budgets_may_differ_when_asked_for(recipes):
+    recipes[1].write_text('extends = "base.toml"\n[method]\nname = "minmax"\n[run]\nbatch = 1\n')
+    assert compare(recipes[:2], "--own-budgets").returncode == 0
 
 
 def test_unlike_runs_are_refused(recipes):

@@ -72,7 +72,7 @@ class _Run:
         self.model = build_model(recipe, self.method, float_network)
         self.method.watch(self.model, float_network)
         self.gradient_step = build_gradient_step(recipe, self.model, self.method, world)
-        self.optimizer = build_optimizer(self.model, recipe.optimizer)
+        self.optimizer = build_optimizer(self.model, recipe.optimizer, self.method.at_weights_rate)
         self.average = MovingAverage(self.model, recipe.optimizer.ema_decay)
         self.progress = Progress()
         self.outcome: Outcome | None = None

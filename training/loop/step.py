@@ -1,12 +1,13 @@
 """What a training step is: one forward pass, the losses, the gradient to follow, and following it with Adam.
 
-There are two learning rates, schedules that depend on the iteration only, and a moving average of parameters.
+There are a learning rate for weights and one for each kind of quantizer parameter, schedules that depend on the
+iteration only, and a moving average of parameters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,10 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from odm_deploy.errors import UsageError
 from training.acceleration import bfloat16_convolutions
 from training.distributed import World
 from training.methods.base import Gradients, Method, Step, gradients
 from training.model import TrainableModel
+from training.quantizers.base import Kind
 from training.recipe import OptimizerSection
 
 
@@ -66,13 +69,28 @@ def follow(
     model.project()
 
 
-def build_optimizer(model: TrainableModel, settings: OptimizerSection) -> torch.optim.Adam:
-    """Adam over weights and, at their own rate, quantizer parameters; on a GPU in one kernel."""
-    quantizer, trained = model.quantizer_parameters(), model.parameters()
-    groups = [
-        {"params": [p for name, p in trained.items() if name not in quantizer], "rate": settings.learning_rate},
-        {"params": [p for name, p in trained.items() if name in quantizer], "rate": settings.range_learning_rate},
-    ]
+def build_optimizer(
+    model: TrainableModel, settings: OptimizerSection, at_weights_rate: Set[Kind] = frozenset()
+) -> torch.optim.Adam:
+    """Adam over weights and, each kind at its own rate, quantizer parameters; on a GPU in one kernel.
+
+    Raises:
+        UsageError: a rate for a kind that the model has none of.
+    """
+    kinds, trained = model.quantizer_parameters(), model.parameters()
+    there = sorted(set(kinds.values()))
+    for kind in settings.rates:
+        if kind not in there:
+            raise UsageError(
+                f"cannot use optimizer.rates.{kind}",
+                why=f"this method learns {', '.join(there) or 'weights only'}",
+                fix="leave it out",
+            )
+    groups = [{"params": [p for name, p in trained.items() if name not in kinds], "rate": settings.learning_rate}]
+    for kind in there:
+        plain = settings.learning_rate if kind in at_weights_rate else settings.range_learning_rate
+        members = [p for name, p in trained.items() if kinds.get(name) == kind]
+        groups.append({"params": members, "rate": settings.rates.get(kind, plain)})
     return torch.optim.Adam(
         [group for group in groups if group["params"]],
         lr=settings.learning_rate,

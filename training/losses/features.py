@@ -60,10 +60,10 @@ class KnowledgeTransfer:
         self._tap("student", model.network.get_submodule(layer))
         self._tap("teacher", self._teacher.get_submodule(layer))
 
-    def loss(self, low: Tensor) -> Tensor:
-        """L_SKT of the latest forward of the model, whose input was `low`; float32 []."""
+    def loss(self, low: Tensor, *, autocast: bool = False) -> Tensor:
+        """L_SKT of the latest forward of the model, whose input was `low` (see `Step`); float32 []."""
         student = self._features.pop("student")
-        with torch.no_grad():
+        with torch.no_grad(), bfloat16_convolutions(low.device, autocast):
             self._teacher(low)
         return structured_knowledge_transfer(student, self._features.pop("teacher"))
 

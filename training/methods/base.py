@@ -16,7 +16,7 @@ from training.distributed import World
 from training.losses.cooperative import combine_naively
 from training.losses.features import KnowledgeTransfer
 from training.model import TrainableModel
-from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.quantizers.base import ActivationQuantizer, Kind, Quantizable, WeightQuantizer
 
 OptionsT = TypeVar("OptionsT")
 
@@ -61,6 +61,10 @@ class Method(ABC, Generic[OptionsT]):
     """What logs and plots call the auxiliary loss."""
     auxiliary_weight: float = 0.0
     """lambda of the auxiliary loss; 0 leaves it out."""
+    auxiliary_moves_quantizers: bool = False
+    """Whether the auxiliary loss is differentiated with respect to ranges and offsets, too."""
+    at_weights_rate: ClassVar[frozenset[Kind]] = frozenset()
+    """Kinds of quantizer parameters that learn at the rate of weights where the recipe gives them none of their own."""
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -137,7 +141,9 @@ class TransferMethod(Method[TransferOptionsT]):
     def reconstruction_loss(self, step: Step) -> Tensor:
         """L1 + 1000 L_SKT."""
         loss = super().reconstruction_loss(step)
-        return loss if self._transfer is None else loss + self.options.skt_weight * self._transfer.loss(step.low)
+        if self._transfer is None:
+            return loss
+        return loss + self.options.skt_weight * self._transfer.loss(step.low, autocast=step.autocast)
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class Gradients:
     auxiliary_loss: Tensor | None
     """The global auxiliary loss, detached, float32 []; None: this step has none."""
     auxiliary: dict[str, Tensor]
-    """g_aux, for the parameters outside quantizers that it reaches."""
+    """g_aux, for the parameters that follow it and that it reaches."""
     combined: dict[str, Tensor]
     """The gradient the method follows."""
 
@@ -159,8 +165,8 @@ class Gradients:
 def gradients(method: Method[Any], step: Step) -> Gradients:
     """Both losses' gradients and what the method makes of them.
 
-    Quantizer parameters receive the reconstruction gradient only (ODM v2): the auxiliary loss is not even
-    differentiated with respect to them.
+    Quantizer parameters receive the reconstruction gradient only (ODM v2), unless the method says otherwise: the
+    auxiliary loss is not even differentiated with respect to them.
     """
     parameters, world = step.model.parameters(), step.world
     loss = method.reconstruction_loss(step)
@@ -168,7 +174,7 @@ def gradients(method: Method[Any], step: Step) -> Gradients:
     reconstruction = _differentiate(loss, parameters, retain=auxiliary_loss is not None)
     auxiliary: dict[str, Tensor] = {}
     if auxiliary_loss is not None:
-        quantizer = step.model.quantizer_parameters()
+        quantizer = {} if method.auxiliary_moves_quantizers else step.model.quantizer_parameters()
         followers = {name: parameter for name, parameter in parameters.items() if name not in quantizer}
         auxiliary = _differentiate(auxiliary_loss, followers, retain=False)
         auxiliary_loss = world.sum([auxiliary_loss.detach().reshape(1)])[0][0]

@@ -2,13 +2,16 @@
 
 Activations: trainable bounds (l, u), zero snapped to a level, started at percentiles of the first batch. The
 `gate_share` of layers whose extremes vary most between images (var(max) + var(min)) get a gate that scales both bounds
-per image: GAP -> 2-bit 1x1 conv C->32 -> BN -> ReLU -> 2-bit 1x1 conv 32->2 -> 2 sigmoid = (b_u, b_l). Until
-`gate_start` the bounds are static and mean(logit^2) draws the gates to one. Weights: asymmetric between percentiles.
-Recipes give l and u the learning rate 1e-2.
+per image: GAP -> 2-bit 1x1 conv C->32 -> BN -> ReLU -> 2-bit 1x1 conv 32->2 -> 2 sigmoid = (b_u, b_l). Gates read the
+features without passing a gradient back into them, their weights are ternary (max|W| is the range), and the quantizer
+between their two layers passes none either, so that only the second layer learns (`whole_gate`). Until `gate_start` the
+bounds are static and mean(logit^2) draws the gates to one. Weights: asymmetric between percentiles. Loss: L1 + 1000
+L_SKT. Recipes give l and u the learning rate 1e-2; gates have that of the weights.
 
 Dynamic where gated. Static and exportable with `gate_share = 0`, or with `remove_gates`: bounds are then scaled by what
 the gates said on average, once training is over, and the run tells what that cost. The official code calibrates at
-2 bits only (other widths start at +-10) and leaves conv1 of each block unquantized; neither is reproduced.
+2 bits only (other widths start at +-10), leaves conv1 of each block unquantized, and cannot train on a batch of one
+(batch normalisation); none of that is reproduced. A single image is normalised with the running statistics.
 """
 
 from __future__ import annotations
@@ -22,26 +25,38 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.straight_through.range import range_quantize
-from training.methods.base import Method, Step
+from training.methods.base import Step, TransferMethod, TransferOptions
 from training.model import TrainableModel
-from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
+from training.quantizers.base import (
+    ActivationQuantizer,
+    Kind,
+    Quantizable,
+    SavedFlag,
+    WeightQuantizer,
+    straight_through,
+)
+from training.quantizers.channels import ChannelAxis
 from training.quantizers.learnable_range import LearnableRange
 from training.quantizers.weights import PercentileWeight
 
 GATE_BITS = 2
 GATE_FEATURES = 32
+_SMALLEST_WIDTH = 1e-8
 _MEMORY = 0.01  # weight of the latest batch in the mean factors
 WHY_NOT = "gated layers compute their range from each image; a model.pt holds static grids"
 
 
 @dataclass(frozen=True)
-class DdtbOptions:
+class DdtbOptions(TransferOptions):
     """Settings of DDTB; the defaults are the official code's for EDSR."""
 
     gate_share: float = 0.3
-    """Share of layers with a gate: 0.3 EDSR, 0.1 SRResNet, 0.5 RDN. 0: none, and exportable."""
-    gate_start: int = 5000
-    """Iterations before the gates act; the official code waits five epochs of 1000."""
+    """Share of layers with a gate, rounded down: 0.3 EDSR, 0.1 SRResNet, 0.5 RDN. 0: none, and exportable."""
+    gate_start: int = 4000
+    """Iterations before the gates act: epochs 2 to 5 of the official code, whose first epoch only calibrates."""
+    whole_gate: bool = False
+    """Pass gradients through the quantizer inside a gate, so that its first layer and normalisation learn, too; the
+    official code does not."""
     range_percentile: float = 99.0
     """Percentile the bounds start at; 95 for RDN."""
     weight_percentile: float = 99.0
@@ -51,17 +66,17 @@ class DdtbOptions:
     `--finish`."""
 
 
-class Ddtb(Method[DdtbOptions]):
+class Ddtb(TransferMethod[DdtbOptions]):
     """DDTB; see the module's docstring."""
 
     name = "ddtb"
     Options = DdtbOptions
+    at_weights_rate = frozenset[Kind]({"gates"})
 
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Trainable bounds, with a gate where `initialize` puts one."""
-        return GatedRange(
-            bits, needs_channel_axis(layer, "DDTB's gate").in_channels, percent=self.options.range_percentile
-        )
+        o = self.options
+        return GatedRange(bits, ChannelAxis.of(layer), percent=o.range_percentile, whole_gate=o.whole_gate)
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """Percentiles of W."""
@@ -71,7 +86,7 @@ class Ddtb(Method[DdtbOptions]):
         """Bounds, and gates for the layers whose extremes vary most."""
         super().initialize(model)
         ranges = _gated_ranges(model)
-        count = round(self.options.gate_share * len(ranges))
+        count = int(self.options.gate_share * len(ranges))
         for quantizer in sorted(ranges, key=lambda q: q.extreme_variance, reverse=True)[:count]:
             quantizer.has_gate.set(True)
 
@@ -85,7 +100,7 @@ class Ddtb(Method[DdtbOptions]):
         return iteration >= self.options.gate_start
 
     def reconstruction_loss(self, step: Step) -> Tensor:
-        """L1, and during the gates' warm-up mean(logit^2)."""
+        """L1 + 1000 L_SKT, and during the gates' warm-up mean(logit^2)."""
         loss = super().reconstruction_loss(step)
         if self.operations(step.iteration):
             return loss
@@ -113,15 +128,19 @@ class GatedRange(LearnableRange):
 
     mean_factors: Tensor
 
-    def __init__(self, bits: int, channels: int, *, percent: float) -> None:
+    def __init__(self, bits: int, channels: ChannelAxis, *, percent: float, whole_gate: bool) -> None:
         super().__init__(bits, percent=percent)
-        self.gate = Gate(channels)
+        self.gate = Gate(channels, whole=whole_gate)
         self.has_gate = SavedFlag(False)
         self.gate_acts = SavedFlag(False)
         # (b_u, b_l), averaged over recent training images.
         self.register_buffer("mean_factors", torch.ones(2))
         self._logits: Tensor | None = None
         self._extremes: list[tuple[Tensor, Tensor]] = []
+
+    def kind_of(self, parameter: str) -> Kind:
+        """The gate, or a bound."""
+        return "gates" if parameter.startswith("gate.") else super().kind_of(parameter)
 
     @property
     def extreme_variance(self) -> float:
@@ -140,7 +159,8 @@ class GatedRange(LearnableRange):
         """Levels of `x`."""
         if not self.has_gate.is_set:
             return super().forward(x)
-        logits: Tensor = self.gate(x.float())
+        x = x.float()
+        logits: Tensor = self.gate(x)
         if not self.gate_acts.is_set:
             self._logits = logits
             return super().forward(x)
@@ -148,7 +168,7 @@ class GatedRange(LearnableRange):
         factors = 2.0 * torch.sigmoid(logits)
         if self.training:
             self.mean_factors.lerp_(factors.detach().mean(0), _MEMORY)
-        upper_factor, lower_factor = factors.reshape(-1, 2, 1, 1, 1).unbind(1)
+        upper_factor, lower_factor = factors.reshape(-1, 2, *[1] * (x.dim() - 1)).unbind(1)
         return range_quantize(x, lower * lower_factor, upper * upper_factor, self.bits)
 
     @torch.no_grad()
@@ -179,29 +199,45 @@ class GatedRange(LearnableRange):
 
 
 class Gate(nn.Module):
-    """Logits of (b_u, b_l) from an image's features: float32 [N, C, H, W] -> [N, 2]."""
+    """Logits of (b_u, b_l) from an image's features: float32 [N, C, H, W] or [N, ..., C] -> [N, 2]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: ChannelAxis, *, whole: bool) -> None:
         super().__init__()
-        self.squeeze = nn.Linear(channels, GATE_FEATURES, bias=False)
+        self.channels, self.whole = channels, whole
+        self.squeeze = nn.Linear(channels.count, GATE_FEATURES, bias=False)
         self.normalize = nn.BatchNorm1d(GATE_FEATURES)
         self.excite = nn.Linear(GATE_FEATURES, 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool and apply the two 2-bit layers (1x1 convolutions of a pooled image are linear)."""
-        hidden = F.relu(self.normalize(_low_bit_linear(x.mean(dim=(2, 3)), self.squeeze.weight)))
-        return _low_bit_linear(hidden, self.excite.weight)
+        pooled = x.detach().float().mean(self.channels.pixels(x))
+        hidden = F.relu(self._normalized(_product(_between_extremes(pooled), _ternary(self.squeeze.weight))))
+        levels = _between_extremes(hidden if self.whole else hidden.detach())
+        return _product(levels, _ternary(self.excite.weight))
+
+    def _normalized(self, hidden: Tensor) -> Tensor:
+        norm = self.normalize
+        if len(hidden) > 1 or not self.training:
+            return norm(hidden)  # type: ignore[no-any-return]
+        return F.batch_norm(hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
-def _low_bit_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(_between_extremes(x), _between_extremes(weight))
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """X W^T, in float32 also under autocast, so that validation computes what training did; [N, I] -> [N, O]."""
+    return (x.unsqueeze(1) * weight).sum(2)
+
+
+def _ternary(weight: Tensor) -> Tensor:
+    """-a, 0 or a with a = max|W|, rounding passed straight through."""
+    bound = weight.detach().abs().amax().clamp(min=_SMALLEST_WIDTH)
+    return straight_through(weight, torch.round(weight.detach() / bound) * bound)
 
 
 def _between_extremes(x: Tensor) -> Tensor:
-    """2-bit levels between the extremes of now, which are held fixed."""
+    """Multiples of a 2-bit step, the extremes of now three apart; rounding passed straight through."""
     lower, upper = torch.aminmax(x.detach())
-    lower, upper = lower.clamp(max=0.0), upper.clamp(min=0.0)
-    return range_quantize(x, lower, torch.maximum(upper, lower + 1e-8), GATE_BITS)
+    step = (upper - lower).clamp(min=_SMALLEST_WIDTH) / (2**GATE_BITS - 1)
+    return straight_through(x, torch.round(x.detach() / step) * step)
 
 
 def _gated_ranges(model: TrainableModel) -> list[GatedRange]:

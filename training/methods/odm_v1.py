@@ -10,6 +10,10 @@
 - L_R = L1 + 1000 L_SKT.
 
 In a frozen layer the offsets are two constants in front of the quantizer.
+
+By default zero is a level of both grids and ranges and offsets follow the reconstruction only, as in ODM v2. The paper
+to the letter is `free`, `free_weights` and `regularize_ranges`: Eqs. 1 and 2 have no zero, and Eq. 5 moves every
+parameter by the sign rule.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ from training.losses.cooperative import combine_cooperatively, combine_naively
 from training.losses.features import variance_loss
 from training.methods.base import Step, TransferMethod, TransferOptions
 from training.model import TrainableModel
-from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, needs_channel_axis
+from training.quantizers.base import ActivationQuantizer, Kind, Quantizable, SavedFlag, WeightQuantizer
+from training.quantizers.channels import ChannelAxis
 from training.quantizers.learnable_range import LearnableRange, RangeInit
 from training.quantizers.weights import PercentileWeight
 
@@ -40,8 +45,15 @@ class OdmV1Options(TransferOptions):
     """lambda_V, for features in units of the 0..255 image; the paper's value is lost."""
     cooperative: bool = True
     """Add g_V only where it agrees with g_R; false: always (the papers' naive ablation)."""
+    regularize_ranges: bool = False
+    """Ranges and offsets follow the sign rule, too (Eq. 5); false: weights alone do."""
+    free: bool = False
+    """Eq. 1 to the letter: l is a level of the activations and zero need not be one. Layers with offsets pad with the
+    level nearest to zero behind them."""
+    free_weights: bool = False
+    """Eq. 2 to the letter: the same for weights. Their levels are then no multiples of a scale: not exportable."""
     offset_share: float = 0.3
-    """p, the share of layers that get shifts, and that get scales. 0: none, and exportable."""
+    """p: layers beyond the (1 - p) quantile of m_mu get shifts, those beyond that of m_sigma scales. 0: none."""
     weight_percentile: float = 99.0
     """Percentile that bounds the weights; 100 - p bounds them below."""
     range_init: RangeInit = "percentile"
@@ -61,30 +73,41 @@ class OdmV1(TransferMethod[OdmV1Options]):
     def __init__(self, options: OdmV1Options) -> None:
         super().__init__(options)
         self.auxiliary_weight = options.variance_weight
+        self.auxiliary_moves_quantizers = options.regularize_ranges
 
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable range, with offsets where `initialize` puts them."""
         return OffsetRange(
             bits,
-            needs_channel_axis(layer, "ODM v1's offsets").in_channels,
+            ChannelAxis.of(layer),
             init=self.options.range_init,
             percent=self.options.range_percentile,
+            free=self.options.free,
         )
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """Percentiles of W."""
-        return PercentileWeight(bits, percent=self.options.weight_percentile)
+        return PercentileWeight(bits, percent=self.options.weight_percentile, free=self.options.free_weights)
+
+    def why_not_exportable(self) -> str | None:
+        """Free weights, and offsets before free grids."""
+        if self.options.free_weights:
+            return "weights on a free range have levels that are no multiples of a scale"
+        if self.options.free and self.options.offset_share:
+            return "offsets in front of a free grid, whose border is not a level"
+        return None
 
     def initialize(self, model: TrainableModel) -> None:
         """Ranges, and offsets for the layers whose channels differ most."""
         super().initialize(model)
         quantizers = [layer.activation for layer in model.layers.values()]
         offset_ranges = [quantizer for quantizer in quantizers if isinstance(quantizer, OffsetRange)]
-        count = round(self.options.offset_share * len(offset_ranges))
-        for quantizer in sorted(offset_ranges, key=lambda q: q.mean_spread, reverse=True)[:count]:
-            quantizer.has_shift.set(True)
-        for quantizer in sorted(offset_ranges, key=lambda q: q.deviation_spread, reverse=True)[:count]:
-            quantizer.has_gain.set(True)
+        share = self.options.offset_share
+        by_mean = _in_top([quantizer.mean_spread for quantizer in offset_ranges], share)
+        by_deviation = _in_top([quantizer.deviation_spread for quantizer in offset_ranges], share)
+        for quantizer, shifted, scaled in zip(offset_ranges, by_mean, by_deviation, strict=True):
+            quantizer.has_shift.set(shifted)
+            quantizer.has_gain.set(scaled)
 
     def auxiliary_loss(self, step: Step) -> Tensor:
         """sum_i sigma(X_i); averaged over processes, each taking its own part of the batch."""
@@ -100,19 +123,25 @@ class OdmV1(TransferMethod[OdmV1Options]):
 class OffsetRange(LearnableRange):
     """A learnable range behind optional per-channel shift and gain."""
 
-    def __init__(self, bits: int, channels: int, *, init: RangeInit, percent: float) -> None:
-        super().__init__(bits, init=init, percent=percent)
-        self.shift = nn.Parameter(torch.zeros(channels))
-        self.gain = nn.Parameter(torch.ones(channels))
+    def __init__(self, bits: int, channels: ChannelAxis, *, init: RangeInit, percent: float, free: bool) -> None:
+        super().__init__(bits, init=init, percent=percent, free=free)
+        self.channels = channels
+        self.shift = nn.Parameter(torch.zeros(channels.count))
+        self.gain = nn.Parameter(torch.ones(channels.count))
         self.has_shift = SavedFlag(False)
         self.has_gain = SavedFlag(False)
         self.mean_spread = 0.0
         self.deviation_spread = 0.0
 
+    def kind_of(self, parameter: str) -> Kind:
+        """An offset, or a bound."""
+        return "offsets" if parameter in ("shift", "gain") else super().kind_of(parameter)
+
     def observe(self, x: Tensor) -> None:
         """Range and, from the first batch, how much the channels differ: m_mu and m_sigma."""
         if not self._batches:
-            deviations, means = torch.std_mean(x.detach().float(), dim=(0, 2, 3), correction=0)
+            everything = self.channels.all_but_channels(x)
+            deviations, means = torch.std_mean(x.detach().float(), dim=everything, correction=0)
             self.mean_spread, self.deviation_spread = means.std().item(), deviations.std().item()
         super().observe(x)
 
@@ -120,9 +149,9 @@ class OffsetRange(LearnableRange):
         """X* = (X + shift) * gain."""
         x = x.float()
         if self.has_shift.is_set:
-            x = x + quantized_offset(self.shift).reshape(1, -1, 1, 1)
+            x = x + self.channels.shaped(quantized_offset(self.shift))
         if self.has_gain.is_set:
-            x = x * quantized_offset(self.gain).reshape(1, -1, 1, 1)
+            x = x * self.channels.shaped(quantized_offset(self.gain))
         return x
 
     def offsets(self) -> ChannelOffsets | None:
@@ -132,6 +161,14 @@ class OffsetRange(LearnableRange):
         with torch.no_grad():
             shift, gain = (quantized_offset(offset).cpu() for offset in (self.shift, self.gain))
         return ChannelOffsets(shift if self.has_shift.is_set else None, gain if self.has_gain.is_set else None)
+
+
+def _in_top(values: list[float], share: float) -> list[bool]:
+    """Which values are beyond the (1 - share) quantile; all of them for a share of 1."""
+    if share >= 1.0 or not values:
+        return [share > 0.0] * len(values)
+    threshold = torch.tensor(values).quantile(1.0 - share).item()
+    return [value > threshold for value in values]
 
 
 def quantized_offset(offset: Tensor) -> Tensor:

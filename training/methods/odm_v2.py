@@ -45,6 +45,10 @@ class OdmV2Options:
     mismatch_every: int = 1
     """Regularize every k-th step only, k times as strongly (deploy-grade): the second backward pass is most of what ODM
     costs over plain quantization-aware training."""
+    mismatch_pixels: int = 0
+    """Low-resolution pixels of the batch that lambda_M is meant for, 18432 (8 patches of 48x48) in the paper; other
+    batches take lambda_M times the root of their ratio. The norm of the mismatch, which is not averaged, grows with the
+    root of the batch, and the mean absolute error does not. 0: lambda_M as it is."""
     update: Literal["tensor", "global", "element", "naive"] = "tensor"
     """Over what the two gradients are compared; `naive` adds the mismatch without comparing (ablation)."""
     clipping: Literal["corrected", "learned", "percentile"] = "corrected"
@@ -92,6 +96,8 @@ class OdmV2(Method[OdmV2Options]):
         super().__init__(options)
         if options.mismatch_every < 1:
             raise UsageError(f"cannot use method.mismatch_every = {options.mismatch_every}", fix="write 1 or more")
+        if options.mismatch_pixels < 0:
+            raise UsageError(f"cannot use method.mismatch_pixels = {options.mismatch_pixels}", fix="write 0 or more")
         if options.anneal_exponents < 0 or (options.anneal_exponents and not options.power_of_two):
             raise UsageError(
                 f"cannot use method.anneal_exponents = {options.anneal_exponents}",
@@ -146,7 +152,11 @@ class OdmV2(Method[OdmV2Options]):
         """L_M, on the steps that regularize."""
         if not self.operations(step.iteration):
             return None
-        return mismatch_loss(step.model.records(), step.world)
+        loss = mismatch_loss(step.model.records(), step.world)
+        if not self.options.mismatch_pixels:
+            return loss
+        images, _, height, width = step.low.shape
+        return loss * (self.options.mismatch_pixels / (images * height * width * step.world.size)) ** 0.5
 
     def combine(self, reconstruction: dict[str, Tensor], auxiliary: dict[str, Tensor]) -> dict[str, Tensor]:
         """g_R + lambda_M * sim(g_R, g_M) * g_M."""

@@ -4,9 +4,11 @@ y = round(clip(x, -a, a) Q / a) a / Q with Q = 2^(b-1) - 1 and one learnable a p
 images of max|x|; weights likewise with a = max|W| per layer (Eqs. 1-5). Signed also after a ReLU: half the levels then
 idle, and 2 bits are ternary. Loss: L1 + 1000 L_SKT (Sec. 3.3). Recipes give a the learning rate 1e-2. Static.
 
-An integer grid of b bits has one level more than PAMS uses, -(Q+1) a / Q. Runtimes cannot forbid it, so by default
-training has it too and the result is exactly exportable; `faithful` trains on the official levels and is not, unless no
-negative input ever reaches the layer, where the extra level is never met.
+In the first epoch nothing is clipped and a follows the mean of max|x| of each batch (`first_epoch`).
+
+An integer grid of b bits has one level more than PAMS uses, -(Q+1) a / Q: -2a at two bits. Runtimes cannot forbid it,
+so by default training has it too and the result is exactly exportable; `faithful` trains on the official levels and is
+not, unless no negative input ever reaches the layer, where the extra level is never met.
 
 The official code quantizes only the shortcut before conv1 of each block, so that conv1 itself reads an unquantized
 tensor, and starts the student from scratch. Neither is reproduced: every convolution has its own quantizer, and all
@@ -25,10 +27,12 @@ from odm_deploy.grid import Grid
 from odm_deploy.quantization.straight_through.division import divided
 from odm_deploy.quantization.straight_through.step import step_quantize
 from training.methods.base import TransferMethod, TransferOptions
-from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer
+from training.model import TrainableModel
+from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer
 from training.quantizers.weights import LargestWeight
 
 _SMALLEST_SCALE = 1e-4
+_UNCLIPPED = 1 << 20  # codes that no feature reaches
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class PamsOptions(TransferOptions):
 
     faithful: bool = False
     """Exactly the official levels -Q..Q."""
+    first_epoch: int = 1000
+    """Iterations in which a is the mean of max|x| of each batch and nothing is clipped, one epoch as published; after
+    them a is learned from where it then is. 0: learned from the start."""
 
 
 class Pams(TransferMethod[PamsOptions]):
@@ -48,6 +55,16 @@ class Pams(TransferMethod[PamsOptions]):
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A learnable largest magnitude."""
         return MaxScale(bits, faithful=self.options.faithful)
+
+    def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
+        """End the first epoch when its time has come."""
+        for layer in model.layers.values():
+            if isinstance(layer.activation, MaxScale):
+                layer.activation.follows.set(self.operations(iteration))
+
+    def operations(self, iteration: int) -> bool:
+        """Whether this is still the first epoch."""
+        return iteration < self.options.first_epoch
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """max|W| per layer."""
@@ -68,11 +85,13 @@ class MaxScale(ActivationQuantizer):
         self.faithful = faithful
         self.positive_codes = 2 ** (bits - 1) - 1
         self.alpha = nn.Parameter(torch.tensor(1.0))
+        # The first epoch: a follows the batches.
+        self.follows = SavedFlag(False)
         self._maxima: list[Tensor] = []
 
     def observe(self, x: Tensor) -> None:
         """Keep the largest magnitude of each image."""
-        self._maxima.append(x.detach().float().abs().flatten(1).amax(dim=1))
+        self._maxima.append(_largest(x))
 
     def initialize(self) -> None:
         """A = mean over images of max|x|."""
@@ -83,6 +102,10 @@ class MaxScale(ActivationQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`; the gradient of a is that of its step, a / Q: sign(x) outside, (y - x) / a inside."""
+        if self.training and self.follows.is_set:
+            with torch.no_grad():
+                self.alpha.copy_(_largest(x).mean().clamp(min=_SMALLEST_SCALE))
+            return step_quantize(x, divided(self.alpha, self.positive_codes), _UNCLIPPED, _UNCLIPPED)
         negative_codes = self.positive_codes + (0 if self.faithful else 1)
         return step_quantize(x, divided(self.alpha, self.positive_codes), negative_codes, self.positive_codes)
 
@@ -103,3 +126,8 @@ class MaxScale(ActivationQuantizer):
             )
         step = divided(self.alpha.detach(), self.positive_codes)
         return Grid(step.item(), self.positive_codes + 1, self.bits)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """max|x| of each image: float32 [N]."""
+    return x.detach().float().abs().flatten(1).amax(dim=1)

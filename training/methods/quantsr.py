@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from odm_deploy.quantization.layers import ChannelOffsets
 from training.methods.base import Method
-from training.quantizers.base import ActivationQuantizer, Quantizable, WeightQuantizer, needs_channel_axis
+from training.quantizers.base import ActivationQuantizer, Kind, Quantizable, WeightQuantizer
+from training.quantizers.channels import ChannelAxis
 from training.quantizers.learned_step import LearnedStep, LearnedWeightStep
 
 
@@ -37,9 +38,7 @@ class QuantSr(Method[QuantSrOptions]):
 
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Shift, then a learned step."""
-        return ShiftedStep(
-            bits, needs_channel_axis(layer, "QuantSR's shift per channel").in_channels, shift=self.options.shift
-        )
+        return ShiftedStep(bits, ChannelAxis.of(layer), shift=self.options.shift)
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
         """A learned step."""
@@ -51,13 +50,18 @@ class QuantSr(Method[QuantSrOptions]):
 class ShiftedStep(LearnedStep):
     """A per-channel shift before a learned step."""
 
-    def __init__(self, bits: int, channels: int, *, shift: bool) -> None:
+    def __init__(self, bits: int, channels: ChannelAxis, *, shift: bool) -> None:
         super().__init__(bits, scale_gradients=True, derivative="tanh")
-        self.shift = nn.Parameter(torch.zeros(channels), requires_grad=shift)
+        self.channels = channels
+        self.shift = nn.Parameter(torch.zeros(channels.count), requires_grad=shift)
+
+    def kind_of(self, parameter: str) -> Kind:
+        """The shift is an offset."""
+        return "offsets" if parameter == "shift" else super().kind_of(parameter)
 
     def transform(self, x: Tensor) -> Tensor:
         """X + t."""
-        return x.float() + self.shift.reshape(1, -1, 1, 1) if self.shift.requires_grad else x
+        return x.float() + self.channels.shaped(self.shift) if self.shift.requires_grad else x
 
     def offsets(self) -> ChannelOffsets | None:
         """T."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.layers import ChannelOffsets
 from odm_deploy.quantization.weights import WeightCodes
 
 Quantizable = nn.Conv2d | nn.Linear
 """The kinds of float layers that have a trainable counterpart."""
+
+Kind = Literal["ranges", "steps", "weight_steps", "clipping", "offsets", "gates", "shortcuts"]
+"""The kinds of parameters that quantizers learn: bounds of activations, steps of activations and of weights, clipping
+scales of weights, shifts and gains per channel, gates per image, factors on the shortcuts of blocks."""
 
 
 class ActivationQuantizer(nn.Module, ABC):
@@ -26,6 +29,10 @@ class ActivationQuantizer(nn.Module, ABC):
 
     pads_before_quantizing: bool = False
     """Whether zero is not a level, so that the border has to be padded before quantizing."""
+
+    def kind_of(self, parameter: str) -> Kind:
+        """What the parameter of that name within this module is; each kind may have a learning rate of its own."""
+        return "ranges"
 
     @abstractmethod
     def observe(self, x: Tensor) -> None:
@@ -66,6 +73,10 @@ class WeightQuantizer(nn.Module, ABC):
         super().__init__()
         self.bits = bits
 
+    def kind_of(self, parameter: str) -> Kind:
+        """What the parameter of that name within this module is; each kind may have a learning rate of its own."""
+        return "clipping"
+
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """Levels of `weight`: float32 [O, ...], differentiable."""
@@ -94,6 +105,11 @@ class Quantizers(Protocol):
         ...
 
 
+def straight_through(x: Tensor, levels: Tensor) -> Tensor:
+    """The values of `levels` with the gradient of `x`, clamps included."""
+    return x + (levels - x).detach()
+
+
 def weight_rows(weight: Tensor, *, per_channel: bool) -> Tensor:
     """What shares one scale: float32 [O, K] per output channel, else [1, all weights]; detached."""
     return weight.detach().float().reshape(weight.shape[0] if per_channel else 1, -1)
@@ -102,17 +118,6 @@ def weight_rows(weight: Tensor, *, per_channel: bool) -> Tensor:
 def per_row(values: Tensor, weight: Tensor) -> Tensor:
     """A value a row of `weight_rows`, shaped to broadcast to `weight`."""
     return values.reshape(-1, *[1] * (weight.dim() - 1))
-
-
-def needs_channel_axis(layer: Quantizable, what: str) -> nn.Conv2d:
-    """`layer`, for quantizers with parameters per channel of an [N, C, H, W] input.
-
-    Raises:
-        InputError: it is a linear layer, whose channels come last.
-    """
-    if isinstance(layer, nn.Linear):
-        raise InputError(f"{what} needs convolutions", why="a quantized layer is linear", fix="choose another method")
-    return layer
 
 
 class PixelGrid(ActivationQuantizer):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.straight_through.step import RoundDerivative, step_codes, step_quantize
 from odm_deploy.quantization.weights import WeightCodes
-from training.quantizers.base import ActivationQuantizer, SavedFlag, WeightQuantizer, per_row, weight_rows
+from training.quantizers.base import ActivationQuantizer, Kind, SavedFlag, WeightQuantizer, per_row, weight_rows
 
 _SMALLEST_STEP = 1e-8
 
@@ -46,6 +46,10 @@ class _OnStep(nn.Module):
         return step_quantize(
             x, step, self.negative_codes, self.positive_codes, gradient_scale=factor, derivative=self.derivative
         )
+
+    def kind_of(self, parameter: str) -> Kind:
+        """Steps, of activations or of weights."""
+        return "weight_steps" if isinstance(self, WeightQuantizer) else "steps"
 
     @torch.no_grad()
     def project(self) -> None:

@@ -21,31 +21,40 @@ class PercentileWeight(WeightQuantizer):
     """Weights between the (100 - p)-th and p-th percentile of W.
 
     The range is recomputed every forward and held fixed in the backward. Zero is snapped onto the grid, so that the
-    codes minus the zero point are the integers an engine multiplies.
+    codes minus the zero point are the integers an engine multiplies. `free`: the first level is the percentile itself,
+    and levels are no multiples of a scale; at two bits snapping turns nearly symmetric weights from levels around zero
+    into -2, -1, 0 and 1 times the scale.
 
     Raises:
         InputError: 8 bits, because codes minus a zero point do not fit int8 then.
     """
 
-    def __init__(self, bits: int, *, percent: float) -> None:
-        if bits > 7:
+    def __init__(self, bits: int, *, percent: float, free: bool = False) -> None:
+        if bits > 7 and not free:
             raise InputError("no asymmetric weights at 8 bits", why="codes minus a zero point do not fit int8")
         super().__init__(bits)
-        self.percent = percent
+        self.percent, self.free = percent, free
 
     def range(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """(l, u), widened to hold zero; float32 scalars."""
-        lower = percentile(weight, 100.0 - self.percent).clamp(max=0.0)
-        upper = percentile(weight, self.percent).clamp(min=0.0)
+        """(l, u), widened to hold zero unless free; float32 scalars."""
+        lower, upper = percentile(weight, 100.0 - self.percent), percentile(weight, self.percent)
+        if not self.free:
+            lower, upper = lower.clamp(max=0.0), upper.clamp(min=0.0)
         return lower, torch.maximum(upper, lower + SMALLEST_BOUND)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Levels of `weight`."""
-        return range_quantize(weight, *self.range(weight), self.bits)
+        return range_quantize(weight, *self.range(weight), self.bits, free=self.free)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> WeightCodes:
-        """The integer weights: codes minus the zero point."""
+        """The integer weights: codes minus the zero point.
+
+        Raises:
+            InputError: the range is free.
+        """
+        if self.free:
+            raise InputError("levels of weights are no multiples of a scale", why="their range is free")
         scale, zero_point = snapped_grid(*self.range(weight), self.bits)
         index = torch.clamp(torch.round(weight.float() / scale) + zero_point, 0, 2**self.bits - 1)
         return WeightCodes(

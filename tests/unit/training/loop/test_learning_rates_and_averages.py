@@ -4,6 +4,7 @@ import torch
 from odm_deploy.errors import UsageError
 from training.distributed import World
 from training.loop.step import MovingAverage, build_optimizer, rate_factor, set_rates
+from training.methods.ddtb import Ddtb
 from training.recipe import OptimizerSection
 
 
@@ -32,6 +33,21 @@ def test_quantizers_have_their_own_rate(attach):
     quantizer = model.quantizer_parameters()
     for name, parameter in model.parameters().items():
         assert rate_of[id(parameter)] == (5e-4 if name in quantizer else 5e-5)
+
+
+def test_each_kind_of_quantizer_parameter_may_have_its_own_rate(attach):
+    def rates(name, at_weights_rate=frozenset(), **settings):
+        _, model = attach(name, 4)
+        optimizer = build_optimizer(model, OptimizerSection(**settings), at_weights_rate)
+        rate_of = {id(p): group["rate"] for group in optimizer.param_groups for p in group["params"]}
+        return {kind: rate_of[id(model.parameters()[key])] for key, kind in model.quantizer_parameters().items()}
+
+    lsq = rates("lsq", range_learning_rate=1e-2, rates={"weight_steps": 5e-4})
+    assert lsq == {"steps": 1e-2, "weight_steps": 5e-4}
+    assert rates("ddtb", Ddtb.at_weights_rate, learning_rate=3e-4) == {"ranges": 1e-3, "gates": 3e-4}
+    assert rates("odm_v1") == {"ranges": 1e-3, "offsets": 1e-3}
+    with pytest.raises(UsageError, match=r"optimizer\.rates\.gates"):
+        rates("odm_v2", rates={"gates": 1e-3})
 
 
 def test_the_average_forgets_its_start(attach):

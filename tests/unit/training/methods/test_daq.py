@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, stats
 
-from training.methods.daq import GAUSSIAN_STEPS, gaussian_quantize
+from training.methods.daq import GAUSSIAN_STEPS, mid_rise_levels
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5])
@@ -28,7 +28,7 @@ def test_daq_steps_are_optimal_for_a_gaussian(bits):
 def test_daq_levels_by_hand():
     x = torch.tensor([-9.0, -0.1, 0.1, 1.2, 9.0])
     step = GAUSSIAN_STEPS[2] * 2.0
-    levels = gaussian_quantize(x, torch.tensor(0.0), torch.tensor(2.0), 2)
+    levels = mid_rise_levels(x, torch.tensor(0.0), torch.tensor(step), 2)
     assert levels.tolist() == pytest.approx([-1.5 * step, -0.5 * step, 0.5 * step, 0.5 * step, 1.5 * step])
 
 
@@ -39,3 +39,28 @@ def test_daq_uses_the_statistics_of_each_image_and_channel(attach):
     scaled = x * torch.tensor([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1) + 5.0
     expected = quantizer(x) * torch.tensor([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1) + 5.0
     assert torch.allclose(quantizer(scaled), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_daq_behind_a_relu_has_levels_from_zero_on(attach):
+    """Independent: the formulas of the paper's code for one channel, in numpy."""
+    _, model = attach("daq", 2)
+    quantizer = model.layers["body.0.body.2"].activation
+    assert quantizer.positive.is_set
+    assert not model.layers["body.0.body.0"].activation.positive.is_set
+    x = torch.relu(torch.randn(1, 6, 9, 9, generator=torch.Generator().manual_seed(1)) * 20)
+    channel = x[0, 0].double().numpy()
+    count = (channel > 0).sum() + 1
+    mean = channel.sum() / count
+    step = GAUSSIAN_STEPS[2] * np.sqrt((channel**2).sum() / count - mean**2)
+    expected = np.clip(np.round(channel / step), 0, 3) * step
+    assert quantizer(x)[0, 0].numpy() == pytest.approx(expected, rel=1e-4)
+
+
+def test_daq_gradients_are_the_identity_also_where_values_are_clamped(attach):
+    _, model = attach("daq", 2)
+    layer = model.layers["body.0.body.2"]
+    x = torch.relu(torch.randn(1, 6, 9, 9, generator=torch.Generator().manual_seed(1)) * 20).requires_grad_()
+    layer.activation(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    layer.weight_quantizer(layer.weight).sum().backward()
+    assert torch.equal(layer.weight.grad, torch.ones_like(layer.weight))

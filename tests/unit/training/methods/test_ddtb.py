@@ -58,3 +58,36 @@ def test_ddtb_warm_up_adds_the_squared_logits(attach, low):
         ]
     expected = np.mean([logit.square().mean().item() for logit in logits])
     assert losses[0] - losses[1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_ddtb_gates_pass_nothing_back_into_the_features(attach):
+    _, model = attach("ddtb", 2, gate_share=1.0, gate_start=0)
+    gate = next(iter(model.layers.values())).activation.gate
+    x = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gate(x).square().sum().backward()
+    assert x.grad is None
+    assert gate.squeeze.weight.grad is None
+    assert gate.excite.weight.grad is not None
+
+
+def test_ddtb_gate_weights_are_ternary(attach):
+    _, model = attach("ddtb", 2, gate_share=1.0, gate_start=0, whole_gate=True)
+    gate = next(iter(model.layers.values())).activation.gate
+    gate.eval()
+    # One channel after the other: the pooled image is a unit vector, whose extremes are levels themselves.
+    columns = [gate.squeeze(torch.eye(6)[index : index + 1]) for index in range(6)]
+    assert len(torch.cat(columns).unique()) > 6
+    with torch.no_grad():
+        bound = gate.squeeze.weight.abs().max()
+        expected = torch.round(gate.squeeze.weight / bound) * bound
+        seen = []
+        gate.normalize.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        for index in range(6):
+            gate(torch.eye(6)[index].reshape(1, 6, 1, 1))
+    assert torch.allclose(torch.cat(seen).T, expected, atol=1e-6)
+
+
+def test_ddtb_gates_as_many_layers_as_the_authors(attach):
+    _, model = attach("ddtb", 4, gate_share=0.45)
+    gated = [layer for layer in model.layers.values() if layer.activation.has_gate.is_set]
+    assert len(gated) == 1

@@ -1,10 +1,13 @@
-"""ODM v1's offsets and its asymmetric weights."""
+"""ODM v1's offsets, its asymmetric weights, and the paper to the letter."""
 
 import numpy as np
 import pytest
 import torch
 
+from training.distributed import World
+from training.loop.step import GradientStep
 from training.methods.odm_v1 import quantized_offset
+from training.methods.registry import build_method
 
 
 def test_odm_v1_gives_offsets_to_the_layers_whose_channels_differ_most(attach):
@@ -42,3 +45,40 @@ def test_percentile_weights_are_zero_snapped_and_asymmetric(attach):
     assert codes.scale.item() == pytest.approx((high_bound - low_bound) / 7, rel=1e-5)
     assert codes.first == round(low_bound / codes.scale.item())
     assert 0 in codes.codes
+
+
+def test_odm_v1_offsets_go_to_layers_strictly_beyond_the_quantile(attach):
+    """Independent: numpy's quantile over four layers; 0.3 of four are one or two, and only one is beyond it."""
+    _, model = attach("odm_v1", 4, offset_share=0.3)
+    quantizers = [layer.activation for layer in model.layers.values()]
+    spreads = [quantizer.mean_spread for quantizer in quantizers]
+    expected = [spread > np.quantile(spreads, 0.7) for spread in spreads]
+    assert [quantizer.has_shift.is_set for quantizer in quantizers] == expected
+
+
+def test_equation_5_moves_ranges_and_offsets_by_the_sign_rule(attach, low):
+    letter = {"regularize_ranges": True, "free": True, "free_weights": True, "skt_weight": 0.0, "offset_share": 1.0}
+    _, model = attach("odm_v1", 2, **letter)
+    high = torch.rand(2, 3, 24, 28, generator=torch.Generator().manual_seed(5)) * 255
+    results = []
+    for weight in (1e-6, 10.0):
+        method = build_method({"name": "odm_v1", **letter, "variance_weight": weight})
+        results.append(GradientStep(model, method, World(), False)(low, high, 0))
+    kinds = model.quantizer_parameters()
+    moved = {kinds[name] for name in kinds if not torch.equal(*(result.combined[name] for result in results))}
+    assert moved == {"ranges", "offsets"}
+    for name, kind in kinds.items():
+        result = results[1]
+        if kind == "offsets" and name in result.auxiliary:
+            ours, theirs = result.reconstruction[name], result.auxiliary[name]
+            expected = torch.where(ours * theirs >= 0, ours + 10.0 * theirs, ours)
+            assert torch.allclose(result.combined[name], expected)
+
+
+def test_free_weights_lie_between_their_percentiles(attach):
+    method, model = attach("odm_v1", 2, free=True, free_weights=True)
+    layer = next(iter(model.layers.values()))
+    low_bound, high_bound = np.percentile(layer.weight.detach().numpy(), [1, 99])
+    levels = layer.weight_quantizer(layer.weight).detach().unique().numpy()
+    assert levels == pytest.approx(np.linspace(low_bound, high_bound, 4), rel=1e-4)
+    assert "no multiples of a scale" in method.why_not_exportable()

@@ -94,6 +94,17 @@ def test_mismatch_is_the_sum_of_frobenius_norms():
     assert mismatch_loss(records, World()).item() == pytest.approx(5.0 + 2.0)
 
 
+def test_lambda_may_be_meant_for_another_batch(attach, low):
+    """A batch of a quarter of the pixels takes twice lambda."""
+    _, model = attach("odm_v2", 2)
+    losses = []
+    for pixels in (0, 4 * 2 * 12 * 14):
+        method = build_method({"name": "odm_v2", "mismatch_pixels": pixels})
+        with model.recording():
+            losses.append(method.auxiliary_loss(step_of(model, low)).item())
+    assert losses[1] == pytest.approx(2 * losses[0], rel=1e-6)
+
+
 def test_mismatch_holds_the_levels_fixed(attach, low):
     _, model = attach("odm_v2", 2)
     with model.recording():

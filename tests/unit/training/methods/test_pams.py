@@ -36,3 +36,17 @@ def test_pams_starts_at_the_mean_of_the_largest_magnitudes():
     quantizer.observe(torch.tensor([[[[1.0, -3.0]]], [[[2.0, 5.0]]]]))
     quantizer.initialize()
     assert quantizer.alpha.item() == 4.0
+
+
+def test_pams_follows_the_batches_and_clips_nothing_in_its_first_epoch(attach):
+    method, model = attach("pams", 3, first_epoch=2)
+    quantizer = next(iter(model.layers.values())).activation
+    x = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(0)) * 50
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 300.0, -960.0
+    method.begin_iteration(model, 1)
+    levels = quantizer(x)
+    assert quantizer.alpha.item() == pytest.approx(630.0)
+    assert levels[1, 0, 0, 0].item() == pytest.approx(-5 * 210.0)
+    method.begin_iteration(model, 2)
+    assert quantizer(x)[1, 0, 0, 0].item() == pytest.approx(-4 * 210.0)
+    assert quantizer.alpha.item() == pytest.approx(630.0)

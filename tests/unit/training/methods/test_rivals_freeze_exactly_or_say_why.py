@@ -9,9 +9,10 @@ from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.lower import lower
 from training.distributed import World
-from training.loop.step import follow
+from training.loop.step import GradientStep, build_optimizer, follow
 from training.methods.base import Step, gradients
 from training.methods.registry import method_names
+from training.recipe import OptimizerSection
 
 EXPORTABLE = [
     ("odm_v1", {}),
@@ -100,6 +101,22 @@ def test_every_method_trains_every_parameter_it_uses(attach, low, name):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", sorted(set(method_names()) - {"float"}))
+def test_every_method_trains_under_autocast_also_on_a_batch_of_one(attach, low, name, images):
+    phases = {"ddtb": {"gate_share": 1.0, "gate_start": 2}, "pams": {"first_epoch": 2}}
+    method, model = attach(name, 2, **phases.get(name, {}))
+    method.watch(model, model.float_network())
+    optimizer = build_optimizer(model, OptimizerSection(), method.at_weights_rate)
+    step = GradientStep(model, method, World(), autocast=True)
+    target = torch.rand(images, 3, 24, 28, generator=torch.Generator().manual_seed(5)) * 255
+    for iteration in range(4):
+        result = step(low[:images], target, iteration)
+        assert all(bool(torch.isfinite(value).all()) for value in result.combined.values())
+        follow(model, optimizer, result.combined)
+    assert torch.isfinite(result.loss)
+
+
 def test_minmax_has_no_quantizer_parameters(attach):
     _, model = attach("minmax", 4)
-    assert model.quantizer_parameters() == set()
+    assert model.quantizer_parameters() == {}
