@@ -244,6 +244,9 @@ def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
 
 def run(command: click.Command, prog_name: str) -> None:
     """Run a click command as a process: one line per error, the documented exit code, no traceback."""
+    # Torch's threads spin while they wait for each other, and on a busy machine take the cores from those with work to
+    # do: three times the processor time. Read once, when torch is loaded, which no command does before this line.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         result = command.main(prog_name=prog_name, standalone_mode=False)
         # What does not reach its end is a failure of the command, not of the interpreter's exit.

@@ -1,5 +1,6 @@
 import importlib
 import json
+import os
 import re
 import sys
 import time
@@ -117,3 +118,19 @@ def test_progress_shows_the_speed_in_the_unit_asked_for(capsys, monkeypatch):
         for _ in track(range(4), 4):
             time.sleep(0.15)
     assert re.search(r"\d+\.\d fps", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_others(monkeypatch, given, expected):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    found = []
+
+    @click.command
+    def command() -> None:
+        found.append(os.environ["OMP_WAIT_POLICY"])
+
+    with pytest.raises(SystemExit):
+        run(command, "program")
+    assert found == [expected]
