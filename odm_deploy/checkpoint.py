@@ -36,7 +36,7 @@ from odm_deploy.quantization.weights import WeightCodes
 from odm_deploy.torch_files import check_plain, read_torch_file
 
 FORMAT = "odm-deploy model"
-VERSION = 3
+VERSION = 4
 
 _ALWAYS_FITS = 4096
 """A number in a config that asks for no more than any machine has."""
@@ -51,16 +51,18 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
     if isinstance(model.network, ForeignNetwork):
         _check_rebuilds(model)
     quantized = model.layers
+    signals = {name: signal.grid.to_dict() for name, signal in model.signals.items()}
     offsets = any(layer.offsets for layer in quantized.values())
     document = {
         "format": FORMAT,
-        "version": 3 if model.exact else 2 if offsets else 1,
+        "version": 4 if signals else 3 if model.exact else 2 if offsets else 1,
         "network": {"name": model.network.name, "config": dataclasses.asdict(model.network.config)},
         "tensors": {
             key: value.detach().cpu().contiguous()
             for key, value in _float_tensors(model.network, quantized.keys()).items()
         },
         "layers": {name: _layer_to_dict(layer) for name, layer in quantized.items()},
+        **({"signals": signals} if signals else {}),
         "exact": None if model.exact is None else dataclasses.asdict(model.exact),
         "metadata": model.metadata,
     }
@@ -119,7 +121,10 @@ def _from_document(document: dict[str, Any]) -> QuantizedModel:
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"its tensor {key} is unusable", why="it is not finite")
     network.load_state_dict(tensors, strict=False)
-    model = freeze(network, layers, document["metadata"])
+    signals = {str(name): Grid.from_dict(plain) for name, plain in document.get("signals", {}).items()}
+    if free := [name for name, grid in signals.items() if grid.is_free]:
+        raise InputError(f"its signal {free[0]} is unusable", why="it lies on a free grid")
+    model = freeze(network, layers, document["metadata"], signals)
     if "exact" not in document:
         return _with_old_claim(model)
     claim = document["exact"]

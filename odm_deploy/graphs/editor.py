@@ -72,7 +72,12 @@ def only_consumer(value: ir.Value) -> ir.Node | None:
 
 
 def replace_node(old: ir.Node, new: ir.Value) -> None:
-    """Let everything that read `old`'s output read `new` instead, and remove `old`."""
-    old.outputs[0].replace_all_uses_with(new)
+    """Let everything that read `old`'s output read `new` instead, and remove `old`; an output keeps name and shape."""
+    result = old.outputs[0]
+    if result.is_graph_output():
+        name = result.name
+        result.name = f"{name}.replaced"
+        new.name, new.shape = name, result.shape
+    result.replace_all_uses_with(new, replace_graph_outputs=True)
     assert old.graph is not None
     old.graph.remove(old, safe=True)

@@ -21,6 +21,9 @@ of b bits with zero point z becomes, exactly:
   between two codes only where arithmetic is exact, on power-of-two scales; there such a grid is rounded before the
   shift, `Div(s) -> Round -> Mul(s)`. (`Grid.from_range` avoids odd shifts on such scales, which costs nothing.)
 
+- *signals*, tensors between layers (`quantization.signals`): the same, but whoever reads one sees its levels, so what
+  was subtracted is added again, `... -> DequantizeLinear -> Add(c)`.
+
 Every form folds into one pointwise kernel in front of an int8 convolution.
 """
 
@@ -50,10 +53,11 @@ def lower_markers(model: ir.Model) -> None:
     editor = GraphEditor(model.graph)
     runs: Counter[str] = Counter()
     taps: list[Tap] = []
+    signals = markers.signal_names(model)
     for node in list(model.graph):
         if node.domain == markers.DOMAIN and node.op_type == markers.FAKE_QUANTIZE:
             layer = markers.layer_of(node)
-            tap = _lower_activation(editor, node)
+            tap = _lower_signal(editor, node) if layer in signals else _lower_activation(editor, node)
             taps.append(replace(tap, layer=run_name(layer, runs[layer])))
             runs[layer] += 1
     # Weights come second: shifting a bias needs the codes behind the weight marker.
@@ -77,20 +81,16 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
         consumer = only_consumer(marker.outputs[0])
         if consumer is None:
             raise InputError(f"cannot lower {layer}", why="its quantized input feeds several operators")
-        center = grid.center
-        if center is None:
-            center = float(np.float32(grid.scale * (grid.code_half - grid.zero_point)))
+        center = _center(grid)
         padding = _take_padding(consumer)
         if padding:
             pads = editor.constant(f"{layer}.pads", [0, 0, padding, padding] * 2, np.int64)
             x = editor.node_before(marker, "Pad", [x, pads], f"{layer}.padded")
-        if not grid.is_free and grid.is_power_of_two and (grid.code_half - grid.zero_point) % 2:
-            x = _round_to_even_code(editor, marker, layer, grid, x)
-        shift = editor.constant(f"{layer}.center", center, np.float32)
-        x = editor.node_before(marker, "Sub", [x, shift], f"{layer}.centered")
+        x = _centered(editor, marker, layer, grid, x)
         _shift_bias(editor, layer, consumer, center)
     consumer = only_consumer(marker.outputs[0])
-    codes = _quantize(editor, marker, layer, grid, x, offset)
+    codes, levels = _quantize(editor, marker, layer, grid, x, offset)
+    replace_node(marker, levels)
     if consumer is not None:
         for width in quirks.missing_additions(consumer):
             _add_behind(
@@ -98,6 +98,38 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
             )
     assert codes.name is not None
     return Tap(layer, source.name, codes.name, offset, grid.zero_point, padding)
+
+
+def _lower_signal(editor: GraphEditor, marker: ir.Node) -> Tap:
+    """A tensor that anybody may read: its levels stay what they are."""
+    grid, name = markers.grid_of(marker), markers.layer_of(marker)
+    source = marker.inputs[0]
+    assert source is not None and source.name is not None
+    x, offset = source, grid.zero_point
+    if not _fits_int8(grid):
+        x, offset = _centered(editor, marker, name, grid, x), grid.code_half
+    codes, levels = _quantize(editor, marker, name, grid, x, offset)
+    if x is not source:
+        center = editor.constant(f"{name}.center", _center(grid), np.float32)
+        levels = editor.node_before(marker, "Add", [levels, center], f"{name}.levels")
+    replace_node(marker, levels)
+    assert codes.name is not None
+    return Tap(name, source.name, codes.name, offset, grid.zero_point)
+
+
+def _center(grid: Grid) -> float:
+    """The real value that signed codes are taken around."""
+    if grid.center is not None:
+        return grid.center
+    return float(np.float32(grid.scale * (grid.code_half - grid.zero_point)))
+
+
+def _centered(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value) -> ir.Value:
+    """`x` less the centre of its grid."""
+    if not grid.is_free and grid.is_power_of_two and (grid.code_half - grid.zero_point) % 2:
+        x = _round_to_even_code(editor, marker, name, grid, x)
+    shift = editor.constant(f"{name}.center", _center(grid), np.float32)
+    return editor.node_before(marker, "Sub", [x, shift], f"{name}.centered")
 
 
 def _fits_int8(grid: Grid) -> bool:
@@ -113,8 +145,10 @@ def _round_to_even_code(editor: GraphEditor, marker: ir.Node, layer: str, grid: 
     return x
 
 
-def _quantize(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value, offset: int) -> ir.Value:
-    """Bounds, Q and DQ in place of the marker; returns the codes."""
+def _quantize(
+    editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value, offset: int
+) -> tuple[ir.Value, ir.Value]:
+    """Bounds, Q and DQ in front of the marker; returns the codes and what they stand for."""
     lowest, highest = -offset, grid.code_max - offset
     shape, concatenated = quirks.shape_of_channel_arithmetic(x), quirks.comes_from_concat(x)
     # QuantizeLinear saturates to int8 by itself; only a narrower range needs bounds.
@@ -127,8 +161,7 @@ def _quantize(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: i
     zero = editor.constant(f"{layer}.zero_point_x", 0, np.int8)
     codes = editor.node_before(marker, "QuantizeLinear", [x, scale, zero], f"{layer}.codes_x", dtype=ir.DataType.INT8)
     levels = editor.node_before(marker, "DequantizeLinear", [codes, scale, zero], f"{layer}.input")
-    replace_node(marker, levels)
-    return codes
+    return codes, levels
 
 
 def _take_padding(consumer: ir.Node) -> int:

@@ -3,6 +3,10 @@
     odm.FakeQuantize(x) -> x^              attributes: name, scale, zero_point, bits[, center]
     odm.DequantizeWeight(codes, scale)     attribute:  name
 
+Those in front of a layer have the layer's name, as its weight has, and that layer alone reads what they give. All
+others are signals (`quantization.signals`), named after the module that made them (`body.0.sum.output`), and anybody
+may read them, rectifiers and layers' own quantizers of the same grid among them, which then change nothing.
+
 No runtime executes these nodes; `dialect` replaces them. A graph that keeps one after lowering is a bug.
 """
 
@@ -100,6 +104,15 @@ def grid_of(node: ir.Node) -> Grid:
 def layer_of(node: ir.Node) -> str:
     """The dotted layer name a marker carries."""
     return node.attributes["name"].as_string()
+
+
+def signal_names(model: ir.Model) -> set[str]:
+    """Names of the `FakeQuantize` markers that stand in front of no layer."""
+    names: dict[str, set[str]] = {FAKE_QUANTIZE: set(), DEQUANTIZE_WEIGHT: set()}
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            names[node.op_type].add(layer_of(node))
+    return names[FAKE_QUANTIZE] - names[DEQUANTIZE_WEIGHT]
 
 
 def stored_weight(value: ir.Value | None) -> tuple[ir.Value | None, bool]:

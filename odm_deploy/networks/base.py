@@ -70,6 +70,17 @@ class SuperResolutionNetwork(nn.Module):
             fix="use --profile paper; edsr, rdn and srresnet can be exact",
         )
 
+    def align_output(self) -> None:
+        """Rewrite, in place, what follows the last layer so that `output_grid` holds every level of an 8-bit image."""
+
+    @property
+    def output_grid(self) -> Grid | None:
+        """The grid on which the last layer's output holds all 256 levels of the image, after `align_output`.
+
+        Rounding to it is what writing an 8-bit image does anyway. None: there is no such grid.
+        """
+        return None
+
     @property
     def pixel_grid(self) -> Grid:
         """The grid on which the first convolution of an exact network reads 8-bit images without loss."""

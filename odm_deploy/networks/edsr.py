@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
-from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, conv3x3, upsampler
+from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, Sum, conv3x3, upsampler
 from odm_deploy.networks.config import NetworkConfig, count_numbers
 
 MEAN_UNIT = 0.125
@@ -91,12 +91,13 @@ class EDSR(SuperResolutionNetwork):
         self.head = nn.Sequential(conv3x3(3, features))
         blocks = [ResidualBlock(features, config.residual_scale) for _ in range(config.blocks)]
         self.body = nn.Sequential(*blocks, conv3x3(features, features))
+        self.sum = Sum()
         self.tail = nn.Sequential(nn.Sequential(*upsampler(config.scale, features, features)), conv3x3(features, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """Upscale."""
         shallow = self.head(self.sub_mean(x))
-        return self.add_mean(self.tail(self.body(shallow) + shallow))
+        return self.add_mean(self.tail(self.sum(self.body(shallow), shallow)))
 
     @torch.no_grad()
     def round_float_edges(self) -> None:
@@ -140,6 +141,19 @@ class EDSR(SuperResolutionNetwork):
             block.residual_scale = 1.0
         self.config = dataclasses.replace(self.config, residual_scale=1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    @torch.no_grad()
+    def align_output(self) -> None:
+        """Add one whole grey level instead of the mean colour; the last bias makes up for the difference."""
+        last = self.tail[1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        last.bias.add_(self.add_mean.bias - EXACT_MEAN)
+        self.add_mean.bias.fill_(EXACT_MEAN)
+
+    @property
+    def output_grid(self) -> Grid:
+        """8-bit images less `EXACT_MEAN`."""
+        return Grid(1.0, EXACT_MEAN, 8)
+
     @property
     def pixel_grid(self) -> Grid:
         """8-bit images less `EXACT_MEAN`."""
@@ -158,11 +172,12 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(conv3x3(features, features), nn.ReLU(), conv3x3(features, features))
         self.residual_scale = residual_scale
+        self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
         residual = self.body(x)
-        return x + (residual if self.residual_scale == 1.0 else residual * self.residual_scale)
+        return self.sum(x, residual if self.residual_scale == 1.0 else residual * self.residual_scale)
 
 
 class MeanShift(nn.Module):

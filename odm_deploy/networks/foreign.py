@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.folding import fold_branches
@@ -76,6 +77,11 @@ class ForeignNetwork(SuperResolutionNetwork):
         factor = _WHITE / self.config.input_range
         x = self._reordered(x)
         return self._reordered(self.net(x) if factor == 1.0 else self.net(x / factor) * factor)
+
+    @property
+    def output_grid(self) -> Grid:
+        """8-bit images, in the range the network computes in."""
+        return Grid(self.config.input_range / _WHITE, 0, 8)
 
     def _reordered(self, x: Tensor) -> Tensor:
         """RGB as the network's order, and back; [N, 3, H, W]."""

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
-from odm_deploy.networks.blocks import conv3x3, upsampler
+from odm_deploy.networks.blocks import Sum, conv3x3, upsampler
 from odm_deploy.networks.config import NetworkConfig, count_numbers
 
 _FIRST_GROWTH = "RDBs.0.convs.0.conv.0.weight"
@@ -73,6 +74,7 @@ class RDN(SuperResolutionNetwork):
             ResidualDenseBlock(features, growth, config.convolutions) for _ in range(config.blocks)
         )
         self.GFF = nn.Sequential(nn.Conv2d(config.blocks * features, features, 1), conv3x3(features, features))
+        self.sum = Sum()
         self.UPNet = nn.Sequential(*upsampler(config.scale, features, growth), conv3x3(growth, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +85,12 @@ class RDN(SuperResolutionNetwork):
         for block in self.RDBs:
             block_input = block(block_input)
             outputs.append(block_input)
-        return self.UPNet(self.GFF(torch.cat(outputs, 1)) + shallow)
+        return self.UPNet(self.sum(self.GFF(torch.cat(outputs, 1)), shallow))
+
+    @property
+    def output_grid(self) -> Grid:
+        """8-bit images as they are."""
+        return Grid(1.0, 0, 8)
 
     def make_exact(self) -> None:
         """Nothing to do: between its convolutions there are only ReLUs, sums and concatenations."""
@@ -96,10 +103,11 @@ class ResidualDenseBlock(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(*(_DenseConv(features + c * growth, growth) for c in range(convolutions)))
         self.LFF = nn.Conv2d(features + convolutions * growth, features, 1)
+        self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the fused features."""
-        return self.LFF(self.convs(x)) + x
+        return self.sum(self.LFF(self.convs(x)), x)
 
 
 class _DenseConv(nn.Module):

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
-from odm_deploy.networks.blocks import conv3x3, upsampler
+from odm_deploy.networks.blocks import Sum, conv3x3, upsampler
 from odm_deploy.networks.config import NetworkConfig, count_numbers
 from odm_deploy.networks.folding import EPSILON, fold_batch_norms
 
@@ -88,6 +89,7 @@ class SRResNet(SuperResolutionNetwork):
         self.residual = nn.Sequential(*(ResidualBlock(features, folded=folded) for _ in range(config.blocks)))
         self.conv_mid = conv3x3(features, features, bias=folded)
         self.bn_mid = _norm(features, folded=folded)
+        self.sum = Sum()
         self.upscale = nn.Sequential(*upsampler(config.scale, features, features, bias=False, activation=nn.PReLU))
         self.conv_output = nn.Conv2d(features, 3, 9, padding=4, bias=False)
         self._initialize()
@@ -97,9 +99,14 @@ class SRResNet(SuperResolutionNetwork):
         factor = 255.0 / self.config.input_range
         x = x if factor == 1.0 else x / factor
         shallow = self.relu(self.conv_input(x))
-        deep = self.bn_mid(self.conv_mid(self.residual(shallow))) + shallow
+        deep = self.sum(self.bn_mid(self.conv_mid(self.residual(shallow))), shallow)
         y = self.conv_output(self.upscale(deep))
         return y if factor == 1.0 else y * factor
+
+    @property
+    def output_grid(self) -> Grid:
+        """8-bit images, in the range the network computes in."""
+        return Grid(self.config.input_range / 255.0, 0, 8)
 
     @torch.no_grad()
     def make_exact(self) -> None:
@@ -164,10 +171,11 @@ class ResidualBlock(nn.Module):
         self.relu = nn.PReLU()
         self.conv2 = conv3x3(features, features, bias=folded)
         self.in2 = _norm(features, folded=folded)
+        self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
-        return x + self.in2(self.conv2(self.relu(self.in1(self.conv1(x)))))
+        return self.sum(x, self.in2(self.conv2(self.relu(self.in1(self.conv1(x))))))
 
 
 def _norm(features: int, *, folded: bool) -> nn.Module:

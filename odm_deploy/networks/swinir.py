@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
-from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, conv3x3
+from odm_deploy.networks.blocks import DIV2K_MEAN_RGB, Sum, conv3x3
 from odm_deploy.networks.config import NetworkConfig, count_numbers
 from odm_deploy.networks.window_attention import (
     WindowAttention,
@@ -114,6 +114,7 @@ class SwinIR(SuperResolutionNetwork):
         self.layers = nn.ModuleList(ResidualSwinBlock(config) for _ in range(config.groups))
         self.norm = nn.LayerNorm(channels)
         self.conv_after_body = conv3x3(channels, channels)
+        self.sum = Sum()
         self.upsample = nn.Sequential(conv3x3(channels, 3 * config.scale**2), nn.PixelShuffle(config.scale))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -131,7 +132,7 @@ class SwinIR(SuperResolutionNetwork):
         tokens = self.patch_embed(shallow.permute(0, 2, 3, 1))
         for layer in self.layers:
             tokens = layer(tokens, mask, rows, cols)
-        deep = self.conv_after_body(self.norm(tokens).permute(0, 3, 1, 2)) + shallow
+        deep = self.sum(self.conv_after_body(self.norm(tokens).permute(0, 3, 1, 2)), shallow)
         y = (self.upsample(deep) + self.mean) * 255.0
         return y[:, :, : height * scale, : width * scale]
 

@@ -94,9 +94,10 @@ class TorchReference:
         """
         generator = torch.Generator().manual_seed(seed)
         unit = torch.finfo(self._dtype).eps
+        grids = self._model.grids
 
         def jitter(name: str) -> Callable[[Tensor], Tensor]:
-            grid = self._model.layers[name].grid
+            grid = grids[name]
 
             def move(x: Tensor) -> Tensor:
                 noise = torch.rand(x.shape, generator=generator, dtype=x.dtype) * 2 - 1

@@ -63,7 +63,7 @@ def compare_layers(
     forced = force_by_teacher(lowered)
     exact = model.exact is not None
     result = {name: LayerParity(name, exact=exact) for name in (*(tap.layer for tap in forced.taps), OUTPUT)}
-    double = model.double()
+    double, grids = model.double(), model.grids
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
         image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
@@ -77,7 +77,7 @@ def compare_layers(
             )
             for tap in forced.taps:
                 name, found = tap.layer, all_codes_from(tap, outputs[tap.codes])
-                grid = model.layers[layer_of_run(name)].grid
+                grid = grids[layer_of_run(name)]
                 expected, in_double = (bordered(tap, each.codes[name], grid.zero_point) for each in (trace, floor))
                 result[name].add(found, expected, in_double, bordered(tap, sources[name], 0.0), grid)
                 if tap.source in forced.given_sources:
@@ -115,7 +115,7 @@ def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) ->
 
     With `given`, each quantizer hands on what arrived there instead: what float64 computes from float32's values.
     """
-    trace = _Trace()
+    trace, grids = _Trace(), model.grids
 
     def watch(layer: str) -> Callable[[Tensor], Tensor]:
         runs = itertools.count()
@@ -123,7 +123,7 @@ def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) ->
         def tap(x: Tensor) -> Tensor:
             name = run_name(layer, next(runs))
             trace.sources[name] = x
-            trace.codes[name] = grid_codes(x, model.layers[layer].grid).numpy()
+            trace.codes[name] = grid_codes(x, grids[layer]).numpy()
             return x if given is None else given.sources[name].to(x.dtype)
 
         return tap

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer, quantized_layer
+from odm_deploy.quantization.signals import SignalQuantizer, signals_of, with_signals
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class QuantizedModel:
         """The quantized layers by dotted name, in network order."""
         return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}
 
+    @property
+    def signals(self) -> dict[str, SignalQuantizer]:
+        """The quantizers of tensors between layers, by name."""
+        return signals_of(self.network)
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """Every static grid in the model: of a layer's input by the layer's name, of a signal by the signal's."""
+        return {name: quantizer.grid for name, quantizer in {**self.layers, **self.signals}.items()}
+
     def double(self) -> QuantizedModel:
         """The same model computed in float64, to measure how far rounding alone moves the output."""
         return QuantizedModel(copy.deepcopy(self.network).double(), self.metadata, self.exact)
@@ -62,24 +74,33 @@ class QuantizedModel:
 
 @contextmanager
 def tapped(model: QuantizedModel, tap_of: Callable[[str], Callable[[Tensor], Tensor]]) -> Generator[None]:
-    """While this lasts, what arrives at each layer's quantizer goes through `tap_of(layer)` first."""
-    layers = model.layers
+    """While this lasts, what arrives at each quantizer goes through `tap_of(name)` first; names as in `model.grids`."""
+    quantizers = {**model.layers, **model.signals}
     try:
-        for name, layer in layers.items():
-            layer.tap = tap_of(name)
+        for name, quantizer in quantizers.items():
+            quantizer.tap = tap_of(name)
         yield
     finally:
-        for layer in layers.values():
-            layer.tap = None
+        for quantizer in quantizers.values():
+            quantizer.tap = None
 
 
 def freeze(
-    network: SuperResolutionNetwork, layers: Mapping[str, FrozenLayer], metadata: dict[str, Any] | None = None
+    network: SuperResolutionNetwork,
+    layers: Mapping[str, FrozenLayer],
+    metadata: dict[str, Any] | None = None,
+    signals: Mapping[str, Grid] | None = None,
 ) -> QuantizedModel:
     """A quantized model made of a float network and the decisions for its layers; `network` is left as it is.
 
+    Args:
+        network: the float network.
+        layers: what was decided for each quantized layer.
+        metadata: provenance, plain values.
+        signals: grids of tensors between layers, by the signal's name; all others stay float.
+
     Raises:
-        InputError: a layer the network lacks, or codes that do not fit it.
+        InputError: a layer or signal the network lacks, or codes that do not fit it.
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
     modules = dict(frozen.named_modules())
@@ -90,4 +111,5 @@ def freeze(
             )
         parent_name, _, child = name.rpartition(".")
         setattr(modules[parent_name], child, quantized_layer(name, modules[name], layer))
+    with_signals(frozen, signals or {})
     return QuantizedModel(frozen, dict(metadata or {}))

@@ -6,6 +6,9 @@ stay float. Each of those can be added at a width of its own, and any layer over
 A *profile* is a starting point with a name, for command lines and recipes:
 
 - `paper`: the papers' region, ordinary scales;
+- `deploy`: everything but the first layer, 8 bits outside the body;
+- `integer`: besides, the outputs of convolutions and the sums between them on 8-bit grids (`signals`), which runtimes
+  on CPUs need to compute in integers throughout;
 - `exact`: everything, 8 bits where nothing else is said, dyadic scales; the same bits on every runtime.
 """
 
@@ -79,11 +82,17 @@ class QuantizationPolicy:
     """One weight scale per output channel rather than per layer. Costs nothing on any runtime."""
     free: bool = False
     """Activation grids whose levels need not hold zero (`Grid.free`)."""
+    signals: int | None = None
+    """Bits of the tensors between layers that `signal_plan` finds; None: they stay float."""
     power_of_two: bool = False
     """Activation scales are powers of two, weight scales have short mantissas, and every sum is proven exact
     (`exact.freeze`): every layer of the network has to be quantized."""
 
     def __post_init__(self) -> None:
+        if self.signals is not None and not MIN_BITS <= self.signals <= MAX_BITS:
+            raise UsageError(f"no signals of {self.signals} bits", fix=f"widths are {MIN_BITS} to {MAX_BITS} bits")
+        if self.signals is not None and self.free:
+            raise UsageError("free grids with signals", why="sums of codes need zero on the grid")
         if not self.power_of_two:
             return
         if self.free:
@@ -95,6 +104,33 @@ class QuantizationPolicy:
                 why=f"{', '.join(left)} left float, and float sums round",
                 fix="give it a width of up to 8",
             )
+
+    @classmethod
+    def deploy(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
+        """Everything but the first layer, at 8 bits where nothing is said.
+
+        Args:
+            body: widths of the body.
+            others: further fields.
+
+        Raises:
+            UsageError: fields that contradict each other.
+        """
+        regions: dict[str, Any] = dict.fromkeys(("body_end", "tail"), LayerBits(8, 8))
+        return cls(body, **{**regions, **others})
+
+    @classmethod
+    def integer(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
+        """The same, with 8-bit signals between the layers.
+
+        Args:
+            body: widths of the body.
+            others: further fields.
+
+        Raises:
+            UsageError: fields that contradict each other.
+        """
+        return cls.deploy(body, **{"signals": MAX_BITS, **others})
 
     @classmethod
     def exact(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
@@ -123,21 +159,20 @@ class QuantizationPolicy:
         per_channel: bool = True,
         free: bool = False,
     ) -> QuantizationPolicy:
-        """The policy that a profile, `paper` or `exact`, makes of widths as `LayerBits.parse` reads them.
+        """The policy that a profile of `PROFILES` makes of widths as `LayerBits.parse` reads them.
 
         The other arguments are the fields; None leaves a region as the profile has it.
 
         Raises:
             UsageError: no such profile or width, a float body, or what the profile does not allow.
         """
-        profiles: dict[str, Callable[..., QuantizationPolicy]] = {"paper": cls, "exact": cls.exact}
-        if profile not in profiles:
-            raise UsageError(f"no profile {profile!r}", fix=f"known are {', '.join(profiles)}")
+        if profile not in PROFILES:
+            raise UsageError(f"no profile {profile!r}", fix=f"known are {', '.join(PROFILES)}")
         bits = LayerBits.parse(body)
         if bits is None:
             raise UsageError("a float body quantizes nothing", fix="give a width such as 4, or w4a8")
         regions = {"body_end": body_end, "tail": tail, "head": head}
-        return profiles[profile](
+        return PROFILES[profile](
             bits,
             **{region: LayerBits.parse(width) for region, width in regions.items() if width is not None},
             overrides={pattern: LayerBits.parse(width) for pattern, width in (overrides or {}).items()},
@@ -170,6 +205,15 @@ class QuantizationPolicy:
         if not selected:
             raise UsageError("the policy quantizes nothing", why="every layer is set to float")
         return selected
+
+
+PROFILES: Mapping[str, Callable[..., QuantizationPolicy]] = {
+    "paper": QuantizationPolicy,
+    "deploy": QuantizationPolicy.deploy,
+    "integer": QuantizationPolicy.integer,
+    "exact": QuantizationPolicy.exact,
+}
+"""Each makes a policy of the body's widths and further fields."""
 
 
 def quantizable_layers(network: nn.Module) -> list[str]:

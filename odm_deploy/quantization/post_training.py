@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.equalization import offset_inputs
@@ -27,6 +28,8 @@ from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, fit_weights
+from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, sharing
+from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
 from odm_deploy.quantization.weights import quantize_weight
 
 PARTS = 16
@@ -117,25 +120,37 @@ def calibrate(
         network.make_exact()
     elif settings.exact_sums:
         network.round_float_edges()
+    plan = SignalPlan()
+    if policy.signals is not None:
+        network.align_output()
+        plan = plan_signals(network, bits.keys())
+        # A gain would stand between codes, and few scales are short enough to be shared.
+        settings = dataclasses.replace(settings, equalize=False, exact_sums=False)
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
     parts: list[Tensor] = []
-    observers = observe(network, _keeping_parts(images, parts), bits, percentile)
+    with SignalObservers(network, plan.signals, percentile) as watched:
+        observers = observe(network, _keeping_parts(images, parts), bits, percentile)
+    signals = watched.grids(policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two)
+    shared = sharing(plan, signals, {name: width.activation for name, width in bits.items()})
     modules = dict(network.named_modules())
     layers = {
         name: _freeze_layer(modules[name], observer, bits[name], policy, settings)
         for name, observer in observers.items()
     }
+    layers = on_grids(layers, shared)
     weights = {name: modules[name].get_parameter("weight") for name in layers}
     if policy.power_of_two:
         first = next(iter(layers))
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
         if settings.method is RangeMethod.MSE:
-            rough = freeze(network, layers)
+            rough = freeze(network, layers, signals=signals)
             small = [_middle(part, REFINED_PX) for part in parts[:REFINED_ON]]
             refine_grids(rough, network, small, partial(track, stage="refining grids"))
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
-        layers = _fit_inputs(network, parts, layers, observers, settings, track)
+        alone = {name: layer for name, layer in layers.items() if name not in shared}
+        fitted = _fit_inputs(network, parts, alone, observers, settings, track)
+        layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
         weights = divided_by_gains(weights, layers)
     exact = None
     if settings.exact_sums and not policy.power_of_two:
@@ -145,7 +160,7 @@ def calibrate(
         layers = _fit_weights(network, parts, layers, settings, track)
         layers = layers if exact is None else with_sums_kept_exact(layers, exact)
     metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
-    model = freeze(network, layers, metadata)
+    model = freeze(network, layers, metadata, signals)
     if policy.power_of_two:
         model = freeze_exact(model, weights)
     return model, [_summary(observer, layers[name]) for name, observer in observers.items()]

@@ -17,17 +17,19 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.exact import program as steps
 from odm_deploy.quantization.exact.program import Program, Step
 from odm_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.power_of_two import as_integer, common_exponent
+from odm_deploy.quantization.signals import OUTPUT, SignalQuantizer
 
 LARGEST_DIGITS = 31
 """Binary digits a constant may have; what is left of float32's 24 is the proof's to judge."""
 
-_LEAVES = (QuantizedLayer, nn.ReLU, nn.PReLU, nn.PixelShuffle, nn.Identity, nn.Conv2d, nn.Linear)
+_LEAVES = (QuantizedLayer, SignalQuantizer, nn.ReLU, nn.PReLU, nn.PixelShuffle, nn.Identity, nn.Conv2d, nn.Linear)
 
 
 class _Tracer(fx.Tracer):
@@ -94,11 +96,26 @@ class _Translator:
         raise self._refusal(node, f"there is no integer step for {getattr(node.target, '__name__', node.target)}")
 
     def _module(self, node: fx.Node, module: nn.Module) -> str:
+        result = self._plain_module(node, module)
+        signal = getattr(module, OUTPUT, None)
+        return self._on_grid(node, signal.name, signal.grid, result) if isinstance(signal, SignalQuantizer) else result
+
+    def _on_grid(self, node: fx.Node, name: str, grid: Grid, source: str) -> str:
+        if grid.is_free or not grid.is_power_of_two:
+            kind = "a free grid" if grid.is_free else f"the scale {grid.scale:.6g}, which is no power of two"
+            raise self._refusal(node, f"{name} has {kind}")
+        exponent = as_integer(grid.scale)[1]
+        step = steps.Quantize(f"{name}.codes", (source,), name, exponent, grid.zero_point, grid.bits)
+        return self._add(step, exponent)
+
+    def _plain_module(self, node: fx.Node, module: nn.Module) -> str:
         source = self._name_of(node.args[0], node)
         exponent = self._exponents[source]
         match module:
             case QuantizedLayer():
                 return self._quantized(node, module, source)
+            case SignalQuantizer():
+                return self._on_grid(node, module.name, module.grid, source)
             case nn.Identity():
                 return source
             case nn.ReLU():
@@ -115,18 +132,12 @@ class _Translator:
 
     def _quantized(self, node: fx.Node, layer: QuantizedLayer, source: str) -> str:
         grid, weight = layer.grid, layer.weight_codes
-        if grid.is_free or not grid.is_power_of_two:
-            kind = "a free grid" if grid.is_free else f"the scale {grid.scale:.6g}, which is no power of two"
-            raise self._refusal(node, f"the input of {layer.name} has {kind}")
         if layer.offsets is not None:
             raise self._refusal(node, f"the input of {layer.name} is shifted or scaled per channel first")
         if not isinstance(layer, QuantizedConv2d):
             raise self._refusal(node, f"{layer.name} is a {type(layer).__name__}")
-        grid_exponent = as_integer(grid.scale)[1]
-        codes = f"{layer.name}.codes"
-        self._add(
-            steps.Quantize(codes, (source,), layer.name, grid_exponent, grid.zero_point, grid.bits), grid_exponent
-        )
+        codes = self._on_grid(node, layer.name, grid, source)
+        grid_exponent = self._exponents[codes]
         outputs = weight.codes.shape[0]
         scales = np.broadcast_to(weight.scale.double().numpy(), (outputs,))
         mantissa, exponents = np.array([as_integer(float(scale)) for scale in scales], np.int64).T

@@ -1,0 +1,231 @@
+"""What reads what in a network, seen while it runs once.
+
+Layers are followed as wholes, everything else operation by operation, whoever wrote the network: tensors are told apart
+by being the same object. Nothing here changes what a network computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.blocks import Sum
+
+PROBE_PX = (48, 64)
+"""Height and width of the image that a network is watched on: many networks need multiples of 16."""
+
+
+class Kind(Enum):
+    """What made a value."""
+
+    IMAGE = "image"
+    LAYER = "layer"
+    """A convolution or linear layer."""
+    SUM = "sum"
+    """Two values of one shape, both computed from the image, added up."""
+    RECTIFIER = "rectifier"
+    MOVE = "move"
+    """Values in other places, none of them changed: shuffles, slices, views, the largest of several."""
+    JOIN = "join"
+    """Several values side by side."""
+    PRODUCT = "product"
+    """Two values computed from the image, multiplied: attention."""
+    ACTIVATION = "activation"
+    """Another function of each number."""
+    OTHER = "other"
+
+
+_KINDS = {
+    **dict.fromkeys(("relu", "relu_"), Kind.RECTIFIER),
+    **dict.fromkeys(("cat", "concat", "concatenate"), Kind.JOIN),
+    **dict.fromkeys(("prelu", "leaky_relu", "leaky_relu_", "gelu", "silu", "elu", "hardswish"), Kind.ACTIVATION),
+    **dict.fromkeys(
+        ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "contiguous", "clone", "detach", "view", "reshape",
+         "permute", "transpose", "flatten", "squeeze", "unsqueeze", "__getitem__", "chunk", "split", "narrow", "flip",
+         "index_select", "max_pool2d", "boolean_dispatch", "dropout"),
+        Kind.MOVE,
+    ),
+}  # fmt: skip
+_IMAGE_EDGES = "add_mean."
+"""Modules of this project that move colours behind the last layer."""
+_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_PRODUCTS = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the run."""
+
+    kind: Kind
+    name: str
+    """Where it comes from: the layer's dotted name; of an operation, its module's and its own, numbered from the second
+    one on (`body.3.add_1`)."""
+    shape: tuple[int, ...]
+    operands: tuple[Value, ...] = ()
+    """What it was computed from, of what depends on the image."""
+    readers: list[Value] = field(default_factory=list["Value"])
+    """What is computed from it; twice where it is read twice."""
+    module: str = ""
+    """The module whose only operation it is, such as an `nn.PReLU`; empty where there is none."""
+    is_result: bool = False
+    """Whether the network returns it."""
+
+    def origin(self) -> Value:
+        """The value whose numbers these are, but for their places and for negative ones that became zero."""
+        value = self
+        while value.kind in (Kind.MOVE, Kind.RECTIFIER) and len(value.operands) == 1:
+            value = value.operands[0]
+        return value
+
+    def uses(self) -> Generator[Value]:
+        """What reads these numbers in the end, wherever they were moved; twice where it does so twice."""
+        for reader in self.readers:
+            if reader.kind in (Kind.MOVE, Kind.RECTIFIER):
+                yield from reader.uses()
+            else:
+                yield reader
+
+    def leads_to_a_layer(self) -> bool:
+        """Whether any layer follows, at whatever distance."""
+        found, seen = list(self.readers), set[int]()
+        while found:
+            value = found.pop()
+            if value.kind is Kind.LAYER:
+                return True
+            if id(value) not in seen:
+                seen.add(id(value))
+                found += value.readers
+        return False
+
+    def is_made_by_the_network_itself(self) -> bool:
+        """Whether the outermost module's own code computes it, or one of this project's that only shifts colours."""
+        return self.kind is Kind.OTHER and ("." not in self.name or self.name.startswith(_IMAGE_EDGES))
+
+
+def watch(network: SuperResolutionNetwork) -> list[Value]:
+    """Every value computed from the image, in the order of computation.
+
+    The network runs without data where its code allows that, else on a small grey image.
+    """
+    size = (1, 3, *PROBE_PX)
+    try:
+        return _run(copy.deepcopy(network).to("meta").eval(), torch.empty(size, device="meta"))
+    except Exception:  # somebody else's forward may do anything to a tensor without data
+        return _run(copy.deepcopy(network).eval(), torch.full(size, 127.0))
+
+
+def _run(network: SuperResolutionNetwork, image: Tensor) -> list[Value]:
+    recorder = _Recorder(image)
+    with ExitStack() as hooks, torch.no_grad():
+        for name, module in network.named_modules():
+            before = module.register_forward_pre_hook(recorder.entering(name), prepend=True)
+            after = module.register_forward_hook(recorder.leaving(module), prepend=True)
+            hooks.enter_context(before)
+            hooks.enter_context(after)
+        with recorder:
+            result = network(image)
+    recorder.value_of(result).is_result = True
+    return recorder.values
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down calls of layers, and what else happens to tensors."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.values: list[Value] = []
+        self._latest: dict[int, Value] = {}
+        # Tensors live on, so that no two have the same identity.
+        self._kept: list[Tensor] = []
+        self._modules: list[tuple[str, nn.Module, Counter[str]]] = []
+        self._layers_entered = 0
+        self._note(image, Kind.IMAGE, "image", ())
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """What is known of a tensor."""
+        return self._latest[id(tensor)]
+
+    def entering(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """A hook for before a module runs."""
+
+        def hook(module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+            self._modules.append((name, module, Counter()))
+            self._layers_entered += isinstance(module, _WHOLE)
+
+        return hook
+
+    def leaving(self, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        """A hook for after it ran."""
+
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            name, *_ = self._modules.pop()
+            if isinstance(module, _WHOLE):
+                self._layers_entered -= 1
+                kind = Kind.SUM if isinstance(module, Sum) else Kind.LAYER
+                self._note(output, kind, name, self._known(inputs), name)
+
+        return hook
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self._layers_entered or not self._modules:
+            return output
+        operands = self._known((args, kwargs or {}))
+        name = getattr(func, "__name__", "")
+        for tensor in _tensors(output):
+            if operands and tensor.is_floating_point():
+                self._note_operation(tensor, name, operands)
+        return output
+
+    def _note_operation(self, tensor: Tensor, operation: str, operands: tuple[Value, ...]) -> None:
+        kind = _KINDS.get(operation, Kind.OTHER)
+        if operation in _ADDITIONS and len(operands) == 2 and operands[0].shape == operands[1].shape:
+            kind = Kind.SUM
+        elif operation in _PRODUCTS and len(operands) == 2:
+            kind = Kind.PRODUCT
+        owner, module, counts = self._modules[-1]
+        operation = operation.strip("_")
+        own = f"{operation}_{counts[operation]}" if counts[operation] else operation
+        counts[operation] += 1
+        self._note(tensor, kind, f"{owner}.{own}".lstrip("."), operands, owner if _is_plain_function(module) else "")
+
+    def _note(self, tensor: Tensor, kind: Kind, name: str, operands: tuple[Value, ...], module: str = "") -> None:
+        value = Value(kind, name, tuple(tensor.shape), operands, module=module)
+        for operand in operands:
+            operand.readers.append(value)
+        self.values.append(value)
+        self._kept.append(tensor)
+        self._latest[id(tensor)] = value
+
+    def _known(self, arguments: Any) -> tuple[Value, ...]:
+        return tuple(self._latest[id(tensor)] for tensor in _tensors(arguments) if id(tensor) in self._latest)
+
+
+_WHOLE = (nn.Conv2d, nn.Linear, Sum)
+
+
+def _is_plain_function(module: nn.Module) -> bool:
+    """Whether a module is torch's own and has no parts: all it does is one operation."""
+    return type(module).__module__.startswith("torch.nn") and next(module.children(), None) is None
+
+
+def _tensors(values: Any) -> Iterable[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)

@@ -1,0 +1,92 @@
+"""Grids for the signals of a network, by what was seen of them while the float network ran."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from odm_deploy.grid import Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.ranges import RangeMethod, choose_grid
+from odm_deploy.quantization.signal_plan import Signal, SignalPlan
+from odm_deploy.quantization.signals import attach, with_signals
+
+
+class SignalObservers(AbstractContextManager["SignalObservers"]):
+    """While this lasts, what becomes of a network's signals is summed up.
+
+    Args:
+        network: the float network; without any of this in the end.
+        signals: what to look at.
+        percentile: as `InputObserver`'s.
+    """
+
+    def __init__(
+        self, network: SuperResolutionNetwork, signals: Iterable[Signal], percentile: float | None = None
+    ) -> None:
+        self._network = network
+        self._watched = {signal.name: _Watched(signal, percentile) for signal in signals}
+
+    def __enter__(self) -> SignalObservers:
+        for name, watched in self._watched.items():
+            attach(self._network, name, watched)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with_signals(self._network, {})
+
+    def grids(self, bits: int, method: RangeMethod, *, power_of_two: bool = False) -> dict[str, Grid]:
+        """A grid for each signal, in the order of computation.
+
+        Args:
+            bits: width of its codes.
+            method: how ranges are chosen.
+            power_of_two: scales are powers of two.
+
+        Raises:
+            InputError: no image was seen.
+        """
+        pixels = self._network.output_grid
+        if pixels is not None and (pixels.bits != bits or (power_of_two and not pixels.is_power_of_two)):
+            pixels = None
+        return {
+            name: pixels
+            if watched.signal.is_image and pixels is not None
+            else choose_grid(watched.observer, bits, method, power_of_two=power_of_two)
+            for name, watched in self._watched.items()
+        }
+
+
+class _Watched(nn.Module):
+    """Stands where the quantizer will stand, and only looks."""
+
+    def __init__(self, signal: Signal, percentile: float | None) -> None:
+        super().__init__()
+        self.signal, self.observer = signal, InputObserver(signal.name, percentile)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.observer.add(x.clamp(min=0.0) if self.signal.is_rectified else x)
+        return x
+
+
+def sharing(plan: SignalPlan, signals: Mapping[str, Grid], bits: Mapping[str, int]) -> dict[str, Grid]:
+    """Grids of the layers that read one signal of their own width: the signal's, so that nothing is rounded twice.
+
+    Args:
+        plan: which layer reads which signal.
+        signals: their grids.
+        bits: width of every quantized layer's input.
+    """
+    return {layer: signals[name] for layer, name in plan.feeds.items() if signals[name].bits == bits[layer]}
+
+
+def on_grids(layers: Mapping[str, FrozenLayer], grids: Mapping[str, Grid]) -> dict[str, FrozenLayer]:
+    """Layers with their input on other grids, where these are given."""
+    return {
+        name: dataclasses.replace(layer, grid=grids[name]) if name in grids else layer for name, layer in layers.items()
+    }

@@ -1,0 +1,121 @@
+"""Which tensors have to lie on grids so that integers flow from layer to layer, and which quantizers see the same one.
+
+- The output of a convolution, unless one quantized layer alone reads it: that layer's own grid serves, then. Where only
+  rectifiers read it, its grid starts at zero and rectifies by itself.
+- Sums of feature maps, with the same exception, and what goes into them or is joined with others.
+- The output of the last convolution, on the grid of the image where it is the image.
+
+Nothing else: linear layers give to normalisations and softmax, which compute in float whatever they are given. A sum
+that only the image follows stays float, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.dataflow import Kind, Value, watch
+from odm_deploy.quantization.signals import OUTPUT
+
+_MAP_RANK = 4
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A tensor that is to lie on a grid."""
+
+    name: str
+    """`{module}.output`."""
+    is_rectified: bool
+    """Only rectifiers read it: its grid starts at zero."""
+    is_image: bool
+    """It is the network's output, but for what `SuperResolutionNetwork.output_grid` knows of."""
+
+
+@dataclass(frozen=True)
+class SignalPlan:
+    """The signals of a network."""
+
+    signals: tuple[Signal, ...] = ()
+    """In the order of computation."""
+    feeds: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Layer -> the signal that is all it reads: where their widths agree they share one grid."""
+    left: tuple[str, ...] = ()
+    """Sums that stay float, because something in them has no place for a quantizer."""
+
+
+def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> SignalPlan:
+    """The signals of a float network, given the names of the layers that are quantized."""
+    values = watch(network)
+    convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    wanted: dict[str, list[Value]] = {}
+    left: list[str] = []
+
+    def want(value: Value) -> None:
+        wanted.setdefault(value.module, []).append(value)
+
+    for value in values:
+        if value.kind is Kind.LAYER:
+            if value.name in quantized & convolutions and not _is_served(value, quantized):
+                want(value)
+        elif value.kind in (Kind.SUM, Kind.JOIN) and len(value.shape) == _MAP_RANK and value.leads_to_a_layer():
+            parts = [operand.origin() for operand in value.operands]
+            if value.kind is Kind.SUM:
+                if not value.module or not all(_has_place(part, convolutions) for part in parts):
+                    left.append(value.name)
+                    continue
+                if not _is_served(value, quantized):
+                    want(value)
+            for part in parts:
+                if part.kind not in (Kind.SUM, Kind.JOIN) and _has_place(part, convolutions):
+                    want(part)
+    runs: dict[str, list[Value]] = {}
+    for value in values:
+        runs.setdefault(value.module, []).append(value)
+    signals = tuple(
+        Signal(f"{module}.{OUTPUT}", all(map(_is_rectified, made)), all(map(_is_image, made)))
+        for module, made in runs.items()
+        if module in wanted
+    )
+    return SignalPlan(signals, _feeds(values, quantized, {signal.name for signal in signals}), tuple(left))
+
+
+def _has_place(value: Value, convolutions: Set[str]) -> bool:
+    """Whether a quantizer can stand where the value is made, or its parts have grids of their own."""
+    if value.kind is Kind.LAYER:
+        return value.name in convolutions
+    return value.kind is Kind.JOIN or (value.kind in (Kind.SUM, Kind.ACTIVATION) and bool(value.module))
+
+
+def _is_served(value: Value, quantized: Set[str]) -> bool:
+    """Whether one quantized layer alone reads it."""
+    uses = list(value.uses())
+    return len(uses) == 1 and uses[0].kind is Kind.LAYER and uses[0].name in quantized
+
+
+def _is_rectified(value: Value) -> bool:
+    return bool(value.readers) and all(reader.kind is Kind.RECTIFIER for reader in value.readers)
+
+
+def _is_image(value: Value) -> bool:
+    """Whether nothing but the network's own arithmetic lies between it and the result."""
+    while not value.is_result:
+        if len(value.readers) != 1:
+            return False
+        value = value.readers[0]
+        if value.kind is not Kind.MOVE and not value.is_made_by_the_network_itself():
+            return False
+    return True
+
+
+def _feeds(values: list[Value], quantized: Set[str], signals: Set[str]) -> dict[str, str]:
+    """Quantized layers that read one signal in each of their runs."""
+    origins: dict[str, set[str]] = {}
+    for value in values:
+        if value.kind is Kind.LAYER and value.name in quantized:
+            made_by = {operand.origin().module for operand in value.operands}
+            origins.setdefault(value.name, set()).update(f"{module}.{OUTPUT}" for module in made_by)
+    return {layer: next(iter(names)) for layer, names in origins.items() if len(names) == 1 and names <= signals}
