@@ -26,10 +26,10 @@ policy_options = group(
     click.option("--bits", default="8", show_default=True, metavar="WIDTH", help="Width of the body: 2 to 8, or w4a8."),
     click.option("--head", metavar="WIDTH", help="Width of the first convolution.  [default: float; exact: 8]"),
     click.option(
-        "--body-end", metavar="WIDTH", help="Width of what follows the last block.  [default: float; exact: 8]"
+        "--body-end", metavar="WIDTH", help="Width of what follows the last block.  [default: 8; paper: float]"
     ),
     click.option(
-        "--tail", metavar="WIDTH", help="Width of the upsampler and what follows.  [default: float; exact: 8]"
+        "--tail", metavar="WIDTH", help="Width of the upsampler and what follows.  [default: 8; paper: float]"
     ),
     click.option(
         "--layer",
@@ -48,7 +48,8 @@ policy_options = group(
         default="paper",
         show_default=True,
         metavar="NAME",
-        help="paper: the body, ordinary scales; exact: everything, dyadic scales, the same bits on every runtime.",
+        help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
+        "everything, dyadic scales, the same bits on every runtime.",
     ),
 )
 """What is quantized; `to_policy` reads them."""

@@ -53,7 +53,7 @@ def attach(network: nn.Module, name: str, quantizer: nn.Module) -> None:
     """
     owner, _, part = name.rpartition(".")
     modules = dict(network.named_modules())
-    if part != OUTPUT or owner not in modules:
+    if part != OUTPUT or not owner or owner not in modules:
         raise InputError(f"no signal {name}", why=f"it is {{module}}.{OUTPUT}", fix="name a module of the network")
     module = modules[owner]
     detach(module)

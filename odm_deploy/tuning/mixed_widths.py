@@ -19,6 +19,7 @@ from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.signals import replace_layer
 from odm_deploy.tuning.held_back import HeldBack, OutputCost
 from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities, macs_shares
 
@@ -193,7 +194,10 @@ class _Search:
     """Candidates built and measured."""
 
     def __init__(self, network: SuperResolutionNetwork, model: QuantizedModel, held_back: HeldBack, goal: Goal) -> None:
-        self.network, self.model, self.held_back, self.goal = network, model, held_back, goal
+        self.network, self.model, self.held_back, self.goal = copy.deepcopy(network), model, held_back, goal
+        if model.signals:
+            # Where calibration did so, too: what follows the last layer is the model's.
+            self.network.align_output()
         self.measured = 1
         self._shares = macs_shares(network)
 
@@ -255,9 +259,8 @@ class _Search:
         """A copy of the model with the moves made."""
         network = copy.deepcopy(self.model.network)
         mixed = dataclasses.replace(self.model, network=network, metadata=dict(self.model.metadata))
-        modules, floats = dict(mixed.network.named_modules()), dict(self.network.named_modules())
         for move in _latest(moves):
-            parent, _, child = move.layer.rpartition(".")
-            setattr(modules[parent], child, copy.deepcopy(floats[move.layer] if move.wide is None else move.wide))
+            layer = self.network.get_submodule(move.layer) if move.wide is None else move.wide
+            replace_layer(mixed.network, move.layer, copy.deepcopy(layer))
         mixed.network.eval().requires_grad_(False)
         return mixed

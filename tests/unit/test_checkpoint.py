@@ -11,6 +11,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
+from odm_deploy.quantization.signals import with_signals
 from odm_deploy.quantization.weights import WeightCodes, quantize_weight
 from tests.exact_models import calibrated_exact
 
@@ -170,8 +171,36 @@ def test_a_missing_section_is_refused(tmp_path, document, section):
 
 
 def test_a_newer_version_is_refused(tmp_path, document):
-    with pytest.raises(InputError, match="its format version is 4, this program reads 1 to 3"):
-        load_document({**document, "version": 4}, tmp_path)
+    with pytest.raises(InputError, match="its format version is 5, this program reads 1 to 4"):
+        load_document({**document, "version": 5}, tmp_path)
+
+
+def test_signals_survive_to_the_bit_and_older_programs_refuse_the_file(tmp_path):
+    grids = {"body.0.sum.output": Grid.from_range(-60.0, 90.0, 8), "head.0.output": Grid.from_range(-50.0, 50.0, 6)}
+    model = quantized(lambda weight: quantize_weight(weight, 8), Grid.from_range(-20.0, 90.0, 8))
+    with_signals(model.network, grids)
+    save_model(model, tmp_path / "model.pt")
+    loaded = load_model(tmp_path / "model.pt")
+    assert_same(loaded, model)
+    assert {name: signal.grid for name, signal in loaded.signals.items()} == grids
+    assert torch.load(tmp_path / "model.pt", weights_only=True)["version"] == 4
+
+
+@pytest.mark.parametrize(
+    ("signals", "reason"),
+    [
+        ({"body.9.output": {"scale": 1.0, "zero_point": 3, "bits": 8}}, "no signal body.9.output"),
+        ({"body.0": {"scale": 1.0, "zero_point": 3, "bits": 8}}, "no signal body.0"),
+        ({"head.0.output": {"scale": float("nan"), "zero_point": 3, "bits": 8}}, "scale nan"),
+        ({"head.0.output": {"scale": 1.0, "zero_point": 300, "bits": 8}}, "zero point 300"),
+        ({"head.0.output": {"scale": 1.0, "zero_point": 128, "bits": 8, "center": 0.5}}, "a free grid"),
+        ({"head.0.output": 3}, "damaged"),
+        ([1], "damaged"),
+    ],
+)
+def test_hostile_signals_are_refused(tmp_path, document, signals, reason):
+    with pytest.raises(InputError, match=reason):
+        load_document({**document, "version": 4, "signals": signals}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,25 @@ def test_every_text_reaches_the_policy():
     assert (policy.per_channel, policy.free) == (False, True)
 
 
+def test_profile_deploy_quantizes_everything_but_the_first_layer(network):
+    policy = QuantizationPolicy.parse("deploy", "4")
+    selected = policy.select(network)
+    assert list(selected) == quantizable_layers(network)[1:]
+    assert {name: bits.weight for name, bits in selected.items() if not name.startswith("body.0")} == {
+        **dict.fromkeys(("body.1.body.0", "body.1.body.2"), 4),
+        **dict.fromkeys(("body.2", "tail.0.0", "tail.0.2", "tail.1"), 8),
+    }
+    assert policy.signals is None
+    assert QuantizationPolicy.parse("deploy", "4", tail="6").tail == LayerBits(6, 6)
+
+
+def test_profile_integer_has_signals_besides():
+    integer = QuantizationPolicy.parse("integer", "2")
+    assert integer == QuantizationPolicy.deploy(LayerBits(2, 2), signals=8)
+    with pytest.raises(UsageError, match="free grids with signals"):
+        QuantizationPolicy.parse("integer", "4", free=True)
+
+
 def test_profile_exact_quantizes_everything_on_dyadic_scales():
     policy = QuantizationPolicy.parse("exact", "4")
     assert policy == QuantizationPolicy.exact(LayerBits(4, 4))

@@ -1,0 +1,132 @@
+"""Signals: which tensors become ones, what they compute, and what calibration makes of them."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from odm_deploy.errors import InputError
+from odm_deploy.grid import Grid
+from odm_deploy.networks.foreign import foreign_network
+from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.model import QuantizedModel, freeze, tapped
+from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.quantization.post_training import calibrate
+from odm_deploy.quantization.signal_plan import plan_signals
+from odm_deploy.quantization.signals import attach, detach, replace_layer, with_signals
+from tests.factories import random_images, tiny_network
+
+GRID = Grid.from_range(-30.0, 40.0, 8)
+
+
+def planned(network, profile="integer"):
+    policy = QuantizationPolicy.parse(profile, "8")
+    return plan_signals(network, policy.select(network).keys())
+
+
+def integer_model(network, bits="8", **others) -> QuantizedModel:
+    images = [torch.from_numpy(random_images(24, 20, seed=seed)) for seed in range(3)]
+    return calibrate(network, images, QuantizationPolicy.parse("integer", bits, **others))[0]
+
+
+def test_edsr_has_its_residual_stream_and_each_end_of_a_block_on_grids():
+    plan = planned(tiny_network())
+    names = [signal.name for signal in plan.signals]
+    assert names == [
+        *("head.0.output", "body.0.body.2.output", "body.0.sum.output"),
+        *("body.1.body.2.output", "body.2.output", "tail.1.output"),
+    ]
+    # One layer alone reads the last block: its own grid serves.
+    assert "body.1.sum.output" not in names
+    assert plan.feeds == {"body.0.body.0": "head.0.output", "body.1.body.0": "body.0.sum.output"}
+    assert [signal.name for signal in plan.signals if signal.is_image] == ["tail.1.output"]
+
+
+def test_rdn_joins_rectified_outputs_whose_grids_start_at_zero():
+    network = build_network("rdn", {"scale": 2, "blocks": 2, "convolutions": 2, "features": 8, "growth": 8}).eval()
+    plan = planned(network)
+    rectified = [signal.name for signal in plan.signals if signal.is_rectified]
+    assert rectified == [f"RDBs.{d}.convs.{c}.conv.0.output" for d in range(2) for c in range(2)]
+    model = integer_model(network)
+    assert all(model.signals[name].grid.zero_point == 0 for name in rectified)
+
+
+def test_a_signal_follows_what_the_module_gives_and_leaves_with_it():
+    network = tiny_network()
+    image = torch.from_numpy(random_images(12, 10))
+    plain = network(image)
+    attach(network, "head.0.output", nn.Identity())
+    assert torch.equal(network(image), plain)
+    with_signals(network, {"head.0.output": GRID})
+    copied = copy.deepcopy(network)
+    assert not torch.equal(network(image), plain)
+    assert torch.equal(copied(image), network(image))
+    replace_layer(copied, "head.0", copy.deepcopy(tiny_network().head[0]))
+    assert torch.equal(copied(image), network(image))
+    detach(network.head[0])
+    assert torch.equal(network(image), plain)
+    assert list(network.state_dict()) == list(tiny_network().state_dict())
+
+
+@pytest.mark.parametrize("name", ["head.0", "nothing.output", "output"])
+def test_what_is_no_signal_is_refused(name):
+    with pytest.raises(InputError, match=f"no signal {name}"):
+        attach(tiny_network(), name, nn.Identity())
+
+
+def test_layers_that_read_one_signal_share_its_grid_where_widths_agree():
+    eight, four = integer_model(tiny_network()), integer_model(tiny_network(), "4")
+    for layer, signal in planned(tiny_network()).feeds.items():
+        assert eight.layers[layer].grid == eight.signals[signal].grid
+        assert (four.layers[layer].grid.bits, four.signals[signal].grid.bits) == (4, 8)
+
+
+def test_the_last_signal_is_the_image_so_that_8_bit_images_lose_nothing_by_it():
+    model = integer_model(tiny_network())
+    grid = model.signals["tail.1.output"].grid
+    assert grid == model.network.output_grid
+    image = torch.from_numpy(random_images(16, 16, seed=9))
+    with_it = model(image)
+    detach(model.network.get_submodule("tail.1"))
+    without = model(image).clamp(0, 255).round()
+    assert torch.equal(with_it, without)
+
+
+def test_every_signal_is_tapped_and_moves_the_output():
+    model = integer_model(tiny_network())
+    seen = {}
+    with tapped(model, lambda name: lambda x: seen.setdefault(name, x)):
+        model(torch.from_numpy(random_images(12, 10)))
+    assert set(seen) == set(model.grids) == {*model.layers, *model.signals}
+
+
+class Functional(nn.Module):
+    """A network whose sums and rectifiers are no modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.last = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = F.relu(self.second(x)) + x
+        return F.pixel_shuffle(self.last(F.leaky_relu(self.third(x))), 2)
+
+
+def test_a_network_from_elsewhere_has_the_outputs_of_its_convolutions_on_grids():
+    torch.manual_seed(3)
+    network = foreign_network(Functional(), input_range=255.0)
+    plan = planned(network)
+    found = {signal.name: (signal.is_rectified, signal.is_image) for signal in plan.signals}
+    assert found["net.second.output"] == (True, False)
+    assert found["net.third.output"] == (False, False)
+    assert found["net.last.output"] == (False, True)
+
+
+def test_freezing_takes_the_signals_it_is_given_and_no_others():
+    model = integer_model(tiny_network())
+    again = freeze(model.network, {}, signals={"head.0.output": GRID})
+    assert {name: signal.grid for name, signal in again.signals.items()} == {"head.0.output": GRID}
