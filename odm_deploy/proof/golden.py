@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.metadata import read_taps
@@ -85,7 +85,7 @@ def check_golden(
         open_bytes: opens a serialized graph on the same runtime; None for engines, whose layers cannot be seen.
 
     Raises:
-        InputError: the runtime takes no images of this size.
+        InputError: the runtime takes no images of this size, or the record knows nothing of a layer.
     """
     report = GoldenReport()
     images = golden_images()
@@ -161,6 +161,8 @@ def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Call
             found[name] = runtime.run({info.name: info.images.from_rgb(image)})
     for tap in taps:
         for record in golden.images:
+            if tap.layer not in record.codes:
+                raise InputError("the golden record is damaged", why=f"it holds no codes of {tap.layer}")
             codes = codes_from(tap, found[record.name][tap.codes]).astype(np.uint8)
             if hash_of(codes) != record.codes[tap.layer]:
                 return _layer_before(lowered, tap.codes) or tap.layer
