@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,16 +95,18 @@ def kinds_of(made: Material) -> dict[str, Kind]:
     }
 
 
-WEIGHTS = {"weights": 1, "video": 2, "plan": 2, "golden": 3}
+WEIGHTS = {"weights": 1, "video": 4, "golden": 3}
 """How often a kind is drawn; 6 times where nothing is said. Cheap ones are drawn more."""
 
 
-def throw(made: Material, count: int, seed: int, wanted: str = "") -> Tally:
-    """Throw `count` damaged files at commands, of one kind or of all."""
+def throw(made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+    """Throw `count` damaged files at commands, of one kind or of all; `deadline` is one of time.monotonic."""
     tally, rng = Tally(), random.Random(seed)
     kinds = {name: kind for name, kind in kinds_of(made).items() if wanted in ("", name)}
     names = [name for name in kinds for _ in range(WEIGHTS.get(name, 6))]
     for index in range(count):
+        if time.monotonic() > deadline:
+            break
         name = rng.choice(names)
         kind = kinds[name]
         seed_file = rng.choice(kind.seeds)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from torture.forked import Call, odm_deploy, run_forked, training
 from torture.hostile import Tally
 from torture.material import FRAMES, IMAGES, SIZE, Material, scratch_free
 
+KILLS_IN_A_ROW = 4
+"""In one folder, before the command is let through."""
 _RUN = ("--runtime", "onnxruntime")
 
 
@@ -35,7 +39,7 @@ def jobs_of(made: Material) -> dict[str, Job]:
     model, bundle = made.model, made.bundle
     images = ("--images", made.images)
     return {
-        "export": Job(lambda out: odm_deploy("export", model, "-o", out / "b", "--no-engine"), _bundle_whole, 3),
+        "export": Job(lambda out: odm_deploy("export", model, "-o", out / "b", "--no-engine"), _bundle_whole),
         "build": Job(
             lambda out: odm_deploy("export", model, "-o", out / "b", "--builder", "tensorrt-rtx"), _bundle_whole
         ),
@@ -45,17 +49,16 @@ def jobs_of(made: Material) -> dict[str, Job]:
             2,
         ),
         "upscale a folder": Job(
-            lambda out: odm_deploy("upscale", made.images, out / "large", "--model", bundle, *_RUN), _images_whole, 6
+            lambda out: odm_deploy("upscale", made.images, out / "large", "--model", bundle, *_RUN), _images_whole, 10
         ),
         "upscale a video": Job(
-            lambda out: odm_deploy("upscale", made.clip, out / "large.mp4", "--model", bundle, *_RUN), _video_whole, 3
+            lambda out: odm_deploy("upscale", made.clip, out / "large.mp4", "--model", bundle, *_RUN), _video_whole, 6
         ),
         "verify": Job(
             lambda out: odm_deploy(
                 *("verify", bundle, "--against", model, *images, *_RUN, "--markdown", out / "report.md")
             ),
             lambda out: _ends_with(out / "report.md", "."),
-            2,
         ),
         "report": Job(
             lambda out: odm_deploy("report", bundle, *images, *_RUN, "-o", out / "report.html"),
@@ -70,14 +73,14 @@ def jobs_of(made: Material) -> dict[str, Job]:
     }
 
 
-def kill(made: Material, count: int, seed: int, wanted: str = "") -> Tally:
-    """Kill `count` commands, of one verb or of all, and look at what they leave."""
+def kill(made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+    """Kill `count` commands, of one verb or of all, and look at what they leave; `deadline` is of time.monotonic."""
     tally, rng = Tally(), random.Random(seed)
     jobs = {name: job for name, job in jobs_of(made).items() if wanted in name}
     durations: dict[str, float] = {}
     expected: dict[str, str] = {}
     names = [name for name in jobs for _ in range(jobs[name].weight)]
-    while tally.tried.total() < count:
+    while tally.tried.total() < count and time.monotonic() < deadline:
         name = rng.choice(names)
         job = jobs[name]
         with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
@@ -90,17 +93,13 @@ def kill(made: Material, count: int, seed: int, wanted: str = "") -> Tally:
             if rng.random() < 0.5 and not job.resumes:
                 # What was there before is to survive; the one file is replaced as a whole.
                 run_forked(job.call(out), folder=out)
-            attempts = 0
-            while True:
+            for _ in range(KILLS_IN_A_ROW):
                 # Most instants lie within the run; some behind its end.
                 outcome = run_forked(job.call(out), folder=out, kill_after_s=rng.random() * durations[name])
-                attempts += 1
                 tally.tried[name] += outcome.killed
                 problem = outcome.fault or job.check(out)
                 if problem:
                     tally.failed.append(f"{name}, seed {seed}: {problem}")
-                if problem or not job.resumes or not outcome.killed or attempts > 5:
-                    break
             last = run_forked(job.call(out), folder=out)
             left = scratch_free(out)
             if last.code or left or _result_of(out) != expected[name]:
