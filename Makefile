@@ -8,7 +8,7 @@ DEMO_MODEL := tools/demo/edsr_baseline_x4_w4a4.pt
 DEMO_IMAGES := tests/data/samples/LR_bicubic/X4
 BUNDLE := demo/edsr_baseline_x4_w4a4
 
-.PHONY: demo test check test-gpu wheel clean
+.PHONY: demo test check test-gpu mutate fuzz torture soak sbom wheel clean
 
 demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real network
 	$(BIN)/odm-deploy export $(DEMO_MODEL) -o $(BUNDLE)
@@ -28,6 +28,24 @@ check: $(READY)  ## what a reviewer runs before reading: format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+mutate: $(READY)  ## plant every fault into every network, profile and runtime: who catches it; most of an hour
+	$(BIN)/python tools/mutate.py --out mutants.json
+
+fuzz: $(READY)  ## everything that reads strangers' files, guided by coverage: ten minutes each
+	$(BIN)/python -m pip install -q atheris
+	$(BIN)/python tools/fuzz.py --guided --seconds 600
+
+torture: $(READY)  ## damaged files, kills at random instants, full disks and two writers, over every verb
+	$(BIN)/python tools/torture.py --part hostile --count 10000 --out torture.json
+	$(BIN)/python tools/torture.py --part kills --count 500 --out torture.json
+	$(BIN)/python tools/torture.py --part disks --part writers --out torture.json
+
+soak: $(READY)  ## the server an hour under slow, broken and oversize clients
+	$(BIN)/python tools/soak.py --minutes 60
+
+sbom: $(READY)  ## licences.md and sbom.json: what an installation consists of
+	$(BIN)/python tools/sbom.py --out dist
 
 wheel:  ## dist/odm_deploy-VERSION-py3-none-any.whl, to install without this folder
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .

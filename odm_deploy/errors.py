@@ -14,6 +14,13 @@ An error says what happened, why (with the values) and what to do, in that order
 
 from __future__ import annotations
 
+_LONGEST = 1000
+"""Characters of each part of an error: values of foreign files go into it, and may be of any length."""
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
 
 class OdmError(Exception):
     """Base of all deliberate errors.
@@ -27,6 +34,7 @@ class OdmError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        what, why, fix = map(_bounded, (what, why, fix))
         self.what, self.why, self.fix = what, why, fix
         super().__init__(what + (f": {why}" if why else "") + (f"; {fix}" if fix else ""))
 

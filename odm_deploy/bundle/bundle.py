@@ -163,6 +163,15 @@ class Bundle:
             return False
         return file_sha256(file) != self.manifest.onnx.get("sha256")
 
+    @property
+    def is_as_exported(self) -> bool:
+        """Whether the graph is the file that a readable manifest describes."""
+        try:
+            known = self.manifest is not None and self.onnx_path is not None and not self._is_another_file
+            return known and not self.is_changed
+        except InputError:
+            return False
+
     @cached_property
     def plan_bytes(self) -> bytes:
         """The serialized engine.

@@ -33,6 +33,11 @@ class GoldenImage:
     output: str
     codes: dict[str, str]
 
+    def __post_init__(self) -> None:
+        texts: list[Any] = [self.name, self.input, self.output, *(text for pair in self.codes.items() for text in pair)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name or a hash of an image is no text")
+
 
 @dataclass(frozen=True)
 class Golden:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.tensors import check_tensors, tensors_of
+from odm_deploy.graphs.wellformed import check_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -76,7 +77,8 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
     """Parse a serialized ONNX model, without its external data. `label` names it in error messages.
 
     Raises:
-        InputError: these bytes are not an ONNX model with a graph, or a tensor in it is not what it says.
+        InputError: these bytes are not an ONNX model with a graph, or a tensor, name or attribute in it is not what it
+            has to be.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -90,5 +92,6 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
     # protobuf accepts almost any short text as a message of unknown fields, so parsing alone proves nothing.
     if proto.ir_version == 0 or not proto.graph.node or not proto.opset_import:
         raise InputError(f"{label} is not an ONNX model", why=f"its {len(data)} bytes hold no graph")
+    check_graph(proto, label=label)
     check_tensors(proto, label=label)
     return proto

@@ -7,6 +7,7 @@ converting to sRGB would throw away colours that the network never needed to kno
 from __future__ import annotations
 
 import glob
+import logging
 import re
 import stat
 import threading
@@ -37,6 +38,9 @@ MAX_PIXELS = 2**26
 
 READERS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Only raster formats: Pillow would also hand PostScript and the like to other programs."""
+
+# Pillow logs what it finds odd in a file; without anybody who takes that, it would appear on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # Filtering warnings changes process-wide state: two threads doing it at once would leave it changed for good.
 _pillow_lock = threading.Lock()

@@ -78,6 +78,8 @@ def _after_convolution(node: onnx.NodeProto, source: _Reach, constants: dict[str
         return None
     strides: list[int] = attribute(node, "strides", [1] * len(kernel))
     dilations: list[int] = attribute(node, "dilations", [1] * len(kernel))
+    if not kernel or len({len(kernel), len(strides), len(dilations)}) > 1 or min(strides) < 1:
+        return None
     span = max((size - 1) * dilation for size, dilation in zip(kernel, dilations, strict=True))
     # Half of the span on each side; an even kernel reaches further on one of them. Behind a stride one coarse pixel
     # stands for several fine ones, and the last of those is that much further from what its first one sees.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import signal
@@ -20,6 +21,14 @@ MEMORY_BYTES = 4 << 30
 """No damaged file may cost more memory than this, beside what the program itself takes."""
 _DOCUMENTED = (0, 1, 2, 3, 4)
 _POLL_S = 0.002
+
+_HEAVY = (
+    "av",
+    "odm_deploy.cli.upscale_images",
+    "odm_deploy.lowering.lint",
+    "odm_deploy.proof.verify",
+    "training.recipe_files",
+)
 
 Call = Callable[[], None]
 
@@ -57,17 +66,13 @@ class Outcome:
 def import_commands() -> None:
     """Import what all commands need, without starting a thread: forked processes have only the one that forked."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    import av
-    import onnx
+    for module in _HEAVY:
+        importlib.import_module(module)
     import onnxruntime
     import torch
 
-    import training.recipe_files  # noqa: F401
-
     torch.set_num_threads(1)
     onnxruntime.set_default_logger_severity(4)
-    av.logging.set_level(None)
-    assert onnx.__version__
 
 
 def odm_deploy(*arguments: str | Path) -> Call:

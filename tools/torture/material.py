@@ -73,7 +73,7 @@ def _draw(made: Material) -> None:
     random = np.random.default_rng(0)
     for index in range(IMAGES):
         coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-        coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(made.images / f"{index}.png")
+        coarse.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC).save(made.images / f"{index}.png")
     photo = Image.open(made.images / "0.png")
     for suffix in ("jpg", "gif", "webp", "tif", "bmp", "ppm"):
         photo.save(made.folder / f"photo.{suffix}")

@@ -10,6 +10,7 @@ import numpy as np
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.onnx.trial import try_in_child
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import TensorInfo
 
@@ -29,6 +30,8 @@ class GraphRuntime(Runtime):
 
     @classmethod
     def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
+        if not bundle.is_as_exported:
+            try_in_child(cls.name, bundle.onnx_bytes, str(bundle))
         return cls._load(bundle.onnx_bytes, bundle.graph, options, str(bundle))
 
     @classmethod

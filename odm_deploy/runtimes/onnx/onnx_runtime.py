@@ -15,8 +15,9 @@ from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
 
-# 0 verbose .. 4 fatal. Warnings (2) about unused initializers and shape merges only frighten users.
-_LOG_ERRORS_ONLY = 3
+# 0 verbose .. 4 fatal. Warnings (2) about unused initializers and shape merges only frighten users, and whatever is an
+# error (3) comes as an exception, too.
+_LOG_NOTHING_TWICE = 4
 # What TensorRT has to be allowed -> the number type that a graph then may hold.
 _TENSORRT_SWITCHES = {
     "trt_int8_enable": onnx.TensorProto.INT8,
@@ -80,7 +81,7 @@ class OnnxRuntime(GraphRuntime):
                 fix=f"pip uninstall onnxruntime && {install_extra('gpu')}",
             )
         settings = ort.SessionOptions()
-        settings.log_severity_level = _LOG_ERRORS_ONLY
+        settings.log_severity_level = _LOG_NOTHING_TWICE
         settings.intra_op_num_threads = options.threads or physical_cpus()
         if options.optimize:
             # ALL, not EXTENDED: only ALL changes the layout to NCHWc, without which float convs take 1.5 times as long.

@@ -1,0 +1,80 @@
+"""What every reader of an ONNX graph takes for granted, checked once where the file comes in.
+
+Protocol buffers neither tie an attribute to its operator's definition nor insist that text is text: names that are no
+UTF-8 arrive as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from odm_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+_OPSET_DEFAULT = 1
+
+
+def check_graph(model: onnx.ModelProto, *, label: str) -> None:
+    """Refuse a model with names that are no text, or with attributes of another type than their operator takes.
+
+    Operators and attributes that ONNX does not define are left alone. `label` names the model in error messages.
+
+    Raises:
+        InputError: such a name or attribute.
+    """
+    versions = {each.domain: each.version for each in model.opset_import}
+    _check_text(
+        (model.producer_name, *(text for each in model.metadata_props for text in (each.key, each.value))), label
+    )
+    for part in (model.graph, *model.functions):
+        _check_part(part, versions, label)
+
+
+def _check_part(part: onnx.GraphProto | onnx.FunctionProto, versions: dict[str, int], label: str) -> None:
+    _check_text(_names(part), label)
+    for node in part.node:
+        _check_text((node.name, node.op_type, node.domain, *node.input, *node.output), label)
+        definition: Any = _definition(node, versions)
+        for attribute in node.attribute:
+            _check_text((attribute.name,), label)
+            wanted = None if definition is None else definition.attributes.get(attribute.name)
+            # A reference stands for a value that the caller of a function gives.
+            if wanted is not None and not attribute.ref_attr_name and int(wanted.type.value) != attribute.type:
+                raise InputError(
+                    f"{label} is damaged",
+                    why=f"the attribute {attribute.name!r} of {node.op_type} {node.name!r} is of another type",
+                )
+            for body in (attribute.g, *attribute.graphs):
+                if body.node:
+                    _check_part(body, versions, label)
+
+
+def _names(part: Any) -> Iterator[Any]:
+    """Names of a graph's, or a function's, own tensors."""
+    yield part.name
+    for edge in (*part.input, *part.output):
+        # Of a function these are names alone.
+        yield edge.name if hasattr(edge, "name") else edge
+    for tensor in getattr(part, "initializer", ()):
+        yield tensor.name
+
+
+def _check_text(texts: Iterable[Any], label: str) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{label} is damaged", why=f"it holds a name that is no text: {text!r:.60}")
+
+
+def _definition(node: onnx.NodeProto, versions: dict[str, int]) -> onnx.defs.OpSchema | None:
+    """How ONNX defines a node's operator; None where it does not."""
+    from onnx import defs
+
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    version = versions.get(domain, versions.get("ai.onnx", _OPSET_DEFAULT))
+    try:
+        return defs.get_schema(node.op_type, version, domain)
+    except (defs.SchemaError, TypeError):
+        return None

@@ -1,0 +1,49 @@
+"""Names that are no text and attributes of another type are refused where a file comes in."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import helper
+
+from odm_deploy.errors import InputError
+from odm_deploy.graphs.files import parse_onnx
+from tests.factories import lowered, tiny_model
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    return lowered(tiny_model())
+
+
+def test_what_this_program_writes_is_well_formed(model):
+    parse_onnx(model.SerializeToString())
+
+
+@pytest.mark.parametrize("name", [b"Conv", b"head.0.bias", b"producer_name"])
+def test_text_that_is_none_is_refused(model, name):
+    if name == b"producer_name":
+        model.producer_name = "producer_name"
+    data = model.SerializeToString()
+    assert name in data
+    with pytest.raises(InputError, match=r"damaged.*no text"):
+        parse_onnx(data.replace(name, b"\xff" + name[1:]))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("pads", 1), ("strides", "two"), ("group", [1, 1]), ("dilations", 0.5)]
+)
+def test_an_attribute_of_another_type_is_refused(model, attribute, value):
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    kept = [each for each in node.attribute if each.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(attribute, value)])
+    with pytest.raises(InputError, match=f"damaged.*{attribute}.*another type"):
+        parse_onnx(model.SerializeToString())
+
+
+def test_operators_and_attributes_that_onnx_does_not_know_are_left_alone(model):
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.attribute.append(helper.make_attribute("vendor", 1))
+    model.graph.node.append(helper.make_node("Private", ["input"], ["p"], domain="my.own", pads="x"))
+    parse_onnx(model.SerializeToString())

@@ -1,0 +1,185 @@
+"""The server under concurrent, slow, broken and oversize clients, with an eye on its memory.
+
+python tools/soak.py --minutes 3
+
+Starts `odm-deploy serve` on the demo's model, lets clients of every kind at it, and compares each good answer with the
+first one. Ends with 1 if an answer was wrong, the server died, its memory kept growing, or it logged a traceback.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+from toolbox import COMMAND, ROOT
+
+from odm_deploy.terminal import run
+
+DEMO = ROOT / "tools" / "demo" / "edsr_baseline_x4_w4a4.pt"
+SIZE = (20, 24)
+KINDS = ("good", "good", "good", "damaged", "oversize", "half a head", "hangs up", "slow", "nonsense")
+"""What clients do; good ones come thrice as often."""
+GROWTH_MIB = 64
+"""So much more at the end than after a fifth of the time is noise of the allocator; more is a leak."""
+
+
+@dataclass
+class Tally:
+    """What clients saw."""
+
+    seen: Counter[str] = field(default_factory=Counter[str])
+    wrong: list[str] = field(default_factory=list[str])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, what: str, wrong: str = "") -> None:
+        """Count one exchange."""
+        with self.lock:
+            self.seen[what] += 1
+            if wrong:
+                self.wrong.append(f"{what}: {wrong}")
+
+
+@click.command(context_settings=COMMAND)
+@click.option("--minutes", default=3.0, show_default=True)
+@click.option("--clients", default=6, show_default=True, help="At once.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="A bundle at hand; the demo's is exported otherwise.")
+def command(minutes: float, clients: int, bundle: Path | None) -> None:
+    """Let them at it, and print what happened."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        if bundle is None:
+            bundle = Path(folder) / "bundle"
+            export = [sys.executable, "-m", "odm_deploy", "export", str(DEMO), "-o", str(bundle), "--no-engine"]
+            subprocess.run(export, check=True)
+        log = Path(folder) / "log"
+        serve = [sys.executable, "-m", "odm_deploy", "serve", "--model", str(bundle), "--port", "0"]
+        with log.open("wb") as stream, subprocess.Popen(serve, stderr=stream, stdout=stream) as server:
+            try:
+                tally, sizes = _soak(server, _port_of(server, log), minutes * 60, clients)
+            finally:
+                server.terminate()
+        said = log.read_text(errors="replace")
+    problems = list(tally.wrong)
+    early, late = sizes[len(sizes) // 5], sizes[-1]
+    if late - early > GROWTH_MIB:
+        problems.append(f"memory grew from {early} to {late} MiB")
+    if "Traceback" in said:
+        problems.append(f"the log holds a traceback: {said[said.index('Traceback') :][:500]}")
+    click.echo(f"{sum(tally.seen.values())} exchanges: {dict(sorted(tally.seen.items()))}")
+    click.echo(f"resident memory {early} MiB after a fifth of the time, {late} at the end, {max(sizes)} at most")
+    click.echo(f"log: {len(said)} bytes")
+    click.echo("\n".join(problems[:20]))
+    sys.exit(1 if problems else 0)
+
+
+def _port_of(server: subprocess.Popen[bytes], log: Path) -> int:
+    for _ in range(1200):
+        if found := re.search(r"http://[^:]+:(\d+)", log.read_text(errors="replace")):
+            return int(found[1])
+        if server.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise AssertionError(f"the server does not start: {log.read_text(errors='replace')}")
+
+
+def _soak(server: subprocess.Popen[bytes], port: int, seconds: float, clients: int) -> tuple[Tally, list[int]]:
+    tally, deadline, sizes = Tally(), time.monotonic() + seconds, list[int]()
+    body = io.BytesIO()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(body, "png")
+    expected = _post(port, body.getvalue())[1]
+    threads = [
+        threading.Thread(target=_client, args=(port, body.getvalue(), expected, deadline, tally, number))
+        for number in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        if server.poll() is not None:
+            tally.note("server", f"it ended with {server.returncode}")
+            break
+        sizes.append(_resident_mib(server.pid))
+        time.sleep(1)
+    for thread in threads:
+        thread.join()
+    status, answer = _post(port, body.getvalue())
+    tally.note("after all", "" if (status, answer) == (200, expected) else f"status {status}")
+    return tally, sizes
+
+
+def _resident_mib(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+
+
+def _post(port: int, body: bytes, path: str = "/upscale") -> tuple[int, bytes]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=90)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "image/png"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _client(port: int, image: bytes, expected: bytes, deadline: float, tally: Tally, seed: int) -> None:
+    """One client after another, of a kind drawn at random."""
+    rng = random.Random(seed)
+    while time.monotonic() < deadline:
+        kind = rng.choice(
+            ("good", "good", "good", "damaged", "oversize", "half a head", "hangs up", "slow", "nonsense")
+        )
+        try:
+            tally.note(kind, _exchange(kind, port, image, expected, rng))
+        except (OSError, HTTPException) as error:
+            # The server may refuse a connection when there are many; a good client then tries again.
+            tally.note(f"{kind}, refused", "" if kind != "good" or isinstance(error, ConnectionError) else repr(error))
+
+
+def _exchange(kind: str, port: int, image: bytes, expected: bytes, rng: random.Random) -> str:
+    if kind == "good":
+        status, answer = _post(port, image)
+        return "" if (status == 200 and answer == expected) or status == 503 else f"status {status}"
+    if kind == "damaged":
+        place = rng.randrange(len(image))
+        status, _ = _post(port, image[:place] + rng.randbytes(8) + image[place + 8 :])
+        return "" if status in (200, 400, 413, 415, 422, 503) else f"status {status}"
+    if kind == "oversize":
+        written = io.BytesIO()
+        Image.new("1", (4000, 4000)).save(written, "png")
+        status, _ = _post(port, written.getvalue())
+        return "" if status in (400, 413, 422, 503) else f"status {status}"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        head = f"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(image)}\r\n\r\n".encode()
+        match kind:
+            case "half a head":
+                connection.sendall(head[: rng.randrange(1, 30)])
+                time.sleep(0.2)
+            case "hangs up":
+                connection.sendall(head + image[: rng.randrange(len(image))])
+            case "slow":
+                for start in range(0, len(head + image), 256):
+                    connection.sendall((head + image)[start : start + 256])
+                    time.sleep(0.02)
+                connection.recv(64)
+            case _:
+                connection.sendall(rng.randbytes(200) + b"\r\n\r\n")
+                connection.recv(64)
+    return ""
+
+
+if __name__ == "__main__":
+    run(command, "soak.py")
