@@ -6,16 +6,21 @@ from pathlib import Path
 
 import click
 
+from odm_deploy.errors import UsageError
 from odm_deploy.terminal import run
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; created if missing.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value of RECIPE; repeatable.")
-@click.option("--finish", is_flag=True, help="Freeze what DIR holds now into model.pt instead of training on.")
+@click.option(
+    "--finish",
+    is_flag=True,
+    help="Freeze what DIR holds now into model.pt instead of training on; the recipe is then the run's own.",
+)
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too, into DIR/tensorboard.")
-def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
+def command(recipe: Path | None, out: Path, overrides: tuple[str, ...], finish: bool, tensorboard: bool) -> None:
     """Train the network of RECIPE for few bits.
 
     It may be interrupted at any time: the same command resumes, and ends with the same bits. On several GPUs or
@@ -37,9 +42,11 @@ def command(recipe: Path, out: Path, overrides: tuple[str, ...], finish: bool, t
     """  # noqa: D301 - click wants the character itself
     from training.distributed import join_world
     from training.loop.run import train
-    from training.recipe_files import load_recipe
+    from training.recipe_files import load_recipe, load_run
 
-    settings = load_recipe(recipe, list(overrides))
+    if recipe is None and not finish:
+        raise UsageError("no recipe named", fix="name one, e.g. training/recipes/quickstart.toml")
+    settings = load_recipe(recipe, list(overrides)) if recipe else load_run(out, list(overrides))
     with join_world(settings.run.device) as world:
         train(settings, out, world, finish=finish, tensorboard=tensorboard)
 

@@ -56,6 +56,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         wanted = "" if value in arguments else f"choose {', '.join(map(repr, arguments))}"
     elif origin is tuple:
+        # One folder need not be written as a list of one.
+        value = [value] if arguments[0] is str and isinstance(value, str) else value
         wanted = "" if isinstance(value, (list, tuple)) else "write a list"
     elif origin is Mapping:
         wanted = "" if isinstance(value, Mapping) else "write a table"

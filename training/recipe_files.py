@@ -6,6 +6,7 @@ A recipe may say `extends = "other.toml"` (relative to itself) and then lists on
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -35,6 +36,21 @@ def load_recipe(path: Path | str, overrides: list[str]) -> Recipe:
         UsageError: overrides that cannot be read, values out of range.
     """
     return from_tables(Recipe, apply_overrides(read_recipe(path), overrides))
+
+
+def load_run(folder: Path, overrides: list[str]) -> Recipe:
+    """The recipe of a run that is there, from its config.json, with `--set` overrides applied.
+
+    Raises:
+        InputError: no config.json there, or one that cannot be read.
+        UsageError: overrides that cannot be read, values out of range.
+    """
+    path = folder / "config.json"
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}", why=str(error), fix="name a run's folder, or its recipe") from None
+    return from_tables(Recipe, apply_overrides(tables, overrides))
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -84,6 +100,25 @@ def expand_places(path: str) -> Path:
     for placeholder, (variable, default) in _PLACES.items():
         path = path.replace(placeholder, os.environ.get(variable, default))
     return Path(path).expanduser()
+
+
+def existing_place(path: str, setting: str) -> Path:
+    """`expand_places` of the value of `setting`, where that is there.
+
+    Raises:
+        InputError: it is not; the line says what stands for `{data}` or `{weights}` and how to point elsewhere.
+    """
+    place = expand_places(path)
+    if place.exists() or any(letter in place.name for letter in "*?["):
+        return place
+    why, fix = "no such file or folder", f"point elsewhere with --set {setting}=PATH"
+    for placeholder, (variable, default) in _PLACES.items():
+        if placeholder in path:
+            root = os.environ.get(variable)
+            stands = f"{placeholder} is {root}, from {variable}" if root else f"{placeholder} is {default}"
+            why = f"{stands}{'' if root else f', because {variable} is not set'}"
+            fix = f"set {variable} to the folder that holds {path.removeprefix(placeholder + '/')}, or {fix}"
+    raise InputError(f"cannot find {place}", why=why, fix=fix)
 
 
 def read_recipe(path: Path | str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

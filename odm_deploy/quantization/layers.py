@@ -19,7 +19,7 @@ from odm_deploy.quantization.weights import WeightCodes
 
 @dataclass(frozen=True)
 class ChannelOffsets:
-    """What happens to every input channel of a convolution before it is quantized: x* = (x + shift) * gain.
+    """What happens to every input channel of a layer before it is quantized: x* = (x + shift) * gain.
 
     QuantSR's redistribution and the selective offsets of ODM v1. Two constants in front of the quantizer, which engines
     fold into it.
@@ -53,6 +53,8 @@ class QuantizedLayer(nn.Module):
         grid: the static grid of its input.
     """
 
+    offset_shape: tuple[int, ...] = (-1, 1, 1)
+    """How a value a channel has to be shaped to broadcast to the input."""
     codes: Tensor
     scale: Tensor
     bias: Tensor | None
@@ -69,7 +71,8 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("scale", weight.scale.clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone().float())
         for key, value in (("shift", offsets.shift), ("gain", offsets.gain)):
-            self.register_buffer(key, None if value is None else value.detach().clone().float().reshape(-1, 1, 1))
+            shaped = None if value is None else value.detach().clone().float().reshape(self.offset_shape)
+            self.register_buffer(key, shaped)
         # Set by `proof`: sees what arrives at the quantizer and may hand on something else. None otherwise.
         self.tap: Callable[[Tensor], Tensor] | None = None
         # Off where the question is what rounding its input costs (`tuning.sensitivity`).
@@ -123,19 +126,13 @@ class QuantizedConv2d(QuantizedLayer):
     """A convolution on integer codes: float [N, I, H, W] -> float [N, O, H', W']."""
 
     def __init__(self, name: str, conv: nn.Conv2d, frozen: FrozenLayer) -> None:
-        offsets = frozen.offsets
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise InputError(
                 f"cannot quantize {name}",
                 why=f"padding {conv.padding!r}, mode {conv.padding_mode!r}",
                 fix="only explicit zero padding keeps a padded border on the grid",
             )
-        for values in (offsets.shift, offsets.gain) if offsets else ():
-            if values is not None and values.shape != (conv.in_channels,):
-                raise InputError(
-                    f"offsets do not fit {name}", why=f"{list(values.shape)} for {conv.in_channels} channels"
-                )
-        if offsets and frozen.grid.is_free and any(conv.padding):
+        if frozen.offsets and frozen.grid.is_free and any(conv.padding):
             raise InputError(
                 f"cannot quantize {name}", why="offsets in front of a free grid, whose border is not a level"
             )
@@ -163,6 +160,8 @@ class QuantizedConv2d(QuantizedLayer):
 class QuantizedLinear(QuantizedLayer):
     """A linear layer on integer codes: float [..., I] -> float [..., O]."""
 
+    offset_shape = (-1,)
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply, add the bias."""
         return F.linear(x, weight, bias)
@@ -179,8 +178,10 @@ def quantized_layer(name: str, layer: nn.Module, frozen: FrozenLayer) -> Quantiz
     shape = frozen.weight.codes.shape
     if shape != layer.weight.shape:
         raise InputError(f"codes do not fit {name}", why=f"{list(shape)} against {list(layer.weight.shape)}")
+    channels = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+    for values in (frozen.offsets.shift, frozen.offsets.gain) if frozen.offsets else ():
+        if values is not None and values.shape != (channels,):
+            raise InputError(f"offsets do not fit {name}", why=f"{list(values.shape)} for {channels} channels")
     if isinstance(layer, nn.Conv2d):
         return QuantizedConv2d(name, layer, frozen)
-    if frozen.offsets:
-        raise InputError(f"cannot quantize {name}", why="offsets per channel in front of a linear layer")
     return QuantizedLinear(name, frozen)

@@ -136,3 +136,27 @@ def test_stored_results_make_tables_and_a_picture(recipes, tmp_path):
     assert sorted(name.strip("*") for name in names) == ["float", "odm_v2", "odm_v2,method=minmax"]
     # The fastest is on the front, whatever it is.
     assert names[0].startswith("**")
+
+
+def test_a_cell_of_the_paper_runs_small_and_the_plan_lists_it(recipes, tmp_path):
+    def paper(*options: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "tools/paper.py", *options]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment, check=False)
+
+    listed = paper("--dry-run", "--table", "5")
+    assert listed.returncode == 0, listed.stderr
+    assert "5/max+cooperative" in listed.stdout
+    assert "11 cells x 3 seeds" in listed.stdout
+    small = [f"data.folders={tmp_path / 'images'}", "data.validation_folders=[]", "data.validation_images=1"]
+    small += ["data.patch=8", "network.scale=2", f"network.weights={tmp_path / 'weights.pt'}"]
+    options = [word for setting in small for word in ("--set", setting)]
+    out = tmp_path / "paper"
+    done = paper(
+        *("--cell", "5/max", "--iterations", "3", "--device", "cpu", "--seeds", "2", *options),
+        *("--benchmark", str(tmp_path / "Set"), "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| 5/max | 3 | 2 |" in (out / "paper.md").read_text()
+    assert "±" in (out / "paper.md").read_text()
+    assert paper("--cell", "5/none").returncode == 2

@@ -161,6 +161,50 @@ def test_finish_freezes_what_a_run_has_reached_and_lets_it_go_on(recipe, tmp_pat
     assert_same(tmp_path / "straight" / "last.pt", tmp_path / "out" / "last.pt")
 
 
+def test_finish_needs_no_recipe_because_the_run_has_its_own(recipe, tmp_path):
+    train(load_recipe(recipe, ["run.iterations=2", "data.validation_images=0"]), tmp_path / "out", World())
+    (tmp_path / "out" / "model.pt").unlink()
+    done = CliRunner().invoke(training_command, ["--out", str(tmp_path / "out"), "--finish"])
+    assert done.exit_code == 0, done.output
+    assert load_model(tmp_path / "out" / "model.pt").metadata["iterations"] == 2
+    missing = CliRunner().invoke(training_command, ["--out", str(tmp_path / "none"), "--finish"])
+    assert isinstance(missing.exception, InputError)
+    assert "config.json" in str(missing.exception)
+    nothing = CliRunner().invoke(training_command, ["--out", str(tmp_path / "none")])
+    assert "quickstart.toml" in str(nothing.exception)
+
+
+def test_the_quickstart_trains_on_one_folder_of_photos(recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("ODM_DATA", raising=False)
+    monkeypatch.delenv("ODM_WEIGHTS", raising=False)
+    quickstart = REPOSITORY / "training" / "recipes" / "quickstart.toml"
+    small = ["network.scale=2", "data.patch=8", "run.iterations=2", "data.validation_images=1"]
+    places = [f"data.folders={recipe.parent / 'images'}", f"network.weights={recipe.parent / 'weights.pt'}"]
+    train(load_recipe(quickstart, [*small, *places]), tmp_path / "out", World())
+    assert (tmp_path / "out" / "model.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "variable", "setting"),
+    [
+        ("data.folders=['{data}/train/T91']", "ODM_DATA", "data.folders"),
+        ("network.weights='{weights}/edsr.pt'", "ODM_WEIGHTS", "network.weights"),
+    ],
+)
+@pytest.mark.parametrize("is_set", [True, False])
+def test_what_is_not_there_names_the_variable_and_the_setting(
+    recipe, tmp_path, monkeypatch, override, variable, setting, is_set
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "/nowhere") if is_set else monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(InputError) as caught:
+        train(load_recipe(recipe, [override]), tmp_path / "out", World())
+    line = str(caught.value)
+    assert f"set {variable} to the folder" in line
+    assert f"--set {setting}=PATH" in line
+    assert ("/nowhere, from" if is_set else "is not set") in line
+
+
 def test_there_must_be_something_to_finish(recipe, tmp_path):
     with pytest.raises(UsageError, match="nothing to finish"):
         train(load_recipe(recipe, []), tmp_path / "out", World(), finish=True)

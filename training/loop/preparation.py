@@ -22,7 +22,7 @@ from training.loop.step import GradientStep
 from training.methods.base import Gradients, Method
 from training.model import TrainableModel
 from training.recipe import Recipe
-from training.recipe_files import expand_places
+from training.recipe_files import existing_place
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def load_images(recipe: Recipe) -> Images:
         InputError: folders without images, images that cannot be read or are too small.
     """
     data, scale = recipe.data, recipe.network.scale
-    train = find_images(expand_places(folder) for folder in data.folders)
+    train = find_images(existing_place(folder, "data.folders") for folder in data.folders)
     if data.validation_folders:
-        held_back = find_images(expand_places(folder) for folder in data.validation_folders)
+        held_back = find_images(existing_place(folder, "data.validation_folders") for folder in data.validation_folders)
     else:
         train, held_back = split_validation(train, data.validation_images)
     skip = data.small_images == "skip"
@@ -64,7 +64,7 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
         torch.manual_seed(recipe.run.seed)
         return build_network(section.name, {**section.config, "scale": section.scale}).eval()
     scale = section.weights_scale or section.scale
-    path = expand_places(section.weights)
+    path = existing_place(section.weights, "network.weights")
     network = load_network(path, network=section.name, scale=scale, settings=section.config)
     return rescaled(network, section.scale, recipe.run.seed) if section.weights_scale else network
 

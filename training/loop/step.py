@@ -86,11 +86,17 @@ def build_optimizer(
                 why=f"this method learns {', '.join(there) or 'weights only'}",
                 fix="leave it out",
             )
-    groups = [{"params": [p for name, p in trained.items() if name not in kinds], "rate": settings.learning_rate}]
+    rates: dict[Kind, float] = {}
     for kind in there:
         plain = settings.learning_rate if kind in at_weights_rate else settings.range_learning_rate
-        members = [p for name, p in trained.items() if kinds.get(name) == kind]
-        groups.append({"params": members, "rate": settings.rates.get(kind, plain)})
+        rates[kind] = settings.rates.get(kind, plain)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained.items() if name not in kinds], "rate": settings.learning_rate}
+    ]
+    # A group a rate, not a kind: states of runs from before there were kinds can be resumed.
+    for rate in dict.fromkeys(rates.values()):
+        members = [p for name, p in trained.items() if name in kinds and rates[kinds[name]] == rate]
+        groups.append({"params": members, "rate": rate})
     return torch.optim.Adam(
         [group for group in groups if group["params"]],
         lr=settings.learning_rate,

@@ -12,7 +12,7 @@ from training.methods.registry import build_method, method_names
 from training.recipe_files import load_recipe
 
 FOLDER = Path(__file__).resolve().parents[4] / "training" / "recipes"
-PARTS = {"base_narrow"}
+PARTS = {"base_narrow", "quickstart"}
 RECIPES = sorted(path for path in FOLDER.rglob("*.toml") if path.stem not in PARTS)
 METHODS = {"odm": "odm_v2", "odmv1": "odm_v1", "pams": "pams", "ddtb": "ddtb"}
 COMPARED = FOLDER / "compare" / "edsr_x4_odm_w2a2.toml"
