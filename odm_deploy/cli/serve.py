@@ -41,7 +41,7 @@ def command(host: str, port: int, max_pixels: int, max_megabytes: int, queue: in
 
     with open_engine(**running) as engine, _listening(host, port) as listener:
         limits = Limits(body_bytes=max_megabytes << 20, pixels=max_pixels, waiting=queue)
-        app = http_app(engine, limits, local=host in LOOPBACK)
+        app = http_app(engine, limits, local=host in LOOPBACK, name=running["bundle"].resolve().name)
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         say(f"serving {running['bundle']} on {address} with {engine.describe()['runtime']}")

@@ -3,7 +3,7 @@
     GET  /          the page (/page.css, /page.js)
     POST /upscale   the bytes of an image -> image/png, `Server-Timing` says where the time went
     POST /bicubic   the same by interpolation, to compare with
-    GET  /health    {"scale", "runtime": {...}, "waiting"}
+    GET  /health    {"model", "network", "scale", "runtime": {...}, limits, "waiting", "tiles_done", "tiles"}
 
 Errors are one line of JSON, {"error": "..."}: 400 no usable image, 403 another site's page, 408 too slow an upload,
 413 too large, 503 too many waiting. One image is computed at a time; a few may wait.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from odm_deploy.engine import Engine
 from odm_deploy.errors import OdmError
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.reading import TooLargeError
+from odm_deploy.progress import T
 from odm_deploy.serving.answer import answer, interpolate
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -66,19 +67,27 @@ class Limits:
     """Seconds an upload may take: whoever sends slower would keep a place from others."""
 
 
-def http_app(engine: Engine, limits: Limits, *, local: bool = True) -> Starlette:
-    """The ASGI application over an open bundle.
+def http_app(engine: Engine, limits: Limits, *, local: bool = True, name: str = "odm-deploy") -> Starlette:
+    """The ASGI application over an open bundle, which goes by `name`.
 
     With `local`, only requests made to a loopback name are answered. A page of another site whose name was made to
     point at this machine (DNS rebinding) then gets nothing.
     """
-    return _Server(engine, limits, local=local).app
+    return _Server(engine, limits, local=local, name=name).app
 
 
 class _Server:
-    def __init__(self, engine: Engine, limits: Limits, *, local: bool) -> None:
+    def __init__(self, engine: Engine, limits: Limits, *, local: bool, name: str) -> None:
         self._engine, self._limits, self._local = engine, limits, local
-        self._described = engine.describe()
+        self._facts: dict[str, Any] = {
+            "model": name,
+            "network": "" if engine.manifest is None else engine.manifest.network["name"],
+            "scale": engine.scale,
+            "runtime": engine.describe(),
+            "max_pixels": limits.pixels,
+            "max_bytes": limits.body_bytes,
+        }
+        self._tiles_done, self._tiles = 0, 0
         self._places_taken = 0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="upscale")
         self.app = Starlette(
@@ -100,11 +109,11 @@ class _Server:
     async def _health(self, request: Request) -> Response:
         self._check_origin(request)
         waiting = max(0, self._places_taken - 1)
-        facts: dict[str, Any] = {"scale": self._engine.scale, "runtime": self._described, "waiting": waiting}
-        return JSONResponse(facts, headers=_HEADERS)
+        now = {"waiting": waiting, "tiles_done": self._tiles_done, "tiles": self._tiles}
+        return JSONResponse({**self._facts, **now}, headers=_HEADERS)
 
     async def _upscale(self, request: Request) -> Response:
-        return await self._answer(request, self._engine.upscale)
+        return await self._answer(request, partial(self._engine.upscale, track=self._count_tiles))
 
     async def _bicubic(self, request: Request) -> Response:
         return await self._answer(request, partial(interpolate, scale=self._engine.scale))
@@ -124,6 +133,18 @@ class _Server:
                 raise HTTPException(503, "out of memory; send a smaller image") from error
         timing = ", ".join(f"{part};dur={spent:.1f}" for part, spent in timings_ms.items())
         return Response(png, media_type="image/png", headers={**_HEADERS, "server-timing": timing})
+
+    def _count_tiles(self, items: Iterable[T], total: int, stage: str = "") -> Iterator[T]:
+        """A `Track` for /health, of the image under way."""
+        del stage
+        self._tiles_done, self._tiles = 0, total
+        try:
+            for item in items:
+                yield item
+                self._tiles_done += 1
+        finally:
+            # Whoever joins tiles may not ask for what comes after the last.
+            self._tiles_done, self._tiles = 0, 0
 
     def _check_origin(self, request: Request) -> None:
         """Refuse what pages of other sites ask browsers on this machine to send."""
