@@ -1,4 +1,4 @@
-"""The page of `odm-deploy serve` in a real browser: upscaling, the divider under mouse, finger and keys, 1:1, errors."""
+"""The page of `serve` in a real browser: upscaling, the divider under mouse, finger and keys, 1:1, errors."""
 
 from __future__ import annotations
 
