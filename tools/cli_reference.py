@@ -16,6 +16,9 @@ INTRODUCTION = """\
 # Commands
 
 What `--help` prints, written by `python tools/cli_reference.py > docs/cli.md`.
+
+The Tab key completes verbs and options after `eval "$(_ODM_DEPLOY_COMPLETE=bash_source odm-deploy)"`, best in
+`~/.bashrc`. For zsh `zsh_source` in `~/.zshrc`; for fish `_ODM_DEPLOY_COMPLETE=fish_source odm-deploy | source`.
 """
 
 
@@ -38,7 +41,12 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def _section(name: str, command: click.Command) -> str:
     context = click.Context(
-        command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=["-h", "--help"]
+        command,
+        info_name=name,
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+        help_option_names=["-h", "--help"],
+        show_default=True,
     )
     return f"## {name}\n\n```text\n{command.get_help(context)}\n```\n"
 

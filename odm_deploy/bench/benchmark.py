@@ -17,7 +17,7 @@ from odm_deploy.building.layer_table import recorded_layers
 from odm_deploy.bundle import Bundle
 from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.graphs.input_shapes import Shape
-from odm_deploy.progress import Track, untracked
+from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import open_runtime
@@ -38,6 +38,7 @@ def benchmark(
     effort: Effort | None = None,
     baseline: bool = True,
     track: Track = untracked,
+    say: Say = silent,
 ) -> BenchReport:
     """Time a bundle, model.onnx or engine.plan beside its float twin.
 
@@ -50,6 +51,7 @@ def benchmark(
         effort: how long to measure.
         baseline: whether to time the float twin too.
         track: shows progress.
+        say: is told where the measurement takes much longer than was asked for.
 
     Raises:
         InputError: the model is unusable, takes no images, or not of this size.
@@ -80,7 +82,7 @@ def benchmark(
         timed = [opened] if twin is None else [opened, stack.enter_context(twin)]
         if watch is not None:
             watch.timing_begins()
-        runs = time_runs(timed, feeds, effort, track)
+        runs = time_runs(timed, feeds, effort, track, say)
         queued_ms = time_queued(timed, feeds, runs)
         state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3

@@ -15,17 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from odm_deploy.errors import UsageError
-from odm_deploy.progress import Track, untracked
+from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.runtimes.base import Runtime, RunTimes
 from odm_deploy.runtimes.tensor_info import Array
 from odm_deploy.runtimes.tensorrt.engine import TensorRtEngine
 
 _WARM_UP_S = 0.5
 _WARM_UP_RUNS = 2
+_SLOW_S = 2.0
+"""Runs that take so long need no more than one before they count, and no thread pool's spinning matters to them."""
 # Rounds cost an uncounted run of each model, so few runs make few rounds; two at least, for drift to show in both.
 _RUNS_A_ROUND = 5
 _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 8
-_FEWEST_ITERATIONS = 10
+_FEWEST_ITERATIONS = 3
 _MOST_ITERATIONS = 2000
 _QUEUED_ROUNDS, _FEWEST_QUEUED, _QUEUED_MS = 4, 5, 100.0
 
@@ -35,9 +37,9 @@ class Effort:
     """How long to measure."""
 
     iterations: int | None = None
-    """Counted runs of each model; None takes as many as fit into `seconds`, between 10 and 2000."""
+    """Counted runs of each model; None takes as many as fit into `seconds`, between 3 and 2000."""
     seconds: float = 5.0
-    """Time to spend measuring, over all models. Not a limit: ten runs of a slow model may take longer."""
+    """Time to spend measuring, over all models; three runs of a slow one may take longer, which is said."""
 
     def __post_init__(self) -> None:
         if self.iterations is not None and self.iterations < 1:
@@ -67,8 +69,9 @@ def time_runs(
     feeds: Mapping[str, Array],
     effort: Effort | None = None,
     track: Track = untracked,
+    say: Say = silent,
 ) -> list[list[RunTimes]]:
-    """Time several models on the same input, in alternation.
+    """Time several models on the same input, in alternation; says so where that takes much longer than was asked for.
 
     Returns:
         For each model its counted runs, in the order they happened. All models have the same number.
@@ -77,15 +80,19 @@ def time_runs(
         InputError: a model does not take these feeds.
     """
     effort = effort or Effort()
-    one_of_each_s = sum(_warm_up(runtime, feeds) for runtime in runtimes)
-    fitting = int(effort.seconds / max(one_of_each_s, 1e-9))
-    blocks = _split(effort.iterations or max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, fitting)))
+    one_of_each_s = [_warm_up(runtime, feeds) for runtime in runtimes]
+    fitting = int(effort.seconds / max(sum(one_of_each_s), 1e-9))
+    count = effort.iterations or max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, fitting))
+    if effort.iterations is None and count > 2 * max(fitting, 1):
+        each = " and ".join(f"{seconds:.1f}" for seconds in one_of_each_s)
+        say(f"a run takes {each} s; {count} of each, {count * sum(one_of_each_s):.0f} s: a smaller --size is faster")
+    blocks = _split(count)
     samples: list[list[RunTimes]] = [[] for _ in runtimes]
     for index, block in enumerate(track(blocks, len(blocks))):
         # Every other round runs backwards, so that no model always comes first.
         order = range(len(runtimes)) if index % 2 == 0 else reversed(range(len(runtimes)))
         for which in order:
-            if len(runtimes) > 1:
+            if len(runtimes) > 1 and max(one_of_each_s) < _SLOW_S:
                 runtimes[which].timed_run(feeds)
             samples[which].extend(runtimes[which].timed_run(feeds) for _ in range(block))
     return samples
@@ -121,6 +128,8 @@ def _warm_up(runtime: Runtime, feeds: Mapping[str, Array]) -> float:
     start = time.perf_counter()
     fastest, runs = math.inf, 0
     while runs < _WARM_UP_RUNS or time.perf_counter() - start < _WARM_UP_S:
+        if runs and fastest > _SLOW_S:
+            break
         before = time.perf_counter()
         runtime.timed_run(feeds)
         fastest, runs = min(fastest, time.perf_counter() - before), runs + 1

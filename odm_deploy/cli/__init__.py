@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+from inspect import cleandoc
 
 import click
 
@@ -31,6 +32,24 @@ VERBS = {
 }
 
 
+EXAMPLES = {
+    "quantize": "quantize edsr_baseline_x4.pt --images photos/ --export bundle",
+    "sensitivity": "sensitivity edsr_baseline_x4.pt --images photos/",
+    "export": "export model.pt -o bundle",
+    "build": "build bundle --shapes 720p",
+    "verify": "verify bundle --images photo.png",
+    "bench": "bench bundle --size 320x180 --seconds 2",
+    "inspect": "inspect bundle",
+    "lint": "lint model.onnx",
+    "eval": "eval bundle --dataset Set5",
+    "report": "report bundle --images photos/ --quick -o page.html",
+    "upscale": "upscale photo.png large.png --model bundle",
+    "serve": "serve --model bundle",
+    "doctor": "doctor",
+}
+"""What each verb's help begins with."""
+
+
 class _LazyGroup(click.Group):
     """A click group that imports a verb's module only when that verb runs."""
 
@@ -42,6 +61,9 @@ class _LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"odm_deploy.cli.{cmd_name}")
         command: click.Command = module.command
+        example = f"\b\n$ odm-deploy {EXAMPLES[cmd_name]}\n\n"
+        if command.help and not command.help.startswith(example):
+            command.help = example + cleandoc(command.help)
         return command
 
     def resolve_command(
@@ -61,10 +83,17 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
 @click.version_option(__version__, prog_name="odm-deploy")
 def odm_deploy() -> None:
-    """Put quantized super-resolution networks into production, and prove that they are what was trained.
+    r"""Put quantized super-resolution networks into production, and prove that they are what was trained.
+
+    \b
+    $ odm-deploy quantize weights.pth --images photos/ --export bundle
+    $ odm-deploy upscale photo.png large.png --model bundle
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
     """

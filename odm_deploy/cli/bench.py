@@ -7,23 +7,23 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.options import precision_option, threads_option
+from odm_deploy.cli.options import precision_option, runtime_option, threads_option
 from odm_deploy.errors import GateError, UsageError
 from odm_deploy.terminal import SIZE, emit_json, json_option, print_table, progress, say
 
 
 @click.command("bench")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--runtime", metavar="NAME", help="Where to run; default: the fastest that works here.")
+@runtime_option()
 @click.option(
     "--size",
     type=SIZE,
     metavar="WxH",
-    help="Input size in pixels; default: what the engine is tuned for, or 320x180.",
+    help="Input size in pixels.  [default: what the engine is tuned for, or 320x180]",
 )
 @click.option("--batch", default=1, show_default=True, help="Images a run.")
-@click.option("--iterations", type=int, help="Counted runs of each model; default: what fits into --seconds.")
-@click.option("--seconds", default=5.0, show_default=True, help="Time to spend measuring.")
+@click.option("--iterations", type=int, help="Counted runs of each model.  [default: what fits into --seconds]")
+@click.option("--seconds", default=5.0, show_default=True, help="Time to spend measuring; three runs of each at least.")
 @threads_option
 @precision_option("Arithmetic of what is not int8 (bf16: OpenVINO on CPUs that have it).")
 @click.option("--baseline/--no-baseline", default=True, show_default=True, help="Time the float twin, too.")
@@ -63,6 +63,7 @@ def command(
             effort=Effort(options["iterations"], options["seconds"]),
             baseline=baseline,
             track=track,
+            say=say,
         )
     for reason in report.passed_over:
         say(f"passed over: {reason}")

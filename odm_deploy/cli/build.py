@@ -15,7 +15,7 @@ from odm_deploy.terminal import emit_json, json_option, say
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--shapes",
-    help="Input sizes: 540p, 720p, 1080p, tile, one NxCxHxW, or min:opt:max. [default: as before, or 1080p]",
+    help="Input sizes: 540p, 720p, 1080p, tile, one NxCxHxW, or min:opt:max.  [default: as before, or 1080p]",
 )
 @engine_options
 @json_option

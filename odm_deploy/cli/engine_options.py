@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from odm_deploy.graphs.input_shapes import InputShapes
 
 engine_options = group(
-    click.option("--builder", help="tensorrt or tensorrt_rtx. [default: what is installed]"),
+    click.option("--builder", help="tensorrt or tensorrt_rtx.  [default: what is installed]"),
     click.option(
         "--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take."
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from odm_deploy.cli.options import threads_option, trust_option, weights_options
+from odm_deploy.cli.options import runtime_option, threads_option, trust_option, weights_options
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, progress, say
 
@@ -16,7 +16,7 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--dataset", type=click.Path(path_type=Path), required=True, help="Folder with HR/ and LR_bicubic/X4/.")
 @weights_options
-@click.option("--runtime", help="Run a bundle on this runtime. [default: the fastest that works]")
+@runtime_option("A bundle: where to run it")
 @threads_option
 @trust_option
 @json_option

@@ -104,16 +104,33 @@ weights_options = group(
 )
 """What float weights are of; arguments of `load_network`."""
 
-threads_option = click.option("--threads", type=int, help="CPU threads. [default: one a physical core]")
+threads_option = click.option("--threads", type=int, help="CPU threads.  [default: one a physical core]")
+
+RUNTIMES = (
+    "tensorrt",
+    "tensorrt_rtx",
+    "openvino",
+    "onnxruntime",
+    "onnxruntime_cuda",
+    "onnxruntime_tensorrt",
+    "onnxruntime_rtx",
+)
+"""What `--runtime` takes; `runtimes.registry.RUNTIME_NAMES`, which would take long to import."""
+
+
+def runtime_option(
+    text: str = "Where to run", *, default: str = "the fastest that works"
+) -> Callable[[Command], Command]:
+    """`--runtime`: what it is of, and what is taken without it."""
+    return click.option("--runtime", metavar="NAME", help=f"{text}: {', '.join(RUNTIMES)}.  [default: {default}]")
+
 
 images_option = click.option("--images", type=_PATH, required=True, help="Input images: a folder, file or glob.")
 
 proof_options = group(
-    click.option("--against", type=_PATH, help="The model.pt. [default: the one the bundle names]"),
-    click.option("--truth", type=_PATH, help="Ground truth. [default: HR next to LR_bicubic/X4]"),
-    click.option(
-        "--runtime", help="onnxruntime, openvino, tensorrt, ... [default: TensorRT on a GPU, else onnxruntime]"
-    ),
+    click.option("--against", type=_PATH, help="The model.pt.  [default: the one the bundle names]"),
+    click.option("--truth", type=_PATH, help="Ground truth.  [default: HR next to LR_bicubic/X4]"),
+    runtime_option(default="TensorRT on a GPU, else onnxruntime"),
     click.option("--max-images", type=click.IntRange(1), help="Stop after this many images."),
     threads_option,
     trust_option,
@@ -122,9 +139,9 @@ proof_options = group(
 
 running_options = group(
     click.option("--model", "bundle", type=_PATH, required=True, help="A bundle."),
-    click.option("--runtime", help="Run on this runtime. [default: the fastest that works]"),
+    runtime_option(),
     threads_option,
-    click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole. [default: by memory]"),
+    click.option("--tile", type=click.IntRange(0), help="Tile size in input pixels; 0: whole.  [default: by memory]"),
 )
 """What upscales; `open_engine` takes them."""
 

@@ -20,6 +20,12 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
 @click.option("--float", "weights", type=click.Path(path_type=Path), help="Float weights of the same network.")
 @click.option("--crops", type=click.IntRange(0), default=3, show_default=True, help="Show crops of this many images.")
 @click.option("--bench/--no-bench", default=True, show_default=True, help="Time the bundle next to its float twin.")
+@click.option(
+    "--seconds", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Time to spend on that."
+)
+@click.option(
+    "--quick", is_flag=True, help="A page in about a minute: two images, a second of timing, no layer-by-layer proof."
+)
 @click.option("--build", is_flag=True, help="Build an engine for int8 coverage where the bundle has none.")
 @json_option
 def command(
@@ -30,6 +36,8 @@ def command(
     weights: Path | None,
     crops: int,
     bench: bool,
+    seconds: float,
+    quick: bool,
     build: bool,
     as_json: bool,
     **options: Any,
@@ -48,7 +56,11 @@ def command(
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"cannot write {output}", why="the report is a page", fix="end it in .html")
     check_can_render()
-    wanted = ReportOptions(VerifyOptions(**options), weights, crops, bench, build)
+    if quick:
+        options["max_images"] = min(options["max_images"] or 2, 2)
+        seconds = min(seconds, 1.0)
+    proof = VerifyOptions(**options, layers=not quick)
+    wanted = ReportOptions(proof, weights, crops, bench, seconds, build)
     with progress("images") as track:
         content = make_report(model, images, wanted, say=say, track=track)
     write_text(output, to_html(content))

@@ -40,7 +40,7 @@ from odm_deploy.terminal import SIZE, json_option
     show_default=True,
     help="Format of raw frames, in and out.",
 )
-@click.option("--crf", type=click.IntRange(0, 51), help="Quality of video: 0 best, 51 worst. [default: looks lossless]")
+@click.option("--crf", type=click.IntRange(0, 51), help="Of video: 0 best, 51 worst.  [default: looks lossless]")
 @json_option
 def command(
     source: str,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from odm_deploy.cli.options import precision_option, proof_options
+from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, print_table, progress, say
 
 
@@ -16,6 +17,7 @@ from odm_deploy.terminal import emit_json, json_option, print_table, progress, s
 @click.option(
     "--images", type=click.Path(path_type=Path), help="Input images: a folder, file or glob; exact models do without."
 )
+@click.option("--golden", is_flag=True, help="The same as leaving --images out: an exact model's golden hashes only.")
 @proof_options
 @click.option("--layers/--no-layers", default=True, help="Compare the codes of every layer, teacher-forced.")
 @click.option("--max-lsb", type=int, help="Gate: largest difference of two values, in 8-bit steps.")
@@ -27,6 +29,7 @@ from odm_deploy.terminal import emit_json, json_option, print_table, progress, s
 def command(
     model: Path,
     images: Path | None,
+    golden: bool,
     max_lsb: int | None,
     min_identical: float | None,
     max_psnr_drop_db: float | None,
@@ -44,8 +47,11 @@ def command(
     ties explain, and the output is no further away than the noise floor. With gates, only they decide. A model.onnx
     that is not the manifest's is always refused. If the verdict is no, the exit code is 3.
 
-    Without --images, only the golden images of an exact model are compared: this needs neither its model.pt nor torch.
+    Without --images, or with --golden, only the golden images of an exact model are compared: a production machine
+    proves itself, with neither model.pt nor torch.
     """
+    if golden and images is not None:
+        raise UsageError("--golden goes without --images", why="its images are made here", fix="leave one of them out")
     if images is None:
         _verify_golden(model, options["runtime"], options["threads"], as_json)
         return

@@ -29,8 +29,6 @@ from odm_deploy.runtimes.options import RuntimeOptions
 
 STATISTICS_IMAGES = 4
 """Images whose activations are counted: a few say as much about distributions as many."""
-BENCH_SECONDS = 4.0
-"""Time to spend on each measurement."""
 COVERAGE_SHAPES = InputShapes.up_to(270, 480)
 """Input shapes whose multiply-accumulates are counted."""
 
@@ -47,6 +45,8 @@ class ReportOptions:
     """Show crops of this many images."""
     bench: bool = True
     """Whether to time the bundle beside its float twin."""
+    bench_seconds: float = 4.0
+    """Time to spend on that."""
     build: bool = False
     """Whether to build an engine for int8 coverage where the bundle has none."""
 
@@ -77,12 +77,13 @@ def make_report(
     files = find_samples(Path(images), options.verify.truth, reference.scale, options.verify.max_images)
     with judging_changes(opened), open_faithful(opened, options.verify) as runtime:
         parity = prove(opened, reference, runtime, files, options.verify, say=say, track=track)
-        say("measuring the layers")
-        layers = measure_layers(reference, (to_batch(file.load().low) for file in files[:STATISTICS_IMAGES]))
+        counted = files[:STATISTICS_IMAGES]
+        seen = track(counted, len(counted), "distributions of the layers")
+        layers = measure_layers(reference, (to_batch(file.load().low) for file in seen))
         shown = track(files[: options.crops], min(options.crops, len(files)), "crops")
         float_upscale = None if real is None else upscaler_of(real)
         crops = [crop_row(file.load(), file.scale, runtime.upscale, float_upscale) for file in shown]
-    bench, bench_note = _bench(opened, options, track)
+    bench, bench_note = _bench(opened, options, say, track)
     return ReportContent(
         title=f"{opened.path.resolve().name}: {reference.network.name} x{reference.scale}",
         facts=_facts(opened, reference),
@@ -97,7 +98,7 @@ def make_report(
     )
 
 
-def _bench(bundle: Bundle, options: ReportOptions, track: Track) -> tuple[BenchReport | None, str]:
+def _bench(bundle: Bundle, options: ReportOptions, say: Say, track: Track) -> tuple[BenchReport | None, str]:
     """Latency beside the float twin, or why there is none."""
     if not options.bench:
         return None, "Not measured (--no-bench)."
@@ -106,8 +107,9 @@ def _bench(bundle: Bundle, options: ReportOptions, track: Track) -> tuple[BenchR
             bundle,
             options.verify.runtime,
             options=RuntimeOptions(threads=options.verify.threads),
-            effort=Effort(seconds=BENCH_SECONDS),
+            effort=Effort(seconds=options.bench_seconds),
             track=partial(track, stage="timing"),
+            say=say,
         )
     except OdmError as error:
         # The proof is done by now, and worth a page without this figure.

@@ -52,7 +52,7 @@ def test_bundles_run_without_it(tiny_bundle, tiny_set, tmp_path):
 
 
 def test_exact_bundles_are_verified_without_it(exact_bundle):
-    done = without_torch("verify", exact_bundle, "--runtime", "onnxruntime", "--json")
+    done = without_torch("verify", exact_bundle, "--golden", "--runtime", "onnxruntime", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["passed"] is True
@@ -69,6 +69,12 @@ def test_golden_outputs_alone_find_a_changed_graph(exact_bundle, tmp_path):
     outcome = run_cli("verify", bundle, "--runtime", "onnxruntime")
     assert outcome.code == 3
     assert "onnxruntime does not compute what was exported: 1 of " in outcome.stderr
+
+
+def test_golden_outputs_go_without_images(exact_bundle, tiny_set):
+    outcome = run_cli("verify", exact_bundle, "--golden", "--images", tiny_set / "HR")
+    assert outcome.code == 2
+    assert "--golden goes without --images" in outcome.stderr
 
 
 def test_without_images_there_have_to_be_golden_outputs(tiny_bundle):

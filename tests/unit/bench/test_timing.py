@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any, ClassVar, Self
@@ -94,8 +96,25 @@ def test_the_number_of_iterations_is_kept(iterations: int) -> None:
     assert seen == [len(seen)] * len(seen)
 
 
-def test_time_buys_ten_to_two_thousand_runs() -> None:
-    assert len(time_runs([Diary("a", [])], FEEDS, Effort(seconds=1e-6))[0]) == 10
+def test_models_too_slow_for_the_time_asked_for_are_run_three_times_and_said_to_be(monkeypatch) -> None:
+    monkeypatch.setattr("odm_deploy.bench.timing._SLOW_S", 0.05)
+
+    class Slow(Diary):
+        def _execute_timed(self, feeds: Mapping[str, Array]) -> RunTimes:
+            time.sleep(0.1)
+            return super()._execute_timed(feeds)
+
+    diary, said = [], []
+    samples = time_runs([Slow("a", diary), Slow("b", diary)], FEEDS, Effort(seconds=0.01), say=said.append)
+    assert [len(runs) for runs in samples] == [3, 3]
+    # One run before they count, and none between the rounds.
+    assert len(diary) == 8
+    (line,) = said
+    assert re.fullmatch(r"a run takes 0\.\d and 0\.\d s; 3 of each, \d s: a smaller --size is faster", line)
+
+
+def test_time_buys_three_to_two_thousand_runs() -> None:
+    assert len(time_runs([Diary("a", [])], FEEDS, Effort(seconds=1e-6))[0]) == 3
     assert len(time_runs([Diary("a", [])], FEEDS, Effort(seconds=3600))[0]) == 2000
 
 

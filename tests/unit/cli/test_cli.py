@@ -1,5 +1,8 @@
 import ast
 import importlib
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +11,8 @@ import click
 import pytest
 
 from odm_deploy import __version__
-from odm_deploy.cli import VERBS, main
+from odm_deploy.cli import EXAMPLES, VERBS, main, odm_deploy
+from odm_deploy.cli.options import RUNTIMES
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy", "PIL", "rich")
 
@@ -52,6 +56,42 @@ def test_every_verb_is_a_documented_command(verb):
     assert command.help
     undocumented = [p.name for p in command.params if isinstance(p, click.Option) and not p.help]
     assert undocumented == []
+
+
+def verbs() -> dict[str, click.Command]:
+    return {verb: odm_deploy.get_command(click.Context(odm_deploy), verb) for verb in VERBS}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_begins_with_an_example_that_the_verb_takes(verb):
+    command = verbs()[verb]
+    help_ = command.get_help(click.Context(command, info_name=f"odm-deploy {verb}"))
+    example = help_.splitlines()[2].strip()
+    assert example == f"$ odm-deploy {EXAMPLES[verb]}"
+    command.make_context(verb, shlex.split(example)[3:])
+
+
+def test_choices_are_listed_and_defaults_shown_one_way():
+    from odm_deploy.runtimes.registry import RUNTIME_NAMES
+
+    assert RUNTIME_NAMES == RUNTIMES
+    for verb, command in verbs().items():
+        for option in command.params:
+            if not isinstance(option, click.Option):
+                continue
+            text = option.help or ""
+            assert not re.search(r"[;(] ?default|\.\.\. ", text), (verb, option.name)
+            assert text.count("[default:") == text.count("  [default:"), (verb, option.name)
+            if option.name == "runtime":
+                assert all(name in text for name in RUNTIME_NAMES), verb
+
+
+def test_the_shell_completes_verbs():
+    environment = {**os.environ, "COMP_WORDS": "odm-deploy up", "COMP_CWORD": "1"}
+    environment["_ODM_DEPLOY_COMPLETE"] = "bash_complete"
+    command = [Path(sys.executable).with_name("odm-deploy")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "plain,upscale\n"
 
 
 def imports_of(path: Path) -> set[str]:
