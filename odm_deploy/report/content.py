@@ -8,9 +8,16 @@ from dataclasses import dataclass, field
 from odm_deploy.bench.report import BenchReport, plain_number
 from odm_deploy.building.coverage import Coverage
 from odm_deploy.proof.parity_report import ParityReport
-from odm_deploy.proof.parity_text import verdict
+from odm_deploy.proof.parity_text import verdict, visibility
 from odm_deploy.report.crops import CropRow
 from odm_deploy.report.layer_statistics import LayerStatistics
+
+
+def drop_in_words(drop_db: float) -> str:
+    """What losing so much PSNR against ground truth means to people who look."""
+    if drop_db < 0.05:
+        return "not visible"
+    return "visible side by side" if drop_db < 0.3 else "visible"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,23 @@ class ReportContent:
     def verdict(self) -> str:
         """The line that matters, as `odm-deploy verify` prints it."""
         return verdict(self.parity)
+
+    def figures(self) -> list[tuple[str, str, str]]:
+        """What stands next to the verdict: what it is about, the figure, and what that means in words."""
+        distance = self.parity.distance
+        apart = ("identical", "bit for bit")
+        if distance.differing:
+            apart = (f"{distance.psnr_db:.1f} dB apart", visibility(distance.psnr_db, distance.max_lsb))
+        found = [("runtime and reference", *apart)]
+        drop = self.parity.psnr_drop_db
+        if drop is not None:
+            psnr = f"{self.parity.runtime_quality.mean.psnr_y_db:.2f} dB PSNR-Y"
+            found.append(
+                ("against ground truth", psnr, f"{drop_in_words(drop)}: {drop:.2f} dB less than the reference")
+            )
+        if self.bench is not None and self.bench.speedup is not None:
+            found.append(("speed", f"{self.bench.speedup:.2f} times", "that of the same network in float"))
+        return found
 
     def latency_rows(self) -> list[tuple[str, ...]]:
         """Model, median ms, 99th percentile ms, output megapixels per second; the float twin second."""

@@ -29,6 +29,8 @@ from odm_deploy.runtimes.options import RuntimeOptions
 
 STATISTICS_IMAGES = 4
 """Images whose activations are counted: a few say as much about distributions as many."""
+_HASH_DIGITS = 12
+"""Enough to tell a user's files apart; the manifest has all."""
 COVERAGE_SHAPES = InputShapes.up_to(270, 480)
 """Input shapes whose multiply-accumulates are counted."""
 
@@ -136,6 +138,6 @@ def _facts(bundle: Bundle, reference: QuantizedModel) -> list[tuple[str, str]]:
         facts += [
             ("ONNX", ", ".join(f"{key} {manifest.onnx[key]}" for key in ("opset", "precision", "io"))),
             ("written by", manifest.created_by),
-            ("model.pt", f"SHA-256 {manifest.checkpoint.get('sha256', 'unknown')}"),
+            ("model.pt", f"SHA-256 {manifest.checkpoint.get('sha256', 'unknown')[:_HASH_DIGITS]}"),
         ]
     return facts

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 
 from odm_deploy.errors import MissingError
 from odm_deploy.installing import install_extra
-from odm_deploy.proof.parity_text import markdown_table, rows, to_markdown
+from odm_deploy.proof.parity_text import WORST_LAYERS, markdown_table, rows, to_markdown
 from odm_deploy.report.content import ReportContent
 from odm_deploy.report.layer_statistics import LayerStatistics
 from odm_deploy.report.svg import Bar, bar_chart, distribution_chart, share_text
@@ -48,6 +49,7 @@ def to_html(content: ReportContent) -> str:
         agreement=rows(content.parity),
         runtime=", ".join(f"{key} {value}" for key, value in content.parity.runtime.items() if value not in ("", None)),
         charts=_charts(content),
+        worst=WORST_LAYERS,
         share=share_text,
     )
 
@@ -77,16 +79,26 @@ def _charts(content: ReportContent) -> dict[str, object]:
     """The charts as SVG, marked as safe: `svg` escapes what it is given."""
     from markupsafe import Markup
 
-    layers = content.layers
-    mismatch = [
-        Bar(layer.name, layer.mismatch, share_text(layer.mismatch)) for layer in layers if math.isfinite(layer.mismatch)
-    ]
-    errors = [Bar(name, error, share_text(error)) for name, error in content.weight_errors.items()]
+    mismatches = {layer.name: layer.mismatch for layer in content.layers if math.isfinite(layer.mismatch)}
+    # Layers without a figure of their own are those that lose everything.
+    worst_first = sorted(content.layers, key=lambda layer: -mismatches.get(layer.name, math.inf))
     return {
-        "mismatch": Markup(bar_chart(mismatch, "mismatch by layer")) if mismatch else None,
-        "weights": Markup(bar_chart(errors, "weight error by layer")) if errors else None,
+        "mismatch": _bars(mismatches, "mismatch by layer"),
+        "weights": _bars(content.weight_errors, "weight error by layer"),
         "distributions": [
             (layer, Markup(distribution_chart(*layer.histogram.occupied(), layer.grid, f"input of {layer.name}")))
-            for layer in layers
+            for layer in worst_first
         ],
     }
+
+
+def _bars(values: Mapping[str, float], title: str) -> tuple[object, object] | None:
+    """A chart of the worst layers and, where there are more, one of all in network order."""
+    from markupsafe import Markup
+
+    bars = [Bar(name, value, share_text(value)) for name, value in values.items()]
+    if not bars:
+        return None
+    worst = sorted(bars, key=lambda bar: -bar.value)[:WORST_LAYERS]
+    everything = Markup(bar_chart(bars, f"{title}, all")) if len(bars) > len(worst) else None
+    return Markup(bar_chart(worst, title)), everything

@@ -72,8 +72,32 @@ def test_the_page_shows_everything_that_was_asked_for(written, tiny_checkpoint):
         assert expected in page.text, expected
     # Two images: input, bicubic, float, quantized, ground truth and difference each.
     assert page.tags.count("img") == 12
-    # Two charts over all layers, and one for each of them.
+    # Two charts of the worst layers, which are all of them here, and one for each layer.
     assert page.tags.count("svg") == 2 + 5
+
+
+def test_the_page_says_first_what_it_means(written):
+    text = (written / "report.html").read_text()
+    assert text.index("The noise floor is how far") < text.index("<table")
+    assert text.index("Mismatch of the activations") < text.index("<svg")
+    figures = text[text.index('class="figures"') : text.index("</dl>")]
+    assert re.search(r"<b>identical</b><br>bit for bit|<b>[\d.]+ dB apart</b><br>(invisible|hardly visible)", figures)
+    assert re.search(r"dB PSNR-Y</b><br>not visible: -?0\.0\d dB less than the reference", figures)
+    assert not re.search(r"[0-9a-f]{20}", Page(text).text), "a whole hash"
+    # One image at once; the other behind a click.
+    before, _, after = text.partition("<summary>1 more</summary>")
+    assert before.count("<img") == after.count("<img") == 6
+
+
+def test_a_quick_report_leaves_the_layers_proof_out(tiny_bundle, tiny_set, tmp_path):
+    page = tmp_path / "report.html"
+    outcome = run_cli(
+        "report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", page, "--quick", "--no-bench"
+    )
+    assert outcome.code == 0, outcome.stderr
+    text = Page(page.read_text()).text
+    assert "Agreement layer by layer" not in text
+    assert "2 images." in text
 
 
 def test_markdown_holds_the_same_figures(written):

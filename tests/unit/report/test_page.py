@@ -6,7 +6,7 @@ import torch
 
 from odm_deploy.grid import Grid
 from odm_deploy.proof.parity_report import ParityReport
-from odm_deploy.report.content import ReportContent
+from odm_deploy.report.content import ReportContent, drop_in_words
 from odm_deploy.report.layer_statistics import LayerStatistics
 from odm_deploy.report.page import to_html, to_report_markdown
 
@@ -40,3 +40,23 @@ def test_a_layer_of_zeros_that_its_grid_lacks_has_no_bar_and_no_figure():
     assert "mismatch by layer" not in page
     assert "nan" not in page
     assert page.count("<svg") == 1
+
+
+def test_behind_the_worst_five_layers_the_others_wait_for_a_click():
+    layers = []
+    for index in range(8):
+        layer = LayerStatistics(f"layer{index}", Grid.free(-1.0, 1.0, 2 + index % 4), 4)
+        layer.add(torch.linspace(-1.0, 1.0, 50 + index))
+        layers.append(layer)
+    page = to_html(content(layers=layers))
+    # The bars of five and of all, and a distribution each.
+    assert page.count("<svg") == 2 + 8
+    worst = sorted(layers, key=lambda layer: -layer.mismatch)
+    shown = page[page.index("Activations against") : page.index("<summary>3 more layers</summary>")]
+    assert [name in shown for name in (layer.name for layer in worst)] == [True] * 5 + [False] * 3
+
+
+def test_drops_are_said_in_words():
+    assert [drop_in_words(drop) for drop in (-0.2, 0.01, 0.1, 0.5)] == [
+        "not visible", "not visible", "visible side by side", "visible",
+    ]  # fmt: skip
