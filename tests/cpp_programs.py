@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,14 @@ def compile_program(name: str, folder: Path) -> Path:
     home = Path(os.environ.get(variable, ""))
     if not (home / "include" / header).is_file():
         pytest.skip(f"set {variable} to a folder with include/{header}")
-    if not (home / "lib").is_dir():
-        home = _with_wheel_library(folder / "home", home / "include", wheel, pattern)
     # Only the program asked for: the other one's headers may be missing or broken.
     others = {"ONNXRUNTIME_HOME": "", "TENSORRT_HOME": "", variable: str(home)}
+    if not (home / "lib").is_dir():
+        if wheel == "onnxruntime":
+            others = {"TENSORRT_HOME": "", "ONNXRUNTIME_PYTHON": sys.executable}
+            others["ONNXRUNTIME_INCLUDE"] = str(home / "include")
+        else:
+            others[variable] = str(_with_wheel_library(folder / "home", home / "include", wheel, pattern))
     definitions = [f"-D{key}={value}" for key, value in others.items()]
     build = folder / "build"
     environment = {**os.environ, "CXXFLAGS": "-Werror"}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.video_clips import write_clip
 
 PAGES = sorted(
     [
@@ -24,6 +25,8 @@ PAGES = sorted(
     ]
 )
 EXPORT = "odm-deploy export tools/demo/edsr_baseline_x4_w4a4.pt -o bundle --no-engine"
+ON_DEMAND = "ODM_RUN_LONG_BLOCKS" in os.environ
+"""Whether to run the blocks that take minutes, or files that are not in the repository, as well."""
 RUNNABLE = ("console", "python", "sh")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
@@ -39,7 +42,7 @@ class Block:
 
     @property
     def is_run(self) -> bool:
-        return self.comment.startswith("run")
+        return self.comment.startswith("run") and (not self.comment.startswith("run on demand") or ON_DEMAND)
 
     @property
     def shows_output(self) -> bool:
@@ -126,6 +129,10 @@ class Workspace:
         self.folder = folder
         for name in ("tools", "tests", "training"):
             (folder / name).symlink_to(REPOSITORY / name)
+        # What a user would bring along: a video, photos, and weights where there are some.
+        write_clip(folder / "clip.mp4")
+        (folder / "photos").symlink_to(REPOSITORY / "tests/data/samples/HR")
+        (folder / "weights").symlink_to(os.environ.get("ODM_WEIGHTS") or REPOSITORY.parent / "shared/weights")
         self._outputs: dict[str, tuple[int, str]] = {}
 
     def run(self, command: str) -> tuple[int, str]:
