@@ -150,7 +150,8 @@ class Workspace:
                 text=True,
                 check=False,
             )
-            self._outputs[command] = done.returncode, done.stdout
+            # How often progress is told depends on how busy the machine is.
+            self._outputs[command] = done.returncode, re.sub(r"^[^\n]*: \d+ of \d+, .*\n", "", done.stdout, flags=re.M)
         return self._outputs[command]
 
     def run_python(self, text: str) -> None:
