@@ -56,7 +56,7 @@ wheel:  ## dist/odm_deploy-VERSION-py3-none-any.whl, to install without this fol
 
 $(READY): pyproject.toml constraints.txt
 	@echo "once: PyTorch, ONNX Runtime, OpenVINO, TensorRT for RTX and the test tools go into $(VENV)."
-	@echo "2.9 GiB and 3 minutes with a fast line; where pip takes PyTorch with CUDA, some GiB and minutes more."
+	@echo "2.1 GiB, or 5.3 GiB where pip takes PyTorch with CUDA; minutes, by the line."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"

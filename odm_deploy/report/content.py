@@ -52,10 +52,11 @@ class ReportContent:
     def figures(self) -> list[tuple[str, str, str]]:
         """What stands next to the verdict: what it is about, the figure, and what that means in words."""
         distance = self.parity.distance
-        apart = ("identical", "bit for bit")
+        apart, words = "identical", "bit for bit"
         if distance.differing:
-            apart = (f"{distance.psnr_db:.1f} dB apart", visibility(distance.psnr_db, distance.max_lsb))
-        found = [("runtime and reference", *apart)]
+            apart = f"{distance.psnr_db:.1f} dB apart"
+            words = visibility(distance.psnr_db, distance.max_lsb)
+        found = [("runtime and reference", apart, words)]
         drop = self.parity.psnr_drop_db
         if drop is not None:
             psnr = f"{self.parity.runtime_quality.mean.psnr_y_db:.2f} dB PSNR-Y"
