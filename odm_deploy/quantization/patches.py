@@ -112,22 +112,37 @@ def _in_groups(
             )
 
 
+def rows_of(layer: nn.Module, x: Tensor, count: int) -> Tensor:
+    """At most `count` patches of a layer's input, evenly spaced and equally many of each image: float32 [G, n, K]."""
+    x = x.detach().float()
+    if not isinstance(layer, nn.Conv2d):
+        return _evenly(x.reshape(-1, 1, x.shape[-1]), count)
+    padding = layer.padding
+    assert not isinstance(padding, str), "quantized layers pad explicitly"
+    # Image by image: all patches of one are many times what it takes itself.
+    return torch.cat(
+        [
+            _evenly(
+                F.unfold(image[None], layer.kernel_size, layer.dilation, padding, layer.stride)[0].T.unflatten(
+                    1, (layer.groups, -1)
+                ),
+                count // len(x),
+            )
+            for image in x
+        ],
+        1,
+    )
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of the rows [n, G, K], as [G, count, K]."""
+    chosen = torch.arange(min(count, len(rows))) * max(len(rows) // max(count, 1), 1)
+    return rows[chosen].transpose(0, 1).contiguous()
+
+
 def _keeping(seen: list[Tensor], count: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that adds `count` patches of a layer's input, [G, n, K], evenly spaced."""
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach().float()
-        if isinstance(layer, nn.Conv2d):
-            padding = layer.padding
-            assert not isinstance(padding, str), "quantized layers pad explicitly"
-            rows = F.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride).transpose(1, 2).flatten(0, 1)
-            rows = rows.unflatten(1, (layer.groups, -1))
-        else:
-            rows = x.reshape(-1, 1, x.shape[-1])
-        chosen = torch.arange(min(count, len(rows))) * max(len(rows) // count, 1)
-        seen.append(rows[chosen].transpose(0, 1).contiguous())
-
-    return hook
+    """A hook that adds `count` patches of a layer's input."""
+    return lambda layer, inputs: seen.append(rows_of(layer, inputs[0], count))
 
 
 def _bytes_of(layer: nn.Module) -> int:

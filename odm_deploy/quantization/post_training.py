@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.grid import MAX_BITS
+from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.equalization import offset_inputs
@@ -24,10 +24,11 @@ from odm_deploy.quantization.exact.sums import with_exact_sums, with_sums_kept_e
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
-from odm_deploy.quantization.patches import layer_patches
+from odm_deploy.quantization.patches import LayerPatches, layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, fit_weights
+from odm_deploy.quantization.sequential import fit_in_sequence
 from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, sharing
 from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
 from odm_deploy.quantization.weights import quantize_weight
@@ -157,8 +158,7 @@ def calibrate(
         exact = with_exact_sums(layers, weights)
         layers = exact or layers
     if settings.adaptive_rounding or settings.correct_bias:
-        layers = _fit_weights(network, parts, layers, settings, track)
-        layers = layers if exact is None else with_sums_kept_exact(layers, exact)
+        layers = _fit_weights(network, parts, layers, signals, exact, settings, track)
     metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
     model = freeze(network, layers, metadata, signals)
     if policy.power_of_two:
@@ -195,20 +195,24 @@ def _fit_weights(
     network: SuperResolutionNetwork,
     parts: Sequence[Tensor],
     layers: Mapping[str, FrozenLayer],
+    signals: Mapping[str, Grid],
+    exact: Mapping[str, FrozenLayer] | None,
     settings: CalibrationSettings,
     track: Track,
 ) -> dict[str, FrozenLayer]:
-    """Every layer with the weight codes and the bias that its output likes best."""
-    fitted = layer_patches(network, parts, list(layers), partial(track, stage="rounding"))
-    return {
-        patches.name: fit_weights(
-            layers[patches.name],
+    """Every layer with the weight codes and the bias that its output likes best, behind the fitted layers before it."""
+
+    def fit(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
+        found = fit_weights(
+            layer,
             patches,
+            arrived,
             round_weights=settings.adaptive_rounding,
             correct_bias=settings.correct_bias,
         )
-        for patches in fitted
-    }
+        return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
+
+    return fit_in_sequence(network, parts, layers, fit, signals, partial(track, stage="rounding"))
 
 
 def _keeping_parts(images: Iterable[Tensor], parts: list[Tensor]) -> Iterator[Tensor]:

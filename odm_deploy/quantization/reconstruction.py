@@ -57,18 +57,30 @@ def fit_input(
 
 @torch.no_grad()
 def fit_weights(
-    layer: FrozenLayer, patches: LayerPatches, *, round_weights: bool = True, correct_bias: bool = True
+    layer: FrozenLayer,
+    patches: LayerPatches,
+    arrived: Tensor,
+    *,
+    round_weights: bool = True,
+    correct_bias: bool = True,
 ) -> FrozenLayer:
     """The layer with weight codes, and where it has one a bias, chosen by its output; scales and grid stay.
 
     Mid-rise codes stay as they are.
+
+    Args:
+        layer: with its grid and offsets chosen.
+        patches: of its input in the float network.
+        arrived: the same patches [G, N, K] in the quantized network.
+        round_weights: off keeps the nearest codes.
+        correct_bias: off keeps the bias.
     """
     weight = layer.weight
     if weight.step != 1:
         return layer
     inputs = offset_inputs(patches.inputs, patches, layer.offsets)
     targets, _ = offset_weights(patches, layer.offsets)
-    quantized = fake_quantize(inputs, layer.grid)
+    quantized = fake_quantize(offset_inputs(arrived, patches, layer.offsets), layer.grid)
     outputs = patches.weight.shape[1]
     bias = torch.zeros(weight.codes.shape[0]) if layer.bias is None else layer.bias.detach()
     scale = weight.scale.expand(weight.codes.shape[0])

@@ -74,15 +74,12 @@ def _with_exact_sums(layer: FrozenLayer, weight: Tensor) -> FrozenLayer | None:
     return None
 
 
-def with_sums_kept_exact(layers: Mapping[str, FrozenLayer], exact: Mapping[str, FrozenLayer]) -> dict[str, FrozenLayer]:
-    """Layers whose codes and biases were chosen anew, biases rounded; where sums would round, the one in `exact`."""
-    kept: dict[str, FrozenLayer] = {}
-    for name, layer in layers.items():
-        unit = layer.weight.scale.double() * layer.grid.scale
-        bias = None if layer.bias is None else round_to_multiples(layer.bias.detach().float(), unit)
-        rounded = dataclasses.replace(layer, bias=bias)
-        kept[name] = rounded if _needed_bits(rounded) <= FLOAT32_BITS else exact[name]
-    return kept
+def with_sums_kept_exact(layer: FrozenLayer, exact: FrozenLayer) -> FrozenLayer:
+    """A layer whose codes and bias were chosen anew, its bias rounded; where its sums would round, `exact` itself."""
+    unit = layer.weight.scale.double() * layer.grid.scale
+    bias = None if layer.bias is None else round_to_multiples(layer.bias.detach().float(), unit)
+    rounded = dataclasses.replace(layer, bias=bias)
+    return rounded if _needed_bits(rounded) <= FLOAT32_BITS else exact
 
 
 def significant_bits(values: Tensor) -> int:
