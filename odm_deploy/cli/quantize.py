@@ -84,6 +84,7 @@ def command(
     from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images, hold_back
     from odm_deploy.quantization.input_format import settle_input_format
     from odm_deploy.quantization.post_training import calibrate
+    from odm_deploy.tuning.goals import default_goal
     from odm_deploy.tuning.held_back import HeldBack, Sample
     from odm_deploy.tuning.tune import tune, widened
 
@@ -104,6 +105,8 @@ def command(
     seen, unseen = (
         CalibrationImages(part, 1 if low_resolution else loaded.scale, crop_px) for part in hold_back(paths)
     )
+    if goal is None:
+        goal = default_goal(policy, options["most_float_percent"] / 100, with_truth=seen.downscale > 1)
     metadata = {
         "method": f"post-training, {ranges.method.value}",
         "profile": options["profile"],

@@ -12,7 +12,7 @@ from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
     from odm_deploy.tuning.finetuning import Budget
-    from odm_deploy.tuning.mixed_widths import Goal
+    from odm_deploy.tuning.goals import Goal
     from odm_deploy.tuning.tune import Tuned
 
 tuning_options = group(
@@ -33,6 +33,17 @@ tuning_options = group(
         "invisible.",
     ),
     click.option(
+        "--most-float",
+        "most_float_percent",
+        type=click.FloatRange(0, 100),
+        default=10,
+        show_default=True,
+        metavar="PERCENT",
+        help="At 8 bits and without a goal: so much of the work may stay float where more than 0.02 dB would be lost "
+        "(with --lr: where the output is less than 50 dB from float's). Only the layers that cost most do; not with "
+        "--layer. 0: none.",
+    ),
+    click.option(
         "--finetune",
         "finetune_minutes",
         type=float,
@@ -45,7 +56,7 @@ tuning_options = group(
 
 def to_goal(options: Mapping[str, Any]) -> Goal | None:
     """What has to be kept. Raises UsageError for figures that mean nothing."""
-    from odm_deploy.tuning.mixed_widths import Goal
+    from odm_deploy.tuning.goals import Goal
 
     if options["max_drop_db"] is None and options["min_psnr_db"] is None:
         return None

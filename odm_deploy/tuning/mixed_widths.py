@@ -13,60 +13,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from odm_deploy.errors import GateError, UsageError
+from odm_deploy.errors import GateError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.signals import replace_layer
+from odm_deploy.tuning.goals import Goal
 from odm_deploy.tuning.held_back import HeldBack, OutputCost
 from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities, macs_shares
 
 MOST_RETURNS = 12
-"""Layers that are tried at their narrow width again after the bisection."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a quantized model has to keep; at least one of the two.
-
-    Raises:
-        UsageError: neither, or figures that mean nothing.
-    """
-
-    max_drop_db: float | None = None
-    """Largest loss of PSNR-Y against the truth, float minus quantized, dB."""
-    min_psnr_db: float | None = None
-    """Smallest PSNR between float and quantized output, dB."""
-
-    def __post_init__(self) -> None:
-        if self.max_drop_db is None and self.min_psnr_db is None:
-            raise UsageError("no goal for mixed widths", fix="give --max-drop or --min-psnr")
-        if (self.max_drop_db or 0.0) < 0.0:
-            raise UsageError(f"--max-drop {self.max_drop_db:g}", why="a loss is not negative", fix="write 0.05, say")
-
-    def check(self, cost: OutputCost) -> None:
-        """Refuse a cost that cannot be judged.
-
-        Raises:
-            UsageError: a limit on the loss, but no truth to measure it.
-        """
-        if self.max_drop_db is not None and cost.drop_db is None:
-            raise UsageError(
-                "--max-drop cannot be measured",
-                why="the images are network inputs, so there is no truth to lose against",
-                fix="use --min-psnr, or images of high resolution",
-            )
-
-    def misses(self, cost: OutputCost) -> list[str]:
-        """What is not kept, in words; empty where all is."""
-        found: list[str] = []
-        if self.max_drop_db is not None and cost.drop_db is not None and not cost.drop_db <= self.max_drop_db:
-            found.append(f"it loses {cost.drop_db:.3f} dB (allowed: {self.max_drop_db:g} dB)")
-        if self.min_psnr_db is not None and not cost.psnr_db >= self.min_psnr_db:
-            found.append(f"its output is {cost.psnr_db:.2f} dB from float's (required: {self.min_psnr_db:g} dB)")
-        return found
+"""Layers that are tried at their narrow width again after the bisection, where the goal has to be kept."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +84,8 @@ def keep_goal(
         say: takes a line about the search.
 
     Raises:
-        GateError: even with one quantized layer left (in an exact model: with all at 8 bits) the goal is missed.
+        GateError: even with one quantized layer left (in an exact model: with all at 8 bits) the goal is missed, and it
+            is not one that is only striven for.
         UsageError: a goal that cannot be measured on these images.
     """
     search = _Search(network, model, held_back, goal)
@@ -135,6 +95,8 @@ def keep_goal(
     if not goal.misses(before):
         return MixedWidths(model, before, before, (), (), share_before, share_before, 1)
     moves = _ranked_moves(network, model, None if wide is None else wide(), held_back, track)
+    if goal.float_share is not None:
+        moves = _affordable(moves, goal.float_share)
     chosen = search.fewest(moves, track, say)
     mixed, after = search.finished(chosen)
     order = list(model.layers)
@@ -185,6 +147,17 @@ def _by_worth(moves: Sequence[_Move]) -> list[_Move]:
     return sorted(moves, key=lambda move: -move.gain / max(move.price, 1e-9))
 
 
+def _affordable(moves: Sequence[_Move], share: float) -> list[_Move]:
+    """The best moves whose float layers together have no more than this share of multiply-adds."""
+    chosen: list[_Move] = []
+    for move in moves:
+        price = 0.0 if move.wide is not None else move.price
+        if price <= share:
+            share -= price
+            chosen.append(move)
+    return chosen
+
+
 def _latest(moves: Sequence[_Move]) -> list[_Move]:
     """The last move of each layer: float after wide."""
     return list({move.layer: move for move in moves}.values())
@@ -207,8 +180,11 @@ class _Search:
 
     def fewest(self, moves: list[_Move], track: Track, say: Say) -> list[_Move]:
         """The moves to make."""
+        striving = self.goal.float_share is not None
         best = self._cost(moves)
         if misses := self.goal.misses(best):
+            if striving:
+                return moves
             raise GateError(
                 f"the goal cannot be kept: {' and '.join(misses)}",
                 why="with all layers at 8 bits, and an exact model has no float layers"
@@ -225,6 +201,8 @@ class _Search:
                 else:
                     kept = middle
         chosen = moves[:kept]
+        if striving:
+            return chosen
         say(f"{kept} of {len(moves)} changes keep the goal; trying to do without some of them")
         # The last one is needed: without it the goal was missed.
         candidates = sorted(chosen[:-1], key=lambda move: -move.price)[:MOST_RETURNS]
@@ -247,7 +225,7 @@ class _Search:
             weights = {name: exact.get_submodule(name).get_parameter("weight") for name in mixed.layers}
             mixed = freeze_exact(mixed, weights)
         cost = self.held_back.measure(mixed)
-        if misses := self.goal.misses(cost):
+        if (misses := self.goal.misses(cost)) and self.goal.float_share is None:
             raise GateError(f"the goal is missed: {' and '.join(misses)}", why="after proving the model exact")
         return mixed, cost
 

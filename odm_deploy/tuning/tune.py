@@ -16,8 +16,9 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import LayerSummary
 from odm_deploy.tuning.finetuning import Budget, FineTuned, fine_tune
+from odm_deploy.tuning.goals import Goal
 from odm_deploy.tuning.held_back import HeldBack, OutputCost
-from odm_deploy.tuning.mixed_widths import Goal, MixedWidths, keep_goal
+from odm_deploy.tuning.mixed_widths import MixedWidths, keep_goal
 from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities
 
 Calibrated = tuple[QuantizedModel, Sequence[LayerSummary]]
@@ -89,6 +90,9 @@ def tune(
         model = mixed.model
         known.update({name: wider[name] for name in mixed.widened})
     cost = held_back.measure(model) if mixed is None else mixed.after
+    if mixed is not None and goal is not None and goal.float_share is not None and not mixed.in_float:
+        # Nobody asked for it, and nothing came of it.
+        mixed = None
     sensitivities: list[LayerSensitivity] = []
     try:
         sensitivities = layer_sensitivities(network, model, held_back.lows, track)

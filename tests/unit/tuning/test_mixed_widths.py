@@ -9,8 +9,9 @@ import torch
 from odm_deploy.errors import GateError, UsageError
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from odm_deploy.tuning.goals import Goal, default_goal
 from odm_deploy.tuning.held_back import HeldBack, Sample
-from odm_deploy.tuning.mixed_widths import Goal, keep_goal
+from odm_deploy.tuning.mixed_widths import keep_goal
 from tests.factories import random_images, tiny_network
 
 COARSE = "body.1.body.0"
@@ -85,6 +86,33 @@ def test_low_bit_layers_are_widened_before_any_is_left_float(network):
     more = keep_goal(network, narrow, held, Goal(min_psnr_db=high + 1), wide=lambda: wide)
     assert more.in_float
     assert more.after.psnr_db >= high + 1
+
+
+def test_a_goal_that_is_striven_for_takes_what_may_become_float_and_is_not_refused(network, one_coarse):
+    held = HeldBack(network, samples())
+    before = held.measure(one_coarse)
+    easy = keep_goal(network, one_coarse, held, Goal(min_psnr_db=before.psnr_db + 6, float_share=0.5))
+    assert easy.in_float == (COARSE,)
+    some = keep_goal(network, one_coarse, held, Goal(min_psnr_db=150.0, float_share=0.5))
+    assert some.in_float
+    assert some.quantized_share_before - some.quantized_share <= 0.5
+    assert some.after.psnr_db > before.psnr_db
+    nothing = keep_goal(network, one_coarse, held, Goal(min_psnr_db=150.0, float_share=1e-6))
+    assert (nothing.in_float, nothing.after) == ((), before)
+
+
+def test_only_8_bits_without_wishes_of_ones_own_strive_for_anything():
+    plain = QuantizationPolicy(LayerBits(8, 8))
+    assert default_goal(plain, 0.1, with_truth=True) == Goal(max_drop_db=0.02, float_share=0.1)
+    assert default_goal(plain, 0.1, with_truth=False) == Goal(min_psnr_db=50.0, float_share=0.1)
+    assert default_goal(plain, 0.0, with_truth=True) is None
+    for other in (
+        QuantizationPolicy(LayerBits(4, 8)),
+        QuantizationPolicy.exact(LayerBits(8, 8)),
+        QuantizationPolicy.integer(LayerBits(8, 8)),
+        QuantizationPolicy(LayerBits(8, 8), overrides={COARSE: LayerBits(8, 8)}),
+    ):
+        assert default_goal(other, 0.1, with_truth=True) is None
 
 
 def test_an_exact_model_stays_exact(network):
