@@ -1,0 +1,73 @@
+"""`odm-deploy quantize` as a process of its own: to a bundle, and what Ctrl-C in the middle leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from odm_deploy.bundle.manifest import read_manifest
+from odm_deploy.checkpoint import load_model
+from odm_deploy.networks.registry import build_network
+from tests.factories import random_images
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def images(folder: Path, count: int, size: int) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        pixels = random_images(size, size, seed=index)[0].transpose(1, 2, 0).astype("uint8")
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder
+
+
+def weights(folder: Path, **config: int) -> Path:
+    torch.manual_seed(0)
+    path = folder / "edsr.pth"
+    torch.save(build_network("edsr", {"scale": 2, **config}).state_dict(), path)
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "odm_deploy", "quantize", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def test_one_command_from_weights_to_a_bundle(tmp_path):
+    folder = images(tmp_path / "photos", 6, 64)
+    arguments = (weights(tmp_path, features=8, blocks=2), "--images", folder, "--export", "bundle", "--no-engine")
+    outcome = subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout == ""
+    assert "wrote bundle: manifest.json, model.onnx" in outcome.stderr
+    assert read_manifest(tmp_path / "bundle").scale == 2
+    assert len(load_model(tmp_path / "model.pt").layers) == 4
+
+
+def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
+    folder = images(tmp_path / "photos", 32, 320)
+    # Long enough that a line of progress, one every few seconds, comes before the end.
+    arguments = (weights(tmp_path, features=64, blocks=16), "--images", folder, "--export", "bundle", "--no-engine")
+    before = {each.name for each in tmp_path.iterdir()}
+    process = subprocess.Popen(
+        command(*arguments), stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path, start_new_session=True
+    )
+    assert process.stderr is not None
+    assert any(line.startswith("calibrating") for line in process.stderr), "it ended before it told how far it is"
+    # Ctrl-C reaches the whole group.
+    os.killpg(process.pid, signal.SIGINT)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 130, talk
+    assert "Traceback" not in talk
+    assert {each.name for each in tmp_path.iterdir()} == before
