@@ -13,7 +13,7 @@ Two conventions:
   code of the methods compared there, which leaves the inputs of some layers unquantized. Constants, weight scales and
   running statistics are not counted.
 - `honest` counts what `model.pt` holds and what an engine of this project computes: packed codes, every scale and zero
-  point, batch norms folded, every quantized layer fed by a quantizer of its own.
+  point (those of signals between layers, too), batch norms folded, every quantized layer fed by a quantizer of its own.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.signal_plan import plan_signals
 
 Convention = Literal["paper", "honest"]
 
@@ -168,6 +169,13 @@ def account(
     macs = count_macs(network, output_px)
     rule = PAPER_RULES.get(network.name, PaperRule())
     costs: list[LayerCost] = []
+    if convention == "honest":
+        signals = (
+            {name: signal.grid.bits for name, signal in subject.signals.items()}
+            if isinstance(subject, QuantizedModel)
+            else _planned_signals(network, policy, bits)
+        )
+        costs += [LayerCost(name, "Signal", 0, FLOAT_BITS, width, 2 * FLOAT_BITS) for name, width in signals.items()]
     for name, module in network.named_modules():
         numbers = _numbers_of(module, bits.get(name), per_channel=policy is not None and policy.per_channel)
         weight = activation = FLOAT_BITS
@@ -182,6 +190,15 @@ def account(
             kind = type(module).__name__.removeprefix("Quantized")
             costs.append(LayerCost(name, kind, macs[name], weight, activation, storage))
     return Accounting(network.name, network.scale, convention, output_px, tuple(costs))
+
+
+def _planned_signals(
+    network: SuperResolutionNetwork, policy: QuantizationPolicy | None, layers: Mapping[str, LayerBits]
+) -> dict[str, int]:
+    """Widths of the tensors between layers that a policy puts on grids."""
+    if policy is None or policy.signals is None:
+        return {}
+    return {signal.name: policy.signals for signal in plan_signals(network, layers.keys()).signals}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +18,11 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
+from odm_deploy.quantization.signals import replace_layer
 from training.quantizers.base import Kind, PixelGrid, Quantizable, Quantizers
 from training.quantizers.layers import TrainableConv2d, TrainableLayer, TrainableLinear
+from training.quantizers.learnable_range import LearnableRange
+from training.quantizers.signals import TrainableSignal, attach_signals
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class TrainableModel:
     """The quantized layers by dotted name, in network order."""
     exact: bool = False
     """Whether its frozen form must be proven to compute the same bits everywhere (`quantization.exact.freeze`)."""
+    signals: Mapping[str, TrainableSignal] = field(default_factory=dict[str, TrainableSignal])
+    """The quantized tensors between layers, by name."""
 
     @classmethod
     def attach(
@@ -41,10 +46,13 @@ class TrainableModel:
         method: Quantizers,
         *,
         exact: bool = False,
+        signals: int | None = None,
     ) -> TrainableModel:
         """A copy of a float network with the method's quantizers on the layers named in `widths`.
 
-        With `exact` the copy's constants, biases and image grid are those of the `exact` profile.
+        With `exact` the copy's constants, biases and image grid are those of the `exact` profile. `signals` are the
+        bits of the tensors between layers (`quantization.signal_plan`); None: they stay float. A layer that reads one
+        of them learns its range together with it, where the method's range is a learnable one.
 
         Raises:
             InputError: a network that cannot be exact; a selected layer that is no Conv2d or Linear, or one the method
@@ -53,6 +61,11 @@ class TrainableModel:
         trainable = copy.deepcopy(network).train()
         if exact:
             trainable.make_exact()
+        between: dict[str, TrainableSignal] = {}
+        shared: dict[str, LearnableRange] = {}
+        if signals is not None:
+            inputs = {name: bits.activation for name, bits in widths.items()}
+            between, shared = attach_signals(trainable, inputs, signals, power_of_two=exact)
         modules = dict(trainable.named_modules())
         layers: dict[str, TrainableLayer] = {}
         for name, bits in widths.items():
@@ -69,15 +82,17 @@ class TrainableModel:
                 method.weight_quantizer(bits.weight, module),
             )
             layer.rounds_bias = exact
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, layer)
+            if name in shared and type(layer.activation) is LearnableRange:
+                layer.activation = shared[name]
+            replace_layer(trainable, name, layer)
             layers[name] = layer
         if exact:
             # What lies between quantized layers are constants on dyadic grids; training would move them off.
-            learned = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+            quantizers = [*layers.values(), *between.values()]
+            learned = {id(parameter) for quantizer in quantizers for parameter in quantizer.parameters()}
             for parameter in trainable.parameters():
                 parameter.requires_grad_(parameter.requires_grad and id(parameter) in learned)
-        return cls(trainable, layers, exact)
+        return cls(trainable, layers, exact, between)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Upscale, differentiably."""
@@ -93,6 +108,11 @@ class TrainableModel:
                 self.network(batch)
         finally:
             self._set("calibrating", False)
+        read = {id(layer.activation) for layer in self.layers.values()}
+        for signal in self.signals.values():
+            # The method initializes those that layers share.
+            if id(signal.range) not in read:
+                signal.initialize()
 
     @contextmanager
     def recording(self) -> Generator[None, None, None]:
@@ -114,6 +134,8 @@ class TrainableModel:
         for layer in self.layers.values():
             layer.activation.project()
             layer.weight_quantizer.project()
+        for signal in self.signals.values():
+            signal.range.project()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name; those a method holds fixed and constants such as mean shifts are left out."""
@@ -121,10 +143,15 @@ class TrainableModel:
 
     def quantizer_parameters(self) -> dict[str, Kind]:
         """What each parameter that belongs to a quantizer is, by name: ranges, steps, clipping scales, offsets, ..."""
-        return {
-            f"{name}.{part}.{key}": quantizer.kind_of(key)
+        quantizers = {
+            f"{name}.{part}": quantizer
             for name, layer in self.layers.items()
             for part, quantizer in (("activation", layer.activation), ("weight_quantizer", layer.weight_quantizer))
+        }
+        quantizers |= {f"{name}.range": signal.range for name, signal in self.signals.items()}
+        return {
+            f"{name}.{key}": quantizer.kind_of(key)
+            for name, quantizer in quantizers.items()
             for key, parameter in quantizer.named_parameters()
             if parameter.requires_grad
         }
@@ -143,13 +170,15 @@ class TrainableModel:
             InputError: a layer that has no static integer form, or a sum that is not exact in a model that must be; the
                 line says why.
         """
-        layers = {name: layer.cpu().freeze() for name, layer in copy.deepcopy(self).layers.items()}
-        frozen = freeze(self.float_network(), layers, metadata)
+        model = copy.deepcopy(self)
+        layers = {name: layer.cpu().freeze() for name, layer in model.layers.items()}
+        signals = {name: signal.cpu().range.grid() for name, signal in model.signals.items()}
+        frozen = freeze(self.float_network(), layers, metadata, signals)
         if not self.exact:
             return frozen
         # Where ranges are such that a sum does not fit float32, weights get coarser (8 bits, a few channels).
         return freeze_exact(frozen, {name: layer.weight.detach().cpu() for name, layer in self.layers.items()})
 
     def _set(self, attribute: str, value: bool) -> None:
-        for layer in self.layers.values():
-            setattr(layer, attribute, value)
+        for quantizer in (*self.layers.values(), *self.signals.values()):
+            setattr(quantizer, attribute, value)

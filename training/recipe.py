@@ -40,9 +40,11 @@ class NetworkSection:
 class QuantizationSection:
     """`[quantization]`: which regions are quantized, as `8`, `w4a8` or `float`."""
 
-    profile: Literal["paper", "exact"] = "paper"
-    """`exact`: every value dyadic and every sum proven, so that all runtimes compute the same bits. Regions left float
-    are quantized to 8 bits then, and the method's scales have to be powers of two."""
+    profile: Literal["paper", "deploy", "integer", "exact"] = "paper"
+    """What a region is where its width says float. `paper`: float. `deploy`: 8 bits, but for the head. `integer`: the
+    same, and what flows between layers is on 8-bit grids whose ranges are learned. `exact`: 8 bits everywhere, every
+    value dyadic and every sum proven, so that all runtimes compute the same bits; the method's scales have to be powers
+    of two."""
     body: str = "w4a4"
     """Width of the repeated blocks, the region the papers quantize."""
     body_end: str = "float"

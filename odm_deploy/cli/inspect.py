@@ -131,8 +131,11 @@ def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> No
                     for name, layer in model.layers.items()
                 ],
                 "unquantized": [
-                    {"name": layer.name, **layer.to_dict()} for layer in cost.layers if layer.name not in model.layers
+                    {"name": layer.name, **layer.to_dict()}
+                    for layer in cost.layers
+                    if layer.name not in model.layers and layer.name not in model.signals
                 ],
+                "signals": [{"name": name, **signal.grid.to_dict()} for name, signal in model.signals.items()],
             }
         )
         return
@@ -140,17 +143,21 @@ def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> No
 
 
 def _print_checkpoint(model: QuantizedModel, cost: Accounting) -> None:
+    grids = model.grids
+
     def row(layer: LayerCost) -> tuple[str, ...]:
         cells = ("float", "", "")
-        if layer.name in model.layers:
-            grid = model.layers[layer.name].grid
-            bits = f"w{layer.weight_bits}a{layer.activation_bits}"
+        if (grid := grids.get(layer.name)) is not None:
+            is_layer = layer.name in model.layers
+            bits = f"w{layer.weight_bits}a{layer.activation_bits}" if is_layer else f"a{grid.bits}"
             cells = (bits, f"{grid.lower:.4g} .. {grid.upper:.4g}", str(grid.zero_point))
         amounts = (f"{layer.storage_bits / 8192:.1f}", f"{layer.macs / 1e9:.3f}", f"{layer.bit_operations / 1e9:.1f}")
         return layer.name or "(network)", *cells, *amounts
 
-    title = f"{model.network.name} x{model.scale}: {len(model.layers)} quantized layers"
-    head = ("layer", "bits", "input levels", "zero point", "KiB", "GMAC", "GBitOPs")
+    title = f"{model.network.name} x{model.scale}: {len(model.layers)} quantized layers" + (
+        f", {len(model.signals)} tensors between layers on grids" if model.signals else ""
+    )
+    head = ("layer", "bits", "levels", "zero point", "KiB", "GMAC", "GBitOPs")
     print_table(table(title, head, map(row, cost.layers)))
     height, width = cost.output_px
     click.echo(

@@ -25,7 +25,8 @@ from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.model import QuantizedModel, freeze
-from odm_deploy.tuning.learnable_layers import LearnableLayer
+from odm_deploy.quantization.signals import attach, replace_layer
+from odm_deploy.tuning.learnable_layers import LearnableLayer, PassingSignal
 
 PATCH_PX = 48
 """Height and width of a training example: a multiple of what window attention needs."""
@@ -151,15 +152,16 @@ class _Run:
         metadata = {**self.model.metadata, "fine_tuning_steps": len(self.losses)}
         # What is not quantized stays as calibration left it; only plain layers can be replaced by frozen ones.
         network = copy.deepcopy(self.model.network)
+        signals = {name: signal.grid for name, signal in self.model.signals.items()}
         for name in layers:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, self.float_layers.get_submodule(name))
         if self.model.exact is not None:
-            return freeze_exact(freeze(network, layers, metadata), weights)
+            return freeze_exact(freeze(network, layers, metadata, signals), weights)
         if metadata.get("exact_sums"):
             exact = with_exact_sums(layers, weights)
             layers, metadata["exact_sums"] = exact or layers, exact is not None
-        return freeze(network, layers, metadata)
+        return freeze(network, layers, metadata, signals)
 
     def _step(self, used: float) -> None:
         low = self._draw()
@@ -185,15 +187,18 @@ class _Run:
         return (time.monotonic() - started) / (60.0 * (self.budget.minutes or 0.0))
 
     def _make_learnable(self) -> dict[str, LearnableLayer]:
-        modules, floats = dict(self.student.named_modules()), dict(self.float_layers.named_modules())
+        floats = dict(self.float_layers.named_modules())
+        shared = [signal.grid for signal in self.model.signals.values()]
         exact = self.model.exact is not None
         layers: dict[str, LearnableLayer] = {}
         for name, frozen in self.model.layers.items():
-            is_head = exact and self.student.region_of(name) is Region.HEAD
+            # What reads a signal keeps to its grid.
+            is_fixed = frozen.grid in shared or (exact and self.student.region_of(name) is Region.HEAD)
             weight = floats[name].get_parameter("weight")
-            layers[name] = LearnableLayer(frozen, weight, power_of_two=exact, fixed_grid=is_head)
-            parent, _, child = name.rpartition(".")
-            setattr(modules[parent], child, layers[name])
+            layers[name] = LearnableLayer(frozen, weight, power_of_two=exact, fixed_grid=is_fixed)
+            replace_layer(self.student, name, layers[name])
+        for name, signal in self.model.signals.items():
+            attach(self.student, name, PassingSignal(signal.grid))
         return layers
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.fake_quant import fake_quantize
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.straight_through.range import free_grid, range_quantize, snapped_grid
 from odm_deploy.quantization.straight_through.symmetric import symmetric_codes, symmetric_quantize
@@ -113,6 +114,19 @@ class LearnableLayer(nn.Module):
             return Grid(scale.item(), 2 ** (bits - 1), bits, center=center.item())
         scale, zero_point = snapped_grid(lower, upper, bits, power_of_two=self.power_of_two)
         return Grid(scale.item(), int(zero_point.item()), bits)
+
+
+class PassingSignal(nn.Module):
+    """A tensor between layers on its grid, with straight-through gradients; 8 bits have nothing to learn."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Levels of `x`."""
+        bounded = x.clamp(self.grid.lower, self.grid.upper)
+        return bounded + (fake_quantize(x.detach(), self.grid) - bounded).detach()
 
 
 def _behind_gain(weight: Tensor, frozen: QuantizedLayer) -> Tensor:

@@ -99,7 +99,9 @@ def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNet
         InputError: a network or layer that cannot be quantized like that.
     """
     torch.manual_seed(recipe.run.seed)
-    widths = recipe.quantization.policy().select(network) if method.quantizes else {}
+    policy = recipe.quantization.policy() if method.quantizes else None
+    widths = {} if policy is None else policy.select(network)
+    signals = None if policy is None else policy.signals
     exact = method.quantizes and recipe.quantization.profile == "exact"
     if exact and not method.power_of_two:
         raise UsageError(
@@ -107,7 +109,7 @@ def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNet
             why=f"those of {method.name} are no powers of two here",
             fix='choose [method] name = "odm_v2" with power_of_two = true',
         )
-    model = TrainableModel.attach(network, widths, method, exact=exact)
+    model = TrainableModel.attach(network, widths, method, exact=exact, signals=signals)
     model.network.to(recipe.run.device)
     return model
 
