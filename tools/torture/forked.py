@@ -134,7 +134,11 @@ def _waited(child: int, deadline: float) -> tuple[bool, tuple[int, resource.stru
             return killed, (status, usage)
         if not killed and time.monotonic() > deadline:
             # The whole group: builders and probes are children of the command.
-            os.killpg(child, signal.SIGKILL)
+            try:
+                os.killpg(child, signal.SIGKILL)
+            except ProcessLookupError:
+                # It has not come so far as to have a group.
+                os.kill(child, signal.SIGKILL)
             killed = True
         time.sleep(_POLL_S)
 
