@@ -57,7 +57,7 @@ def canonical(name: str) -> str:
 
 def licence_of(package: Distribution) -> str:
     """The licence that a package's metadata states, in a line."""
-    metadata = package.metadata
+    metadata: Any = package.metadata
     stated = metadata.get("License-Expression") or metadata.get("License") or ""
     classified = [each.rpartition(" :: ")[2] for each in metadata.get_all("Classifier") or () if "License ::" in each]
     line = stated.strip().splitlines()[0] if stated.strip() else ""
