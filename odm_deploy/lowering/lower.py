@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from odm_deploy.bundle.image_format import ChannelOrder, Layout
 from odm_deploy.errors import UsageError
-from odm_deploy.lowering.dialect import lower_markers
+from odm_deploy.lowering.dialects import cpu, tensorrt
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.lowering.markers import export_marked
@@ -20,8 +21,11 @@ from odm_deploy.version import __version__
 
 Precision = Literal["fp32", "fp16", "bf16"]
 ImageType = Literal["float32", "uint8"]
+Target = Literal["tensorrt", "cpu"]
+"""A family of runtimes with a dialect of its own."""
 
 
+_DIALECTS = {"tensorrt": tensorrt.lower_markers, "cpu": cpu.lower_markers}
 _HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -37,6 +41,8 @@ class LoweringOptions:
     """Order of the image axes; `nhwc` only with uint8."""
     order: ChannelOrder = "rgb"
     """Order of the image channels; `bgr` only with uint8."""
+    target: Target = "tensorrt"
+    """Whose dialect to write: every runtime takes that of TensorRT, OpenVINO and ONNX Runtime are faster on `cpu`."""
 
     def __post_init__(self) -> None:
         if self.io != "uint8" and (self.layout, self.order) != ("nchw", "rgb"):
@@ -44,6 +50,12 @@ class LoweringOptions:
                 f"--layout {self.layout} --order {self.order} with --io {self.io}",
                 why="float images are NCHW and RGB",
                 fix="add --io uint8",
+            )
+        if self.target == "cpu" and self.precision != "fp32":
+            raise UsageError(
+                f"--target cpu with --precision {self.precision}",
+                why="runtimes on CPUs take half precision from their own settings",
+                fix="leave --precision out",
             )
 
 
@@ -54,15 +66,25 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
         InputError: the network holds something that cannot be exported or lowered exactly.
         UsageError: an exact model in half precision.
     """
-    options = options or LoweringOptions()
-    if model.exact is not None and options.precision != "fp32":
-        raise UsageError(
-            f"--precision {options.precision} of an exact model",
-            why="its sums need float32's 24 bits, half precision has 11",
-            fix="leave --precision out, or calibrate with --profile paper",
-        )
-    graph = export_marked(model)
-    lower_markers(graph)
+    return lower_each(model, [options or LoweringOptions()])[0]
+
+
+def lower_each(model: QuantizedModel, ways: Sequence[LoweringOptions]) -> list[onnx.ModelProto]:
+    """`lower` in several ways; the network, which is what takes time, is traced once. Raises as it does."""
+    for options in ways:
+        if model.exact is not None and options.precision != "fp32":
+            raise UsageError(
+                f"--precision {options.precision} of an exact model",
+                why="its sums need float32's 24 bits, half precision has 11",
+                fix="leave --precision out, or calibrate with --profile paper",
+            )
+    marked = export_marked(model)
+    copies = [marked, *(ir.from_proto(ir.to_proto(marked)) for _ in ways[1:])]
+    return [_lower_marked(graph, model, options) for graph, options in zip(copies, ways, strict=True)]
+
+
+def _lower_marked(graph: ir.Model, model: QuantizedModel, options: LoweringOptions) -> onnx.ModelProto:
+    _DIALECTS[options.target](graph)
     if options.precision != "fp32":
         convert_rest_to_half(graph, _HALF_TYPES[options.precision])
     if options.io == "uint8":

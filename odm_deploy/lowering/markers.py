@@ -7,7 +7,7 @@ Those in front of a layer have the layer's name, as its weight has, and that lay
 others are signals (`quantization.signals`), named after the module that made them (`body.0.sum.output`), and anybody
 may read them, rectifiers and layers' own quantizers of the same grid among them, which then change nothing.
 
-No runtime executes these nodes; `dialect` replaces them. A graph that keeps one after lowering is a bug.
+No runtime executes these nodes; `dialects` replace them. A graph that keeps one after lowering is a bug.
 """
 
 from __future__ import annotations
@@ -104,6 +104,36 @@ def grid_of(node: ir.Node) -> Grid:
 def layer_of(node: ir.Node) -> str:
     """The dotted layer name a marker carries."""
     return node.attributes["name"].as_string()
+
+
+def is_quantizer(node: ir.Node | None) -> bool:
+    """Whether a node is a `FakeQuantize` marker."""
+    return node is not None and node.domain == DOMAIN and node.op_type == FAKE_QUANTIZE
+
+
+def is_weight(node: ir.Node | None) -> bool:
+    """Whether a node is a `DequantizeWeight` marker."""
+    return node is not None and node.domain == DOMAIN and node.op_type == DEQUANTIZE_WEIGHT
+
+
+def block_of(node: ir.Node) -> int:
+    """The block size of the pixel shuffle that a quantizer was moved in front of; 1: none."""
+    return node.attributes["block"].as_int() if "block" in node.attributes else 1
+
+
+def others_of(node: ir.Node) -> list[tuple[str, int]]:
+    """Names of the quantizers that a quantizer stands for besides its own, and their `block_of`."""
+    if "others" not in node.attributes:
+        return []
+    names, blocks = node.attributes["others"].as_strings(), node.attributes["other_blocks"].as_ints()
+    return list(zip(names, blocks, strict=True))
+
+
+def stand_for(node: ir.Node, others: list[tuple[str, int]]) -> None:
+    """Let a quantizer stand for these, too."""
+    found = [*others_of(node), *others]
+    node.attributes["others"] = ir.AttrStrings("others", [name for name, _ in found])
+    node.attributes["other_blocks"] = ir.AttrInt64s("other_blocks", [block for _, block in found])
 
 
 def signal_names(model: ir.Model) -> set[str]:

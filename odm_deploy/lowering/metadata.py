@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _TAPS = "odm.taps"
 _EXACT = "odm.exact"
+_NEWER: dict[str, object] = {"block": 1, "same_as": ""}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Tap:
     """The grid's code of a padded zero."""
     padding: int = 0
     """Border, in pixels on each side, that the quantizer adds around the source."""
+    block: int = 1
+    """Block size of a pixel shuffle that the quantizer stands in front of, and the model behind: source and codes are
+    still to be shuffled (DepthToSpace, CRD)."""
+    same_as: str = ""
+    """The tap whose source and codes these are, where one quantizer stands for several of the model; else empty."""
 
 
 def run_name(layer: str, run: int) -> str:
@@ -50,7 +56,12 @@ def layer_of_run(name: str) -> str:
 
 def write_taps(metadata: dict[str, str], taps: Iterable[Tap]) -> None:
     """Put the taps into a model's metadata, as one JSON value."""
-    metadata[_TAPS] = json.dumps([asdict(tap) for tap in taps])
+    metadata[_TAPS] = json.dumps([_plain(tap) for tap in taps])
+
+
+def _plain(tap: Tap) -> dict[str, object]:
+    """A tap's keys; those of newer versions only where they say something."""
+    return {key: value for key, value in asdict(tap).items() if key not in _NEWER or value != _NEWER[key]}
 
 
 def rename_source(metadata: dict[str, str], old: str, new: str) -> None:

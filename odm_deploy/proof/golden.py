@@ -23,7 +23,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.lowering.metadata import read_taps
-from odm_deploy.proof.teacher_forcing import codes_from
+from odm_deploy.proof.teacher_forcing import code_type, codes_from
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
 from odm_deploy.runtimes.base import Runtime
@@ -152,8 +152,8 @@ def _first_difference(golden: Golden, lowered: onnx.ModelProto, open_bytes: Call
     watched.CopyFrom(lowered)
     taps = read_taps(lowered)
     # Codes alone: with the convolutions' float results as further outputs, OpenVINO 2026.4 computes wrong codes.
-    for tap in taps:
-        watched.graph.output.append(helper.make_tensor_value_info(tap.codes, onnx.TensorProto.INT8, None))
+    for name in dict.fromkeys(tap.codes for tap in taps):
+        watched.graph.output.append(helper.make_tensor_value_info(name, code_type(lowered, name), None))
     found: dict[str, dict[str, NDArray[Any]]] = {}
     with open_bytes(watched.SerializeToString()) as runtime:
         info = runtime.inputs[0]

@@ -88,8 +88,9 @@ def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
         graph.input.append(helper.make_tensor_value_info(name + GIVEN, kind, sizes))
 
     for name in sorted(codes):
-        graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT8, None))
-        add_input(name, onnx.TensorProto.INT8)
+        kind = code_type(model, name)
+        graph.output.append(helper.make_tensor_value_info(name, kind, None))
+        add_input(name, kind)
     for name, kind in given_sources.items():
         element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
         graph.output.append(helper.make_tensor_value_info(name, element, None))
@@ -110,11 +111,16 @@ def feeds_for(
         codes: the reference's codes, by layer, 0 .. 2^bits - 1, without the padding of `tap.padding`.
     """
     feeds: dict[str, NDArray[np.generic]] = {}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in forced.model.graph.input}
     for tap in forced.taps:
-        signed = (codes[tap.layer].astype(np.int16) - tap.code_offset).astype(np.int8)
-        feeds[tap.codes + GIVEN] = bordered(tap, signed, tap.zero_code - tap.code_offset)
+        if tap.same_as:
+            continue
+        kind = helper.tensor_dtype_to_np_dtype(kinds[tap.codes + GIVEN])
+        stored = unshuffled(codes[tap.layer].astype(np.int16) - tap.code_offset, tap.block).astype(kind)
+        feeds[tap.codes + GIVEN] = bordered(tap, stored, tap.zero_code - tap.code_offset)
         if tap.source in forced.given_sources:
-            feeds[tap.source + GIVEN] = sources[tap.layer].astype(forced.given_sources[tap.source])
+            source = unshuffled(sources[tap.layer], tap.block)
+            feeds[tap.source + GIVEN] = source.astype(forced.given_sources[tap.source])
     return feeds
 
 
@@ -125,9 +131,37 @@ def bordered(tap: Tap, array: NDArray[_T], value: float) -> NDArray[_T]:
     return np.pad(array, [(0, 0), (0, 0), (tap.padding,) * 2, (tap.padding,) * 2], constant_values=value)
 
 
+def code_type(model: onnx.ModelProto, codes: str) -> int:
+    """The ONNX element type of a tap's codes, INT8 or UINT8: that of their quantizer's zero point."""
+    index = GraphIndex(model.graph)
+    node = index.producers.get(codes)
+    while node is not None and node.op_type != "QuantizeLinear":
+        node = index.producers.get(node.input[0])
+    zero = None if node is None or len(node.input) < 3 else index.stored.get(node.input[2])
+    return onnx.TensorProto.INT8 if zero is None else zero.data_type
+
+
+def shuffled(array: NDArray[_T], block: int) -> NDArray[_T]:
+    """DepthToSpace (CRD): [N, C*block^2, H, W] -> [N, C, block*H, block*W]."""
+    if block == 1:
+        return array
+    n, c, h, w = array.shape
+    cells = array.reshape(n, c // block**2, block, block, h, w).transpose(0, 1, 4, 2, 5, 3)
+    return cells.reshape(n, c // block**2, h * block, w * block)
+
+
+def unshuffled(array: NDArray[_T], block: int) -> NDArray[_T]:
+    """What `shuffled` makes `array` of."""
+    if block == 1:
+        return array
+    n, c, h, w = array.shape
+    cells = array.reshape(n, c, h // block, block, w // block, block).transpose(0, 1, 3, 5, 2, 4)
+    return cells.reshape(n, c * block**2, h // block, w // block)
+
+
 def all_codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:
     """The grid's codes behind a runtime's integer output, with the border that the quantizer added."""
-    return output.astype(np.int16) + tap.code_offset
+    return shuffled(output.astype(np.int16) + tap.code_offset, tap.block)
 
 
 def codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:

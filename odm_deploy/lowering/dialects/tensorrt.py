@@ -1,4 +1,4 @@
-"""The one dialect of lowered graphs: what TensorRT 10/11, TensorRT-RTX, OpenVINO and ONNX Runtime execute as int8.
+"""The dialect for TensorRT 10/11 and TensorRT-RTX, which OpenVINO and ONNX Runtime compute rightly, too, but slower.
 
 Their common rule: int8, zero point 0, a scalar scale; weights int8 with a scale per output channel (axis 0). So a grid
 of b bits with zero point z becomes, exactly:
@@ -29,9 +29,6 @@ Every form folds into one pointwise kernel in front of an int8 convolution.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
 
@@ -39,7 +36,8 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
-from odm_deploy.lowering.metadata import Tap, run_name, write_taps
+from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, shift_bias
+from odm_deploy.lowering.metadata import Tap
 
 INT8_MIN, INT8_MAX = -128, 127
 
@@ -50,23 +48,11 @@ def lower_markers(model: ir.Model) -> None:
     Raises:
         InputError: a quantized tensor that feeds something else than one convolution or matrix product.
     """
-    editor = GraphEditor(model.graph)
-    runs: Counter[str] = Counter()
-    taps: list[Tap] = []
-    signals = markers.signal_names(model)
-    for node in list(model.graph):
-        if node.domain == markers.DOMAIN and node.op_type == markers.FAKE_QUANTIZE:
-            layer = markers.layer_of(node)
-            tap = _lower_signal(editor, node) if layer in signals else _lower_activation(editor, node)
-            taps.append(replace(tap, layer=run_name(layer, runs[layer])))
-            runs[layer] += 1
-    # Weights come second: shifting a bias needs the codes behind the weight marker.
-    for node in list(model.graph):
-        if node.domain == markers.DOMAIN and node.op_type == markers.DEQUANTIZE_WEIGHT:
-            _lower_weight(editor, node)
-    editor.drop_unused_constants()
-    model.opset_imports.pop(markers.DOMAIN, None)
-    write_taps(model.metadata_props, taps)
+    lower_all(model, _lower_quantizer)
+
+
+def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> Tap:
+    return _lower_signal(editor, marker) if is_signal else _lower_activation(editor, marker)
 
 
 def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
@@ -81,19 +67,19 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
         consumer = only_consumer(marker.outputs[0])
         if consumer is None:
             raise InputError(f"cannot lower {layer}", why="its quantized input feeds several operators")
-        center = _center(grid)
+        center = center_of(grid)
         padding = _take_padding(consumer)
         if padding:
             pads = editor.constant(f"{layer}.pads", [0, 0, padding, padding] * 2, np.int64)
             x = editor.node_before(marker, "Pad", [x, pads], f"{layer}.padded")
         x = _centered(editor, marker, layer, grid, x)
-        _shift_bias(editor, layer, consumer, center)
+        shift_bias(editor, layer, consumer, center)
     consumer = only_consumer(marker.outputs[0])
     codes, levels = _quantize(editor, marker, layer, grid, x, offset)
     replace_node(marker, levels)
     if consumer is not None:
         for width in quirks.missing_additions(consumer):
-            _add_behind(
+            add_behind(
                 editor, consumer, editor.constant(f"{layer}.nothing", [0.0] * width, np.float32), f"{layer}.whole"
             )
     assert codes.name is not None
@@ -110,25 +96,18 @@ def _lower_signal(editor: GraphEditor, marker: ir.Node) -> Tap:
         x, offset = _centered(editor, marker, name, grid, x), grid.code_half
     codes, levels = _quantize(editor, marker, name, grid, x, offset)
     if x is not source:
-        center = editor.constant(f"{name}.center", _center(grid), np.float32)
+        center = editor.constant(f"{name}.center", center_of(grid), np.float32)
         levels = editor.node_before(marker, "Add", [levels, center], f"{name}.levels")
     replace_node(marker, levels)
     assert codes.name is not None
     return Tap(name, source.name, codes.name, offset, grid.zero_point)
 
 
-def _center(grid: Grid) -> float:
-    """The real value that signed codes are taken around."""
-    if grid.center is not None:
-        return grid.center
-    return float(np.float32(grid.scale * (grid.code_half - grid.zero_point)))
-
-
 def _centered(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value) -> ir.Value:
     """`x` less the centre of its grid."""
     if not grid.is_free and grid.is_power_of_two and (grid.code_half - grid.zero_point) % 2:
         x = _round_to_even_code(editor, marker, name, grid, x)
-    shift = editor.constant(f"{name}.center", _center(grid), np.float32)
+    shift = editor.constant(f"{name}.center", center_of(grid), np.float32)
     return editor.node_before(marker, "Sub", [x, shift], f"{name}.centered")
 
 
@@ -173,60 +152,3 @@ def _take_padding(consumer: ir.Node) -> int:
         raise InputError(f"cannot lower {consumer.name}", why=f"its padding {pads} differs from side to side")
     consumer.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
     return pads[0]
-
-
-def _shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: float) -> None:
-    """Add center * sum(w^) per output channel to what `consumer` computes."""
-    weight = next((value for value in consumer.inputs if _weight_marker(value) is not None), None)
-    marker = _weight_marker(weight)
-    if marker is None:
-        raise InputError(
-            f"cannot lower {layer}", why=f"a {consumer.op_type} with float weights reads its quantized input"
-        )
-    codes, scale = (constant_array(value) for value in marker.inputs)
-    assert codes is not None and scale is not None
-    # In float64, rounded once: this sum must not add noise of its own.
-    sums = codes.astype(np.int64).reshape(codes.shape[0], -1).sum(1) * scale.astype(np.float64) * center
-    if consumer.op_type in ("Conv", "Gemm"):
-        bias = constant_array(consumer.inputs[2]) if len(consumer.inputs) > 2 else None
-        total = sums if bias is None else bias.astype(np.float64) + sums
-        consumer.resize_inputs(3)
-        consumer.replace_input_with(2, editor.constant(f"{layer}.bias_shifted", total, np.float32))
-        return
-    # A matrix product has no bias input. Runtimes fold two additions of constants.
-    _add_behind(editor, consumer, editor.constant(f"{layer}.bias_shift", sums, np.float32), f"{layer}.shifted")
-
-
-def _add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) -> None:
-    """Let whoever read `node`'s output read that plus `term` instead."""
-    result = node.outputs[0]
-    users = [(use.node, use.idx) for use in result.uses()]
-    if not users:
-        return
-    added = editor.node_before(users[0][0], "Add", [result, term], name)
-    for user, index in users:
-        user.replace_input_with(index, added)
-
-
-def _weight_marker(value: ir.Value | None) -> ir.Node | None:
-    """The weight marker behind `value`, through a transpose if there is one."""
-    node = value.producer() if value is not None else None
-    if node is not None and node.op_type == "Transpose":
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    is_marker = node is not None and node.domain == markers.DOMAIN and node.op_type == markers.DEQUANTIZE_WEIGHT
-    return node if is_marker else None
-
-
-def _lower_weight(editor: GraphEditor, marker: ir.Node) -> None:
-    """DequantizeLinear with int8 zero points: per output channel on axis 0, per layer with a scalar."""
-    layer = markers.layer_of(marker)
-    codes, scale_value = marker.inputs
-    scale = constant_array(scale_value)
-    assert codes is not None and scale is not None
-    per_channel = scale.size > 1
-    shape = scale.shape if per_channel else ()
-    scale_w = editor.constant(f"{layer}.scale_w", scale.reshape(shape), np.float32)
-    zero_w = editor.constant(f"{layer}.zero_point_w", np.zeros(shape), np.int8)
-    axis = {"axis": 0} if per_channel else None
-    weight = editor.node_before(marker, "DequantizeLinear", [codes, scale_w, zero_w], f"{layer}.weight", axis)
-    replace_node(marker, weight)

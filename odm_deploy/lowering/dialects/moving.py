@@ -1,0 +1,164 @@
+"""Exact rewrites of a marked graph for CPUs, so that a quantizer stands right behind the convolution that feeds it.
+
+Quantizing value by value commutes with whatever only moves values, and twice on one grid is once:
+
+    Conv -> DepthToSpace -> FakeQuantize     becomes   Conv -> FakeQuantize -> DepthToSpace    (bytes are shuffled)
+    FakeQuantize -> [Relu ->] FakeQuantize   becomes   FakeQuantize                            (one grid, from zero on)
+    DepthToSpace(r) -> Conv(few channels)    becomes   Conv' -> DepthToSpace(r)
+
+The last: a k x k convolution behind a shuffle by r is one of r*r times the channels before it, each of whose taps is
+one of the old ones or zero. Kernels compute 16 output channels at once, so that up to 16 of them cost what the few did,
+and the largest tensor of the network is neither written nor shuffled nor padded. Sums have the same terms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer
+from odm_deploy.lowering import markers
+
+VECTOR = 16
+"""Output channels that a kernel computes at once (AVX-512, VNNI): fewer take as long."""
+
+
+def prepare(model: ir.Model) -> None:
+    """Move quantizers, merge those in a row, and move narrow convolutions before pixel shuffles; in place."""
+    graph, editor = model.graph, GraphEditor(model.graph)
+    for node in list(graph):
+        if node.op_type == "DepthToSpace":
+            _quantize_before(graph, node)
+    for node in list(graph):
+        if markers.is_quantizer(node):
+            _absorb_followers(graph, node)
+    for node in list(graph):
+        if node.op_type == "DepthToSpace":
+            _convolve_before(graph, editor, node)
+    editor.drop_unused_constants()
+
+
+def _quantize_before(graph: ir.Graph, shuffle: ir.Node) -> None:
+    """Let the only reader of a pixel shuffle, if it is a quantizer, change places with it."""
+    quantizer = only_consumer(shuffle.outputs[0])
+    block = shuffle.attributes["blocksize"].as_int()
+    if quantizer is None or not markers.is_quantizer(quantizer) or shuffle.outputs[0].is_graph_output():
+        return
+    if quantizer.outputs[0].is_graph_output() or shuffle.attributes["mode"].as_string() != "CRD":
+        return
+    levels, shuffled = quantizer.outputs[0], shuffle.outputs[0]
+    readers = [(use.node, use.idx) for use in levels.uses()]
+    quantizer.replace_input_with(0, shuffle.inputs[0])
+    shuffle.replace_input_with(0, levels)
+    for reader, index in readers:
+        reader.replace_input_with(index, shuffled)
+    quantizer.attributes["block"] = ir.AttrInt64("block", block * markers.block_of(quantizer))
+    graph.remove(quantizer)
+    graph.insert_before(shuffle, quantizer)
+
+
+def _absorb_followers(graph: ir.Graph, quantizer: ir.Node) -> None:
+    """Let a quantizer stand for those of the same grid that read it, directly or through a Relu or a shuffle."""
+    grid = markers.grid_of(quantizer)
+    waiting = [quantizer.outputs[0]]
+    while waiting:
+        value = waiting.pop()
+        for use in list(value.uses()):
+            node = use.node
+            result = node.outputs[0]
+            if result.is_graph_output():
+                continue
+            if markers.is_quantizer(node) and markers.grid_of(node) == grid and not grid.is_free:
+                markers.stand_for(quantizer, [(markers.layer_of(node), markers.block_of(node)), *markers.others_of(node)])
+                waiting.append(value)
+            elif node.op_type == "Relu" and grid.zero_point == 0 and not grid.is_free:
+                waiting.append(value)
+            else:
+                continue
+            for reader, index in [(each.node, each.idx) for each in result.uses()]:
+                reader.replace_input_with(index, value)
+            graph.remove(node, safe=True)
+
+
+def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node) -> None:
+    """Move a convolution of few output channels in front of the pixel shuffle that alone feeds it."""
+    conv = only_consumer(shuffle.outputs[0])
+    block = shuffle.attributes["blocksize"].as_int()
+    if conv is None or conv.op_type != "Conv" or not markers.is_quantizer(shuffle.inputs[0].producer()):  # type: ignore[union-attr]
+        return
+    weight = conv.inputs[1].producer() if conv.inputs[1] is not None else None
+    if shuffle.attributes["mode"].as_string() != "CRD" or not markers.is_weight(weight) or not _keeps_size(conv):
+        return
+    assert weight is not None
+    codes, scale = (constant_array(value) for value in weight.inputs)
+    if codes is None or scale is None or codes.shape[0] * block**2 > VECTOR:
+        return
+    name = markers.layer_of(weight)
+    repeats = block**2
+    moved = scattered(codes.astype(np.int8), block)
+    weight.replace_input_with(0, editor.constant(f"{name}.codes_moved", moved, np.int8))
+    if scale.size > 1:
+        weight.replace_input_with(1, editor.constant(f"{name}.scale_moved", np.repeat(scale, repeats), np.float32))
+    if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+        bias = constant_array(conv.inputs[2])
+        assert bias is not None
+        conv.replace_input_with(2, editor.constant(f"{name}.bias_moved", np.repeat(bias, repeats), np.float32))
+    conv.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(moved.shape[2:]))
+    conv.attributes["pads"] = ir.AttrInt64s("pads", [moved.shape[2] // 2, moved.shape[3] // 2] * 2)
+    _swap(graph, shuffle, conv)
+
+
+def _swap(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:
+    """Let two nodes in a row change places; an output of the graph keeps its name."""
+    between, result = first.outputs[0], second.outputs[0]
+    second.replace_input_with(0, first.inputs[0])
+    if result.is_graph_output():
+        between.name, result.name, between.shape = result.name, between.name, result.shape
+    result.replace_all_uses_with(between, replace_graph_outputs=True)
+    first.replace_input_with(0, result)
+    graph.remove(first)
+    graph.insert_after(second, first)
+
+
+def _keeps_size(conv: ir.Node) -> bool:
+    """Whether a convolution is undivided, neither strided nor dilated, and pads so that the image keeps its size."""
+    weight = conv.inputs[1]
+    assert weight is not None
+    plain = {"group": [1], "strides": [1, 1], "dilations": [1, 1]}
+    for key, wanted in plain.items():
+        if key in conv.attributes:
+            found = conv.attributes[key]
+            values = [found.as_int()] if key == "group" else list(found.as_ints())
+            if values != wanted:
+                return False
+    codes = constant_array(weight.producer().inputs[0])  # type: ignore[union-attr]
+    if codes is None or codes.ndim != 4 or codes.shape[2] % 2 == 0 or codes.shape[3] % 2 == 0:
+        return False
+    pads = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0] * 4
+    return pads == [codes.shape[2] // 2, codes.shape[3] // 2] * 2
+
+
+def scattered(codes: np.ndarray[tuple[int, ...], np.dtype[np.int8]], block: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
+    """Weights of the convolution before a pixel shuffle (CRD) that equals one behind it.
+
+    Args:
+        codes: int8 [O, C, k, l], odd k and l, of the convolution behind the shuffle; it pads k//2 and l//2 zeros.
+        block: of the shuffle.
+
+    Returns:
+        int8 [O*block^2, C*block^2, k', l']: channel o*block^2 + block*i + j computes what pixel (i, j) of each block
+        was; odd k' and l', just large enough.
+    """
+    outputs, inputs, height, width = codes.shape
+    reach = [-(-(size // 2) // block) for size in (height, width)]
+    shape = (outputs * block**2, inputs * block**2, 2 * reach[0] + 1, 2 * reach[1] + 1)
+    moved = np.zeros(shape, np.int8)
+    for i in range(block):
+        for j in range(block):
+            for u in range(height):
+                for v in range(width):
+                    cell_y, y = divmod(i + u - height // 2, block)
+                    cell_x, x = divmod(j + v - width // 2, block)
+                    into = moved[i * block + j :: block**2, block * y + x :: block**2]
+                    into[:, :, cell_y + reach[0], cell_x + reach[1]] = codes[:, :, u, v]
+    return moved

@@ -1,0 +1,116 @@
+"""What all dialects have in common: the walk over a marked graph, and weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from odm_deploy.errors import InputError
+from odm_deploy.graphs.editor import GraphEditor, constant_array, replace_node
+from odm_deploy.grid import Grid
+from odm_deploy.lowering import markers
+from odm_deploy.lowering.metadata import Tap, run_name, write_taps
+
+LowerQuantizer = Callable[[GraphEditor, ir.Node, bool], Tap]
+"""Replaces one `FakeQuantize` marker; is told whether it is a signal, which anybody may read."""
+
+
+def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
+    """Replace every marker of a marked graph in place, and note the taps in its metadata.
+
+    Raises:
+        InputError: a quantized tensor that feeds something else than one convolution or matrix product.
+    """
+    editor = GraphEditor(model.graph)
+    runs: Counter[str] = Counter()
+    taps: list[Tap] = []
+    signals = markers.signal_names(model)
+    for node in list(model.graph):
+        if markers.is_quantizer(node):
+            layer = markers.layer_of(node)
+            moved, also = markers.block_of(node), markers.others_of(node)
+            tap = lower_quantizer(editor, node, layer in signals)
+            taps.append(replace(tap, layer=run_name(layer, runs[layer]), block=moved))
+            runs[layer] += 1
+            own = taps[-1]
+            for other, block in also:
+                taps.append(replace(own, layer=run_name(other, runs[other]), block=block, same_as=own.layer))
+                runs[other] += 1
+    # Weights come second: shifting a bias needs the codes behind the weight marker.
+    for node in list(model.graph):
+        if markers.is_weight(node):
+            _lower_weight(editor, node)
+    editor.drop_unused_constants()
+    model.opset_imports.pop(markers.DOMAIN, None)
+    write_taps(model.metadata_props, taps)
+
+
+def center_of(grid: Grid) -> float:
+    """The real value that signed codes are taken around."""
+    if grid.center is not None:
+        return grid.center
+    return float(np.float32(grid.scale * (grid.code_half - grid.zero_point)))
+
+
+def shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: float) -> None:
+    """Add center * sum(w^) per output channel to what `consumer` computes.
+
+    Raises:
+        InputError: its weights are float.
+    """
+    weight = next((value for value in consumer.inputs if _weight_marker(value) is not None), None)
+    marker = _weight_marker(weight)
+    if marker is None:
+        raise InputError(
+            f"cannot lower {layer}", why=f"a {consumer.op_type} with float weights reads its quantized input"
+        )
+    codes, scale = (constant_array(value) for value in marker.inputs)
+    assert codes is not None and scale is not None
+    # In float64, rounded once: this sum must not add noise of its own.
+    sums = codes.astype(np.int64).reshape(codes.shape[0], -1).sum(1) * scale.astype(np.float64) * center
+    if consumer.op_type in ("Conv", "Gemm"):
+        bias = constant_array(consumer.inputs[2]) if len(consumer.inputs) > 2 else None
+        total = sums if bias is None else bias.astype(np.float64) + sums
+        consumer.resize_inputs(3)
+        consumer.replace_input_with(2, editor.constant(f"{layer}.bias_shifted", total, np.float32))
+        return
+    # A matrix product has no bias input. Runtimes fold two additions of constants.
+    add_behind(editor, consumer, editor.constant(f"{layer}.bias_shift", sums, np.float32), f"{layer}.shifted")
+
+
+def add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) -> None:
+    """Let whoever read `node`'s output read that plus `term` instead."""
+    result = node.outputs[0]
+    users = [(use.node, use.idx) for use in result.uses()]
+    if not users:
+        return
+    added = editor.node_before(users[0][0], "Add", [result, term], name)
+    for user, index in users:
+        user.replace_input_with(index, added)
+
+
+def _weight_marker(value: ir.Value | None) -> ir.Node | None:
+    """The weight marker behind `value`, through a transpose if there is one."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Transpose":
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node if node is not None and markers.is_weight(node) else None
+
+
+def _lower_weight(editor: GraphEditor, marker: ir.Node) -> None:
+    """DequantizeLinear with int8 zero points: per output channel on axis 0, per layer with a scalar."""
+    layer = markers.layer_of(marker)
+    codes, scale_value = marker.inputs
+    scale = constant_array(scale_value)
+    assert codes is not None and scale is not None
+    per_channel = scale.size > 1
+    shape = scale.shape if per_channel else ()
+    scale_w = editor.constant(f"{layer}.scale_w", scale.reshape(shape), np.float32)
+    zero_w = editor.constant(f"{layer}.zero_point_w", np.zeros(shape), np.int8)
+    axis = {"axis": 0} if per_channel else None
+    weight = editor.node_before(marker, "DequantizeLinear", [codes, scale_w, zero_w], f"{layer}.weight", axis)
+    replace_node(marker, weight)
