@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,11 +17,11 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.building.parent import BuildProgress
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.golden import golden_images
-from odm_deploy.bundle.manifest import ONNX_FILE, PLAN_FILE, Manifest
+from odm_deploy.bundle.manifest import CPU_ONNX_FILE, ONNX_FILE, PLAN_FILE, Manifest
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_directory, file_sha256, path_from
 from odm_deploy.imaging.pixels import to_pixels
-from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.lowering.lower import LoweringOptions, lower_each
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.progress import Say
@@ -38,6 +39,8 @@ def write_bundle(
     engine: BuildOptions | None,
     say: Say,
     on_progress: Callable[[BuildProgress], None] | None = None,
+    *,
+    for_cpus: bool = False,
 ) -> Bundle:
     """Lower a model and write its bundle, atomically: `folder` appears whole or not at all.
 
@@ -49,6 +52,7 @@ def write_bundle(
         engine: how to build an engine; None leaves it out.
         say: takes a line of progress.
         on_progress: takes the builder's progress.
+        for_cpus: whether to add `model.cpu.onnx`, which runtimes on CPUs then take.
 
     Returns:
         The bundle; without a plan where no engine was asked for, or none could be built on this machine.
@@ -63,24 +67,31 @@ def write_bundle(
         choose_builder(engine.builder)
     with atomic_directory(folder) as temporary:
         say("lowering to ONNX")
-        proto = lower(model, lowering)
+        ways = [lowering, *([dataclasses.replace(lowering, target="cpu")] if for_cpus else [])]
+        protos = dict(zip((ONNX_FILE, CPU_ONNX_FILE), lower_each(model, ways), strict=False))
+        for name, proto in protos.items():
+            (temporary / name).write_bytes(proto.SerializeToString(deterministic=True))
         onnx_path = temporary / ONNX_FILE
-        onnx_path.write_bytes(proto.SerializeToString(deterministic=True))
         if model.exact is not None:
             say("golden outputs, in integers")
-            _write_golden(model, proto, temporary)
+            _write_golden(model, protos, temporary)
         built = None
         if engine is not None:
             built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
         # Seen from the bundle, unless an absolute path was given: commands run in any folder.
         seen = str(checkpoint) if checkpoint.is_absolute() else path_from(folder, checkpoint)
-        _describe(model, checkpoint, seen, proto, onnx_path, lowering, built).write(temporary)
+        described = {
+            name: _describe_graph(proto, temporary / name, way)
+            for (name, proto), way in zip(protos.items(), ways, strict=True)
+        }
+        radius = receptive_radius_px(protos[ONNX_FILE])
+        _describe(model, checkpoint, seen, described, radius, built).write(temporary)
     return Bundle.open(folder)
 
 
-def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -> None:
+def _write_golden(model: QuantizedModel, protos: dict[str, onnx.ModelProto], folder: Path) -> None:
     """Write down what an exact model computes; refuse where torch computes something else than integers do."""
-    golden, outputs = golden_of(integer_program(model), proto)
+    golden, outputs = golden_of(integer_program(model), protos[ONNX_FILE], protos.get(CPU_ONNX_FILE))
     for name, image in golden_images().items():
         found = to_pixels(model(torch.from_numpy(image).float()).numpy())
         if not np.array_equal(found, outputs[name][0].transpose(1, 2, 0)):
@@ -88,25 +99,26 @@ def _write_golden(model: QuantizedModel, proto: onnx.ModelProto, folder: Path) -
     golden.write(folder)
 
 
+def _describe_graph(proto: onnx.ModelProto, path: Path, lowering: LoweringOptions) -> dict[str, Any]:
+    opset = proto.opset_import[0].version
+    return {"sha256": file_sha256(path), "opset": opset, **dataclasses.asdict(lowering)}
+
+
 def _describe(
     model: QuantizedModel,
     checkpoint: Path,
     seen: str,
-    proto: onnx.ModelProto,
-    onnx_path: Path,
-    lowering: LoweringOptions,
+    graphs: dict[str, dict[str, Any]],
+    radius: int | None,
     built: BuildReport | None,
 ) -> Manifest:
     return Manifest(
         created_by=f"odm-deploy {__version__}",
         network={"name": model.network.name, "scale": model.scale, "config": dataclasses.asdict(model.network.config)},
         checkpoint={"path": seen, "sha256": file_sha256(checkpoint)},
-        onnx={
-            "sha256": file_sha256(onnx_path),
-            "opset": proto.opset_import[0].version,
-            **dataclasses.asdict(lowering),
-        },
-        receptive_radius_px=receptive_radius_px(proto),
+        onnx=graphs[ONNX_FILE],
+        cpu_onnx=graphs.get(CPU_ONNX_FILE),
+        receptive_radius_px=radius,
         layers={
             name: {"grid": layer.grid.to_dict(), "weight_bits": layer.weight_bits}
             for name, layer in model.layers.items()

@@ -7,6 +7,6 @@ plan_header    the first bytes of engine.plan: who built it
 golden         golden.json: what an exact model computes on fixed images
 """
 
-from odm_deploy.bundle.bundle import Bundle, ModelKind
+from odm_deploy.bundle.bundle import Bundle, ModelKind, Target
 
-__all__ = ["Bundle", "ModelKind"]
+__all__ = ["Bundle", "ModelKind", "Target"]

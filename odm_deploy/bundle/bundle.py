@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from odm_deploy.bundle.golden import Golden, read_golden
 from odm_deploy.bundle.image_format import ImageFormat
-from odm_deploy.bundle.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, read_manifest
+from odm_deploy.bundle.manifest import CPU_ONNX_FILE, MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, read_manifest
 from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     import onnx
 
 ModelKind = Literal["onnx", "plan"]
-"""The two files of a bundle that runtimes load: `model.onnx` and `engine.plan`."""
+"""The two kinds of files in a bundle that runtimes load: graphs and `engine.plan`."""
+Target = Literal["tensorrt", "cpu"]
+"""A family of runtimes that has a dialect, and in a bundle a graph, of its own."""
 
 _HOW_TO_MAKE: dict[str, str] = {
     ONNX_FILE: "make a bundle with: odm-deploy export model.pt -o DIR",
@@ -36,13 +39,14 @@ class Bundle:
     >>> Bundle.open("model/").require_manifest().scale      # doctest: +SKIP
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, onnx_file: str = ONNX_FILE) -> None:
         """Callers want `Bundle.open`, which looks whether there is anything."""
         self.path = path
         """What was opened: a folder, a model.onnx or an engine.plan."""
         self.kind: ModelKind | None = None if path.is_dir() else "onnx" if path.suffix.lower() == ".onnx" else "plan"
         """Which of its files was named; None where the whole bundle was."""
         self._around = path if path.is_dir() else path.parent
+        self._onnx_file = path.name if self.kind == "onnx" else onnx_file
 
     @classmethod
     def open(cls, path: Bundle | Path | str) -> Bundle:
@@ -73,10 +77,26 @@ class Bundle:
         """The bundle's folder; None for a file that lies in none."""
         return self._around if self.kind is None or (self._around / MANIFEST_FILE).is_file() else None
 
+    def seen_by(self, target: Target) -> Bundle:
+        """The bundle as a family of runtimes takes it: its graph is that family's, where the bundle has one for it.
+
+        A file that was named is taken as it is.
+        """
+        return self._for_cpus if target == "cpu" and self.has_cpu_graph else self
+
+    @property
+    def has_cpu_graph(self) -> bool:
+        """Whether this is a whole bundle with a graph of its own for runtimes on CPUs."""
+        return self.kind is None and (self._around / CPU_ONNX_FILE).is_file()
+
+    @cached_property
+    def _for_cpus(self) -> Bundle:
+        return Bundle(self.path, CPU_ONNX_FILE)
+
     @property
     def onnx_path(self) -> Path | None:
         """The graph: the file that was named, or the one in the bundle or beside the plan; None where there is none."""
-        return self.path if self.kind == "onnx" else _if_file(self._around / ONNX_FILE)
+        return self.path if self.kind == "onnx" else _if_file(self._around / self._onnx_file)
 
     @property
     def plan_path(self) -> Path | None:
@@ -153,15 +173,16 @@ class Bundle:
 
     @cached_property
     def is_changed(self) -> bool:
-        """Whether the bundle's model.onnx, as it lies there, is another file than its manifest describes.
+        """Whether the bundle's graph, as it lies there, is another file than its manifest describes.
 
         Raises:
             InputError: the manifest is damaged, or the file is unreadable.
         """
-        file = _if_file(self._around / ONNX_FILE)
+        file = _if_file(self._around / self._onnx_file)
         if self.manifest is None or file is None or self._is_another_file:
             return False
-        return file_sha256(file) != self.manifest.onnx.get("sha256")
+        stated = self.manifest.cpu_onnx if self._onnx_file == CPU_ONNX_FILE else self.manifest.onnx
+        return file_sha256(file) != (stated or {}).get("sha256")
 
     @property
     def is_as_exported(self) -> bool:
@@ -197,12 +218,15 @@ class Bundle:
         Raises:
             InputError: a damaged record, one of a newer version, or of other images than this program makes.
         """
-        return None if self._is_another_file else read_golden(self._around)
+        golden = None if self._is_another_file else read_golden(self._around)
+        if golden is None or self._onnx_file != CPU_ONNX_FILE:
+            return golden
+        return replace(golden, graph=golden.cpu_graph or {})
 
     @property
     def _is_another_file(self) -> bool:
         """Whether somebody put the file into the bundle's folder: the bundle's records do not speak of it."""
-        return self.kind is not None and self.path.name not in (ONNX_FILE, PLAN_FILE)
+        return self.kind is not None and self.path.name not in (ONNX_FILE, CPU_ONNX_FILE, PLAN_FILE)
 
     def _require(self, file: Path | None, name: str) -> Path:
         if file is not None:

@@ -16,11 +16,14 @@ from odm_deploy.documents import read_json, taken_from
 from odm_deploy.errors import InputError
 from odm_deploy.files import write_text
 
+_OPTIONAL = ("exact", "engine", "cpu_onnx")
 FORMAT = "odm-deploy bundle"
 VERSION = 1
 
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
+CPU_ONNX_FILE = "model.cpu.onnx"
+"""The same model as OpenVINO and ONNX Runtime on CPUs run it fastest."""
 PLAN_FILE = "engine.plan"
 GOLDEN_FILE = "golden.json"
 """Of exact models: what they compute on fixed images (`proof.golden`)."""
@@ -37,6 +40,7 @@ class Manifest:
     layers: Mapping[str, Any]
     exact: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
+    cpu_onnx: Mapping[str, Any] | None = None
     created_by: str = ""
     format: str = FORMAT
     version: int = VERSION
@@ -56,6 +60,8 @@ class Manifest:
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` into `folder`, whole or not at all; returns its path."""
         document = asdict(self)
+        if self.cpu_onnx is None:
+            del document["cpu_onnx"]
         extra = document.pop("extra")
         first = {key: document.pop(key) for key in ("format", "version", "created_by")}
         path = folder / MANIFEST_FILE
@@ -92,9 +98,9 @@ def read_manifest(bundle: Path | str) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     """Raise KeyError, TypeError or ValueError, naming the key, where what the program reads is of another kind."""
-    for name in ("network", "checkpoint", "onnx", "layers", "exact", "engine"):
+    for name in ("network", "checkpoint", "onnx", "layers", *_OPTIONAL):
         value = getattr(manifest, name)
-        if not isinstance(value, dict) and not (name in ("exact", "engine") and value is None):
+        if not isinstance(value, dict) and not (name in _OPTIONAL and value is None):
             raise TypeError(f"{name} is {value!r}")
     int(manifest.network["scale"])
     for name in ("path", "sha256"):

@@ -31,6 +31,14 @@ from odm_deploy.terminal import emit_json, json_option, say
 @click.option(
     "--order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Channels of uint8 images."
 )
+@click.option(
+    "--target",
+    type=click.Choice(["auto", "tensorrt", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="Whose dialect model.onnx is in. auto: TensorRT's, and model.cpu.onnx for OpenVINO and ONNX Runtime beside it "
+    "(not in half precision).",
+)
 @click.option("--engine/--no-engine", default=True, help="Build engine.plan, where a builder is installed.")
 @click.option(
     "--shapes",
@@ -42,9 +50,9 @@ from odm_deploy.terminal import emit_json, json_option, say
 @trust_option
 @json_option
 def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Lower MODEL (a model.pt) to a bundle: model.onnx, manifest.json and engine.plan.
+    """Lower MODEL (a model.pt) to a bundle: model.onnx, model.cpu.onnx, manifest.json and engine.plan.
 
-    The ONNX file computes exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
+    The ONNX files compute exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
     OpenVINO and ONNX Runtime. Low-bit models run at int8 speed: no NVIDIA GPU has 2- to 7-bit convolutions.
     """
     from odm_deploy.bundle.manifest import MANIFEST_FILE
@@ -54,11 +62,15 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     from odm_deploy.lowering.lower import LoweringOptions
 
     shapes = parse_shapes(options["shapes"])
-    engine = to_build_options(options, shapes) if options["engine"] else None
-    lowering = LoweringOptions(options["precision"], options["io"], options["layout"], options["order"])
+    chosen = options["target"]
+    engine = to_build_options(options, shapes) if options["engine"] and chosen != "cpu" else None
+    target = "cpu" if chosen == "cpu" else "tensorrt"
+    lowering = LoweringOptions(options["precision"], options["io"], options["layout"], options["order"], target)
+    for_cpus = chosen == "auto" and lowering.precision == "fp32"
     quantized = load_model(model)
+    out = out or model.with_suffix("")
     with build_progress() as on_progress:
-        bundle = write_bundle(quantized, model, out or model.with_suffix(""), lowering, engine, say, on_progress)
+        bundle = write_bundle(quantized, model, out, lowering, engine, say, on_progress, for_cpus=for_cpus)
     folder = bundle.path
     served = write_triton(folder, options["triton"], shapes)
     if as_json:

@@ -9,6 +9,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
+from odm_deploy.bundle import Target
 from odm_deploy.bundle.image_format import ChannelOrder, Layout
 from odm_deploy.errors import UsageError
 from odm_deploy.lowering.dialects import cpu, tensorrt
@@ -21,8 +22,6 @@ from odm_deploy.version import __version__
 
 Precision = Literal["fp32", "fp16", "bf16"]
 ImageType = Literal["float32", "uint8"]
-Target = Literal["tensorrt", "cpu"]
-"""A family of runtimes with a dialect of its own."""
 
 
 _DIALECTS = {"tensorrt": tensorrt.lower_markers, "cpu": cpu.lower_markers}

@@ -46,12 +46,15 @@ class GoldenReport:
         return {"images": self.images, "identical": not self.failures, "first_layer": self.first_layer}
 
 
-def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[str, NDArray[np.uint8]]]:
+def golden_of(
+    program: Program, lowered: onnx.ModelProto, for_cpus: onnx.ModelProto | None = None
+) -> tuple[Golden, dict[str, NDArray[np.uint8]]]:
     """What integers say, and the graph it was lowered to.
 
     Args:
         program: the exact model.
         lowered: its ONNX graph, with taps.
+        for_cpus: its graph in the dialect for CPUs, if there is one.
 
     Returns:
         The record, and the images' outputs by name, uint8 [1, 3, scale*H, scale*W].
@@ -67,7 +70,11 @@ def golden_of(program: Program, lowered: onnx.ModelProto) -> tuple[Golden, dict[
 
         outputs[name] = interpret(program, image, watch)
         images.append(GoldenImage(name, list(image.shape), hash_of(image), hash_of(outputs[name]), codes))
-    return Golden(hashes_by_layer(lowered, [tap.layer for tap in read_taps(lowered)]), images), outputs
+    graph, cpu_graph = (
+        None if proto is None else hashes_by_layer(proto, [tap.layer for tap in read_taps(proto)])
+        for proto in (lowered, for_cpus)
+    )
+    return Golden(graph or {}, images, cpu_graph=cpu_graph), outputs
 
 
 def check_golden(
@@ -132,6 +139,7 @@ def verify_golden(bundle: Bundle, runtime: str | None, options: RuntimeOptions) 
             fix="add --images DIR",
         )
     with open_runtime(bundle, runtime, options, order=FAITHFUL_FIRST) as opened:
+        bundle = bundle.seen_by(opened.target)
         lowered = None if bundle.onnx_path is None else bundle.graph
         as_opened = partial(type(opened).open_bytes, options=options) if opened.model_kind == "onnx" else None
         report = check_golden(bundle.golden, opened, lowered, as_opened)

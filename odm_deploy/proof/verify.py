@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import ONNX_FILE
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError, UsageError
 from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.lowering.receptive_field import receptive_radius_px
@@ -131,14 +133,21 @@ def prove(
     """`verify` of what is open already: the reference, and the bundle on its runtime. Raises as it does."""
     for reason in runtime.passed_over:
         say(f"passed over: {reason}")
-    layers = _compare_layers(bundle, model, runtime, files[:LAYER_IMAGES], options, say) if options.layers else []
+    taken, layers = bundle.seen_by(runtime.target), list[LayerParity]()
+    if options.layers:
+        few = files[:LAYER_IMAGES]
+        layers = _compare_layers(taken, model, runtime, few, options, say)
+        if taken is not bundle:
+            # What runs elsewhere is proven, too, as far as it can be here.
+            others = _compare_layers(bundle, model, runtime, few, options, say)
+            layers += [dataclasses.replace(layer, name=f"{ONNX_FILE}: {layer.name}") for layer in others]
     samples = track((file.load() for file in files), len(files))
     try:
         report = compare(model, runtime, samples, layers)
     except InputError as error:
         raise InputError(f"cannot compare {bundle} with its reference", why=str(error)) from error
-    report.golden = _check_golden(bundle, runtime, options, say)
-    report.changed = bundle.is_changed
+    report.golden = _check_golden(taken, runtime, options, say)
+    report.changed = bundle.is_changed or taken.is_changed
     report.contradictions = contradictions(bundle, model)
     return report
 

@@ -2,10 +2,10 @@
 
     x -> QuantizeLinear(s, z) [-> Clip(0, 2^b-1) on codes] -> DequantizeLinear(s, z) -> Conv with its own padding
 
-Exact as it stands: this is the definition of the grid. QuantizeLinear saturates at 0 and 255 by itself, so only grids of
-less than 8 bits need a bound, on integers: between Q and DQ it does not keep ONNX Runtime from fusing the quantizer with
-the convolution before it, which bounds on floats do. The convolution pads with the code of zero; the `Pad` and `Sub` of
-the `tensorrt` dialect run as operators of their own on CPUs, and the former in a slow reference kernel.
+Exact as it stands: this is the definition of the grid. QuantizeLinear saturates at 0 and 255 by itself, so only grids
+of less than 8 bits need a bound, on integers: between Q and DQ it does not keep ONNX Runtime from fusing the quantizer
+with the convolution before it, which bounds on floats do. The convolution pads with the code of zero; the `Pad` and
+`Sub` of the `tensorrt` dialect run as operators of their own on CPUs, and the former in a slow reference kernel.
 
 Free grids have no code of zero. Codes are taken around their center, `x -> Sub(c) -> Q(s, 2^(b-1))`, and the consumer's
 bias grows by c * sum(w^); their network pads before.
@@ -17,8 +17,8 @@ changes no weight and makes that multiple fine.
 Two places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
-  where values do lie on ties, codes move up by one then, if the grid leaves room; those of 8 bits are even
-  (`Grid.from_range`).
+  where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
+  (`Grid.from_range` makes no such grids).
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
 """
 
@@ -32,7 +32,7 @@ from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer,
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
 from odm_deploy.lowering.dialects.moving import prepare
-from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, shift_bias
+from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, round_to_even_code, shift_bias
 from odm_deploy.lowering.metadata import Tap
 
 UINT8_MAX, INT8_MAX, INT16_MAX = 255, 127, 32767
@@ -50,6 +50,25 @@ def lower_markers(model: ir.Model) -> None:
         if markers.is_weight(node):
             _refine_weight(editor, node)
     lower_all(model, _lower_quantizer)
+    for node in list(model.graph):
+        if node.op_type == "DepthToSpace":
+            _shuffle_codes(model.graph, node)
+
+
+def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:
+    """Let a pixel shuffle of dequantized codes shuffle the codes: bytes, and what follows reads DQ directly."""
+    dequantize = shuffle.inputs[0].producer() if shuffle.inputs[0] is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or shuffle.outputs[0].is_graph_output():
+        return
+    if only_consumer(dequantize.outputs[0]) is not shuffle:
+        return
+    shuffled, levels = shuffle.outputs[0], dequantize.outputs[0]
+    shuffle.replace_input_with(0, dequantize.inputs[0])
+    shuffled.replace_all_uses_with(levels)
+    dequantize.replace_input_with(0, shuffled)
+    shuffled.dtype, shuffled.name = ir.DataType.UINT8, f"{shuffled.name}.codes"
+    graph.remove(dequantize)
+    graph.insert_after(shuffle, dequantize)
 
 
 def _refine_weight(editor: GraphEditor, marker: ir.Node) -> None:
@@ -107,14 +126,14 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
 
 def _raised_by(grid: Grid) -> int:
     """What is added to a grid's codes: 1 where its code of zero is odd and ties are common, else 0."""
-    return int(grid.is_power_of_two and grid.zero_point % 2 == 1 and grid.code_max < UINT8_MAX)
+    return int(not grid.is_free and grid.is_power_of_two and grid.zero_point % 2 == 1 and grid.code_max < UINT8_MAX)
 
 
-def _quantize(
-    editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value
-) -> tuple[ir.Value, ir.Value]:
+def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Q, bounds and DQ in front of the marker; returns the codes and what they stand for."""
     raised = _raised_by(grid)
+    if not grid.is_free and grid.is_power_of_two and (grid.zero_point + raised) % 2:
+        x = round_to_even_code(editor, marker, name, grid, x)
     if grid.code_max == UINT8_MAX and quirks.comes_from_concat(x):
         value = np.float32(UINT8_MAX - grid.zero_point) * np.float32(grid.scale)
         bound = editor.constant(f"{name}.min", value, np.float32)

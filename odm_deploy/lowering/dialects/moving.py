@@ -35,6 +35,7 @@ def prepare(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "DepthToSpace":
             _convolve_before(graph, editor, node)
+            _quantize_before(graph, node)
     editor.drop_unused_constants()
 
 
@@ -69,7 +70,9 @@ def _absorb_followers(graph: ir.Graph, quantizer: ir.Node) -> None:
             if result.is_graph_output():
                 continue
             if markers.is_quantizer(node) and markers.grid_of(node) == grid and not grid.is_free:
-                markers.stand_for(quantizer, [(markers.layer_of(node), markers.block_of(node)), *markers.others_of(node)])
+                markers.stand_for(
+                    quantizer, [(markers.layer_of(node), markers.block_of(node)), *markers.others_of(node)]
+                )
                 waiting.append(value)
             elif node.op_type == "Relu" and grid.zero_point == 0 and not grid.is_free:
                 waiting.append(value)
@@ -113,7 +116,8 @@ def _swap(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:
     between, result = first.outputs[0], second.outputs[0]
     second.replace_input_with(0, first.inputs[0])
     if result.is_graph_output():
-        between.name, result.name, between.shape = result.name, between.name, result.shape
+        between.name, result.name = result.name, between.name
+        between.shape, result.shape = result.shape, None
     result.replace_all_uses_with(between, replace_graph_outputs=True)
     first.replace_input_with(0, result)
     graph.remove(first)
@@ -138,7 +142,9 @@ def _keeps_size(conv: ir.Node) -> bool:
     return pads == [codes.shape[2] // 2, codes.shape[3] // 2] * 2
 
 
-def scattered(codes: np.ndarray[tuple[int, ...], np.dtype[np.int8]], block: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
+def scattered(
+    codes: np.ndarray[tuple[int, ...], np.dtype[np.int8]], block: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
     """Weights of the convolution before a pixel shuffle (CRD) that equals one behind it.
 
     Args:

@@ -56,6 +56,14 @@ def center_of(grid: Grid) -> float:
     return float(np.float32(grid.scale * (grid.code_half - grid.zero_point)))
 
 
+def round_to_even_code(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value) -> ir.Value:
+    """The multiple of the scale nearest to `x`, ties to the even one; exact, because the scale is a power of two."""
+    step = editor.constant(f"{layer}.step", grid.scale, np.float32)
+    for op, operands in (("Div", [step]), ("Round", []), ("Mul", [step])):
+        x = editor.node_before(marker, op, [x, *operands], f"{layer}.{op.lower()}")
+    return x
+
+
 def shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: float) -> None:
     """Add center * sum(w^) per output channel to what `consumer` computes.
 

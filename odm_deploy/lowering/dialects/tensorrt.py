@@ -33,10 +33,10 @@ import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
+from odm_deploy.graphs.editor import GraphEditor, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
-from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, shift_bias
+from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, round_to_even_code, shift_bias
 from odm_deploy.lowering.metadata import Tap
 
 INT8_MIN, INT8_MAX = -128, 127
@@ -106,7 +106,7 @@ def _lower_signal(editor: GraphEditor, marker: ir.Node) -> Tap:
 def _centered(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value) -> ir.Value:
     """`x` less the centre of its grid."""
     if not grid.is_free and grid.is_power_of_two and (grid.code_half - grid.zero_point) % 2:
-        x = _round_to_even_code(editor, marker, name, grid, x)
+        x = round_to_even_code(editor, marker, name, grid, x)
     shift = editor.constant(f"{name}.center", center_of(grid), np.float32)
     return editor.node_before(marker, "Sub", [x, shift], f"{name}.centered")
 
@@ -114,14 +114,6 @@ def _centered(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir
 def _fits_int8(grid: Grid) -> bool:
     """Whether the codes minus the zero point fit int8, so that no shift is needed."""
     return not grid.is_free and grid.zero_point <= -INT8_MIN and grid.code_max - grid.zero_point <= INT8_MAX
-
-
-def _round_to_even_code(editor: GraphEditor, marker: ir.Node, layer: str, grid: Grid, x: ir.Value) -> ir.Value:
-    """The multiple of the scale nearest to `x`, ties to the even one; exact, because the scale is a power of two."""
-    step = editor.constant(f"{layer}.step", grid.scale, np.float32)
-    for op, operands in (("Div", [step]), ("Round", []), ("Mul", [step])):
-        x = editor.node_before(marker, op, [x, *operands], f"{layer}.{op.lower()}")
-    return x
 
 
 def _quantize(

@@ -6,7 +6,7 @@ number of threads and the runtime make no difference, because no operation ever 
 
 - convolution: with input codes in [lowest, highest] a partial sum over any subset of the products, in any order, lies
   between the sum of min(w * lowest, w * highest, 0) and that of max(..., 0); the bias comes on top. Engines without
-  zero points shift 8-bit codes to -128..127 and the bias with them (`lowering.dialects.tensorrt`): bounded the same way;
+  zero points shift 8-bit codes to -128..127 and the bias with them (`lowering.dialects`): bounded the same way;
 - addition: engines fuse it into the convolution in front of it, whose partial sums then start from the other operand,
   so that bound is added to the convolution's, not to its result's;
 - quantizer: dividing by a power of two is exact; engines that compute around an offset of 128 codes add that;

@@ -1,0 +1,159 @@
+"""The `cpu` dialect: the codes of the reference, on every implementation, from nodes that CPU kernels fuse."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+from odm_deploy.errors import UsageError
+from odm_deploy.grid import Grid
+from odm_deploy.lowering.dialects.moving import scattered
+from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.lowering.metadata import read_taps
+from odm_deploy.proof.layer_parity import OUTPUT
+from odm_deploy.proof.reference import TorchReference
+from odm_deploy.proof.teacher_forced_layers import compare_layers
+from odm_deploy.proof.teacher_forcing import shuffled, unshuffled
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import QuantizedModel, freeze
+from tests.exact_models import calibrated_exact
+from tests.factories import OPENERS, lowered, model_of_all_kinds, quantized, random_images, tiny_network
+
+FUSES_AND_ROUNDS_BIASES = "onnxruntime"
+EXACT_OPENERS = [name for name in OPENERS if name != FUSES_AND_ROUNDS_BIASES]
+MOST_FLIPS = 1e-4
+
+
+@pytest.mark.parametrize("opener", EXACT_OPENERS)
+def test_power_of_two_scales_agree_to_the_bit(opener):
+    model, images = model_of_all_kinds(power_of_two=True), random_images(13, 18, count=2)
+    proto = lowered(model, target="cpu")
+    with OPENERS[opener](proto.SerializeToString()) as runtime:
+        np.testing.assert_array_equal(runtime.upscale(images), TorchReference(model).upscale(images))
+    layers = compare_layers(model, proto, OPENERS[opener], [random_images(9, 11, seed=4)])
+    assert {layer.name: layer.flips for layer in layers} == dict.fromkeys([*model.layers, OUTPUT], 0)
+
+
+@pytest.mark.parametrize("opener", EXACT_OPENERS)
+def test_ordinary_scales_flip_hardly_a_code_in_any_layer(opener):
+    model = model_of_all_kinds(power_of_two=False)
+    layers = compare_layers(model, lowered(model, target="cpu"), OPENERS[opener], [random_images(16, 20)])
+    assert max(layer.max_step for layer in layers) <= 1
+    assert sum(layer.flips for layer in layers) <= MOST_FLIPS * sum(layer.codes for layer in layers)
+
+
+@pytest.mark.parametrize("name", ["edsr", "rdn"])
+@pytest.mark.parametrize("opener", OPENERS)
+def test_exact_models_give_the_same_bytes_in_both_dialects(opener, name):
+    model, images = calibrated_exact(name), np.round(random_images(13, 18))
+    expected = TorchReference(model).upscale(images)
+    for target in ("tensorrt", "cpu"):
+        with OPENERS[opener](lowered(model, target=target).SerializeToString()) as runtime:
+            np.testing.assert_array_equal(runtime.upscale(images), expected)
+    layers = compare_layers(model, lowered(model, target="cpu"), OPENERS[opener], [images])
+    assert [layer.flips for layer in layers] == [0] * len(layers)
+
+
+def all_quantized(scale: int = 4, bits: int = 8) -> QuantizedModel:
+    """EDSR with every layer quantized, on the grids that exact models have: codes of zero are even."""
+    model = quantized(tiny_network(scale=scale), lambda *_: (bits, "asymmetric", "per_channel"), power_of_two=True)
+    for layer in model.layers.values():
+        layer.grid = dataclasses.replace(layer.grid, zero_point=layer.grid.zero_point // 2 * 2)
+    return model
+
+
+def test_no_operator_pads_or_shifts_and_codes_are_bytes_bounded_as_integers():
+    for bits in (4, 8):
+        graph = lowered(all_quantized(bits=bits), target="cpu").graph
+        kinds = [node.op_type for node in graph.node]
+        assert not {"Pad", "Sub", "Max", "Min"} & set(kinds)
+        assert ("Clip" in kinds) == (bits < 8)
+        constants = {tensor.name: tensor for tensor in graph.initializer}
+        zeros = [constants[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+        assert {zero.data_type for zero in zeros} == {TensorProto.UINT8}
+
+
+def test_quantizers_stand_before_shuffles_and_the_narrow_last_convolution_does_too():
+    model = all_quantized()
+    proto = lowered(model, target="cpu")
+    producers = {node.output[0]: node for node in proto.graph.node}
+    shuffles = [node for node in proto.graph.node if node.op_type == "DepthToSpace"]
+    assert [producers[node.input[0]].op_type for node in shuffles] == ["DequantizeLinear", "Conv"]
+    assert {tap.layer: tap.block for tap in read_taps(proto) if tap.block > 1} == {"tail.0.2": 2, "tail.1": 2}
+    images = random_images(11, 14, count=2)
+    for opener in ("onnx_reference", "onnxruntime_unfused", "openvino"):
+        with OPENERS[opener](proto.SerializeToString()) as runtime:
+            np.testing.assert_array_equal(runtime.upscale(images), TorchReference(model).upscale(images))
+
+
+@pytest.mark.parametrize(("block", "size"), [(2, 3), (3, 3), (2, 9), (4, 5), (2, 1)])
+def test_a_convolution_behind_a_shuffle_is_one_before_it(block, size):
+    generator = torch.Generator().manual_seed(block * size)
+    codes = torch.randint(-128, 128, (3, 4, size, size), generator=generator).to(torch.int8)
+    x = torch.randint(-50, 50, (2, 4 * block**2, 7, 6), generator=generator).double()
+    behind = nn.functional.conv2d(nn.functional.pixel_shuffle(x, block), codes.double(), padding=size // 2)
+    moved = torch.from_numpy(scattered(codes.numpy(), block)).double()
+    before = nn.functional.conv2d(x, moved, padding=(moved.shape[2] // 2, moved.shape[3] // 2))
+    assert torch.equal(nn.functional.pixel_shuffle(before, block), behind)
+
+
+def test_shuffling_codes_is_pixel_shuffle_and_has_an_inverse():
+    x = torch.arange(2 * 12 * 5 * 4).reshape(2, 12, 5, 4)
+    for block in (1, 2):
+        assert np.array_equal(shuffled(x.numpy(), block), nn.functional.pixel_shuffle(x, block).numpy())
+        assert np.array_equal(unshuffled(shuffled(x.numpy(), block), block), x.numpy())
+
+
+def test_low_bit_weights_use_the_room_in_int8_and_stay_the_same_numbers():
+    model = all_quantized(bits=2)
+    proto = lowered(model, target="cpu")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    producers = {node.output[0]: node for node in proto.graph.node}
+    for node in proto.graph.node:
+        layer = model.layers.get(node.name)
+        if node.op_type != "Conv" or layer is None or node.name == "tail.1":
+            continue
+        codes, scale, _ = (constants[name] for name in producers[node.input[1]].input)
+        assert 32 <= np.abs(codes.astype(int)).max() <= 127
+        weight = codes.astype(np.float32) * scale.reshape(-1, 1, 1, 1)
+        np.testing.assert_array_equal(weight, layer.weight.numpy())
+
+
+def test_half_precision_is_no_matter_of_the_graph_on_cpus():
+    with pytest.raises(UsageError, match="--target cpu with --precision fp16"):
+        LoweringOptions("fp16", target="cpu")
+
+
+def with_signals(bits: int) -> QuantizedModel:
+    """EDSR whose sums and outputs lie on grids; at 8 bits, input grids equal those of what they read."""
+    network = tiny_network(scale=2, blocks=2, features=4)
+    model = quantized(network, lambda *_: (bits, "asymmetric", "per_channel"), power_of_two=True)
+    eight = Grid(0.25, 128, 8)
+    layers = {
+        name: FrozenLayer(layer.weight_codes, eight if bits == 8 and name != "head.0" else layer.grid, layer.bias)
+        for name, layer in model.layers.items()
+    }
+    names = ["head.0", "body.0.body.2", "body.0.sum", "body.1.body.2", "body.1.sum", "body.2", "sum", "tail.0.0"]
+    return freeze(network, layers, signals={f"{name}.output": eight for name in names})
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("opener", EXACT_OPENERS)
+def test_signals_and_inputs_on_one_grid_are_one_quantizer(opener, bits):
+    model, images = with_signals(bits), random_images(9, 12)
+    proto = lowered(model, target="cpu")
+    quantizers = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    merged = [tap for tap in read_taps(proto) if tap.same_as]
+    assert len(quantizers) + len(merged) == len(model.grids)
+    assert bool(merged) == (bits == 8)
+    if opener != "openvino":
+        # OpenVINO fuses sums with convolutions across quantizers, which moves ties; each layer for itself is right.
+        with OPENERS[opener](proto.SerializeToString()) as runtime:
+            np.testing.assert_array_equal(runtime.upscale(images), TorchReference(model).upscale(images))
+    layers = compare_layers(model, proto, OPENERS[opener], [images])
+    assert {layer.name: layer.flips for layer in layers if layer.flips} == {}
