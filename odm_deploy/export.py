@@ -81,7 +81,7 @@ def write_bundle(
         # Seen from the bundle, unless an absolute path was given: commands run in any folder.
         seen = str(checkpoint) if checkpoint.is_absolute() else path_from(folder, checkpoint)
         described = {
-            name: _describe_graph(proto, temporary / name, way)
+            name: _describe_graph(model, proto, temporary / name, way)
             for (name, proto), way in zip(protos.items(), ways, strict=True)
         }
         radius = receptive_radius_px(protos[ONNX_FILE])
@@ -99,9 +99,14 @@ def _write_golden(model: QuantizedModel, protos: dict[str, onnx.ModelProto], fol
     golden.write(folder)
 
 
-def _describe_graph(proto: onnx.ModelProto, path: Path, lowering: LoweringOptions) -> dict[str, Any]:
-    opset = proto.opset_import[0].version
-    return {"sha256": file_sha256(path), "opset": opset, **dataclasses.asdict(lowering)}
+def _describe_graph(
+    model: QuantizedModel, proto: onnx.ModelProto, path: Path, lowering: LoweringOptions
+) -> dict[str, Any]:
+    facts = {"sha256": file_sha256(path), "opset": proto.opset_import[0].version, **dataclasses.asdict(lowering)}
+    if path.name == CPU_ONNX_FILE:
+        # ONNX Runtime gains where outputs of convolutions are quantized, and rounds the biases of those it fuses.
+        facts["runtimes"] = ["openvino", *(["onnxruntime"] if model.signals else [])]
+    return facts
 
 
 def _describe(

@@ -9,6 +9,7 @@ from pathlib import Path
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.bundle_engine import say_warnings
 from odm_deploy.building.coverage import Coverage, coverage
+from odm_deploy.building.cpu_layers import cpu_layers
 from odm_deploy.building.layer_table import LayerRecord, recorded_layers
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle import Bundle
@@ -20,13 +21,20 @@ from odm_deploy.progress import Say, silent
 
 
 def bundle_coverage(
-    bundle: Bundle, shapes: InputShapes, *, rebuild: bool = False, timeout_s: float = 600.0, say: Say = silent
+    bundle: Bundle,
+    shapes: InputShapes,
+    *,
+    runtime: str | None = None,
+    rebuild: bool = False,
+    timeout_s: float = 600.0,
+    say: Say = silent,
 ) -> tuple[Coverage, str]:
     """Compare what a bundle's graph asks for with what its engine does; returns that, and where the layers are from.
 
     Args:
         bundle: a bundle, an engine.plan in one, or a model.onnx, of which an engine is built and thrown away.
         shapes: multiply-accumulates are counted at its `opt` shape; a build is for these.
+        runtime: one of `CPU_RUNTIMES`, to ask that instead of an engine; it gets the bundle's graph for CPUs.
         rebuild: whether to build anew rather than read what the bundle recorded.
         timeout_s: how long a build may take.
         say: takes lines about a build.
@@ -35,6 +43,11 @@ def bundle_coverage(
         InputError: there is no graph, or it is unreadable.
         BuildError, MissingError: as `build_engine`.
     """
+    if runtime is not None:
+        name = runtime.replace("-", "_")
+        taken = bundle.seen_by(name)
+        layers, source = cpu_layers(name, taken.onnx_bytes, taken.graph, shapes)
+        return _with_bits(coverage(taken.graph, layers, shapes, explain=False), bundle), source
     graph = bundle.graph
     engine = None if bundle.kind == "onnx" or bundle.manifest is None else bundle.manifest.engine
     if engine is None or rebuild:

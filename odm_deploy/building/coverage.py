@@ -96,7 +96,11 @@ class Coverage:
 
 
 def coverage(
-    model: ModelProto | Path | str, layers: Sequence[LayerRecord], sizes: InputShapes | None = None
+    model: ModelProto | Path | str,
+    layers: Sequence[LayerRecord],
+    sizes: InputShapes | None = None,
+    *,
+    explain: bool = True,
 ) -> Coverage:
     """Compare what a graph asks for with what an engine built from it does.
 
@@ -105,13 +109,14 @@ def coverage(
         layers: the engine's layers (`BuildReport.layers`).
         sizes: input shapes; multiply-accumulates are counted at its `opt` shape. None: at the graph's own shape, if
             it has one.
+        explain: whether what `lint` knows of TensorRT says why a layer is not int8.
 
     Raises:
         InputError: the ONNX file cannot be read.
     """
     loaded = model if isinstance(model, ModelProto) else read_onnx(Path(model))[0]
     graph = QdqGraph(loaded)
-    findings = lint(loaded)
+    findings = lint(loaded) if explain else []
     shapes = infer_shapes(graph.model, sizes)
     asked = find_layers(graph)
     names = Counter(layer.name for layer in asked)
@@ -161,4 +166,6 @@ def _reason(layer: Layer, record: LayerRecord | None, about: Sequence[Finding]) 
         return "; ".join(f"{finding.message} [{finding.rule}]" for finding in about)
     if record is None:
         return "no layer of the engine names it"
+    if record.kind in ("Conv", "FusedConv"):
+        return "nothing quantizes its output at once, as ONNX Runtime wants it (profile integer does)"
     return f"no known trap: the builder chose {record.kind or 'another kernel'}"

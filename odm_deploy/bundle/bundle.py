@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ModelKind = Literal["onnx", "plan"]
 """The two kinds of files in a bundle that runtimes load: graphs and `engine.plan`."""
 Target = Literal["tensorrt", "cpu"]
-"""A family of runtimes that has a dialect, and in a bundle a graph, of its own."""
+"""A family of runtimes that has a dialect of its own."""
 
 _HOW_TO_MAKE: dict[str, str] = {
     ONNX_FILE: "make a bundle with: odm-deploy export model.pt -o DIR",
@@ -77,17 +77,18 @@ class Bundle:
         """The bundle's folder; None for a file that lies in none."""
         return self._around if self.kind is None or (self._around / MANIFEST_FILE).is_file() else None
 
-    def seen_by(self, target: Target) -> Bundle:
-        """The bundle as a family of runtimes takes it: its graph is that family's, where the bundle has one for it.
+    def seen_by(self, runtime: str) -> Bundle:
+        """The bundle as a runtime takes it: with the graph for CPUs where the manifest names the runtime there.
 
-        A file that was named is taken as it is.
+        A file that was named is taken as it is, and so is a bundle without a readable manifest.
         """
-        return self._for_cpus if target == "cpu" and self.has_cpu_graph else self
-
-    @property
-    def has_cpu_graph(self) -> bool:
-        """Whether this is a whole bundle with a graph of its own for runtimes on CPUs."""
-        return self.kind is None and (self._around / CPU_ONNX_FILE).is_file()
+        if self.kind is not None or not (self._around / CPU_ONNX_FILE).is_file():
+            return self
+        try:
+            stated = (self.manifest and self.manifest.cpu_onnx) or {}
+        except InputError:
+            return self
+        return self._for_cpus if runtime in stated.get("runtimes", ()) else self
 
     @cached_property
     def _for_cpus(self) -> Bundle:

@@ -24,6 +24,11 @@ NO_SHARE = 0.005
 @click.command("inspect")
 @click.argument("path", metavar="BUNDLE|ONNX|MODEL.pt", type=click.Path(path_type=Path))
 @click.option("--shapes", default="1x3x270x480", show_default=True, help="Input shape that MACs are counted at.")
+@click.option(
+    "--runtime",
+    metavar="NAME",
+    help="Ask onnxruntime or openvino what it makes of the graph for CPUs.  [default: TensorRT's builder]",
+)
 @click.option("--rebuild", is_flag=True, help="Build anew rather than read what the bundle recorded.")
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
 @click.option(
@@ -35,7 +40,15 @@ NO_SHARE = 0.005
 )
 @trust_option
 @json_option
-def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention: Convention, as_json: bool) -> None:
+def command(
+    path: Path,
+    shapes: str,
+    runtime: str | None,
+    rebuild: bool,
+    timeout_s: float,
+    convention: Convention,
+    as_json: bool,
+) -> None:
     """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).
 
     TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. A layer that the
@@ -51,7 +64,8 @@ def command(path: Path, shapes: str, rebuild: bool, timeout_s: float, convention
         _inspect_checkpoint(path, convention, as_json)
         return
     sizes = parse_shapes(shapes)
-    found, source = bundle_coverage(Bundle.open(path), sizes, rebuild=rebuild, timeout_s=timeout_s, say=say)
+    bundle = Bundle.open(path)
+    found, source = bundle_coverage(bundle, sizes, runtime=runtime, rebuild=rebuild, timeout_s=timeout_s, say=say)
     if as_json:
         emit_json({**found.to_dict(), "source": source})
     else:

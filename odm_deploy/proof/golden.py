@@ -139,7 +139,7 @@ def verify_golden(bundle: Bundle, runtime: str | None, options: RuntimeOptions) 
             fix="add --images DIR",
         )
     with open_runtime(bundle, runtime, options, order=FAITHFUL_FIRST) as opened:
-        bundle = bundle.seen_by(opened.target)
+        bundle = bundle.seen_by(opened.name)
         lowered = None if bundle.onnx_path is None else bundle.graph
         as_opened = partial(type(opened).open_bytes, options=options) if opened.model_kind == "onnx" else None
         report = check_golden(bundle.golden, opened, lowered, as_opened)

@@ -74,7 +74,7 @@ def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
     given_sources: dict[str, str] = {}
     for node in graph.node:
         for slot, name in enumerate(node.input):
-            if name in codes and node.op_type == "DequantizeLinear":
+            if name in codes and node.op_type in ("DequantizeLinear", "DepthToSpace"):
                 node.input[slot] = name + GIVEN
             elif name in sources - graph_inputs and node.output[0] not in entries:
                 node.input[slot] = name + GIVEN

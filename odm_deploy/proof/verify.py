@@ -133,7 +133,7 @@ def prove(
     """`verify` of what is open already: the reference, and the bundle on its runtime. Raises as it does."""
     for reason in runtime.passed_over:
         say(f"passed over: {reason}")
-    taken, layers = bundle.seen_by(runtime.target), list[LayerParity]()
+    taken, layers = bundle.seen_by(runtime.name), list[LayerParity]()
     if options.layers:
         few = files[:LAYER_IMAGES]
         layers = _compare_layers(taken, model, runtime, few, options, say)

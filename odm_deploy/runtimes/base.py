@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from odm_deploy.bundle import Bundle, ModelKind, Target
+from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.closable import Closable
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.runtimes.dlpack import Tensors, host_array
@@ -47,8 +47,6 @@ class Runtime(Closable):
     """The name users pass to `--runtime`."""
     model_kind: ClassVar[ModelKind]
     """Which kind of file of a bundle this runtime loads."""
-    target: ClassVar[Target] = "tensorrt"
-    """Which of a bundle's graphs it takes, where there are two."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
-from odm_deploy.checkpoint import load_model
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.grid import Grid
 from odm_deploy.machine.builders import can_build, find_builder
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import freeze
 from tests.command_line import run_cli
+from tests.factories import quantized, tiny_network
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
 RTX = find_builder("tensorrt_rtx")
@@ -142,3 +147,49 @@ def test_checkpoint_costs_what_the_convention_counts(tiny_checkpoint):
     assert "tera-BitOPs for a 1920x1080 output (honest convention)" in shown.stdout
     assert "body.1.body.2" in shown.stdout
     assert "body.1.body.2" in run_cli("inspect", tiny_checkpoint).stdout
+
+
+def bundle_with_signals(folder, *, signals: bool):
+    network = tiny_network(scale=2, blocks=1, features=16)
+    model = quantized(network, lambda *_: (8, "symmetric", "per_channel"))
+    # Behind a rectifier grids start at zero, as calibration makes them.
+    starts = {"body.0.body.2": 0}
+    layers = {
+        name: FrozenLayer(
+            layer.weight_codes, replace(layer.grid, zero_point=starts.get(name, layer.grid.zero_point)), layer.bias
+        )
+        for name, layer in model.layers.items()
+    }
+    names = ["head.0", "body.0.body.2", "body.0.sum", "body.1", "sum", "tail.1"] if signals else []
+    grid = Grid.from_range(-300.0, 300.0, 8)
+    frozen = freeze(network, layers, signals={f"{name}.output": grid for name in names})
+    save_model(frozen, folder / "model.pt")
+    assert run_cli("export", folder / "model.pt", "-o", folder / "bundle", "--no-engine", "--target", "auto").code == 0
+    return folder / "bundle"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_on_cpus_are_asked_what_they_execute(tmp_path, runtime):
+    bundle = bundle_with_signals(tmp_path, signals=True)
+    outcome = run_cli("inspect", bundle, "--runtime", runtime, "--shapes", "1x3x24x32", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.document["int8_layers"] == outcome.document["quantized_layers"] == 6
+    assert runtime in outcome.document["source"]
+
+
+def test_onnxruntime_runs_convolutions_whose_output_is_float_as_float_and_inspect_says_so(tmp_path):
+    bundle = bundle_with_signals(tmp_path, signals=False)
+    outcome = run_cli("inspect", bundle, "--runtime", "onnxruntime", "--shapes", "1x3x24x32", "--json")
+    assert outcome.code == 3
+    floats = {layer["name"] for layer in outcome.document["layers"] if layer["precision"] == "fp32"}
+    assert {"head.0", "body.0.body.2", "body.1", "tail.1"} <= floats
+    assert "quantizes its output" in outcome.stderr
+    # OpenVINO needs no such quantizers.
+    assert run_cli("inspect", bundle, "--runtime", "openvino", "--shapes", "1x3x24x32").code == 0
+
+
+def test_a_runtime_that_is_no_cpu_runtime_is_refused(tmp_path):
+    bundle = bundle_with_signals(tmp_path, signals=False)
+    outcome = run_cli("inspect", bundle, "--runtime", "tensorrt")
+    assert outcome.code == 2
+    assert "use onnxruntime, openvino" in outcome.stderr

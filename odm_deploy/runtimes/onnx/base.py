@@ -30,7 +30,7 @@ class GraphRuntime(Runtime):
 
     @classmethod
     def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
-        bundle = bundle.seen_by(cls.target)
+        bundle = bundle.seen_by(cls.name)
         if not bundle.is_as_exported:
             try_in_child(cls.name, bundle.onnx_bytes, str(bundle))
         return cls._load(bundle.onnx_bytes, bundle.graph, options, str(bundle))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Self
 
 import onnx
 
-from odm_deploy.bundle import Target
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.installing import install_extra
 from odm_deploy.machine.host import describe_cpu, physical_cpus
@@ -35,7 +34,6 @@ class OnnxRuntime(GraphRuntime):
     """
 
     name: ClassVar[str] = "onnxruntime"
-    target: ClassVar[Target] = "cpu"
     provider: ClassVar[str] = "CPUExecutionProvider"
     speed_note: str = (
         "ONNX Runtime runs a quantized convolution as int8 only where a quantizer follows it at once, and the others "
@@ -123,7 +121,6 @@ class OnnxRuntimeCuda(OnnxRuntime):
     """An ONNX Runtime session on an NVIDIA GPU. It computes QDQ graphs in float: for checking, not for int8 speed."""
 
     name: ClassVar[str] = "onnxruntime_cuda"
-    target: ClassVar[Target] = "tensorrt"
     on_gpu: ClassVar[bool] = True
     provider: ClassVar[str] = "CUDAExecutionProvider"
 

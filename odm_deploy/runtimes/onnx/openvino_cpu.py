@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from onnx import ModelProto
 
-from odm_deploy.bundle import Target
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.installing import install_extra
 from odm_deploy.lowering.metadata import is_marked_exact
@@ -34,7 +33,6 @@ class OpenVinoCpu(GraphRuntime):
     """
 
     name: ClassVar[str] = "openvino"
-    target: ClassVar[Target] = "cpu"
     rounding_note: ClassVar[str] = (
         "OpenVINO multiplies by the reciprocal of a quantizer's step where the reference divides by it, and quantizes "
         "to int8 around an offset of 128 in float32, so inputs on a rounding tie, or within 1e-5 of a step from one, "

@@ -83,7 +83,7 @@ def test_quantizers_stand_before_shuffles_and_the_narrow_last_convolution_does_t
     proto = lowered(model, target="cpu")
     producers = {node.output[0]: node for node in proto.graph.node}
     shuffles = [node for node in proto.graph.node if node.op_type == "DepthToSpace"]
-    assert [producers[node.input[0]].op_type for node in shuffles] == ["DequantizeLinear", "Conv"]
+    assert [producers[node.input[0]].op_type for node in shuffles] == ["QuantizeLinear", "Conv"]
     assert {tap.layer: tap.block for tap in read_taps(proto) if tap.block > 1} == {"tail.0.2": 2, "tail.1": 2}
     images = random_images(11, 14, count=2)
     for opener in ("onnx_reference", "onnxruntime_unfused", "openvino"):

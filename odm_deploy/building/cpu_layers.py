@@ -1,0 +1,102 @@
+"""What runtimes on CPUs make of a graph: each convolution and matrix product with the arithmetic it gets.
+
+ONNX Runtime tells by the graph that it saves after optimization: a product in integers is a node of another type there
+(QLinearConv, ...). OpenVINO tells by the model it executes. Both are compiled for it, and thrown away.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from odm_deploy.building.layer_table import LayerRecord
+from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.graphs.input_shapes import InputShapes
+
+CPU_RUNTIMES = ("onnxruntime", "openvino")
+
+# Of fused convolutions, which keep the name of the node they came from and may get a number.
+_RENAMED = "_token_"
+_INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"})
+_FLOAT = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
+
+
+def cpu_layers(runtime: str, model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tuple[list[LayerRecord], str]:
+    """The layers that a runtime makes of a graph, and whose word that is.
+
+    Args:
+        runtime: a name in `CPU_RUNTIMES`; `-` and `_` are the same.
+        model: the graph, serialized.
+        graph: the same, parsed.
+        sizes: OpenVINO compiles for its `opt` shape.
+
+    Raises:
+        UsageError: another runtime.
+        MissingError: it is not installed.
+        InputError: it refuses the graph.
+    """
+    if runtime not in CPU_RUNTIMES:
+        raise UsageError(f"--runtime {runtime}", fix=f"use {', '.join(CPU_RUNTIMES)}; for TensorRT leave it out")
+    if importlib.util.find_spec(runtime) is None:
+        raise MissingError(f"{runtime} is not installed", fix=f"pip install {runtime}")
+    try:
+        return _of_onnxruntime(model) if runtime == "onnxruntime" else _of_openvino(model, graph, sizes)
+    except (MissingError, UsageError):
+        raise
+    except Exception as error:  # neither runtime's exceptions share a base but Exception
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{runtime} cannot load the graph", why=lines[0]) from error
+
+
+def _of_onnxruntime(model: bytes) -> tuple[list[LayerRecord], str]:
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        optimized = onnx.load(settings.optimized_model_filepath)
+    records = [
+        LayerRecord(node.name, node.op_type, "int8" if node.op_type in _INTEGER else "fp32", (_plain_name(node.name),))
+        for node in optimized.graph.node
+        if node.op_type in _INTEGER | _FLOAT
+    ]
+    return records, f"onnxruntime {ort.__version__}, its graph after optimization"
+
+
+def _plain_name(name: str) -> str:
+    return name.partition(_RENAMED)[0].removesuffix("_nchwc").removesuffix("_nhwc")
+
+
+def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tuple[list[LayerRecord], str]:
+    import openvino
+
+    core = openvino.Core()
+    read = core.read_model(model)
+    source = graph.graph.input[0]
+    nhwc = source.type.tensor_type.shape.dim[-1].dim_value == 3
+    n, c, h, w = sizes.opt
+    read.reshape({source.name: [n, h, w, c] if nhwc else [n, c, h, w]})
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    # OpenVINO calls an operator of an ONNX file by its name, or by that of its result.
+    names = {text: node.name for node in graph.graph.node for text in (node.name, node.output[0])}
+    records: list[LayerRecord] = []
+    for operator in compiled.get_runtime_model().get_ordered_ops():
+        facts = operator.get_rt_info()
+        kind, precision, sources = (
+            _text(facts, key) for key in ("layerType", "runtimePrecision", "originalLayersNames")
+        )
+        nodes = tuple(dict.fromkeys(names[text] for text in sources.split(",") if text in names))
+        spelled = "int8" if precision in ("i8", "u8") else {"f32": "fp32", "f16": "fp16"}.get(precision, precision)
+        records.append(LayerRecord(operator.get_friendly_name(), kind, spelled, nodes))
+    return records, f"openvino {openvino.__version__}, the model it executes"
+
+
+def _text(facts: Any, key: str) -> str:
+    value = facts[key]
+    return str(value.astype(str) if hasattr(value, "astype") else value)
