@@ -68,7 +68,9 @@ def write_bundle(
     with atomic_directory(folder) as temporary:
         say("lowering to ONNX")
         ways = [lowering, *([dataclasses.replace(lowering, target="cpu")] if for_cpus else [])]
-        protos = dict(zip((ONNX_FILE, CPU_ONNX_FILE), lower_each(model, ways), strict=False))
+        protos: dict[str, onnx.ModelProto] = dict(
+            zip((ONNX_FILE, CPU_ONNX_FILE), lower_each(model, ways), strict=False)
+        )
         for name, proto in protos.items():
             (temporary / name).write_bytes(proto.SerializeToString(deterministic=True))
         onnx_path = temporary / ONNX_FILE

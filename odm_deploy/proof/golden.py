@@ -140,6 +140,7 @@ def verify_golden(bundle: Bundle, runtime: str | None, options: RuntimeOptions) 
         )
     with open_runtime(bundle, runtime, options, order=FAITHFUL_FIRST) as opened:
         bundle = bundle.seen_by(opened.name)
+        assert bundle.golden is not None
         lowered = None if bundle.onnx_path is None else bundle.graph
         as_opened = partial(type(opened).open_bytes, options=options) if opened.model_kind == "onnx" else None
         report = check_golden(bundle.golden, opened, lowered, as_opened)

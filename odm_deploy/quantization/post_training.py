@@ -29,7 +29,7 @@ from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
 from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, fit_weights
 from odm_deploy.quantization.sequential import fit_in_sequence
-from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, sharing
+from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, on_sum_units, sharing
 from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
 from odm_deploy.quantization.weights import quantize_weight
 
@@ -160,6 +160,8 @@ def calibrate(
     if settings.adaptive_rounding or settings.correct_bias:
         layers = _fit_weights(network, parts, layers, signals, exact, settings, track)
     metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
+    if signals and not policy.power_of_two:
+        layers = {name: on_sum_units(layer) for name, layer in layers.items()}
     model = freeze(network, layers, metadata, signals)
     if policy.power_of_two:
         model = freeze_exact(model, weights)

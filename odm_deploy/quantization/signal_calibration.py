@@ -12,6 +12,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.power_of_two import round_to_multiples
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid
 from odm_deploy.quantization.signal_plan import Signal, SignalPlan
 from odm_deploy.quantization.signals import attach, with_signals
@@ -90,3 +91,15 @@ def on_grids(layers: Mapping[str, FrozenLayer], grids: Mapping[str, Grid]) -> di
     return {
         name: dataclasses.replace(layer, grid=grids[name]) if name in grids else layer for name, layer in layers.items()
     }
+
+
+def on_sum_units(layer: FrozenLayer) -> FrozenLayer:
+    """The layer with its bias rounded to what its integer sum counts in: input scale * weight scale of the channel.
+
+    Runtimes that fuse a layer with the quantizer behind it add the bias to that sum, and round it so in any case.
+    """
+    if layer.bias is None or layer.grid.is_free:
+        return layer
+    return dataclasses.replace(
+        layer, bias=round_to_multiples(layer.bias, layer.weight.scale.double() * layer.grid.scale)
+    )

@@ -106,15 +106,12 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
     if grid.is_free:
         center = editor.constant(f"{name}.center", center_of(grid), np.float32)
         x = editor.node_before(marker, "Sub", [x, center], f"{name}.centered")
-        if not is_signal:
-            consumer = only_consumer(marker.outputs[0])
-            if consumer is None:
-                raise InputError(f"cannot lower {name}", why="its quantized input feeds several operators")
-            shift_bias(editor, name, consumer, center_of(grid))
+        reader = only_consumer(marker.outputs[0])
+        if reader is None or is_signal:
+            raise InputError(f"cannot lower {name}", why="what lies on a free grid feeds several operators")
+        shift_bias(editor, name, reader, center_of(grid))
     consumer = None if is_signal else only_consumer(marker.outputs[0])
     codes, levels = _quantize(editor, marker, name, grid, x)
-    if grid.is_free and is_signal:
-        levels = editor.node_before(marker, "Add", [levels, center], f"{name}.levels")
     replace_node(marker, levels)
     if consumer is not None:
         for width in quirks.missing_additions(consumer):
