@@ -57,14 +57,20 @@ def command(
     input bits) for a 1920x1080 output.
     """
     from odm_deploy.building.bundle_coverage import bundle_coverage
+    from odm_deploy.building.cpu_layers import CPU_RUNTIMES
     from odm_deploy.bundle import Bundle
     from odm_deploy.graphs.input_shapes import parse_shapes
+    from odm_deploy.runtimes.onnx.trial import try_in_child
 
     if path.suffix in (".pt", ".pth"):
         _inspect_checkpoint(path, convention, as_json)
         return
     sizes = parse_shapes(shapes)
     bundle = Bundle.open(path)
+    if (name := (runtime or "").replace("-", "_")) in CPU_RUNTIMES:
+        taken = bundle.seen_by(name)
+        if not taken.is_as_exported:
+            try_in_child(name, taken.onnx_bytes, str(path))
     found, source = bundle_coverage(bundle, sizes, runtime=runtime, rebuild=rebuild, timeout_s=timeout_s, say=say)
     if as_json:
         emit_json({**found.to_dict(), "source": source})
