@@ -115,7 +115,7 @@ def feeds_for(
     for tap in forced.taps:
         if tap.same_as:
             continue
-        kind = helper.tensor_dtype_to_np_dtype(kinds[tap.codes + GIVEN])
+        kind = helper.tensor_dtype_to_np_dtype(kinds.get(tap.codes + GIVEN, onnx.TensorProto.INT8))
         stored = unshuffled(codes[tap.layer].astype(np.int16) - tap.code_offset, tap.block).astype(kind)
         feeds[tap.codes + GIVEN] = bordered(tap, stored, tap.zero_code - tap.code_offset)
         if tap.source in forced.given_sources:
