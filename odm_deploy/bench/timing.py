@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -64,8 +65,16 @@ class Percentiles:
         return cls(float(p50), float(p90), float(p99), float(np.mean(samples_ms)))
 
 
+class Timed(Protocol):
+    """What can be timed: every `Runtime`, and whatever else runs a model."""
+
+    def timed_run(self, feeds: Mapping[str, Array]) -> RunTimes:
+        """Run once for its duration."""
+        ...
+
+
 def time_runs(
-    runtimes: Sequence[Runtime],
+    runtimes: Sequence[Timed],
     feeds: Mapping[str, Array],
     effort: Effort | None = None,
     track: Track = untracked,
@@ -123,7 +132,7 @@ def _bursts(runs: Sequence[RunTimes]) -> int:
     return max(_FEWEST_QUEUED, min(len(runs), int(_QUEUED_MS / ms)))
 
 
-def _warm_up(runtime: Runtime, feeds: Mapping[str, Array]) -> float:
+def _warm_up(runtime: Timed, feeds: Mapping[str, Array]) -> float:
     """Run until caches, clocks and just-in-time compilers have settled; returns seconds of the fastest run."""
     start = time.perf_counter()
     fastest, runs = math.inf, 0

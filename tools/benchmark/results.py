@@ -1,0 +1,88 @@
+"""The measured rows as a table and a plot, and against the committed ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolbox import import_pyplot, markdown_table, save_figure
+
+TOLERANCE = 0.1
+"""How much worse a ratio may be before somebody is told."""
+VISIBLE_DB = 0.03
+"""What a model may lose to be called the same."""
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Tables of all networks and sizes, fastest variant first."""
+    peaks = ", ".join(
+        f"{kind} {value:.0f} {'GB/s' if kind == 'copy_gb_s' else 'GMAC/s'}"
+        for kind, value in document["peaks"].items()
+        if value
+    )
+    text = [f"{document['machine']} ({', '.join(document['features'])}); measured peaks: {peaks}\n"]
+    for (network, height, width), rows in _groups(document):
+        head = ["variant", "ms", "speed", "dB lost", "int8 share"]
+        lines = [
+            [
+                row["variant"],
+                f"{row['ms']:.1f} ({row['spread_ms'][0]:.1f} to {row['spread_ms'][1]:.1f})",
+                f"{row['speedup']:.2f}",
+                "" if row["lost_db"] is None else f"{row['lost_db']:.3f}",
+                "" if row["int8_share"] is None else f"{row['int8_share']:.0%}",
+            ]
+            for row in sorted(rows, key=lambda row: -row["speedup"])
+        ]
+        text.append(f"\n### {network}, {width}x{height}\n\n{markdown_table(head, lines)}")
+    return "".join(text)
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Speed of every variant, a panel for each network and size.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+    """
+    pyplot = import_pyplot()
+    groups = list(_groups(document))
+    height = sum(len(rows) for _, rows in groups) * 0.22 + len(groups) * 0.7
+    ratios = [len(rows) for _, rows in groups]
+    figure, panels = pyplot.subplots(
+        len(groups), 1, figsize=(8, height), height_ratios=ratios, layout="constrained", squeeze=False
+    )
+    for ((network, rows_px, columns_px), rows), axes in zip(groups, panels[:, 0], strict=True):
+        ordered = sorted(rows, key=lambda row: row["speedup"])
+        colours = ["tab:blue" if row["int8_share"] else "0.6" for row in ordered]
+        axes.barh([row["variant"] for row in ordered], [row["speedup"] for row in ordered], color=colours)
+        for index, row in enumerate(ordered):
+            lost = "" if row["lost_db"] is None else f"  -{max(row['lost_db'], 0):.2f} dB"
+            axes.text(row["speedup"], index, f" {row['speedup']:.2f}{lost}", va="center", fontsize=7)
+        axes.set_title(f"{network}, {columns_px}x{rows_px}", fontsize=9, loc="left")
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0.2)
+    panels[-1, 0].set_xlabel("speed relative to the float network on ONNX Runtime (ours in blue)")
+    save_figure(figure, path)
+
+
+def worse_ratios(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """A line for every speed ratio that is more than `TOLERANCE` below the committed one; rivals' count as well."""
+    known = {_key(row): row["speedup"] for row in committed["rows"]}
+    return [
+        f"{row['network']} {row['size'][1]}x{row['size'][0]}, {row['variant']}: {row['speedup']:.2f} against "
+        f"{known[_key(row)]:.2f}"
+        for row in found["rows"]
+        if _key(row) in known and row["speedup"] < known[_key(row)] * (1 - TOLERANCE)
+    ]
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["network"], *row["size"], row["variant"]
+
+
+def _groups(document: dict[str, Any]) -> Iterator[tuple[tuple[str, int, int], list[dict[str, Any]]]]:
+    """The rows of each network and size, in order."""
+    grouped: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for row in document["rows"]:
+        grouped.setdefault((row["network"], *row["size"]), []).append(row)
+    yield from grouped.items()

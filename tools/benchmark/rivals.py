@@ -1,0 +1,90 @@
+"""The quantizers people would use instead, each as its own documentation has it for convolutional networks on CPUs.
+
+onnxruntime's runs here. NNCF wants versions of its own, so it runs in an environment of its own:
+
+    python -m venv nncf && nncf/bin/pip install nncf openvino onnx
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from odm_deploy.errors import MissingError, OdmError
+
+Images = Sequence[NDArray[np.float32]]
+"""Calibration images, float32 [1, 3, H, W] in 0..255."""
+
+_NNCF_CHILD = Path(__file__).parent / "nncf_child.py"
+
+
+def onnxruntime_static(network: ModelProto, images: Images) -> bytes:
+    """Onnxruntime's static quantizer: preprocessed graph, QDQ, uint8 activations, int8 weights per channel, min-max.
+
+    Everything is quantized, as its documentation has it.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left = iter(images)
+
+        def get_next(self) -> Any:
+            image = next(self._left, None)
+            return None if image is None else {network.graph.input[0].name: image}
+
+    with tempfile.TemporaryDirectory(prefix="onnxruntime_static_") as folder:
+        plain, prepared, quantized = (Path(folder) / name for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
+        plain.write_bytes(network.SerializeToString())
+        # Symbolic shapes need the batch, height and width that vary here; the other steps are what it asks for.
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantized,
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return quantized.read_bytes()
+
+
+def nncf(python: Path, network: ModelProto, images: Images, preset: str, folder: Path) -> Path:
+    """NNCF's post-training quantization of an OpenVINO model, with its defaults but for the preset.
+
+    Args:
+        python: the interpreter of the environment it is installed in.
+        network: the float network.
+        images: what it calibrates on; all of them.
+        preset: `performance` (symmetric grids, its default) or `mixed` (asymmetric activations).
+        folder: where the result is written.
+
+    Returns:
+        The .xml file of the quantized OpenVINO model.
+
+    Raises:
+        MissingError: NNCF is not installed there.
+        OdmError: it failed.
+    """
+    plain, inputs, result = folder / "float.onnx", folder / "images.npz", folder / f"nncf_{preset}.xml"
+    plain.write_bytes(network.SerializeToString())
+    np.savez(inputs, *images)
+    command = [str(python), str(_NNCF_CHILD), str(plain), str(inputs), preset, str(result)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise MissingError(f"no NNCF at {python}", why=str(error.strerror)) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        if "No module named" in last:
+            raise MissingError("no NNCF", why=last, fix=f"{python} -m pip install nncf openvino onnx")
+        raise OdmError("NNCF failed", why=last)
+    return result

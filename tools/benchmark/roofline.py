@@ -1,0 +1,63 @@
+"""What this machine can do at most: products a second by type, and bytes a second, measured.
+
+A convolution that computes M products on int8 cannot be faster than M over the int8 peak. How far each is from that is
+what tells whether a model is slow, or the machine.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+SIZES = (512, 1024, 2048)
+"""Square matrices: the best of these counts."""
+RUNS = 7
+COPY_MIB = 256
+
+
+def machine_peaks() -> dict[str, float | None]:
+    """Peaks in 10^9 multiply-adds a second (`fp32`, `bf16`, `int8`; None: torch has none here), and `copy_gb_s`.
+
+    Products of square matrices by oneDNN, the library that OpenVINO and torch compute with, on one thread a core; a
+    copy counts reading and writing.
+    """
+    import torch
+
+    from odm_deploy.machine.host import physical_cpus
+
+    torch.set_num_threads(physical_cpus())
+    kinds: dict[str, Callable[[int], tuple[Any, Callable[[Any, Any], Any]]]] = {
+        "fp32": lambda n: (torch.rand(n, n), torch.mm),
+        "bf16": lambda n: (torch.rand(n, n).bfloat16(), torch.mm),
+        "int8": lambda n: (torch.randint(-127, 128, (n, n), dtype=torch.int8), torch._int_mm),  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    }
+    peaks: dict[str, float | None] = {}
+    for kind, make in kinds.items():
+        try:
+            peaks[kind] = max(n**3 / _seconds_of(make, n) / 1e9 for n in SIZES)
+        except RuntimeError:
+            peaks[kind] = None
+    source = np.ones(COPY_MIB * 2**20 // 8)
+    target = np.empty_like(source)
+    peaks["copy_gb_s"] = 2 * source.nbytes / _median(lambda: np.copyto(target, source)) / 1e9
+    return peaks
+
+
+def _seconds_of(make: Callable[[int], tuple[Any, Callable[[Any, Any], Any]]], n: int) -> float:
+    matrix, product = make(n)
+    return _median(lambda: product(matrix, matrix))
+
+
+def _median(run: Callable[[], object]) -> float:
+    """Seconds of a run, the first one not counted."""
+    run()
+    times: list[float] = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)

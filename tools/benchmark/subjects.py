@@ -1,0 +1,58 @@
+"""The networks that are timed: trained weights where they are at hand, random ones of the published size elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sample_networks import load_crops, random_network
+
+from odm_deploy.errors import InputError
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.loading import load_network
+
+SMALL, MIDDLE, LARGE = (96, 96), (180, 320), (270, 480)
+"""Inputs: height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to time."""
+
+    name: str
+    weights: str | None = None
+    """File below the folder of weights; None: there is none."""
+    stand_in: tuple[str, dict[str, Any]] | None = None
+    """This project's network, and its hyper-parameters, that takes random weights where there is no file."""
+    sizes: tuple[tuple[int, int], ...] = (SMALL, MIDDLE, LARGE)
+    """Inputs it is timed at."""
+
+    def load(self, folder: Path) -> tuple[SuperResolutionNetwork, bool]:
+        """The float network, and whether its weights are trained, so that its pictures can be judged.
+
+        Raises:
+            InputError: its file is not in `folder`, and nothing stands in for it.
+        """
+        if self.weights is not None and (folder / self.weights).is_file():
+            return load_network(folder / self.weights), True
+        if self.stand_in is None:
+            raise InputError(f"no {folder / (self.weights or '')}", fix="name the folder that holds it with --weights")
+        name, config = self.stand_in
+        return random_network(name, load_crops(1), {"scale": 4, **config}), False
+
+
+SUBJECTS: dict[str, Subject] = {
+    subject.name: subject
+    for subject in (
+        Subject("edsr", "edsr_baseline_x4.pt", ("edsr", {})),
+        Subject("srresnet", None, ("srresnet", {})),
+        Subject("rdn-small", None, ("rdn", {"blocks": 4, "convolutions": 4, "growth": 32}), sizes=(SMALL, MIDDLE)),
+        Subject("swinir-light", None, ("swinir", {}), sizes=(SMALL,)),
+        Subject("compact", "public/realesr-animevideov3-x4.pth"),
+        Subject("rlfn", "public/rlfn_s_x4.pth"),
+        Subject("rfdn", "public/RFDN_AIM.pth"),
+        Subject("rrdb-anime", "public/realesrgan-x4plus-anime.pth", sizes=(SMALL,)),
+    )
+}
+"""By name. Those of other people need their files."""
