@@ -34,10 +34,10 @@ from odm_deploy.terminal import emit_json, json_option, say
 @click.option(
     "--target",
     type=click.Choice(["tensorrt", "cpu", "auto"]),
-    default="tensorrt",
+    default="auto",
     show_default=True,
     help="Whose dialect model.onnx is in; all runtimes run both. auto: TensorRT's, and for runtimes on CPUs a "
-    "model.cpu.onnx beside it.",
+    "model.cpu.onnx beside it (not in half precision).",
 )
 @click.option("--engine/--no-engine", default=True, help="Build engine.plan, where a builder is installed.")
 @click.option(
@@ -50,9 +50,9 @@ from odm_deploy.terminal import emit_json, json_option, say
 @trust_option
 @json_option
 def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Lower MODEL (a model.pt) to a bundle: model.onnx, manifest.json and engine.plan.
+    """Lower MODEL (a model.pt) to a bundle: model.onnx, model.cpu.onnx, manifest.json and engine.plan.
 
-    The ONNX file computes exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
+    The ONNX files compute exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
     OpenVINO and ONNX Runtime. Low-bit models run at int8 speed: no NVIDIA GPU has 2- to 7-bit convolutions.
     """
     from odm_deploy.bundle.manifest import MANIFEST_FILE

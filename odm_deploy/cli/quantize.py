@@ -204,5 +204,5 @@ def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: str |
 
     engine = None if shapes is None else BuildOptions(shapes=parse_shapes(shapes))
     with build_progress() as on_progress:
-        made = write_bundle(model, checkpoint, bundle, LoweringOptions(), engine, say, on_progress)
+        made = write_bundle(model, checkpoint, bundle, LoweringOptions(), engine, say, on_progress, for_cpus=True)
     say(f"wrote {made.path}: {', '.join(sorted(path.name for path in made.path.iterdir()))}")

@@ -157,6 +157,8 @@ def _transcode(
     from av.video.frame import VideoFrame
 
     video = reader.streams.video[0]
+    if video.codec_context is None:
+        raise InputError(f"cannot read video {path}", why="FFmpeg does not tell what its pictures are encoded with")
     _check_size(path, video.codec_context.width, video.codec_context.height)
     size = (video.codec_context.width * scale, video.codec_context.height * scale)
     matrix = _matrix(video.codec_context)

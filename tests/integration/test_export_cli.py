@@ -49,7 +49,7 @@ def test_bundle_with_an_engine(tiny_checkpoint, tmp_path):
         "manifest": str(folder / "manifest.json"),
         "triton": [],
     }
-    assert names(folder) == ["engine.plan", "manifest.json", "model.onnx"]
+    assert names(folder) == ["engine.plan", "manifest.json", "model.cpu.onnx", "model.onnx"]
     assert (folder / "engine.plan").stat().st_size > 10_000
     manifest = read_manifest(folder)
     assert manifest.checkpoint["sha256"] == file_sha256(tiny_checkpoint)
@@ -116,7 +116,7 @@ def test_default_folder_lies_beside_the_checkpoint(tmp_path):
     outcome = run_cli("export", tmp_path / "edsr.pt", "--no-engine")
     assert outcome.code == 0
     assert outcome.stdout == ""
-    assert "manifest.json, model.onnx" in outcome.stderr
+    assert "manifest.json, model.cpu.onnx, model.onnx" in outcome.stderr
     assert (tmp_path / "edsr" / "model.onnx").is_file()
 
 

@@ -50,7 +50,7 @@ def test_one_command_from_weights_to_a_bundle(tmp_path):
     )
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout == ""
-    assert "wrote bundle: manifest.json, model.onnx" in outcome.stderr
+    assert "wrote bundle: manifest.json, model.cpu.onnx, model.onnx" in outcome.stderr
     assert read_manifest(tmp_path / "bundle").scale == 2
     assert len(load_model(tmp_path / "model.pt").layers) == 4
 
@@ -67,7 +67,7 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
     assert any(line.startswith("calibrating") for line in process.stderr), "it ended before it told how far it is"
     # Ctrl-C reaches the whole group.
     os.killpg(process.pid, signal.SIGINT)
-    _, talk = process.communicate(timeout=60)
+    _, talk = process.communicate(timeout=300)
     assert process.returncode == 130, talk
     assert "Traceback" not in talk
     assert {each.name for each in tmp_path.iterdir()} == before
