@@ -8,7 +8,7 @@ DEMO_MODEL := tools/demo/edsr_baseline_x4_w4a4.pt
 DEMO_IMAGES := tests/data/samples/LR_bicubic/X4
 BUNDLE := demo/edsr_baseline_x4_w4a4
 
-.PHONY: paper demo test check test-gpu mutate fuzz torture soak sbom wheel clean
+.PHONY: bench bench-check paper demo test check test-gpu mutate fuzz torture soak sbom wheel clean
 
 demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real network
 	$(BIN)/odm-deploy export $(DEMO_MODEL) -o $(BUNDLE)
@@ -17,6 +17,14 @@ demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real
 	$(BIN)/odm-deploy bench $(BUNDLE) --size 96x96
 	$(BIN)/odm-deploy upscale $(DEMO_IMAGES)/streetx4.png demo/street.png --model $(BUNDLE)
 	@echo "done: compare $(DEMO_IMAGES)/streetx4.png with demo/street.png"
+
+bench: $(READY)  ## our models beside onnxruntime's and NNCF's quantizers, on this machine's runtimes; an hour or more
+	$(PYTHON) -m venv $(VENV)-nncf
+	$(VENV)-nncf/bin/python -m pip install -q nncf openvino onnx
+	$(BIN)/python tools/bench.py --nncf-python $(VENV)-nncf/bin/python -o bench $(ARGS)
+
+bench-check: $(READY)  ## the same ratios as committed, within 10 percent?
+	$(BIN)/python tools/bench.py --check bench/bench.json
 
 paper: $(READY)  ## the ODM papers' tables on a machine with DIV2K and a GPU; make paper ARGS=--dry-run lists them
 	$(BIN)/python tools/paper.py $(ARGS)

@@ -61,7 +61,14 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
     arguments = (weights(tmp_path, features=64, blocks=16), "--images", folder, "--export", "bundle", "--no-engine")
     before = {each.name for each in tmp_path.iterdir()}
     process = subprocess.Popen(
-        command(*arguments), stderr=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path, start_new_session=True
+        command(*arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        start_new_session=True,
+        # Shells let what they start in the background ignore Ctrl-C, and the tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert any(line.startswith("calibrating") for line in process.stderr), "it ended before it told how far it is"
