@@ -30,7 +30,7 @@ def markdown(document: dict[str, Any]) -> str:
                 f"{row['ms']:.1f} ({row['spread_ms'][0]:.1f} to {row['spread_ms'][1]:.1f})",
                 f"{row['speedup']:.2f}",
                 "" if row["lost_db"] is None else f"{row['lost_db']:.3f}",
-                "" if row["int8_share"] is None else f"{row['int8_share']:.0%}",
+                "" if row["int8_share"] is None else f"{row['int8_share']:.1%}",
             ]
             for row in sorted(rows, key=lambda row: -row["speedup"])
         ]

@@ -50,8 +50,6 @@ SUBJECTS: dict[str, Subject] = {
         Subject("rdn-small", None, ("rdn", {"blocks": 4, "convolutions": 4, "growth": 32}), sizes=(SMALL, MIDDLE)),
         Subject("swinir-light", None, ("swinir", {}), sizes=(SMALL,)),
         Subject("compact", "public/realesr-animevideov3-x4.pth"),
-        Subject("rlfn", "public/rlfn_s_x4.pth"),
-        Subject("rfdn", "public/RFDN_AIM.pth"),
         Subject("rrdb-anime", "public/realesrgan-x4plus-anime.pth", sizes=(SMALL,)),
     )
 }
