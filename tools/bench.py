@@ -126,7 +126,6 @@ class _Bench:
     ) -> None:
         self.name = subject.name
         self.network, self.trained = subject.load(weights)
-        # The low-resolution samples serve as they are; photographs of one's own are halved by the network's factor.
         source = images or SAMPLES / "HR"
         chosen = list(CalibrationImages(choose_images(source, 16), self.network.scale, 96))
         self.images: Images = [image.numpy() for image in chosen]

@@ -10,8 +10,6 @@ from toolbox import import_pyplot, markdown_table, save_figure
 
 TOLERANCE = 0.1
 """How much worse a ratio may be before somebody is told."""
-VISIBLE_DB = 0.03
-"""What a model may lose to be called the same."""
 
 
 def markdown(document: dict[str, Any]) -> str:
