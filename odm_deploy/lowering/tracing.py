@@ -8,16 +8,14 @@ else's is compared with the network it came from.
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.lowering import exporter
 from odm_deploy.networks.foreign import ForeignNetwork
 from odm_deploy.quantization.model import QuantizedModel
 
@@ -32,8 +30,6 @@ _OTHER_PX = ((64, 48), (50, 43))
 """Sizes to compare a trace at: one to pad and one not to."""
 _TOLERANCE = 1e-5
 """Mean distance in standard deviations of the output: far below one changed code, above float32 rounding."""
-
-_QUADRATIC_RULE = "SlicesSplit"
 
 TranslationTable = dict[Callable[..., Any], Callable[..., Any]]
 
@@ -87,7 +83,7 @@ def _capture(model: QuantizedModel, shape: tuple[int, ...]) -> torch.export.Expo
     dynamic = dict.fromkeys((2, 3) if shape[0] == 1 else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         # As the exporter does: sizes of 0 and 1 are not told apart from others.
-        with _quiet_exporter(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        with exporter.quiet(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
             return torch.export.export(model.network.eval(), (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     except Exception as error:  # somebody else's code may raise anything, and the tracer whatever it met
         raise _refused(model, error) from error
@@ -98,7 +94,7 @@ def _translate(
 ) -> torch.onnx.ONNXProgram:
     """The trace in ONNX."""
     try:
-        with _quiet_exporter(), _without_quadratic_rewriting():
+        with exporter.quiet(), exporter.without_quadratic_rewriting(), exporter.without_second_trace():
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -152,37 +148,3 @@ def _image(size_px: tuple[int, int]) -> Tensor:
 def _name(model: QuantizedModel) -> str:
     network = model.network
     return network.config.builder or network.name if isinstance(network, ForeignNetwork) else network.name
-
-
-@contextmanager
-def _without_quadratic_rewriting() -> Generator[None]:
-    """Take from the exporter's optimizer the one rule that compares every node with every other.
-
-    It makes a Split of two slices, and for that lists all nodes of the graph at each of them, and tries all pairs of
-    slices. Window attention has many slices, and nothing to gain from it.
-    """
-    from onnxscript import rewriter
-
-    name = "_DEFAULT_REWRITE_RULES"
-    rules = getattr(rewriter, name, ())
-    try:
-        if rules:
-            setattr(rewriter, name, tuple(rule for rule in rules if rule.name != _QUADRATIC_RULE))
-        yield
-    finally:
-        if rules:
-            setattr(rewriter, name, rules)
-
-
-@contextmanager
-def _quiet_exporter() -> Generator[None]:
-    """Silence the exporter's remarks about packages it looked for and its own deprecations: no user can act on them."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # Facts about the file that was read; the one that is written has its own.
@@ -11,6 +12,17 @@ _OF_THE_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", 
 _OF_A_STREAM = ("language", "title", "handler_name")
 _TOLERANCE_S, _TOLERANCE = 0.5, 0.02
 """Headers round, and the last sounds and pictures of a whole file end at different times."""
+
+
+def open_to_read(path: Path) -> Any:
+    """A PyAV container of a file; what of its texts is not UTF-8 is replaced, and no reason to refuse a film.
+
+    PyAV does so by itself from 19 on, where it no longer takes a word about it.
+    """
+    import av
+
+    told = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(str(path), **told)
 
 
 def describe_alike(reader: Any, writer: Any, streams: Mapping[int, Any]) -> None:

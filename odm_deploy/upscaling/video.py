@@ -22,7 +22,7 @@ from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.installing import install_extra
 from odm_deploy.pipeline import ahead, map_ahead
 from odm_deploy.progress import Track, untracked
-from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike
+from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike, open_to_read
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def upscale_video(
 
     source, destination = Path(source), Path(destination)
     try:
-        with atomic_path(destination) as temporary, av.open(str(source), metadata_errors="replace") as reader:
+        with atomic_path(destination) as temporary, open_to_read(source) as reader:
             if not reader.streams.video:
                 raise InputError(f"cannot read video {source}", why="it has no video stream", fix="give a video file")
             chosen = _FORMATS[destination.suffix.lower()]

@@ -1,0 +1,94 @@
+"""What exporting relies on in PyTorch's exporter, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from onnxscript import rewriter
+from torch import nn
+
+from odm_deploy.lowering import exporter
+from odm_deploy.lowering.lower import lower
+from tests.exact_models import small_network
+from tests.factories import quantized, tiny_model, tiny_network
+
+
+def test_the_quadratic_rule_exists_and_is_only_taken_out_while_exporting():
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    # A newer onnxscript that renames it would export large networks slowly again, and say nothing.
+    assert [rule.name for rule in rules].count(exporter._QUADRATIC_RULE) == 1
+    with exporter.without_quadratic_rewriting():
+        assert exporter._QUADRATIC_RULE not in [rule.name for rule in rewriter._DEFAULT_REWRITE_RULES]
+        assert len(rewriter._DEFAULT_REWRITE_RULES) == len(rules) - 1
+    assert rewriter._DEFAULT_REWRITE_RULES is rules
+    lower(tiny_model())
+    assert rewriter._DEFAULT_REWRITE_RULES is rules
+
+
+class _InPlace(nn.Module):
+    """Writes into its input's own sum, which another part of it reads afterwards."""
+
+    def forward(self, x):
+        y = x + 1
+        z = y * 2
+        y.clamp_(0, 3)
+        return y + z
+
+
+class _Untranslated(nn.Module):
+    """Uses an operator that the exporter takes apart."""
+
+    def forward(self, x):
+        return torch.square(x) + 1
+
+
+def _exported(network: nn.Module) -> tuple[onnx.ModelProto, int]:
+    """The graph as export makes it, and how many times the trace was traced once more."""
+    from torch.onnx._internal.exporter import _fx_passes
+
+    times = 0
+    trace_again = _fx_passes.decompose_with_registry
+
+    def counted(*arguments):
+        nonlocal times
+        times += 1
+        return trace_again(*arguments)
+
+    program = torch.export.export(network.eval(), (torch.zeros(1, 3, 8, 9),))
+    with pytest.MonkeyPatch.context() as patch, exporter.quiet():
+        patch.setattr(_fx_passes, "decompose_with_registry", counted)
+        with exporter.without_second_trace():
+            made = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+        assert _fx_passes.decompose_with_registry is counted
+    assert made is not None
+    return made.model_proto, times
+
+
+@pytest.mark.parametrize(
+    ("network", "again"),
+    [(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.PixelShuffle(2)), 0), (_InPlace(), 1), (_Untranslated(), 1)],
+)
+def test_only_what_needs_it_is_traced_again(network, again):
+    proto, times = _exported(network)
+    assert times == again
+    image = np.random.default_rng(0).normal(size=(1, 3, 8, 9)).astype(np.float32)
+    (found,) = ReferenceEvaluator(proto).run(None, {proto.graph.input[0].name: image})
+    with torch.no_grad():
+        expected = network(torch.from_numpy(image.copy())).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["edsr", "srresnet", "swinir"])
+def test_tracing_once_changes_names_at_most(name, monkeypatch):
+    network = tiny_network("swinir") if name == "swinir" else small_network(name)
+    model = quantized(network, lambda *_: (4, "asymmetric", "per_channel"))
+    once = lower(model)
+    monkeypatch.setattr(exporter, "_writes", lambda _: True)
+    twice = lower(model)
+    assert [node.op_type for node in once.graph.node] == [node.op_type for node in twice.graph.node]
+    image = np.random.default_rng(0).uniform(0, 255, (1, 3, 16, 24)).astype(np.float32)
+    results = [ReferenceEvaluator(proto).run(None, {"input": image})[0] for proto in (once, twice)]
+    np.testing.assert_array_equal(*results)
