@@ -12,6 +12,8 @@ from fuzzing import corpus, plain, targets  # noqa: E402
 MUTATIONS = 120
 
 
+# PyTorch 2.14 leaves a view of an archive behind that it could not read.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.BytesIO:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_kept_inputs_break_nothing(target):
     kept = corpus.inputs(target)

@@ -127,7 +127,7 @@ def test_a_quantized_model_is_refused_as_one(tmp_path):
 
 
 def test_a_torchscript_archive_is_refused_as_one(tmp_path):
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit"):
         torch.jit.save(torch.jit.script(nn.Conv2d(3, 3, 1)), tmp_path / "w.pt")
     with pytest.raises(InputError, match="TorchScript"):
         read_weights(tmp_path / "w.pt")
