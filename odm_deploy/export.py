@@ -121,7 +121,7 @@ def _describe(
 ) -> Manifest:
     return Manifest(
         created_by=f"odm-deploy {__version__}",
-        network={"name": model.network.name, "scale": model.scale, "config": dataclasses.asdict(model.network.config)},
+        network={"name": model.network.name, "scale": model.scale, "config": model.network.config.to_dict()},
         checkpoint={"path": seen, "sha256": file_sha256(checkpoint)},
         onnx=graphs[ONNX_FILE],
         cpu_onnx=graphs.get(CPU_ONNX_FILE),

@@ -2,13 +2,18 @@
 
 python tools/accounting.py                                          the paper's networks at 32 and 2 bits
 python tools/accounting.py --network swinir --bits 4 --convention honest --layers
+python tools/accounting.py --network edsr --bits 2 --method ddtb --method daq --method odm_v1
+                                                                    with what each method adds (training/overhead.py)
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import click
+import torch
 from toolbox import COMMAND
 
 from odm_deploy.accounting import (
@@ -20,6 +25,7 @@ from odm_deploy.accounting import (
     accounted_network,
     body_policy,
 )
+from odm_deploy.networks.registry import build_network
 from odm_deploy.terminal import emit_json, json_option, run
 
 _TABLE_4 = ("edsr", "rdn", "srresnet")
@@ -36,6 +42,7 @@ _TABLE_4 = ("edsr", "rdn", "srresnet")
     show_default=True,
     help="paper: the published figures. honest: what model.pt holds and an engine computes.",
 )
+@click.option("--method", "methods", multiple=True, help="Count what a training method adds, too; repeatable.")
 @click.option("--layers", "show_layers", is_flag=True, help="Also list every layer.")
 @json_option
 def command(
@@ -43,24 +50,26 @@ def command(
     scale: int,
     bits: tuple[int, ...],
     convention: Convention,
+    methods: tuple[str, ...],
     show_layers: bool,
     as_json: bool,
 ) -> None:
     """Count storage and bit operations for a 1920x1080 output image."""
     costs = [
-        (width, account(accounted_network(name, scale, convention), body_policy(width), convention=convention))
+        (width, method, cost)
         for name in networks
         for width in bits
+        for method, cost in _costs(name, scale, width, convention, methods)
     ]
     if as_json:
         height, width = FULL_HD_PX
-        entries = [_entry(width, cost, show_layers=show_layers) for width, cost in costs]
+        entries = [_entry(width, method, cost, show_layers=show_layers) for width, method, cost in costs]
         emit_json({"convention": convention, "output_px": {"height": height, "width": width}, "networks": entries})
         return
-    click.echo(f"{'network':<10}{'bits':>5}{'storage K words':>17}{'MiB':>9}{'GMAC':>10}{'BitOPs T':>11}")
-    for width, cost in costs:
+    click.echo(f"{'network':<20}{'bits':>5}{'storage K words':>17}{'MiB':>9}{'GMAC':>10}{'BitOPs T':>11}")
+    for width, method, cost in costs:
         click.echo(
-            f"{cost.network + f' x{cost.scale}':<10}{width:>5}{cost.storage_words / 1e3:>17.1f}"
+            f"{f'{cost.network} x{cost.scale} {method}':<20}{width:>5}{cost.storage_words / 1e3:>17.1f}"
             f"{cost.storage_bytes / 2**20:>9.2f}{cost.macs / 1e9:>10.1f}{cost.bit_operations / 1e12:>11.1f}"
         )
         if show_layers:
@@ -71,9 +80,29 @@ def command(
                 click.echo(f"{name}: {PAPER_RULES[name].reason}")
 
 
-def _entry(bits: int, cost: Accounting, *, show_layers: bool) -> dict[str, Any]:
+def _costs(
+    name: str, scale: int, bits: int, convention: Convention, methods: tuple[str, ...]
+) -> Iterator[tuple[str, Accounting]]:
+    """The cost without a method's additions, or with those of each method, by its name."""
+    network, policy = accounted_network(name, scale, convention), body_policy(bits)
+    plain = account(network, policy, convention=convention)
+    if policy is None or not methods:
+        yield "", plain
+        return
+    from training.methods.registry import build_method
+    from training.overhead import calibrated_on_noise, with_overhead
+
+    for method in methods:
+        torch.manual_seed(1)
+        fresh = build_network(name, dataclasses.asdict(network.config))
+        model = calibrated_on_noise(fresh, policy, build_method({"name": method}))
+        yield method, with_overhead(plain, model, convention)
+
+
+def _entry(bits: int, method: str, cost: Accounting, *, show_layers: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "network": cost.network,
+        **({"method": method} if method else {}),
         "scale": cost.scale,
         "bits": bits,
         "storage_kwords": cost.storage_words / 1e3,

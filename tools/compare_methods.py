@@ -23,19 +23,21 @@ from toolbox import COMMAND, load_recipes, read_json, read_log, set_option, vari
 from torch import Tensor
 
 from odm_deploy.accounting import account
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.proof.evaluation import Score, evaluate, upscaler_of
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.terminal import run, say
-from training.config import to_tables
+from training.config import from_tables, to_tables
 from training.distributed import World
 from training.loop.preparation import load_float_network
 from training.loop.run import train
 from training.methods.registry import build_method
+from training.model import TrainableModel
+from training.overhead import with_overhead
 from training.recipe import Recipe
-from training.recipe_files import expand_places
+from training.recipe_files import existing_place, expand_places
 
 
 @click.command(context_settings=COMMAND)
@@ -77,6 +79,7 @@ def command(
     runs = with_seeds(loaded, seeds)
     for number, (name, recipe) in enumerate(runs, start=1):
         if number == 1:
+            check_benchmarks(benchmarks, recipe.network.scale)
             measure_start(recipe, out / "start", benchmarks)
         say(f"[{number}/{len(runs)}] {name}, seed {recipe.run.seed}")
         folder = out / (f"{name},seed={recipe.run.seed}" if seeds else name)
@@ -130,7 +133,7 @@ def check_same_protocol(recipes: dict[str, Recipe], *, own_budgets: bool) -> Non
 def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> None:
     """Train (or finish, or just look up) one recipe and measure it."""
     path, key = folder / "result.json", {"recipe": to_tables(recipe), "benchmarks": list(benchmarks)}
-    if path.exists() and read_json(path)["key"] == key:
+    if path.exists() and _is_of(read_json(path)["key"], recipe, benchmarks):
         return
     model = train(recipe, folder, World())
     model.network.eval()
@@ -141,12 +144,30 @@ def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]
         width=recipe.quantization.body if method.quantizes else "float",
         iterations=recipe.run.iterations,
         **benchmark_scores(model, recipe, benchmarks, recipe.run.device),
-        **costs(model.float_network(), recipe.quantization.policy() if method.quantizes else None),
+        **costs(model.float_network(), recipe.quantization.policy() if method.quantizes else None, model),
         seconds_per_step=seconds_per_step(folder),
         exportable=method.why_not_exportable() or "yes",
         seed=recipe.run.seed,
     )
     write_json(path, {"key": key, "result": asdict(result)})
+
+
+def _is_of(key: dict[str, Any], recipe: Recipe, benchmarks: tuple[str, ...]) -> bool:
+    """Whether a kept result is that of a recipe; settings that are newer than it had their default."""
+    try:
+        return key["benchmarks"] == list(benchmarks) and from_tables(Recipe, key["recipe"]) == recipe
+    except (KeyError, OdmError):
+        return False
+
+
+def check_benchmarks(benchmarks: tuple[str, ...], scale: int) -> None:
+    """Find every test set before training, not hours after its start.
+
+    Raises:
+        InputError: a folder that is not there or holds no images.
+    """
+    for place in benchmarks:
+        find_pairs(existing_place(place, "--benchmark"), scale)
 
 
 def measure_start(recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> None:
@@ -179,9 +200,13 @@ def benchmark_scores(
     }
 
 
-def costs(network: SuperResolutionNetwork, policy: QuantizationPolicy | None) -> dict[str, Any]:
-    """Storage and bit operations, as fields of a `Result`."""
+def costs(
+    network: SuperResolutionNetwork, policy: QuantizationPolicy | None, model: TrainableModel | None = None
+) -> dict[str, Any]:
+    """Storage and bit operations, with what the quantizers of a trained `model` add, as fields of a `Result`."""
     cost = account(network, policy)
+    if model is not None:
+        cost = with_overhead(cost, model, "honest")
     return {"storage_mb": cost.storage_bytes / 1e6, "bit_operations_t": cost.bit_operations / 1e12}
 
 

@@ -11,22 +11,28 @@ works:
     python tools/paper.py --cell 5/max --iterations 4 --device cpu --set data.folders=/photos \
         --set data.validation_folders=[] --benchmark /photos/Set5 --out runs/small
 
-Table 4, storage and operations, trains nothing: `python tools/accounting.py`.
+    python tools/paper.py --figures --out runs/small       figures of what is trained there so far
+
+Training images are decoded once and kept in OUT/cache (or $ODM_CACHE). Table 4, storage and operations, trains nothing:
+`python tools/accounting.py`, with --method for what a method adds. Figures are drawn by `paper_figures.py`.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 import click
-from compare_methods import measure
+from compare_methods import check_benchmarks, measure
 from comparison_table import Result, half_width
+from paper_figures import draw_figures
 from toolbox import COMMAND, ROOT, markdown_table, read_json, set_option, write_text
 
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import run, say
+from training.image_cache import CACHE
 from training.recipe import Recipe
 from training.recipe_files import load_recipe
 
@@ -34,6 +40,7 @@ RECIPES = ROOT / "training" / "recipes"
 DIV2K = (
     'data.folders=["{data}/train/DIV2K_train_HR"]',
     'data.validation_folders=["{data}/train/DIV2K_801_810"]',
+    "data.validation_psnr=rgb",
     "data.small_images=refuse",
 )
 ON_GPU = ("run.device=cuda", "run.cuda_graphs=true")
@@ -121,6 +128,7 @@ CELLS = [
 @set_option
 @click.option("--out", default="runs/paper", show_default=True, type=click.Path(path_type=Path), help="Folder of runs.")
 @click.option("--dry-run", is_flag=True, help="List runs, hours and cells; train nothing.")
+@click.option("--figures", is_flag=True, help="Draw the figures of what is trained so far; train nothing.")
 def command(
     tables: tuple[str, ...],
     names: tuple[str, ...],
@@ -131,6 +139,7 @@ def command(
     overrides: tuple[str, ...],
     out: Path,
     dry_run: bool,
+    figures: bool,
 ) -> None:
     """Train and measure what is missing of the papers' tables."""
     cells = chosen(tables, names)
@@ -140,6 +149,13 @@ def command(
     if dry_run:
         click.echo(plan(recipes, seeds), nl=False)
         return
+    os.environ.setdefault(CACHE, str(out / "cache"))
+    if figures:
+        folders = {cell.name: folder_of(out, cell, 1) for cell in cells}
+        for path in draw_figures(next(iter(recipes.values())), folders, out):
+            say(f"wrote {path}")
+        return
+    check_benchmarks(benchmarks, next(iter(recipes.values())).network.scale)
     for seed in range(1, seeds + 1):
         for cell, recipe in recipes.items():
             say(f"{cell.name}, seed {seed}")

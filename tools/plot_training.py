@@ -3,8 +3,8 @@
     python tools/plot_training.py runs/w2a2 runs/other -o curves.png
 
 One curve a run. Ranges are those of the first run, one line a layer, relative to where they started: what the range
-learning rate really did. The conflict ratio is that of ODM v2's Fig. 2: the share of parameter tensors whose
-reconstruction and mismatch gradients have a negative cosine.
+learning rate really did. Conflicts are those of ODM v2's Fig. 2: the share of parameters whose derivatives of the two
+losses have opposite signs, and the mean cosine of the two gradients over parameter tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from toolbox import COMMAND, import_pyplot, read_log, save_figure
+from toolbox import COMMAND, import_pyplot, legend_below, read_log, save_figure
 
 from odm_deploy.terminal import run, say
 
@@ -24,8 +24,9 @@ _COLUMNS = 3
 # Key in log.jsonl, title of the panel, whether the curve is a running mean.
 _PANELS = (
     ("loss", "reconstruction loss", True),
-    ("validation_psnr_db", "validation PSNR-Y (dB)", False),
-    ("conflict_tensors", "conflict ratio, parameter tensors", True),
+    ("validation_psnr_db", "validation PSNR (dB)", False),
+    ("conflict_scalars", "share of parameters in conflict", True),
+    ("cosine", "cosine of the two gradients", True),
     ("mismatch", "mismatch", True),
 )
 
@@ -67,7 +68,8 @@ def draw(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
     iterations, widths = relative_widths(next(iter(logs.values())))
     count = len(panels) + bool(widths)
     rows = -(-count // _COLUMNS)
-    figure, grid = pyplot.subplots(rows, _COLUMNS, figsize=(3.6 * _COLUMNS, 2.9 * rows), squeeze=False)
+    size = (3.6 * _COLUMNS, (2.9 + 0.12 * len(logs)) * rows)
+    figure, grid = pyplot.subplots(rows, _COLUMNS, figsize=size, squeeze=False, layout="constrained")
     axes = grid.flatten()
     for axis in axes[count:]:
         axis.set_visible(False)
@@ -78,14 +80,13 @@ def draw(logs: dict[str, list[dict[str, Any]]], output: Path) -> None:
                 axis.plot(places, running_mean(values) if smooth else values, label=name)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("iteration")
-    axes[0].legend(fontsize=6)
+        legend_below(axis)
     if widths:
         axis = axes[len(panels)]
         for values in widths.values():
             axis.plot(iterations, values, linewidth=0.6)
         axis.set_title(f"relative range widths, {next(iter(logs))}", fontsize=9)
         axis.set_xlabel("iteration")
-    figure.tight_layout()
     save_figure(figure, output)
 
 

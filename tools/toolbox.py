@@ -103,6 +103,14 @@ def save_figure(figure: Any, path: Path) -> None:
     import_pyplot().close(figure)
 
 
+def legend_below(axis: Any) -> None:
+    """A legend of the axis's own curves beneath it, where it covers nothing; in figures with constrained layout."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        columns = max(1, min(len(labels), 60 // max(map(len, labels))))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), fontsize=6, ncols=columns, frameon=False)
+
+
 def load_recipes(paths: Sequence[Path], overrides: Sequence[str], variants: Sequence[str]) -> dict[str, Recipe]:
     """Recipes by name: every file, and every file with each variant's settings as `NAME,KEY=VALUE,...`.
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import ImagePair, Rgb
-from odm_deploy.imaging.reading import list_images, read_rgb
-from odm_deploy.imaging.resize import downscale
+from odm_deploy.imaging.reading import list_images
+from training.image_cache import low_and_high
 
 TRAINING_STREAM, CALIBRATION_STREAM = 0, 1
 
@@ -102,7 +102,7 @@ def find_images(folders: Iterable[Path]) -> list[Path]:
 def load_pairs(
     paths: Iterable[Path], scale: int, patch: int, *, skip_small: bool = False
 ) -> tuple[tuple[ImagePair, ...], int]:
-    """Read images, crop them to multiples of `scale` and shrink them.
+    """Read images, crop them to multiples of `scale` and shrink them; once, where there is a cache (`image_cache`).
 
     Returns:
         The pairs, and how many images were skipped.
@@ -113,17 +113,16 @@ def load_pairs(
     pairs: list[ImagePair] = []
     skipped: list[Path] = []
     for path in paths:
-        image = read_rgb(path)
-        if min(image.shape[:2]) // scale < patch:
+        low, high = low_and_high(path, scale)
+        if min(low.shape[:2]) < patch:
             if not skip_small:
                 raise InputError(
                     f"{path} is too small",
-                    why=f"{image.shape[1]}x{image.shape[0]} against a target patch of {patch * scale}x{patch * scale}",
+                    why=f"{high.shape[1]}x{high.shape[0]} against a target patch of {patch * scale}x{patch * scale}",
                     fix='set data.small_images = "skip", or lower data.patch',
                 )
             skipped.append(path)
             continue
-        low, high = downscale(image, scale)
         pairs.append(ImagePair(path.name, low, high))
     if not pairs:
         raise InputError(

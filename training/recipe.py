@@ -89,6 +89,9 @@ class DataSection:
     """Folders of images to validate on; empty: hold back `validation_images` of the training images instead."""
     validation_images: int = 8
     """Images held back from training, evenly spread over the folders, to choose checkpoints by. Never a test set."""
+    validation_psnr: Literal["luma", "rgb"] = "luma"
+    """How validation images are judged: `luma` as test sets are, a border of `scale` pixels left out; `rgb` as DIV2K's
+    own protocol has it, over all colours, `scale` + 6 pixels left out."""
     calibration_batches: int = 4
     """Batches through the float network before training, from which ranges are initialised."""
 
@@ -102,9 +105,9 @@ class OptimizerSection:
     range_learning_rate: float = 1e-3
     """Of what quantizers learn: ranges, steps, clipping scales and offsets."""
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Rates of single kinds of quantizer parameters: `ranges`, `steps`, `weight_steps`, `clipping`, `offsets`, `gates`,
-    `shortcuts`. Kinds that are not named have `range_learning_rate`, or that of the weights where the method's authors
-    did it so (DDTB's gates)."""
+    """Rates of single kinds of quantizer parameters: `ranges`, `steps`, `weight_steps`, `clipping`, `offsets`, `gates`.
+    Kinds that are not named have `range_learning_rate`, or that of the weights where the method's authors did it so
+    (DDTB's gates)."""
     schedule: Literal["halving", "cosine", "constant"] = "halving"
     """Factor on both rates over the run; a function of the iteration only."""
     halve_every: int = 15000

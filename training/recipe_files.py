@@ -103,7 +103,7 @@ def expand_places(path: str) -> Path:
 
 
 def existing_place(path: str, setting: str) -> Path:
-    """`expand_places` of the value of `setting`, where that is there.
+    """`expand_places` of the value of `setting`, a key of recipes or an option, where that is there.
 
     Raises:
         InputError: it is not; the line says what stands for `{data}` or `{weights}` and how to point elsewhere.
@@ -111,7 +111,8 @@ def existing_place(path: str, setting: str) -> Path:
     place = expand_places(path)
     if place.exists() or any(letter in place.name for letter in "*?["):
         return place
-    why, fix = "no such file or folder", f"point elsewhere with --set {setting}=PATH"
+    elsewhere = f"{setting} PATH" if setting.startswith("--") else f"--set {setting}=PATH"
+    why, fix = "no such file or folder", f"point elsewhere with {elsewhere}"
     for placeholder, (variable, default) in _PLACES.items():
         if placeholder in path:
             root = os.environ.get(variable)

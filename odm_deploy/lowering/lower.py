@@ -63,7 +63,7 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
 
     Raises:
         InputError: the network holds something that cannot be exported or lowered exactly.
-        UsageError: an exact model in half precision.
+        UsageError: a model that is exact or has gates, in half precision.
     """
     return lower_each(model, [options or LoweringOptions()])[0]
 
@@ -76,6 +76,13 @@ def lower_each(model: QuantizedModel, ways: Sequence[LoweringOptions]) -> list[o
                 f"--precision {options.precision} of an exact model",
                 why="its sums need float32's 24 bits, half precision has 11",
                 fix="leave --precision out, or calibrate with --profile paper",
+            )
+        gated = [name for name, layer in model.layers.items() if layer.gate is not None]
+        if gated and options.precision != "fp32":
+            raise UsageError(
+                f"--precision {options.precision} of a model with gates",
+                why=f"the range of {gated[0]} is computed from each image, and half precision moves its codes",
+                fix="leave --precision out",
             )
     marked = export_marked(model)
     copies = [marked, *(ir.from_proto(ir.to_proto(marked)) for _ in ways[1:])]

@@ -34,6 +34,9 @@ class NetworkConfig:
     upsampler_keys: ClassVar[tuple[str, ...]] = ()
     """Weights of the convolutions before each pixel shuffle and of the one after the last; some scales lack some."""
 
+    newer_keys: ClassVar[tuple[str, ...]] = ()
+    """Settings that older programs do not know."""
+
     scale: int
     """Output pixels per input pixel along each axis."""
 
@@ -81,9 +84,18 @@ class NetworkConfig:
         """All hyper-parameters but the scale that a state dict with this network's keys shows, by field name."""
         raise NotImplementedError
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; those of `newer_keys` only where they are not the default, so that older programs read it."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            key: value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in self.newer_keys or value != defaults[key]
+        }
+
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The config `dataclasses.asdict` described.
+        """The config `to_dict` or `dataclasses.asdict` described.
 
         Raises:
             InputError: unknown keys, missing keys or values of another type.

@@ -41,12 +41,16 @@ class EdsrConfig(NetworkConfig):
     telling_keys: ClassVar[tuple[str, ...]] = ("head.0.weight", "tail.0.0.weight", "tail.1.weight")
     upsampler_keys: ClassVar[tuple[str, ...]] = ("tail.0.0.weight", "tail.0.2.weight", "tail.1.weight")
 
+    newer_keys: ClassVar[tuple[str, ...]] = ("learned_shortcuts",)
+
     features: int = 64
     """Channels of every body convolution."""
     blocks: int = 16
     """Residual blocks."""
     residual_scale: float = 1.0
     """Factor on each block's residual; 0.1 in the full-size network. Not visible in a state dict."""
+    learned_shortcuts: bool = False
+    """Whether each block's shortcut has a factor, `body.{i}.shortcut` (QuantSR, Qin et al., NeurIPS 2023)."""
 
     @classmethod
     def sizes_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -61,6 +65,7 @@ class EdsrConfig(NetworkConfig):
             "features": features,
             "blocks": count_numbers(state, r"body\.(\d+)\.body\."),
             "residual_scale": 0.1 if features >= 256 else 1.0,
+            "learned_shortcuts": "body.0.shortcut" in state,
         }
 
 
@@ -89,7 +94,10 @@ class EDSR(SuperResolutionNetwork):
         self.sub_mean = MeanShift(-1.0)
         self.add_mean = MeanShift(+1.0)
         self.head = nn.Sequential(conv3x3(3, features))
-        blocks = [ResidualBlock(features, config.residual_scale) for _ in range(config.blocks)]
+        blocks = [
+            ResidualBlock(features, config.residual_scale, learned_shortcut=config.learned_shortcuts)
+            for _ in range(config.blocks)
+        ]
         self.body = nn.Sequential(*blocks, conv3x3(features, features))
         self.sum = Sum()
         self.tail = nn.Sequential(nn.Sequential(*upsampler(config.scale, features, features)), conv3x3(features, 3))
@@ -124,7 +132,16 @@ class EDSR(SuperResolutionNetwork):
 
         The head's bias makes up for the difference of at most 7 levels; only where zeros are padded, at the outermost
         pixels, does it remain.
+
+        Raises:
+            InputError: blocks with learned shortcuts.
         """
+        if self.config.learned_shortcuts:
+            raise InputError(
+                "this network cannot be exact",
+                why="factors on its shortcuts round in floating point",
+                fix="train with method.shortcut=false",
+            )
         head = self.head[0]
         assert isinstance(head, nn.Conv2d) and head.bias is not None
         moved = EXACT_MEAN + self.sub_mean.bias.double()
@@ -166,18 +183,20 @@ class EDSR(SuperResolutionNetwork):
 
 
 class ResidualBlock(nn.Module):
-    """x + residual_scale * conv(relu(conv(x))), [N, C, H, W] -> [N, C, H, W]."""
+    """x + residual_scale * conv(relu(conv(x))), [N, C, H, W] -> [N, C, H, W]; x may have a learned factor."""
 
-    def __init__(self, features: int, residual_scale: float) -> None:
+    def __init__(self, features: int, residual_scale: float, *, learned_shortcut: bool = False) -> None:
         super().__init__()
         self.body = nn.Sequential(conv3x3(features, features), nn.ReLU(), conv3x3(features, features))
         self.residual_scale = residual_scale
+        self.shortcut = nn.Parameter(torch.ones(1)) if learned_shortcut else None
         self.sum = Sum()
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual."""
         residual = self.body(x)
-        return self.sum(x, residual if self.residual_scale == 1.0 else residual * self.residual_scale)
+        passed = x if self.shortcut is None else x * self.shortcut
+        return self.sum(passed, residual if self.residual_scale == 1.0 else residual * self.residual_scale)
 
 
 class MeanShift(nn.Module):

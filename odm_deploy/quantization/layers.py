@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.fake_quant import dequantize_weight, fake_quantize
+from odm_deploy.quantization.gates import FrozenGate, PerImageGrid
 from odm_deploy.quantization.weights import WeightCodes
+
+OFFSET_BITS = 4
+"""Width of the codes of offsets that have a step."""
+OFFSET_CODE_LAST = 2 ** (OFFSET_BITS - 1) - 1
+"""The largest of those codes; the smallest is its negative."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,10 @@ class ChannelOffsets:
     """float32 [C], in feature units; None: no shift."""
     gain: Tensor | None = None
     """float32 [C]; None: no gain."""
+    shift_step: float | None = None
+    """What shifts are -OFFSET_CODE_LAST to OFFSET_CODE_LAST times; None: they are any floats."""
+    gain_step: float | None = None
+    """The same for gains."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class FrozenLayer:
     """float32 [O], or None."""
     offsets: ChannelOffsets | None = None
     """What happens to its input channels before they are quantized, or None."""
+    gate: FrozenGate | None = None
+    """What scales its range for each image, or None; `grid` is then the gate's."""
 
 
 class QuantizedLayer(nn.Module):
@@ -73,6 +85,9 @@ class QuantizedLayer(nn.Module):
         for key, value in (("shift", offsets.shift), ("gain", offsets.gain)):
             shaped = None if value is None else value.detach().clone().float().reshape(self.offset_shape)
             self.register_buffer(key, shaped)
+        channels_last = len(self.offset_shape) == 1
+        self.gate = None if frozen.gate is None else PerImageGrid(frozen.gate, channels_last=channels_last)
+        self._offset_steps = offsets.shift_step, offsets.gain_step
         # Set by `proof`: sees what arrives at the quantizer and may hand on something else. None otherwise.
         self.tap: Callable[[Tensor], Tensor] | None = None
         # Off where the question is what rounding its input costs (`tuning.sensitivity`).
@@ -94,7 +109,8 @@ class QuantizedLayer(nn.Module):
         shift, gain = self.shift, self.gain
         if shift is None and gain is None:
             return None
-        return ChannelOffsets(*(None if value is None else value.float().flatten() for value in (shift, gain)))
+        values = [None if value is None else value.float().flatten() for value in (shift, gain)]
+        return ChannelOffsets(*values, *self._offset_steps)
 
     def pad(self, x: Tensor) -> Tensor:
         """`x` with its border, where that has to be there before quantizing."""
@@ -119,7 +135,11 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize, multiply, add the bias."""
-        return self.product(self.quantized_input(self.pad(x)), self.weight, self.bias)
+        if self.gate is None:
+            return self.product(self.quantized_input(self.pad(x)), self.weight, self.bias)
+        steps, step = self.gate(x)
+        product = self.product(self.quantized_input(steps), self.weight, None) * step
+        return product if self.bias is None else product + self.bias.reshape(self.offset_shape)
 
 
 class QuantizedConv2d(QuantizedLayer):
@@ -182,6 +202,8 @@ def quantized_layer(name: str, layer: nn.Module, frozen: FrozenLayer) -> Quantiz
     for values in (frozen.offsets.shift, frozen.offsets.gain) if frozen.offsets else ():
         if values is not None and values.shape != (channels,):
             raise InputError(f"offsets do not fit {name}", why=f"{list(values.shape)} for {channels} channels")
+    if frozen.gate is not None and (frozen.gate.squeeze.shape[1] != channels or frozen.gate.grid != frozen.grid):
+        raise InputError(f"a gate does not fit {name}", why=f"{channels} channels on {frozen.grid}")
     if isinstance(layer, nn.Conv2d):
         return QuantizedConv2d(name, layer, frozen)
     return QuantizedLinear(name, frozen)

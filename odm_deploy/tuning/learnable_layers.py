@@ -13,6 +13,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.fake_quant import fake_quantize
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
@@ -34,6 +35,9 @@ class LearnableLayer(nn.Module):
         weight: the float weight [O, ...] its codes were made of; None starts from the codes' levels.
         power_of_two: scales are powers of two (the `exact` profile).
         fixed_grid: its input's grid does not learn.
+
+    Raises:
+        InputError: a layer with a gate.
     """
 
     bound_unit: Tensor
@@ -48,6 +52,8 @@ class LearnableLayer(nn.Module):
         fixed_grid: bool = False,
     ) -> None:
         super().__init__()
+        if frozen.gate is not None:
+            raise InputError(f"cannot tune {frozen.name}", why="a gate computes its range from each image")
         self.frozen = copy.deepcopy(frozen)
         self.name, self.power_of_two = frozen.name, power_of_two
         codes, grid = frozen.weight_codes, frozen.grid

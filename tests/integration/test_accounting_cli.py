@@ -44,6 +44,17 @@ def test_table_lists_layers_and_reasons():
     assert lines[-1].startswith("rdn: ")
 
 
+def test_methods_have_rows_with_what_they_add():
+    arguments = ("--network", "edsr", "--bits", "2", "--method", "lsq", "--method", "ddtb", "--json")
+    done = accounting(*arguments)
+    assert done.returncode == 0, done.stderr
+    entries = json.loads(done.stdout)["networks"]
+    assert [(entry["method"], round(entry["storage_kwords"], 1)) for entry in entries] == [
+        ("lsq", 411.7),
+        ("ddtb", 413.4),
+    ]
+
+
 def test_an_unknown_network_is_a_usage_error():
     done = accounting("--network", "vgg")
     assert done.returncode == 2

@@ -152,11 +152,19 @@ def test_a_cell_of_the_paper_runs_small_and_the_plan_lists_it(recipes, tmp_path)
     small += ["data.patch=8", "network.scale=2", f"network.weights={tmp_path / 'weights.pt'}"]
     options = [word for setting in small for word in ("--set", setting)]
     out = tmp_path / "paper"
-    done = paper(
-        *("--cell", "5/max", "--iterations", "3", "--device", "cpu", "--seeds", "2", *options),
-        *("--benchmark", str(tmp_path / "Set"), "--out", str(out)),
-    )
+    cells = ("--cell", "5/max", "--cell", "5/max+cooperative", "--device", "cpu", *options, "--out", str(out))
+    missing = paper(*cells, "--benchmark", str(tmp_path / "Urban100"))
+    assert missing.returncode == 1
+    assert "--benchmark PATH" in missing.stderr
+    assert not list(out.glob("*/log.jsonl"))
+    done = paper(*cells, "--iterations", "3", "--seeds", "2", "--benchmark", str(tmp_path / "Set"))
     assert done.returncode == 0, done.stderr
     assert "| 5/max | 3 | 2 |" in (out / "paper.md").read_text()
     assert "±" in (out / "paper.md").read_text()
+    # Four images of the training folder, each at two sizes, decoded once for four runs.
+    assert len(list((out / "cache").iterdir())) == 8
     assert paper("--cell", "5/none").returncode == 2
+    assert paper(*cells, "--figures").returncode == 0
+    for figure in ("figure1", "figure2", "figure3", "figure5"):
+        with Image.open(out / f"{figure}.png") as image:
+            assert min(image.size) > 200

@@ -40,7 +40,7 @@ def write_result(
     Raises:
         InputError: a layer that cannot be frozen, or a file that cannot be written.
     """
-    _simplify(method, model, validation, recipe.run.device, tell)
+    _simplify(method, model, validation, recipe, tell)
     reason = method.why_not_exportable()
     if reason:
         tell(f"no model.pt: {reason}")
@@ -57,7 +57,7 @@ def _simplify(
     method: Method[Any],
     model: TrainableModel,
     validation: Sequence[ImagePair],
-    device: str,
+    recipe: Recipe,
     tell: Callable[[str], None],
 ) -> None:
     before = copy.deepcopy(model)
@@ -66,7 +66,10 @@ def _simplify(
         return
     costs = ""
     if validation:
-        first, then = (validate(each, each.network.state_dict(), validation, device) for each in (before, model))
+        device, psnr_of = recipe.run.device, recipe.data.validation_psnr
+        first, then = (
+            validate(each, each.network.state_dict(), validation, device, psnr_of) for each in (before, model)
+        )
         costs = f": {then - first:+.3f} dB on the validation images ({first:.3f} -> {then:.3f})"
     tell(f"{given_up}{costs}")
 

@@ -73,9 +73,9 @@ class Journal:
         left = (self._iterations - iteration) / rate if rate else 0.0
         say(f"{iteration}/{self._iterations}  {shown}  {rate:.2f} it/s  ETA {timedelta(seconds=round(left))}")
 
-    def validation(self, iteration: int, psnr_db: float, ranges: dict[str, list[float]], *, best: bool) -> None:
-        """Tell of a validation, and write down where the activation ranges are by then."""
-        self._write({"iteration": iteration, "validation_psnr_db": psnr_db, "ranges": ranges})
+    def validation(self, iteration: int, psnr_db: float, facts: dict[str, dict[str, Any]], *, best: bool) -> None:
+        """Tell of a validation, and write down `facts`, such as where the activation ranges are by then."""
+        self._write({"iteration": iteration, "validation_psnr_db": psnr_db, **facts})
         self.tell(f"validation at {iteration}: {psnr_db:.3f} dB{', the best so far' if best else ''}")
 
     def tell(self, text: str) -> None:

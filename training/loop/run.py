@@ -10,7 +10,7 @@ from torch import Tensor
 from odm_deploy.errors import UsageError
 from training.acceleration import accelerate
 from training.distributed import World
-from training.loop.diagnostics import logged, ranges, validate
+from training.loop.diagnostics import logged, quantization_errors, ranges, validate, weight_bounds
 from training.loop.ending import write_result
 from training.loop.feeding import feed
 from training.loop.interruption import interruptible
@@ -67,7 +67,7 @@ class _Run:
         self.method = build_method(recipe.method)
         if world.is_main:
             claim_folder(folder, recipe)
-        float_network, self.images = load_float_network(recipe), load_images(recipe)
+        float_network, self.images = self.method.adapt(load_float_network(recipe)), load_images(recipe)
         world.wait()
         self.model = build_model(recipe, self.method, float_network)
         self.method.watch(self.model, float_network)
@@ -165,11 +165,18 @@ class _Run:
         self.check()
         if self.world.is_main:
             state = self.average.weights(self.model)
-            psnr_db = validate(self.model, state, self.images.validation, self.recipe.run.device)
+            pairs, device = self.images.validation, self.recipe.run.device
+            psnr_db = validate(self.model, state, pairs, device, self.recipe.data.validation_psnr)
             best = psnr_db > self.progress.best.get("psnr_db", float("-inf"))
             if best:
                 self.progress.best = {"psnr_db": psnr_db, "iteration": self.progress.iteration, "model": state}
-            self.journal.validation(self.progress.iteration, psnr_db, ranges(self.model), best=best)
+            smallest = min(pairs, key=lambda pair: pair.low.size)
+            facts = {
+                "ranges": ranges(self.model),
+                "quantization_errors": quantization_errors(self.model, state, smallest, device),
+                "weight_bounds": weight_bounds(self.model),
+            }
+            self.journal.validation(self.progress.iteration, psnr_db, facts, best=best)
         self.world.wait()
 
     def save(self) -> None:

@@ -69,6 +69,13 @@ class Method(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    def adapt(self, network: SuperResolutionNetwork) -> SuperResolutionNetwork:
+        """The float network to quantize, made of the one that was loaded: with what the method adds to its structure.
+
+        It computes the same function.
+        """
+        return network
+
     @abstractmethod
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """A fresh quantizer for the input of `layer`."""

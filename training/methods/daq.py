@@ -17,11 +17,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odm_deploy.errors import InputError
+from odm_deploy.accounting import FLOAT_BITS
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.weights import WeightCodes
 from training.methods.base import Method
-from training.quantizers.base import ActivationQuantizer, Quantizable, SavedFlag, WeightQuantizer, straight_through
+from training.quantizers.base import (
+    ActivationQuantizer,
+    Overhead,
+    Quantizable,
+    SavedFlag,
+    WeightQuantizer,
+    straight_through,
+)
 from training.quantizers.channels import ChannelAxis
 
 GAUSSIAN_STEPS = {1: 1.5958, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
@@ -42,6 +50,9 @@ class DaqOptions:
     """Other statistics and levels where no input is negative; false: the mid-rise levels everywhere."""
     official_steps: bool = False
     """The step of one bit less, table(b - 1), as the official code reads its table."""
+    deviation_bits: int = 0
+    """Quantize the deviations of an image's channels, too, with so many bits around their mean (the authors'
+    "quantization of quantization"; 4 in their EDSR-baseline); 0: float deviations, their code's default."""
 
 
 class Daq(Method[DaqOptions]):
@@ -50,11 +61,19 @@ class Daq(Method[DaqOptions]):
     name = "daq"
     Options = DaqOptions
 
+    def __init__(self, options: DaqOptions) -> None:
+        super().__init__(options)
+        if options.deviation_bits not in (0, *range(2, 9)):
+            raise UsageError(f"cannot use method.deviation_bits = {options.deviation_bits}", fix="write 0, or 2 to 8")
+
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Normalised per image and channel."""
         o = self.options
         return ChannelwiseGaussian(
-            bits, ChannelAxis.of(layer), self._step(bits), clamp=o.clamp, relu_branch=o.relu_branch
+            *(bits, ChannelAxis.of(layer), self._step(bits)),
+            clamp=o.clamp,
+            relu_branch=o.relu_branch,
+            deviations=(o.deviation_bits, self._step(o.deviation_bits)) if o.deviation_bits else None,
         )
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
@@ -85,10 +104,21 @@ class ChannelwiseGaussian(ActivationQuantizer):
         step: in standard deviations.
         clamp: to 2^bits levels behind a ReLU; elsewhere always.
         relu_branch: whether inputs that are never negative have levels of their own.
+        deviations: bits of the deviations' own grid and its step, in deviations of the deviations; None: float ones.
     """
 
-    def __init__(self, bits: int, channels: ChannelAxis, step: float, *, clamp: bool, relu_branch: bool) -> None:
+    def __init__(
+        self,
+        bits: int,
+        channels: ChannelAxis,
+        step: float,
+        *,
+        clamp: bool,
+        relu_branch: bool,
+        deviations: tuple[int, float] | None = None,
+    ) -> None:
         super().__init__(bits)
+        self.deviations = deviations
         self.channels, self.step, self.clamp, self.relu_branch = channels, step, clamp, relu_branch
         self.positive = SavedFlag(False)
         self._minima: list[Tensor] = []
@@ -109,16 +139,29 @@ class ChannelwiseGaussian(ActivationQuantizer):
 
     def _signed(self, x: Tensor) -> Tensor:
         deviation, mean = torch.std_mean(x, dim=self.channels.pixels(x), keepdim=True)
-        return mid_rise_levels(x, mean, (self.step * deviation).clamp(min=_SMALLEST_STEP), self.bits)
+        return mid_rise_levels(x, mean, self._steps(deviation), self.bits)
 
     def _positive(self, x: Tensor) -> Tensor:
         pixels = self.channels.pixels(x)
         count = (x > 0).sum(pixels, keepdim=True) + 1
         mean = x.sum(pixels, keepdim=True) / count
         variance = x.square().sum(pixels, keepdim=True) / count - mean.square()
-        step = (self.step * variance.clamp(min=0.0).sqrt()).clamp(min=_SMALLEST_STEP)
+        step = self._steps(variance.clamp(min=0.0).sqrt())
         codes = torch.round(x / step)
         return (codes.clamp(max=2**self.bits - 1) if self.clamp else codes) * step
+
+    def _steps(self, deviation: Tensor) -> Tensor:
+        """Steps for the deviations of an image's channels, shaped like them."""
+        if self.deviations is not None:
+            bits, step = self.deviations
+            axis = -1 if self.channels.is_last else 1
+            spread, mean = torch.std_mean(deviation, dim=axis, keepdim=True)
+            deviation = mid_rise_levels(deviation, mean, (step * spread).clamp(min=_SMALLEST_STEP), bits)
+        return (self.step * deviation).clamp(min=_SMALLEST_STEP)
+
+    def overhead(self, pixels: int) -> Overhead:
+        """The variance of each image and channel: a float multiply-add a value."""
+        return Overhead(bit_operations=2 * self.channels.count * pixels * FLOAT_BITS**2)
 
     def grid(self) -> Grid:
         """There is none.

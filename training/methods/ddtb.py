@@ -8,10 +8,13 @@ between their two layers passes none either, so that only the second layer learn
 bounds are static and mean(logit^2) draws the gates to one. Weights: asymmetric between percentiles. Loss: L1 + 1000
 L_SKT. Recipes give l and u the learning rate 1e-2; gates have that of the weights.
 
-Dynamic where gated. Static and exportable with `gate_share = 0`, or with `remove_gates`: bounds are then scaled by what
-the gates said on average, once training is over, and the run tells what that cost. The official code calibrates at
-2 bits only (other widths start at +-10), leaves conv1 of each block unquantized, and cannot train on a batch of one
-(batch normalisation); none of that is reproduced. A single image is normalised with the running statistics.
+Dynamic where gated, and exported as such: engines compute a gated layer's step from each image, divide by it before an
+integer convolution and multiply after it (`odm_deploy.quantization.gates`). Static with `gate_share = 0`, or with
+`remove_gates`: bounds are then scaled by what the gates said on average, once training is over, and the run tells what
+that cost. The official code calibrates at 2 bits only (other widths start at +-10), leaves conv1 of each block
+unquantized, and cannot train on a batch of one (batch normalisation); none of that is reproduced. A single image is
+normalised with the running statistics. Its codes are not clamped, so that where both bounds round outwards there is a
+level more than 2^b; here there never is.
 """
 
 from __future__ import annotations
@@ -22,14 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odm_deploy.accounting import FLOAT_BITS
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.gates import FrozenGate
 from odm_deploy.quantization.straight_through.range import range_quantize
 from training.methods.base import Step, TransferMethod, TransferOptions
 from training.model import TrainableModel
 from training.quantizers.base import (
     ActivationQuantizer,
     Kind,
+    Overhead,
     Quantizable,
     SavedFlag,
     WeightQuantizer,
@@ -41,9 +47,10 @@ from training.quantizers.weights import PercentileWeight
 
 GATE_BITS = 2
 GATE_FEATURES = 32
+_MOST_BITS = 7
 _SMALLEST_WIDTH = 1e-8
 _MEMORY = 0.01  # weight of the latest batch in the mean factors
-WHY_NOT = "gated layers compute their range from each image; a model.pt holds static grids"
+_NOT_STATIC = "a gate computes its range from each image"
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class DdtbOptions(TransferOptions):
     """Settings of DDTB; the defaults are the official code's for EDSR."""
 
     gate_share: float = 0.3
-    """Share of layers with a gate, rounded down: 0.3 EDSR, 0.1 SRResNet, 0.5 RDN. 0: none, and exportable."""
+    """Share of layers with a gate, rounded down: 0.3 EDSR, 0.1 SRResNet, 0.5 RDN. 0: none, and all ranges static."""
     gate_start: int = 4000
     """Iterations before the gates act: epochs 2 to 5 of the official code, whose first epoch only calibrates."""
     whole_gate: bool = False
@@ -76,6 +83,12 @@ class Ddtb(TransferMethod[DdtbOptions]):
     def activation_quantizer(self, bits: int, layer: Quantizable) -> ActivationQuantizer:
         """Trainable bounds, with a gate where `initialize` puts one."""
         o = self.options
+        if bits > _MOST_BITS and o.gate_share and not o.remove_gates:
+            raise InputError(
+                f"no gates at {bits} bits",
+                why="codes of a gated layer take a bit more, and engines have 8",
+                fix="set method.gate_share=0 or method.remove_gates=true",
+            )
         return GatedRange(bits, ChannelAxis.of(layer), percent=o.range_percentile, whole_gate=o.whole_gate)
 
     def weight_quantizer(self, bits: int, layer: Quantizable) -> WeightQuantizer:
@@ -107,12 +120,6 @@ class Ddtb(TransferMethod[DdtbOptions]):
         logits = [quantizer.take_logits() for quantizer in _gated_ranges(step.model) if quantizer.has_gate.is_set]
         return loss + torch.stack([logit.square().mean() for logit in logits]).mean() if logits else loss
 
-    def why_not_exportable(self) -> str | None:
-        """Gates."""
-        if self.options.remove_gates or not self.options.gate_share:
-            return None
-        return f"{WHY_NOT}; set method.remove_gates=true and see what it costs, or train with method.gate_share=0"
-
     def simplify(self, model: TrainableModel) -> str:
         """Replace the gates by their mean factors, if asked to."""
         gated = [quantizer for quantizer in _gated_ranges(model) if quantizer.has_gate.is_set]
@@ -130,6 +137,7 @@ class GatedRange(LearnableRange):
 
     def __init__(self, bits: int, channels: ChannelAxis, *, percent: float, whole_gate: bool) -> None:
         super().__init__(bits, percent=percent)
+        self.channels = channels
         self.gate = Gate(channels, whole=whole_gate)
         self.has_gate = SavedFlag(False)
         self.gate_acts = SavedFlag(False)
@@ -141,6 +149,11 @@ class GatedRange(LearnableRange):
     def kind_of(self, parameter: str) -> Kind:
         """The gate, or a bound."""
         return "gates" if parameter.startswith("gate.") else super().kind_of(parameter)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether there is a gate, and it acts by now."""
+        return self.has_gate.is_set and self.gate_acts.is_set
 
     @property
     def extreme_variance(self) -> float:
@@ -185,17 +198,45 @@ class GatedRange(LearnableRange):
         assert logits is not None, "nothing passed this gate"
         return logits
 
+    def overhead(self, pixels: int) -> Overhead:
+        """The gate's weights and normalisation, and its products, which run once an image."""
+        if not self.has_gate.is_set:
+            return Overhead()
+        weights = GATE_FEATURES * (self.channels.count + 2)
+        return Overhead(
+            storage_bits=weights * GATE_BITS + 2 * GATE_FEATURES * FLOAT_BITS,
+            scales=2,
+            bit_operations=2 * weights * GATE_BITS**2,
+        )
+
     def grid(self) -> Grid:
         """The static grid.
 
         Raises:
             InputError: a gate makes it dynamic.
         """
-        if self.has_gate.is_set:
-            raise InputError(
-                "not a static grid", why=WHY_NOT, fix="set method.remove_gates=true, or train with method.gate_share=0"
-            )
+        if self.is_dynamic:
+            raise InputError("not a static grid", why=_NOT_STATIC)
         return super().grid()
+
+    @torch.no_grad()
+    def gate_form(self) -> FrozenGate | None:
+        """The gate with its normalisation folded into a scale and a shift per hidden feature; None before it acts."""
+        if not self.is_dynamic:
+            return None
+        squeeze, squeeze_scale = self.gate.ternary(self.gate.squeeze)
+        excite, excite_scale = self.gate.ternary(self.gate.excite)
+        norm = self.gate.normalize
+        assert norm.running_mean is not None and norm.running_var is not None
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        lower, upper = self.range
+        return FrozenGate(
+            squeeze,
+            (factor * squeeze_scale).cpu(),
+            (norm.bias - norm.running_mean * factor).cpu(),
+            excite,
+            *(excite_scale.item(), lower.item(), upper.item(), self.bits),
+        )
 
 
 class Gate(nn.Module):
@@ -211,9 +252,16 @@ class Gate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pool and apply the two 2-bit layers (1x1 convolutions of a pooled image are linear)."""
         pooled = x.detach().float().mean(self.channels.pixels(x))
-        hidden = F.relu(self._normalized(_product(_between_extremes(pooled), _ternary(self.squeeze.weight))))
-        levels = _between_extremes(hidden if self.whole else hidden.detach())
+        levels = _between_extremes(pooled, each=not self.training)
+        hidden = F.relu(self._normalized(_product(levels, _ternary(self.squeeze.weight))))
+        levels = _between_extremes(hidden if self.whole else hidden.detach(), each=not self.training)
         return _product(levels, _ternary(self.excite.weight))
+
+    @staticmethod
+    def ternary(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Codes -1, 0 and 1, int8 on the CPU, of what a layer computes with, and their scale, float32 []."""
+        codes, bound = _ternary_codes(layer.weight.detach())
+        return codes.to(torch.int8).cpu(), bound
 
     def _normalized(self, hidden: Tensor) -> Tensor:
         norm = self.normalize
@@ -229,15 +277,24 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 def _ternary(weight: Tensor) -> Tensor:
     """-a, 0 or a with a = max|W|, rounding passed straight through."""
-    bound = weight.detach().abs().amax().clamp(min=_SMALLEST_WIDTH)
-    return straight_through(weight, torch.round(weight.detach() / bound) * bound)
+    codes, bound = _ternary_codes(weight.detach())
+    return straight_through(weight, codes * bound)
 
 
-def _between_extremes(x: Tensor) -> Tensor:
-    """Multiples of a 2-bit step, the extremes of now three apart; rounding passed straight through."""
-    lower, upper = torch.aminmax(x.detach())
-    step = (upper - lower).clamp(min=_SMALLEST_WIDTH) / (2**GATE_BITS - 1)
-    return straight_through(x, torch.round(x.detach() / step) * step)
+def _ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
+    bound = weight.abs().amax().clamp(min=_SMALLEST_WIDTH)
+    return torch.round(weight / bound), bound
+
+
+def _between_extremes(x: Tensor, *, each: bool) -> Tensor:
+    """Multiples of a 2-bit step, the extremes of now three apart; rounding passed straight through.
+
+    The extremes are those of the batch, as in the official code; with `each` those of each image, as engines have them.
+    """
+    fixed = x.detach()
+    extent = fixed.amax(1, keepdim=True) - fixed.amin(1, keepdim=True) if each else fixed.max() - fixed.min()
+    step = extent.clamp(min=_SMALLEST_WIDTH) / (2**GATE_BITS - 1)
+    return straight_through(x, torch.round(fixed / step) * step)
 
 
 def _gated_ranges(model: TrainableModel) -> list[GatedRange]:

@@ -23,18 +23,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.quantization.layers import ChannelOffsets
-from odm_deploy.quantization.straight_through.symmetric import symmetric_quantize
+from odm_deploy.accounting import FLOAT_BITS
+from odm_deploy.quantization.layers import OFFSET_BITS, ChannelOffsets
+from odm_deploy.quantization.straight_through.symmetric import symmetric_codes, symmetric_quantize
 from training.losses.cooperative import combine_cooperatively, combine_naively
 from training.losses.features import variance_loss
 from training.methods.base import Step, TransferMethod, TransferOptions
 from training.model import TrainableModel
-from training.quantizers.base import ActivationQuantizer, Kind, Quantizable, SavedFlag, WeightQuantizer
+from training.quantizers.base import ActivationQuantizer, Kind, Overhead, Quantizable, SavedFlag, WeightQuantizer
 from training.quantizers.channels import ChannelAxis
 from training.quantizers.learnable_range import LearnableRange, RangeInit
 from training.quantizers.weights import PercentileWeight
-
-OFFSET_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -154,13 +153,24 @@ class OffsetRange(LearnableRange):
             x = x * self.channels.shaped(quantized_offset(self.gain))
         return x
 
+    def overhead(self, pixels: int) -> Overhead:
+        """Codes of shift and gain, and the gain's multiplications."""
+        count, shifts, gains = self.channels.count, self.has_shift.is_set, self.has_gain.is_set
+        return Overhead(
+            storage_bits=(shifts + gains) * count * OFFSET_BITS,
+            scales=shifts + gains,
+            bit_operations=gains * count * pixels * OFFSET_BITS * FLOAT_BITS,
+        )
+
     def offsets(self) -> ChannelOffsets | None:
         """Shift and gain on their 4-bit levels, where the layer has them."""
         if not (self.has_shift.is_set or self.has_gain.is_set):
             return None
-        with torch.no_grad():
-            shift, gain = (quantized_offset(offset).cpu() for offset in (self.shift, self.gain))
-        return ChannelOffsets(shift if self.has_shift.is_set else None, gain if self.has_gain.is_set else None)
+        (shift, shift_step), (gain, gain_step) = (
+            _coded(offset.detach().cpu()) if is_set else (None, None)
+            for offset, is_set in ((self.shift, self.has_shift.is_set), (self.gain, self.has_gain.is_set))
+        )
+        return ChannelOffsets(shift, gain, shift_step, gain_step)
 
 
 def _in_top(values: list[float], share: float) -> list[bool]:
@@ -173,5 +183,14 @@ def _in_top(values: list[float], share: float) -> list[bool]:
 
 def quantized_offset(offset: Tensor) -> Tensor:
     """4-bit symmetric offsets on the range of their largest magnitude, rounding passed straight through."""
-    bound = offset.detach().abs().amax().clamp(min=1e-8)
-    return symmetric_quantize(offset, bound, OFFSET_BITS, mid_rise=False)
+    return symmetric_quantize(offset, _bound(offset), OFFSET_BITS, mid_rise=False)
+
+
+def _coded(offset: Tensor) -> tuple[Tensor, float]:
+    """The same without a gradient, and the step."""
+    codes, step = symmetric_codes(offset, _bound(offset), OFFSET_BITS, mid_rise=False)
+    return codes * step, step.item()
+
+
+def _bound(offset: Tensor) -> Tensor:
+    return offset.detach().abs().amax().clamp(min=1e-8)

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from odm_deploy.grid import Grid
+from odm_deploy.quantization.gates import FrozenGate
 from odm_deploy.quantization.layers import ChannelOffsets
 from odm_deploy.quantization.weights import WeightCodes
 
 Quantizable = nn.Conv2d | nn.Linear
 """The kinds of float layers that have a trainable counterpart."""
 
-Kind = Literal["ranges", "steps", "weight_steps", "clipping", "offsets", "gates", "shortcuts"]
+Kind = Literal["ranges", "steps", "weight_steps", "clipping", "offsets", "gates"]
 """The kinds of parameters that quantizers learn: bounds of activations, steps of activations and of weights, clipping
-scales of weights, shifts and gains per channel, gates per image, factors on the shortcuts of blocks."""
+scales of weights, shifts and gains per channel, gates per image."""
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a quantizer costs besides the range and the rounding that all have (`training.overhead`)."""
+
+    storage_bits: int = 0
+    """Of codes and of float numbers that make up its function."""
+    scales: int = 0
+    """Float numbers that codes are multiplied with."""
+    bit_operations: int = 0
+    """For one image."""
 
 
 class ActivationQuantizer(nn.Module, ABC):
@@ -54,8 +68,16 @@ class ActivationQuantizer(nn.Module, ABC):
         """What `transform` does, as constants; None: nothing."""
         return None
 
+    def gate_form(self) -> FrozenGate | None:
+        """What scales the range for each image, as constants; None: nothing. With it there is no `grid`."""
+        return None
+
     def project(self) -> None:
         """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    def overhead(self, pixels: int) -> Overhead:
+        """What it costs on an input of so many pixels a channel, besides range and rounding. Nothing by default."""
+        return Overhead()
 
     @abstractmethod
     def grid(self) -> Grid:

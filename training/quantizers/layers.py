@@ -80,11 +80,13 @@ class TrainableLayer(nn.Module, ABC):
             InputError: it cannot be one; the line says why.
         """
         try:
-            weight, grid = self.weight_quantizer.codes(self.weight.detach()), self.activation.grid()
+            weight, gate = self.weight_quantizer.codes(self.weight.detach()), self.activation.gate_form()
+            grid = self.activation.grid() if gate is None else gate.grid
         except InputError as error:
             raise InputError(f"cannot freeze {self.name}", why=str(error)) from None
         bias = self.used_bias()
-        return FrozenLayer(weight, grid, None if bias is None else bias.detach().clone(), self.activation.offsets())
+        bias = None if bias is None else bias.detach().clone()
+        return FrozenLayer(weight, grid, bias, self.activation.offsets(), gate)
 
 
 class TrainableConv2d(TrainableLayer):

@@ -173,3 +173,22 @@ def test_rounded_head_stays_close_and_is_rounded_once():
     assert set(network.state_dict()) - untouched == {"head.0.weight", "head.0.bias", "sub_mean.bias"}
     again = rounded(after).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in after.state_dict().items())
+
+
+def test_learned_shortcuts_are_read_off_the_keys_and_scale_what_passes_a_block():
+    torch.manual_seed(1)
+    network = EDSR(EdsrConfig(scale=2, features=8, blocks=2, learned_shortcuts=True)).eval()
+    state = network.state_dict()
+    config = EdsrConfig.from_state_dict(state, 2)
+    assert config.learned_shortcuts
+    assert EdsrConfig.from_dict(config.to_dict()) == config
+    assert "learned_shortcuts" not in EdsrConfig(2).to_dict()  # so that programs from before it read the file
+    plain = EDSR(EdsrConfig(scale=2, features=8, blocks=2)).eval()
+    plain.load_state_dict({key: value for key, value in state.items() if "shortcut" not in key})
+    block, other = network.body[0], plain.body[0]
+    x = torch.randn(1, 8, 5, 5)
+    with torch.no_grad():
+        block.shortcut.fill_(0.5)
+        assert torch.allclose(block(x), other(x) - 0.5 * x, atol=1e-6)
+    with pytest.raises(InputError, match="cannot be exact"):
+        network.make_exact()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, stats
 
+from odm_deploy.errors import UsageError
 from training.methods.daq import GAUSSIAN_STEPS, mid_rise_levels
 
 
@@ -64,3 +65,22 @@ def test_daq_gradients_are_the_identity_also_where_values_are_clamped(attach):
     assert torch.equal(x.grad, torch.ones_like(x))
     layer.weight_quantizer(layer.weight).sum().backward()
     assert torch.equal(layer.weight.grad, torch.ones_like(layer.weight))
+
+
+def test_daq_may_quantize_an_images_deviations(attach):
+    """Independent: the formulas of the paper's code, in numpy."""
+    _, model = attach("daq", 2, deviation_bits=4)
+    quantizer = model.layers["body.0.body.0"].activation
+    x = torch.randn(1, 6, 9, 9, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 7).reshape(1, 6, 1, 1)
+    values = x[0].double().numpy()
+    mean, deviation = values.mean((1, 2)), values.std((1, 2), ddof=1)
+    step = GAUSSIAN_STEPS[4] * deviation.std(ddof=1)
+    codes = np.clip(np.floor((deviation - deviation.mean()) / step), -8, 7) + 0.5
+    steps = (GAUSSIAN_STEPS[2] * (codes * step + deviation.mean()))[:, None, None]
+    expected = (np.clip(np.floor((values - mean[:, None, None]) / steps), -2, 1) + 0.5) * steps + mean[:, None, None]
+    assert quantizer(x)[0].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_daq_refuses_widths_that_its_table_has_not(attach):
+    with pytest.raises(UsageError, match="deviation_bits = 9"):
+        attach("daq", 2, deviation_bits=9)

@@ -1,11 +1,21 @@
 """Learned steps: LSQ's gradient and start, QuantSR's derivative and shift."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.lowering.lower import lower
+from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.policy import LayerBits
 from odm_deploy.quantization.straight_through.step import rounding_derivative, step_quantize
+from training.distributed import World
+from training.loop.step import GradientStep, build_optimizer, follow
+from training.methods.registry import build_method
+from training.model import TrainableModel
 from training.quantizers.learned_step import LearnedStep
+from training.recipe import OptimizerSection
 
 
 def test_lsq_gradient_is_equation_3():
@@ -44,3 +54,33 @@ def test_quantsr_shifts_each_channel(attach):
         quantizer.shift.copy_(torch.arange(6.0))
     moved = quantizer.transform(torch.zeros(1, 6, 2, 2))
     assert moved[0, :, 0, 0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_quantsr_learns_a_factor_on_each_shortcut_that_freezes_to_the_same_bits(small_network, low, tmp_path):
+    method = build_method({"name": "quantsr"})
+    network = method.adapt(small_network)
+    assert torch.equal(network(low), small_network(low))
+    widths = {f"body.{block}.body.{conv}": LayerBits(3, 3) for block in (0, 1) for conv in (0, 2)}
+    model = TrainableModel.attach(network, widths, method)
+    model.calibrate(iter([low]))
+    method.initialize(model)
+    target = torch.zeros(2, 3, 24, 28)
+    result = GradientStep(model, method, World(), autocast=False)(low, target, 0)
+    optimizer = build_optimizer(model, OptimizerSection(learning_rate=1e-2), method.at_weights_rate)
+    follow(model, optimizer, result.combined)
+    shortcuts = [model.network.get_parameter(f"body.{block}.shortcut") for block in (0, 1)]
+    assert all(shortcut.item() == pytest.approx(1.0, abs=0.011) and shortcut.item() != 1.0 for shortcut in shortcuts)
+    model.network.eval()
+    save_model(model.freeze({}), tmp_path / "model.pt")
+    frozen = load_model(tmp_path / "model.pt")
+    with torch.no_grad():
+        assert torch.equal(frozen(low), model(low))
+    session = onnxruntime.InferenceSession(lower(frozen).SerializeToString(), providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {"input": low.numpy()})
+    assert np.median(np.abs(output - frozen(low).numpy())) < 1e-3
+
+
+def test_quantsr_leaves_other_networks_and_unwanted_shortcuts_alone(small_network):
+    assert build_method({"name": "quantsr", "shortcut": False}).adapt(small_network) is small_network
+    srresnet = build_network("srresnet", {"scale": 2, "features": 6, "blocks": 1})
+    assert build_method({"name": "quantsr"}).adapt(srresnet) is srresnet

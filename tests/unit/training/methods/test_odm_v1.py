@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from odm_deploy.checkpoint import load_model, save_model
 from training.distributed import World
 from training.loop.step import GradientStep
 from training.methods.odm_v1 import quantized_offset
@@ -82,3 +83,19 @@ def test_free_weights_lie_between_their_percentiles(attach):
     levels = layer.weight_quantizer(layer.weight).detach().unique().numpy()
     assert levels == pytest.approx(np.linspace(low_bound, high_bound, 4), rel=1e-4)
     assert "no multiples of a scale" in method.why_not_exportable()
+
+
+def test_offsets_are_stored_as_the_four_bits_they_are(attach, low, tmp_path):
+    _, model = attach("odm_v1", 3, offset_share=1.0)
+    with torch.no_grad():
+        for name, parameter in model.parameters().items():
+            if name.endswith((".shift", ".gain")):
+                parameter.add_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(4)) - 0.5)
+    frozen = model.freeze({})
+    save_model(frozen, tmp_path / "model.pt")
+    document = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert document["version"] == 5
+    for layer in document["layers"].values():
+        for offset in layer["offsets"].values():
+            assert (offset["packed"].dtype, len(offset["packed"]), offset["channels"]) == (torch.uint8, 3, 6)
+    assert torch.equal(load_model(tmp_path / "model.pt")(low), frozen(low))

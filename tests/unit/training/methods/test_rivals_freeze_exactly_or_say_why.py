@@ -30,7 +30,6 @@ EXPORTABLE = [
 ]
 REFUSED = [
     ("pams", {"faithful": True}, "faithful"),
-    ("ddtb", {}, "remove_gates=true"),
     ("daq", {}, "do not factor out"),
 ]
 
