@@ -26,7 +26,9 @@ from odm_deploy.terminal import run
     help="Train on an NVIDIA GPU: run.device=cuda and, for one process, run.cuda_graphs=true; --set overrides either.",
 )
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard, too, into DIR/tensorboard.")
-def command(recipe: Path | None, out: Path, overrides: tuple[str, ...], finish: bool, gpu: bool, tensorboard: bool) -> None:
+def command(
+    recipe: Path | None, out: Path, overrides: tuple[str, ...], finish: bool, gpu: bool, tensorboard: bool
+) -> None:
     """Train the network of RECIPE for few bits.
 
     It may be interrupted at any time: the same command resumes, and ends with the same bits. On several GPUs or

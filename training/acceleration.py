@@ -30,6 +30,21 @@ _DIVISION_ROUNDING = ("eager_numerics.division_rounding", "emulate_divison_round
 _NO_CONTRACTION = "emulate_precision_casts"
 
 
+def check_device(device: str) -> None:
+    """Refuse to start on a GPU that is not there.
+
+    Raises:
+        MissingError: no NVIDIA GPU that this torch can use.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda is not None
+        raise MissingError(
+            "cannot train on a GPU",
+            why="torch finds no NVIDIA GPU" if built else f"torch {torch.__version__} is built without CUDA",
+            fix="leave out --gpu or run.device=cuda" if built else "install torch with CUDA, or leave out --gpu",
+        )
+
+
 def accelerate(model: TrainableModel, settings: RunSection) -> str:
     """Set this process up to train `model` as fast as `settings` allow.
 

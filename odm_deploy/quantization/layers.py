@@ -109,8 +109,8 @@ class QuantizedLayer(nn.Module):
         shift, gain = self.shift, self.gain
         if shift is None and gain is None:
             return None
-        values = [None if value is None else value.float().flatten() for value in (shift, gain)]
-        return ChannelOffsets(*values, *self._offset_steps)
+        flat = (None if value is None else value.float().flatten() for value in (shift, gain))
+        return ChannelOffsets(*flat, *self._offset_steps)
 
     def pad(self, x: Tensor) -> Tensor:
         """`x` with its border, where that has to be there before quantizing."""

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from training.__main__ import command as training_command
 from training.distributed import World
@@ -257,6 +257,14 @@ def test_what_cannot_work_is_refused_in_one_line(recipe, tmp_path, overrides, te
         train(load_recipe(recipe, overrides), tmp_path / "out", World())
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_before_anything_is_written(recipe, tmp_path):
+    done = CliRunner().invoke(training_command, [str(recipe), "--gpu", "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, MissingError)
+    assert "leave out --gpu" in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_help_names_every_method_and_short_form():

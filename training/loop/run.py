@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from odm_deploy.errors import UsageError
-from training.acceleration import accelerate
+from training.acceleration import accelerate, check_device
 from training.distributed import World
 from training.loop.diagnostics import logged, quantization_errors, ranges, validate, weight_bounds
 from training.loop.ending import write_result
@@ -45,7 +45,7 @@ def train(
     Raises:
         InputError: unusable images or weights; a loss that is no longer finite.
         UsageError: a folder that belongs to another run; `finish` without a state to freeze.
-        MissingError: `tensorboard` where it is not installed.
+        MissingError: `tensorboard` where it is not installed; a GPU that is not there.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     if finish and not (folder / "last.pt").exists():
@@ -65,6 +65,7 @@ class _Run:
     def __init__(self, recipe: Recipe, folder: Path, world: World) -> None:
         self.recipe, self.folder, self.world = recipe, folder, world
         self.method = build_method(recipe.method)
+        check_device(recipe.run.device)
         if world.is_main:
             claim_folder(folder, recipe)
         float_network, self.images = self.method.adapt(load_float_network(recipe)), load_images(recipe)
