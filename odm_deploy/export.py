@@ -130,6 +130,7 @@ def _describe(
             name: {"grid": layer.grid.to_dict(), "weight_bits": layer.weight_bits}
             for name, layer in model.layers.items()
         },
+        signals={name: {"grid": signal.grid.to_dict()} for name, signal in model.signals.items()},
         exact=None if model.exact is None else {**dataclasses.asdict(model.exact), "tf32": False},
         engine=None if built is None else describe_engine(built),
     )

@@ -109,8 +109,8 @@ class TrainableModel:
         finally:
             self._set("calibrating", False)
         read = {id(layer.activation) for layer in self.layers.values()}
-        for signal in self.signals.values():
-            # The method initializes those that layers share.
+        # Signals that are joined have one range, and the method initializes those that layers share.
+        for signal in {id(signal.range): signal for signal in self.signals.values()}.values():
             if id(signal.range) not in read:
                 signal.initialize()
 

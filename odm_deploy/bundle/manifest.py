@@ -16,7 +16,7 @@ from odm_deploy.documents import read_json, taken_from
 from odm_deploy.errors import InputError
 from odm_deploy.files import write_text
 
-_OPTIONAL = ("exact", "engine", "cpu_onnx")
+_OPTIONAL = ("exact", "engine", "cpu_onnx", "signals")
 FORMAT = "odm-deploy bundle"
 VERSION = 1
 
@@ -41,6 +41,7 @@ class Manifest:
     exact: Mapping[str, Any] | None = None
     engine: Mapping[str, Any] | None = None
     cpu_onnx: Mapping[str, Any] | None = None
+    signals: Mapping[str, Any] | None = None
     created_by: str = ""
     format: str = FORMAT
     version: int = VERSION
@@ -60,8 +61,9 @@ class Manifest:
     def write(self, folder: Path) -> Path:
         """Write `manifest.json` into `folder`, whole or not at all; returns its path."""
         document = asdict(self)
-        if self.cpu_onnx is None:
-            del document["cpu_onnx"]
+        for key in ("cpu_onnx", "signals"):
+            if not document[key]:
+                del document[key]
         extra = document.pop("extra")
         first = {key: document.pop(key) for key in ("format", "version", "created_by")}
         path = folder / MANIFEST_FILE

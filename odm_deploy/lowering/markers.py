@@ -136,6 +136,26 @@ def stand_for(node: ir.Node, others: list[tuple[str, int]]) -> None:
     node.attributes["other_blocks"] = ir.AttrInt64s("other_blocks", [block for _, block in found])
 
 
+def mark_rectified(node: ir.Node) -> None:
+    """Note that a quantizer gives no level below zero."""
+    node.attributes["rectified"] = ir.AttrInt64("rectified", 1)
+
+
+def is_rectified(node: ir.Node) -> bool:
+    """Whether `mark_rectified` was said of a quantizer."""
+    return "rectified" in node.attributes
+
+
+def mark_joined(node: ir.Node) -> None:
+    """Note that a quantizer reads a concatenation of levels of its own grid."""
+    node.attributes["joined"] = ir.AttrInt64("joined", 1)
+
+
+def is_joined(node: ir.Node) -> bool:
+    """Whether `mark_joined` was said of a quantizer."""
+    return "joined" in node.attributes
+
+
 def signal_names(model: ir.Model) -> set[str]:
     """Names of the `FakeQuantize` markers that stand in front of no layer."""
     names: dict[str, set[str]] = {FAKE_QUANTIZE: set(), DEQUANTIZE_WEIGHT: set()}

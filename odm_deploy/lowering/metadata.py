@@ -41,7 +41,8 @@ class Tap:
     """Block size of a pixel shuffle that the quantizer stands in front of, and the model behind: source and codes are
     still to be shuffled (DepthToSpace, CRD)."""
     same_as: str = ""
-    """The tap whose source and codes these are, where one quantizer stands for several of the model; else empty."""
+    """The tap whose source and codes these are, where one quantizer stands for several of the model; or the first of
+    those whose codes are joined here. Else empty."""
 
 
 def run_name(layer: str, run: int) -> str:

@@ -27,7 +27,7 @@ class Region(Enum):
     BODY = "body"
     """The repeated blocks; what the papers quantize."""
     BODY_END = "body_end"
-    """Convolutions between the last block and the upsampler."""
+    """Convolutions between the first one and the upsampler that are in no block."""
     TAIL = "tail"
     """The upsampler and the reconstruction convolution."""
 

@@ -77,6 +77,8 @@ class Value:
     """What is computed from it; twice where it is read twice."""
     module: str = ""
     """The module whose only operation it is, such as an `nn.PReLU`; empty where there is none."""
+    operation: str = ""
+    """The function of torch that made it, without underscores; empty of a layer."""
     is_result: bool = False
     """Whether the network returns it."""
 
@@ -197,10 +199,19 @@ class _Recorder(TorchFunctionMode):
         operation = operation.strip("_")
         own = f"{operation}_{counts[operation]}" if counts[operation] else operation
         counts[operation] += 1
-        self._note(tensor, kind, f"{owner}.{own}".lstrip("."), operands, owner if _is_plain_function(module) else "")
+        place = owner if _is_plain_function(module) else ""
+        self._note(tensor, kind, f"{owner}.{own}".lstrip("."), operands, place, operation)
 
-    def _note(self, tensor: Tensor, kind: Kind, name: str, operands: tuple[Value, ...], module: str = "") -> None:
-        value = Value(kind, name, tuple(tensor.shape), operands, module=module)
+    def _note(
+        self,
+        tensor: Tensor,
+        kind: Kind,
+        name: str,
+        operands: tuple[Value, ...],
+        module: str = "",
+        operation: str = "",
+    ) -> None:
+        value = Value(kind, name, tuple(tensor.shape), operands, module=module, operation=operation)
         for operand in operands:
             operand.readers.append(value)
         self.values.append(value)

@@ -55,10 +55,10 @@ class RDN(SuperResolutionNetwork):
     """RDN, float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both RGB in 0..255."""
 
     name = "rdn"
-    # Nothing is a body end: the papers quantize the fusion (GFF) together with the blocks it fuses.
+    # The papers quantize the fusion (GFF) together with the blocks it fuses, and neither of the first two convolutions.
     regions: ClassVar[Mapping[str, Region]] = {
         "SFENet1": Region.HEAD,
-        "SFENet2": Region.HEAD,
+        "SFENet2": Region.BODY_END,
         "RDBs": Region.BODY,
         "GFF": Region.BODY,
         "UPNet": Region.TAIL,

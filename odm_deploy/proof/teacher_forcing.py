@@ -36,6 +36,7 @@ _T = TypeVar("_T", bound=np.generic)
 
 GIVEN = ".given"
 _IMAGE_RANK = 4
+_TAKES_CODES = ("DequantizeLinear", "DepthToSpace", "Concat", "Clip")
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,15 @@ def force_by_teacher(model: onnx.ModelProto) -> ForcedGraph:
     cut.CopyFrom(model)
     graph = cut.graph
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-    codes = {tap.codes for tap in taps}
+    # What is joined of several taps' codes is seen in these.
+    codes = {tap.codes for tap in taps if not tap.same_as}
     sources = {tap.source for tap in taps}
     graph_inputs = {value.name for value in graph.input}
     entries = _quantizer_entries(model.graph, taps)
     given_sources: dict[str, str] = {}
     for node in graph.node:
         for slot, name in enumerate(node.input):
-            if name in codes and node.op_type in ("DequantizeLinear", "DepthToSpace"):
+            if name in codes and node.op_type in _TAKES_CODES:
                 node.input[slot] = name + GIVEN
             elif name in sources - graph_inputs and node.output[0] not in entries:
                 node.input[slot] = name + GIVEN

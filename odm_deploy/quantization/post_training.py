@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, equalize_channels
 from odm_deploy.quantization.equalization import offset_inputs
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.refine import refine_grids
@@ -122,15 +124,18 @@ def calibrate(
     elif settings.exact_sums:
         network.round_float_edges()
     plan = SignalPlan()
+    images, parts = _with_parts(images)
+    scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
         plan = plan_signals(network, bits.keys())
+        if settings.equalize:
+            scaled = equalize_channels(network, parts, plan.feeds, power_of_two=policy.power_of_two)
         # A gain would stand between codes, and few scales are short enough to be shared.
         settings = dataclasses.replace(settings, equalize=False, exact_sums=False)
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
-    parts: list[Tensor] = []
-    with SignalObservers(network, plan.signals, percentile) as watched:
-        observers = observe(network, _keeping_parts(images, parts), bits, percentile)
+    with SignalObservers(network, plan, percentile) as watched:
+        observers = observe(network, images, bits, percentile)
     signals = watched.grids(policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two)
     shared = sharing(plan, signals, {name: width.activation for name, width in bits.items()})
     modules = dict(network.named_modules())
@@ -160,6 +165,8 @@ def calibrate(
     if settings.adaptive_rounding or settings.correct_bias:
         layers = _fit_weights(network, parts, layers, signals, exact, settings, track)
     metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
+    if scaled:
+        metadata[SCALED_CHANNELS] = scaled
     if signals and not policy.power_of_two:
         layers = {name: on_sum_units(layer) for name, layer in layers.items()}
     model = freeze(network, layers, metadata, signals)
@@ -208,7 +215,8 @@ def _fit_weights(
         found = fit_weights(
             layer,
             patches,
-            arrived,
+            # What rounding signals adds is noise, which no weight can take back: fitted to it, weights only shrink.
+            patches.inputs if signals else arrived,
             round_weights=settings.adaptive_rounding,
             correct_bias=settings.correct_bias,
         )
@@ -217,12 +225,11 @@ def _fit_weights(
     return fit_in_sequence(network, parts, layers, fit, signals, partial(track, stage="rounding"))
 
 
-def _keeping_parts(images: Iterable[Tensor], parts: list[Tensor]) -> Iterator[Tensor]:
-    """The images as they come; the middle of the first few is added to `parts`."""
-    for image in images:
-        if len(parts) < PARTS:
-            parts.append(_middle(image, PART_PX).clone())
-        yield image
+def _with_parts(images: Iterable[Tensor]) -> tuple[Iterator[Tensor], list[Tensor]]:
+    """The images, and the middle of the first few of them."""
+    coming = iter(images)
+    first = list(itertools.islice(coming, PARTS))
+    return itertools.chain(first, coming), [_middle(image, PART_PX).clone() for image in first]
 
 
 def _middle(image: Tensor, size: int) -> Tensor:

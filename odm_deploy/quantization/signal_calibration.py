@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
@@ -23,15 +23,17 @@ class SignalObservers(AbstractContextManager["SignalObservers"]):
 
     Args:
         network: the float network; without any of this in the end.
-        signals: what to look at.
+        plan: what to look at.
         percentile: as `InputObserver`'s.
     """
 
-    def __init__(
-        self, network: SuperResolutionNetwork, signals: Iterable[Signal], percentile: float | None = None
-    ) -> None:
-        self._network = network
-        self._watched = {signal.name: _Watched(signal, percentile) for signal in signals}
+    def __init__(self, network: SuperResolutionNetwork, plan: SignalPlan, percentile: float | None = None) -> None:
+        self._network, self._plan = network, plan
+        observers = {signal.name: InputObserver(signal.name, percentile) for signal in plan.signals}
+        # What is joined is seen as one: its images are counted more than once, which only percentiles notice.
+        self._watched = {
+            signal.name: _Watched(signal, observers[plan.grid_owner(signal.name)]) for signal in plan.signals
+        }
 
     def __enter__(self) -> SignalObservers:
         for name, watched in self._watched.items():
@@ -55,20 +57,24 @@ class SignalObservers(AbstractContextManager["SignalObservers"]):
         pixels = self._network.output_grid
         if pixels is not None and (pixels.bits != bits or (power_of_two and not pixels.is_power_of_two)):
             pixels = None
-        return {
-            name: pixels
-            if watched.signal.is_image and pixels is not None
-            else choose_grid(watched.observer, bits, method, power_of_two=power_of_two)
-            for name, watched in self._watched.items()
-        }
+        found: dict[str, Grid] = {}
+        for name, watched in self._watched.items():
+            owner = self._plan.grid_owner(name)
+            if watched.signal.is_image and pixels is not None:
+                found[name] = pixels
+            elif owner in found:
+                found[name] = found[owner]
+            else:
+                found[name] = choose_grid(watched.observer, bits, method, power_of_two=power_of_two)
+        return found
 
 
 class _Watched(nn.Module):
     """Stands where the quantizer will stand, and only looks."""
 
-    def __init__(self, signal: Signal, percentile: float | None) -> None:
+    def __init__(self, signal: Signal, observer: InputObserver) -> None:
         super().__init__()
-        self.signal, self.observer = signal, InputObserver(signal.name, percentile)
+        self.signal, self.observer = signal, observer
 
     def forward(self, x: Tensor) -> Tensor:
         self.observer.add(x.clamp(min=0.0) if self.signal.is_rectified else x)

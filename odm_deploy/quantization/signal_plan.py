@@ -5,13 +5,15 @@
 - Sums of feature maps, with the same exception, and what goes into them or is joined with others.
 - The output of the last convolution, on the grid of the image where it is the image.
 
+Tensors that are joined into one share a grid, so that joining them is joining their codes.
+
 Nothing else: linear layers give to normalisations and softmax, which compute in float whatever they are given. A sum
 that only the image follows stays float, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -42,9 +44,15 @@ class SignalPlan:
     signals: tuple[Signal, ...] = ()
     """In the order of computation."""
     feeds: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Layer -> the signal that is all it reads: where their widths agree they share one grid."""
+    """Layer -> the signal that is all it reads, or of joined ones the first: where widths agree they share one grid."""
     left: tuple[str, ...] = ()
     """Sums that stay float, because something in them has no place for a quantizer."""
+    alike: tuple[tuple[str, ...], ...] = ()
+    """Signals that are joined, and so lie on one grid."""
+
+    def grid_owner(self, signal: str) -> str:
+        """The signal whose grid this one shares: its own, or that of the first one it is joined with."""
+        return next((group[0] for group in self.alike if signal in group), signal)
 
 
 def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> SignalPlan:
@@ -62,7 +70,7 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> Signal
             if value.name in quantized & convolutions and not _is_served(value, quantized):
                 want(value)
         elif value.kind in (Kind.SUM, Kind.JOIN) and len(value.shape) == _MAP_RANK and value.leads_to_a_layer():
-            parts = [operand.origin() for operand in value.operands]
+            parts = _parts_of(value)
             if value.kind is Kind.SUM:
                 if not value.module or not all(_has_place(part, convolutions) for part in parts):
                     left.append(value.name)
@@ -80,7 +88,35 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> Signal
         for module, made in runs.items()
         if module in wanted
     )
-    return SignalPlan(signals, _feeds(values, quantized, {signal.name for signal in signals}), tuple(left))
+    names = [signal.name for signal in signals]
+    alike = _joined(values, names)
+    owners = {name: group[0] for group in alike for name in group}
+    return SignalPlan(signals, _feeds(values, quantized, set(names), owners), tuple(left), alike)
+
+
+def _parts_of(value: Value) -> list[Value]:
+    """What a sum adds, or a concatenation joins, with concatenations in it taken apart."""
+    parts = [operand.origin() for operand in value.operands]
+    return parts if value.kind is Kind.SUM else _taken_apart(parts)
+
+
+def _taken_apart(parts: Sequence[Value]) -> list[Value]:
+    return [part for each in parts for part in (_parts_of(each) if each.kind is Kind.JOIN else [each])]
+
+
+def _joined(values: list[Value], signals: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The signals that end up side by side in some concatenation, directly or through others; each in `signals`' order.
+
+    Only of concatenations all of whose parts are signals: the others stay float anyway.
+    """
+    group_of = {name: {name} for name in signals}
+    for value in values:
+        names = [f"{part.module}.{OUTPUT}" for part in _parts_of(value)] if value.kind is Kind.JOIN else []
+        if names and all(name in group_of for name in names):
+            merged = set[str]().union(*(group_of[name] for name in names))
+            group_of.update(dict.fromkeys(merged, merged))
+    groups = {id(group): group for group in group_of.values() if len(group) > 1}
+    return tuple(tuple(sorted(group, key=signals.index)) for group in groups.values())
 
 
 def _has_place(value: Value, convolutions: Set[str]) -> bool:
@@ -111,11 +147,13 @@ def _is_image(value: Value) -> bool:
     return True
 
 
-def _feeds(values: list[Value], quantized: Set[str], signals: Set[str]) -> dict[str, str]:
-    """Quantized layers that read one signal in each of their runs."""
+def _feeds(values: list[Value], quantized: Set[str], signals: Set[str], owners: Mapping[str, str]) -> dict[str, str]:
+    """Quantized layers that read one signal in each of their runs, or signals of one grid."""
     origins: dict[str, set[str]] = {}
     for value in values:
         if value.kind is Kind.LAYER and value.name in quantized:
-            made_by = {operand.origin().module for operand in value.operands}
-            origins.setdefault(value.name, set()).update(f"{module}.{OUTPUT}" for module in made_by)
+            parts = _taken_apart([operand.origin() for operand in value.operands])
+            made_by = {f"{part.module}.{OUTPUT}" for part in parts}
+            read = {owners.get(name, name) if name in signals else "" for name in made_by}
+            origins.setdefault(value.name, set()).update(read)
     return {layer: next(iter(names)) for layer, names in origins.items() if len(names) == 1 and names <= signals}

@@ -24,6 +24,7 @@ from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
+from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.signals import attach, replace_layer
 from odm_deploy.tuning.learnable_layers import LearnableLayer, PassingSignal
@@ -124,9 +125,7 @@ class _Run:
     ) -> None:
         self.model, self.budget = model, budget
         self.teacher = copy.deepcopy(network).eval().requires_grad_(False)
-        self.float_layers = copy.deepcopy(network)
-        if model.exact is not None:
-            self.float_layers.make_exact()
+        self.float_layers = float_form(network, model)
         self.student = copy.deepcopy(model.network).eval().requires_grad_(False)
         self.layers = self._make_learnable()
         self.optimizer = torch.optim.Adam(_groups(self.layers.values()), eps=1e-8)

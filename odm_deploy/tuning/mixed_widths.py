@@ -17,6 +17,7 @@ from odm_deploy.errors import GateError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
+from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.signals import replace_layer
@@ -167,10 +168,7 @@ class _Search:
     """Candidates built and measured."""
 
     def __init__(self, network: SuperResolutionNetwork, model: QuantizedModel, held_back: HeldBack, goal: Goal) -> None:
-        self.network, self.model, self.held_back, self.goal = copy.deepcopy(network), model, held_back, goal
-        if model.signals:
-            # Where calibration did so, too: what follows the last layer is the model's.
-            self.network.align_output()
+        self.network, self.model, self.held_back, self.goal = float_form(network, model), model, held_back, goal
         self.measured = 1
         self._shares = macs_shares(network)
 
@@ -220,9 +218,7 @@ class _Search:
         """
         mixed = self._mixed(moves)
         if self.model.exact is not None:
-            exact = copy.deepcopy(self.network)
-            exact.make_exact()
-            weights = {name: exact.get_submodule(name).get_parameter("weight") for name in mixed.layers}
+            weights = {name: self.network.get_submodule(name).get_parameter("weight") for name in mixed.layers}
             mixed = freeze_exact(mixed, weights)
         cost = self.held_back.measure(mixed)
         if (misses := self.goal.misses(cost)) and self.goal.float_share is None:

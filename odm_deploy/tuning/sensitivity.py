@@ -29,6 +29,7 @@ from odm_deploy.accounting import count_macs
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 
@@ -83,7 +84,7 @@ def layer_sensitivities(
     layers = model.layers
     chosen = choose_parts(images, parts)
     shares = macs_shares(network)
-    network = copy.deepcopy(network).eval().requires_grad_(False)
+    network = float_form(network, model).eval().requires_grad_(False)
     squares = dict.fromkeys(layers, 0.0)
     signs = torch.Generator().manual_seed(0)
     try:

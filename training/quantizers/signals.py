@@ -18,15 +18,13 @@ class TrainableSignal(nn.Module):
 
     Args:
         signal: what it is.
-        bits: width of its codes.
-        power_of_two: its scale is a power of two.
+        learnable: its range, which signals that are joined share.
     """
 
-    def __init__(self, signal: Signal, bits: int, *, power_of_two: bool = False) -> None:
+    def __init__(self, signal: Signal, learnable: LearnableRange) -> None:
         super().__init__()
         self.name, self.is_rectified = signal.name, signal.is_rectified
-        # From the smallest error, relative to its width, whatever the method: the residual stream needs its tails.
-        self.range = LearnableRange(bits, init="mse", relative=True, power_of_two=power_of_two)
+        self.range = learnable
         self.is_fixed = False
         self.calibrating = False
 
@@ -66,7 +64,12 @@ def attach_signals(
     """
     network.align_output()
     plan = plan_signals(network, widths.keys())
-    found = {signal.name: TrainableSignal(signal, bits, power_of_two=power_of_two) for signal in plan.signals}
+    # From the smallest error, relative to its width, whatever the method: the residual stream needs its tails.
+    ranges = {
+        signal.name: LearnableRange(bits, init="mse", relative=True, power_of_two=power_of_two)
+        for signal in plan.signals
+    }
+    found = {signal.name: TrainableSignal(signal, ranges[plan.grid_owner(signal.name)]) for signal in plan.signals}
     pixels = network.output_grid
     for signal in plan.signals:
         if signal.is_image and pixels is not None and pixels.bits == bits:

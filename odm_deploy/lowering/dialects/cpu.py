@@ -14,11 +14,15 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine.
 
-Two places need care, and are found by measurement only:
+Three places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
   (`Grid.from_range` makes no such grids).
+- OpenVINO leaves a quantizer out between a convolution and a sum, which moves values that lie on ties
+  (`quirks.is_convolved`). On power-of-two scales sums read it through a bound then. Nothing else rounds in between, so
+  such a model computes the same with bf16 for what is float. On other scales ties are rare, and sums that are fused
+  with convolutions are worth more.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
 """
 
@@ -31,7 +35,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
-from odm_deploy.lowering.dialects.moving import prepare
+from odm_deploy.lowering.dialects.moving import prepare, swap
 from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, round_to_even_code, shift_bias
 from odm_deploy.lowering.metadata import Tap
 
@@ -50,25 +54,24 @@ def lower_markers(model: ir.Model) -> None:
         if markers.is_weight(node):
             _refine_weight(editor, node)
     lower_all(model, _lower_quantizer)
-    for node in list(model.graph):
+    for node in reversed(list(model.graph)):
         if node.op_type == "DepthToSpace":
             _shuffle_codes(model.graph, node)
+        elif node.op_type == "Concat" and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            # Its codes are joined instead.
+            model.graph.remove(node, safe=True)
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:
     """Let a pixel shuffle of dequantized codes shuffle the codes: bytes, and what follows reads DQ directly."""
     dequantize = shuffle.inputs[0].producer() if shuffle.inputs[0] is not None else None
-    if dequantize is None or dequantize.op_type != "DequantizeLinear" or shuffle.outputs[0].is_graph_output():
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return
     if only_consumer(dequantize.outputs[0]) is not shuffle:
         return
-    shuffled, levels = shuffle.outputs[0], dequantize.outputs[0]
-    shuffle.replace_input_with(0, dequantize.inputs[0])
-    shuffled.replace_all_uses_with(levels)
-    dequantize.replace_input_with(0, shuffled)
+    swap(graph, dequantize, shuffle)
+    shuffled = shuffle.outputs[0]
     shuffled.dtype, shuffled.name = ir.DataType.UINT8, f"{shuffled.name}.codes"
-    graph.remove(dequantize)
-    graph.insert_after(shuffle, dequantize)
 
 
 def _refine_weight(editor: GraphEditor, marker: ir.Node) -> None:
@@ -102,6 +105,8 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
     grid, name = markers.grid_of(marker), markers.layer_of(marker)
     source = marker.inputs[0]
     assert source is not None and source.name is not None
+    if markers.is_joined(marker):
+        return _lower_joined(editor, marker, name, grid)
     x = source
     if grid.is_free:
         center = editor.constant(f"{name}.center", center_of(grid), np.float32)
@@ -111,8 +116,14 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
             raise InputError(f"cannot lower {name}", why="what lies on a free grid feeds several operators")
         shift_bias(editor, name, reader, center_of(grid))
     consumer = None if is_signal else only_consumer(marker.outputs[0])
-    codes, levels = _quantize(editor, marker, name, grid, x)
-    replace_node(marker, levels)
+    codes = _quantize(editor, marker, name, grid, x)
+    kept = codes
+    if markers.is_rectified(marker) and grid.zero_point:
+        kept = _bounded(editor, marker, f"{name}.rectified", codes, grid.zero_point + _raised_by(grid), UINT8_MAX)
+    summed = [use.node for use in marker.outputs[0].uses() if use.node.op_type == "Add"]
+    replace_node(marker, levels := _dequantize(editor, marker, name, kept))
+    if summed and grid.is_power_of_two and quirks.is_convolved(source):
+        _bound_terms(editor, name, levels, grid, summed)
     if consumer is not None:
         for width in quirks.missing_additions(consumer):
             zeros = editor.constant(f"{name}.nothing", [0.0] * width, np.float32)
@@ -121,13 +132,23 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
     return Tap(name, source.name, codes.name, -_raised_by(grid), grid.zero_point)
 
 
+def _bound_terms(editor: GraphEditor, name: str, levels: ir.Value, grid: Grid, sums: list[ir.Node]) -> None:
+    """Let sums read levels through the upper bound that they have anyway (`quirks.is_convolved`)."""
+    bound = editor.constant(f"{name}.last_level", grid.upper, np.float32)
+    bounded = editor.node_before(sums[0], "Min", [levels, bound], f"{name}.bounded_term")
+    for node in sums:
+        for index, value in enumerate(node.inputs):
+            if value is levels:
+                node.replace_input_with(index, bounded)
+
+
 def _raised_by(grid: Grid) -> int:
     """What is added to a grid's codes: 1 where its code of zero is odd and ties are common, else 0."""
     return int(not grid.is_free and grid.is_power_of_two and grid.zero_point % 2 == 1 and grid.code_max < UINT8_MAX)
 
 
-def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Q, bounds and DQ in front of the marker; returns the codes and what they stand for."""
+def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir.Value) -> ir.Value:
+    """Q and bounds in front of the marker; returns the codes."""
     raised = _raised_by(grid)
     if not grid.is_free and grid.is_power_of_two and (grid.zero_point + raised) % 2:
         x = round_to_even_code(editor, marker, name, grid, x)
@@ -137,13 +158,59 @@ def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir
         x = editor.node_before(marker, "Min", [x, bound], f"{name}.min_bounded")
     scale = editor.constant(f"{name}.scale_x", grid.scale, np.float32)
     zero = editor.constant(f"{name}.zero_point_x", grid.zero_point + raised, np.uint8)
-    uint8 = ir.DataType.UINT8
-    codes = editor.node_before(marker, "QuantizeLinear", [x, scale, zero], f"{name}.saturated_x", dtype=uint8)
+    codes = editor.node_before(
+        marker, "QuantizeLinear", [x, scale, zero], f"{name}.saturated_x", dtype=ir.DataType.UINT8
+    )
     if grid.code_max < UINT8_MAX:
-        bounds = [
-            editor.constant(f"{name}.{end}_code", code + raised, np.uint8)
-            for end, code in (("first", 0), ("last", grid.code_max))
-        ]
-        codes = editor.node_before(marker, "Clip", [codes, *bounds], f"{name}.codes_x", dtype=uint8)
-    levels = editor.node_before(marker, "DequantizeLinear", [codes, scale, zero], f"{name}.input")
-    return codes, levels
+        codes = _bounded(editor, marker, name, codes, raised, grid.code_max + raised)
+    return codes
+
+
+def _bounded(editor: GraphEditor, marker: ir.Node, name: str, codes: ir.Value, first: int, last: int) -> ir.Value:
+    """Codes within [first, last]."""
+    bounds = [editor.constant(f"{name}.{end}_code", code, np.uint8) for end, code in (("first", first), ("last", last))]
+    return editor.node_before(marker, "Clip", [codes, *bounds], f"{name}.codes_x", dtype=ir.DataType.UINT8)
+
+
+def _dequantize(editor: GraphEditor, marker: ir.Node, name: str, codes: ir.Value) -> ir.Value:
+    """The levels that codes stand for."""
+    _, *scale_and_zero = _quantizer_of(codes).inputs
+    return editor.node_before(marker, "DequantizeLinear", [codes, *scale_and_zero], f"{name}.input")
+
+
+def _quantizer_of(codes: ir.Value) -> ir.Node:
+    """The QuantizeLinear that codes come from, bounded or not; of joined ones the first."""
+    node = codes.producer()
+    while node is not None and node.op_type != "QuantizeLinear":
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    assert node is not None, "codes are made by quantizers only"
+    return node
+
+
+def _lower_joined(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid) -> Tap:
+    """Join the codes of what is on one grid already, and let the marker's reader take them."""
+    joined = marker.inputs[0]
+    assert joined is not None
+    codes = _codes_of(editor, joined)
+    replace_node(marker, _dequantize(editor, marker, name, codes))
+    first = _quantizer_of(codes)
+    source = first.inputs[0]
+    assert codes.name is not None and source is not None and source.name is not None
+    same_as = (first.outputs[0].name or "").partition(".saturated_x")[0]
+    return Tap(name, source.name, codes.name, -_raised_by(grid), grid.zero_point, same_as=same_as)
+
+
+def _codes_of(editor: GraphEditor, levels: ir.Value) -> ir.Value:
+    """The codes of a dequantized tensor, or of several side by side; joined once however often they are read."""
+    node = levels.producer()
+    assert node is not None
+    if node.op_type == "DequantizeLinear":
+        assert node.inputs[0] is not None
+        return node.inputs[0]
+    parts = [_codes_of(editor, value) for value in node.inputs if value is not None]
+    for use in parts[0].uses():
+        if use.node.op_type == "Concat" and list(use.node.inputs) == parts:
+            return use.node.outputs[0]
+    axis = {"axis": node.attributes["axis"].as_int()}
+    return editor.node_before(node, "Concat", parts, f"{node.name}.codes", axis, dtype=ir.DataType.UINT8)

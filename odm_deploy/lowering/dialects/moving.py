@@ -4,6 +4,8 @@ Quantizing value by value commutes with whatever only moves values, and twice on
 
     Conv -> DepthToSpace -> FakeQuantize     becomes   Conv -> FakeQuantize -> DepthToSpace    (bytes are shuffled)
     FakeQuantize -> [Relu ->] FakeQuantize   becomes   FakeQuantize                            (one grid, from zero on)
+    FakeQuantize -> Relu                     becomes   FakeQuantize with codes from that of zero on
+    FakeQuantize, ... -> Concat -> the same  becomes   FakeQuantize, ... -> Concat             (bytes are joined)
     DepthToSpace(r) -> Conv(few channels)    becomes   Conv' -> DepthToSpace(r)
 
 The last: a k x k convolution behind a shuffle by r is one of r*r times the channels before it, each of whose taps is
@@ -32,6 +34,10 @@ def prepare(model: ir.Model) -> None:
     for node in list(graph):
         if markers.is_quantizer(node):
             _absorb_followers(graph, node)
+            _rectify_codes(graph, node)
+    for node in list(graph):
+        if markers.is_quantizer(node) and _joins_its_own_grid(node):
+            markers.mark_joined(node)
     for node in list(graph):
         if node.op_type == "DepthToSpace":
             _convolve_before(graph, editor, node)
@@ -45,17 +51,10 @@ def _quantize_before(graph: ir.Graph, shuffle: ir.Node) -> None:
     block = shuffle.attributes["blocksize"].as_int()
     if quantizer is None or not markers.is_quantizer(quantizer) or shuffle.outputs[0].is_graph_output():
         return
-    if quantizer.outputs[0].is_graph_output() or shuffle.attributes["mode"].as_string() != "CRD":
+    if shuffle.attributes["mode"].as_string() != "CRD":
         return
-    levels, shuffled = quantizer.outputs[0], shuffle.outputs[0]
-    readers = [(use.node, use.idx) for use in levels.uses()]
-    quantizer.replace_input_with(0, shuffle.inputs[0])
-    shuffle.replace_input_with(0, levels)
-    for reader, index in readers:
-        reader.replace_input_with(index, shuffled)
+    swap(graph, shuffle, quantizer)
     quantizer.attributes["block"] = ir.AttrInt64("block", block * markers.block_of(quantizer))
-    graph.remove(quantizer)
-    graph.insert_before(shuffle, quantizer)
 
 
 def _absorb_followers(graph: ir.Graph, quantizer: ir.Node) -> None:
@@ -83,6 +82,34 @@ def _absorb_followers(graph: ir.Graph, quantizer: ir.Node) -> None:
             graph.remove(node, safe=True)
 
 
+def _rectify_codes(graph: ir.Graph, quantizer: ir.Node) -> None:
+    """Let a quantizer that only rectifiers read rectify by itself: zero is one of its levels."""
+    readers = [use.node for use in quantizer.outputs[0].uses()]
+    if markers.grid_of(quantizer).is_free or not readers or any(node.op_type != "Relu" for node in readers):
+        return
+    if any(node.outputs[0].is_graph_output() for node in readers):
+        return
+    markers.mark_rectified(quantizer)
+    for node in readers:
+        node.outputs[0].replace_all_uses_with(quantizer.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def _joins_its_own_grid(quantizer: ir.Node) -> bool:
+    """Whether a quantizer reads a concatenation of levels of its own grid, and so changes none."""
+    grid = markers.grid_of(quantizer)
+    waiting, parts = [quantizer.inputs[0]], 0
+    while waiting:
+        value = waiting.pop()
+        node = value.producer() if value is not None else None
+        if node is not None and node.op_type == "Concat":
+            waiting += node.inputs
+            parts += 1
+        elif node is None or not markers.is_quantizer(node) or markers.grid_of(node) != grid or grid.is_free:
+            return False
+    return parts > 0
+
+
 def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node) -> None:
     """Move a convolution of few output channels in front of the pixel shuffle that alone feeds it."""
     conv = only_consumer(shuffle.outputs[0])
@@ -108,10 +135,10 @@ def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node) -> 
         conv.replace_input_with(2, editor.constant(f"{name}.bias_moved", np.repeat(bias, repeats), np.float32))
     conv.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(moved.shape[2:]))
     conv.attributes["pads"] = ir.AttrInt64s("pads", [moved.shape[2] // 2, moved.shape[3] // 2] * 2)
-    _swap(graph, shuffle, conv)
+    swap(graph, shuffle, conv)
 
 
-def _swap(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:
+def swap(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:
     """Let two nodes in a row change places; an output of the graph keeps its name."""
     between, result = first.outputs[0], second.outputs[0]
     second.replace_input_with(0, first.inputs[0])

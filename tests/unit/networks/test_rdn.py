@@ -107,7 +107,7 @@ def test_the_papers_region_is_all_dense_blocks_and_the_fusion():
     selected = QuantizationPolicy(body=LayerBits(4, 4)).select(network)
     assert len(selected) == 2 * (2 + 1) + 2
     assert {"RDBs.0.convs.0.conv.0", "RDBs.1.LFF", "GFF.0", "GFF.1"} <= set(selected)
-    assert network.region_of("SFENet2") is Region.HEAD
+    assert network.region_of("SFENet2") is Region.BODY_END
     assert network.region_of("UPNet.4") is Region.TAIL
     with pytest.raises(InputError, match="no layer tail"):
         network.region_of("tail.0")

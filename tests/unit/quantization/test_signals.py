@@ -44,13 +44,23 @@ def test_edsr_has_its_residual_stream_and_each_end_of_a_block_on_grids():
     assert [signal.name for signal in plan.signals if signal.is_image] == ["tail.1.output"]
 
 
-def test_rdn_joins_rectified_outputs_whose_grids_start_at_zero():
-    network = build_network("rdn", {"scale": 2, "blocks": 2, "convolutions": 2, "features": 8, "growth": 8}).eval()
-    plan = planned(network)
+def small_rdn():
+    return build_network("rdn", {"scale": 2, "blocks": 2, "convolutions": 2, "features": 8, "growth": 8}).eval()
+
+
+def test_what_rdn_joins_lies_on_one_grid_which_readers_of_it_share():
+    plan, model = planned(small_rdn()), integer_model(small_rdn())
     rectified = [signal.name for signal in plan.signals if signal.is_rectified]
     assert rectified == [f"RDBs.{d}.convs.{c}.conv.0.output" for d in range(2) for c in range(2)]
-    model = integer_model(network)
-    assert all(model.signals[name].grid.zero_point == 0 for name in rectified)
+    first = ["SFENet2.output", *rectified[:2]]
+    # The fusion joins the outputs of both blocks.
+    second = ["RDBs.0.sum.output", *rectified[2:], "RDBs.1.sum.output"]
+    assert [list(group) for group in plan.alike] == [first, second]
+    for group, layers in ((first, "RDBs.0"), (second, "RDBs.1")):
+        readers = [f"{layers}.convs.0.conv.0", f"{layers}.convs.1.conv.0", f"{layers}.LFF"]
+        assert {plan.feeds[layer] for layer in readers} == {group[0]}
+        assert len({model.grids[name] for name in (*group, *readers)}) == 1
+    assert plan.feeds["GFF.0"] == second[0]
 
 
 def test_a_signal_follows_what_the_module_gives_and_leaves_with_it():

@@ -1,0 +1,29 @@
+"""A float network in the form that its quantized model has, so that the two can be compared layer by layer."""
+
+from __future__ import annotations
+
+import copy
+
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, scale_channels
+from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.quantization.model import QuantizedModel
+
+
+def float_form(network: SuperResolutionNetwork, model: QuantizedModel) -> SuperResolutionNetwork:
+    """A copy of the float network, rewritten as calibration did before it made `model`; it computes the same.
+
+    A network whose layers are quantized has that form already.
+
+    Raises:
+        InputError: the model is of another network.
+    """
+    found = copy.deepcopy(network)
+    if any(isinstance(module, QuantizedLayer) for module in found.modules()):
+        return found
+    if model.exact is not None:
+        found.make_exact()
+    if model.signals:
+        found.align_output()
+    scale_channels(found, model.metadata.get(SCALED_CHANNELS) or {})
+    return found

@@ -1,0 +1,78 @@
+"""Which channels have to be scaled alike, and that a network computes the same after scaling them."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from odm_deploy.networks.channels import scalable_channels
+from odm_deploy.networks.foreign import foreign_network
+from odm_deploy.networks.registry import build_network
+from tests.factories import random_images, tiny_network
+
+NETWORKS = {
+    "edsr": {"scale": 4, "features": 6, "blocks": 2, "residual_scale": 0.1},
+    "rdn": {"scale": 2, "blocks": 2, "convolutions": 2, "growth": 4, "features": 6},
+    "srresnet": {"scale": 4, "features": 6, "blocks": 2},
+}
+
+
+def built(name):
+    torch.manual_seed(7)
+    return build_network(name, NETWORKS[name]).eval()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.no_grad()
+def test_powers_of_two_change_no_bit_of_the_result(name):
+    network = built(name)
+    channels = scalable_channels(network)
+    factors = np.exp2(np.random.default_rng(0).integers(-3, 4, channels.count))
+    factors[0] = 1.0
+    scaled = copy.deepcopy(network)
+    channels.scaled(scaled, factors)
+    image = torch.from_numpy(random_images(12, 10))
+    assert torch.equal(scaled(image), network(image))
+    moved = [layer for layer in channels.reads if not torch.equal(scaled.state_dict()[f"{layer}.weight"],
+                                                                  network.state_dict()[f"{layer}.weight"])]  # fmt: skip
+    assert moved == list(channels.reads)
+
+
+def test_a_residual_stream_is_scaled_alike_and_neither_image_nor_result_is():
+    channels = scalable_channels(tiny_network())
+    stream = channels.writes["head.0"]
+    assert len(set(stream)) == len(stream) and 0 not in stream
+    for layer in ("body.0.body.2", "body.1.body.2", "body.2"):
+        assert np.array_equal(channels.writes[layer], stream)
+    for layer in ("body.0.body.0", "body.1.body.0", "tail.0.0"):
+        assert np.array_equal(channels.reads[layer], stream)
+    assert not set(channels.writes["body.0.body.0"]) & set(stream)
+    assert not channels.reads["head.0"].any()
+    assert not channels.writes["tail.1"].any()
+
+
+def test_channels_that_a_shuffle_makes_one_of_are_one_set():
+    channels = scalable_channels(tiny_network(scale=2))
+    shuffled = channels.writes["tail.0.0"].reshape(-1, 4)
+    assert (shuffled == shuffled[:, :1]).all()
+    assert np.array_equal(shuffled[:, 0], channels.reads["tail.1"])
+
+
+class Gated(nn.Module):
+    """What is multiplied by its own gate, or passes through something that is not homogeneous, stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 12, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return F.pixel_shuffle(self.last(x * torch.sigmoid(self.gate(x))), 2)
+
+
+def test_products_and_sigmoids_hold_channels_fast():
+    channels = scalable_channels(foreign_network(Gated(), input_range=255.0))
+    assert channels.count == 1
