@@ -10,9 +10,11 @@ yes. Rows already in --out are not judged again.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,12 +24,11 @@ from typing import Any
 import click
 from mutations.faults import all_faults
 from mutations.judging import Sound, Verdict, judge, judge_sound, to_dict
-from mutations.subjects import PROFILES, SIZES, all_subjects
+from mutations.subjects import PROFILES, RUNTIMES, SIZES, all_subjects
 from toolbox import COMMAND, markdown_table, read_json, write_json
 
 from odm_deploy.terminal import run
 
-RUNTIMES = ("onnxruntime", "openvino")
 CRASHED = "the process crashed"
 
 
@@ -39,6 +40,7 @@ CRASHED = "the process crashed"
 @click.option(
     "--inspect/--no-inspect", "inspecting", default=True, help="Also build each mutant with TensorRT for RTX."
 )
+@click.option("--minutes", type=float, help="Stop after so long.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file that verdicts are kept in and resumed from.")
 def command(
     networks: tuple[str, ...],
@@ -46,12 +48,13 @@ def command(
     runtimes: tuple[str, ...],
     wanted: str,
     inspecting: bool,
+    minutes: float | None,
     out: Path | None,
 ) -> None:
     """Plant faults, and print who caught them."""
     verdicts: dict[str, dict[str, Any]] = read_json(out) if out is not None and out.exists() else {}
     faults = [name for name in all_faults() if wanted in name]
-    pool = _Pool()
+    pool, deadline = _Pool(), math.inf if minutes is None else time.monotonic() + 60 * minutes
     for subject in all_subjects():
         if subject.network not in networks or subject.profile not in profiles:
             continue
@@ -61,16 +64,19 @@ def command(
             for fault in faults
             if f"{subject.name}|{runtime}|{fault}" not in verdicts
         ]
-        if not todo:
+        if not todo or time.monotonic() > deadline:
             continue
         with tempfile.TemporaryDirectory(prefix="subject-") as folder:
             bundle = subject.write(Path(folder))
             sounds: dict[str, Sound] = {}
             for runtime, fault in todo:
+                if time.monotonic() > deadline:
+                    break
                 if runtime not in sounds:
                     # An engine is built once a fault, not once a runtime.
                     builds = inspecting and runtime == runtimes[0]
-                    sounds[runtime] = judge_sound(bundle, Path(folder) / "images", runtime, inspecting=builds)
+                    images = Path(folder) / "images"
+                    sounds[runtime] = judge_sound(bundle, images, runtime, inspecting=builds, graph=subject.graph)
                 verdicts[f"{subject.name}|{runtime}|{fault}"] = pool.judge(fault, sounds[runtime])
                 if out is not None:
                     write_json(out, verdicts)

@@ -3,8 +3,10 @@
 python tools/torture.py --part hostile --count 10000 --out torture.json
 python tools/torture.py --part kills --count 500 --out torture.json
 
-Parts: hostile (damaged files), kills (SIGKILL at random instants), disks (files that end after any number of bytes),
-writers (two at once). Counts add up in --out over several runs. Ends with 1 if anything failed.
+Parts: hostile (damaged files), kills (SIGKILL at random instants), disks (full after any number of pages, which takes
+the rights to mount a file system in memory), writers (two at once). Counts add up in --out over several runs, which
+each draw anew. Commands are forked from a process that has imported what they import; a share is started anew,
+which the table counts. Ends with 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import Any
 
 import click
 from toolbox import COMMAND, markdown_table, read_json, write_json
+from torture.commands import import_commands
 from torture.disks import fill, write_twice
-from torture.forked import import_commands
-from torture.hostile import Tally, throw
+from torture.hostile import throw
 from torture.kills import kill
 from torture.material import Material, make_material
+from torture.tally import Tally
 
 from odm_deploy.terminal import run
 
@@ -43,38 +46,34 @@ def command(
     import_commands()
     seed = int(time.time()) if seed is None else seed
     kept: dict[str, Any] = read_json(out) if out is not None and out.exists() else {}
+    tallies = {part: Tally.from_dict(each) for part, each in kept.items()}
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         made = make_material(Path(folder) / "material")
         for part in parts:
             deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-            tally = _do(part, made, count, seed, only, deadline)
-            _add(kept, part, tally)
+            tally = _do(part, made, out, count, seed, only, deadline)
+            tallies[part] = tallies[part].plus(tally) if part in tallies else tally
             if out is not None:
-                write_json(out, kept)
-    rows = [
-        (part, kind, tried, sum(line.startswith(kind) for line in kept[part]["failed"]))
-        for part in kept
-        for kind, tried in kept[part]["tried"].items()
-    ]
-    click.echo(markdown_table(("part", "kind", "tried", "failed"), rows))
-    failed = [line for part in kept.values() for line in part["failed"]]
+                write_json(out, {name: each.to_dict() for name, each in tallies.items()})
+    head = ("part", "kind", "tried", "of those started anew", "failed", "slowest, s", "largest, MiB")
+    click.echo(markdown_table(head, [row for part, tally in tallies.items() for row in tally.rows(part)]))
+    for part, tally in tallies.items():
+        click.echo(
+            f"{part}: {tally.tried.total()} tried, {tally.fresh.total()} of them started anew, "
+            f"{len(tally.failed)} failed; exit codes {dict(sorted(tally.codes.items()))}"
+        )
+    failed = [line for tally in tallies.values() for line in tally.failed]
     click.echo("\n".join(failed))
     sys.exit(1 if failed else 0)
 
 
-def _do(part: str, made: Material, count: int, seed: int, only: str, deadline: float) -> Tally:
+def _do(part: str, made: Material, out: Path | None, count: int, seed: int, only: str, deadline: float) -> Tally:
     if part == "hostile":
-        return throw(made, count, seed, only, deadline)
+        kept = Path("torture-failed") if out is None else out.with_suffix(".failed")
+        return throw(made, kept, count, seed, only, deadline)
     if part == "kills":
         return kill(made, count, seed, only, deadline)
-    return fill(made) if part == "disks" else write_twice(made, 3)
-
-
-def _add(kept: dict[str, Any], part: str, tally: Tally) -> None:
-    before = kept.setdefault(part, {"tried": {}, "failed": []})
-    for kind, tried in tally.tried.items():
-        before["tried"][kind] = before["tried"].get(kind, 0) + tried
-    before["failed"] += tally.failed
+    return fill(made, seed, only, deadline) if part == "disks" else write_twice(made, 3, seed, only, deadline)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ differs; here every code of every layer is an experiment of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.grid import FloatArray
+from odm_deploy.grid import FloatArray, Grid
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.lowering.metadata import Tap, layer_of_run, run_name
 from odm_deploy.proof.layer_parity import OUTPUT, PIXELS, LayerParity
-from odm_deploy.proof.teacher_forcing import all_codes_from, bordered, feeds_for, force_by_teacher, shuffled
+from odm_deploy.proof.teacher_forcing import all_codes_from, bordered, feeds_for, force_by_teacher, shuffled, unshuffled
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime
@@ -31,6 +31,9 @@ from odm_deploy.runtimes.base import Runtime
 LAYER_IMAGES, LAYER_CROP_PX = 4, 96
 """How many images the layers are compared on, and the side of their centers in pixels: a few small ones say as much as
 many large ones."""
+
+_MIXING = 16
+"""Seed of the random order."""
 
 
 @dataclass
@@ -51,6 +54,8 @@ def compare_layers(
 ) -> list[LayerParity]:
     """Teacher-forced flip rates of every quantized layer, and of the 8-bit output behind the last one.
 
+    The first image is taken twice, the second time with every quantizer's values in random order.
+
     Args:
         model: the reference.
         lowered: the graph under test.
@@ -61,7 +66,7 @@ def compare_layers(
         InputError: a graph without the taps of all quantizers, or one of another model.
     """
     forced = force_by_teacher(lowered)
-    exact = model.exact is not None
+    exact, crops = model.exact is not None, list(images)
     # A quantizer that stands for several of the model is judged once.
     taps = [tap for tap in forced.taps if not tap.same_as]
     result = {name: LayerParity(name, exact=exact) for name in (*(tap.layer for tap in taps), OUTPUT)}
@@ -69,13 +74,16 @@ def compare_layers(
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
         image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
-        for image in images:
-            trace = _trace(model, torch.from_numpy(image))
-            floor = _trace(double, torch.from_numpy(image).double(), trace)
+        for image, mixing in [*((crop, False) for crop in crops), *((crop, True) for crop in crops[:1])]:
+            trace = teacher = _trace(model, torch.from_numpy(image))
             _check_taps(forced.taps, trace)
+            if mixing:
+                teacher = _mixed(trace, forced.taps, grids)
+                trace = _trace(model, torch.from_numpy(image), teacher)
+            floor = _trace(double, torch.from_numpy(image).double(), teacher)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
             outputs = runtime.run(
-                {image_input.name: image_input.images.from_rgb(image), **feeds_for(forced, sources, trace.codes)}
+                {image_input.name: image_input.images.from_rgb(image), **feeds_for(forced, sources, teacher.codes)}
             )
             for tap in taps:
                 name, found = tap.layer, all_codes_from(tap, outputs[tap.codes])
@@ -88,6 +96,27 @@ def compare_layers(
             picture = round_to_uint8(image_output.images.as_rgb(outputs[image_output.name]))
             result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)
     return list(result.values())
+
+
+def _mixed(trace: _Trace, taps: Iterable[Tap], grids: Mapping[str, Grid]) -> _Trace:
+    """What arrives at each quantizer, in random order: each channel then gets values that others have.
+
+    Behind a ReLU, many channels are zero all over a small image, and a wrong weight of theirs would not show.
+    """
+    random, mixed = np.random.default_rng(_MIXING), _Trace()
+    by_layer = {tap.layer: tap for tap in taps}
+    for name in sorted(trace.sources, key=lambda name: bool(by_layer[name].same_as)):
+        tap = by_layer[name]
+        if tap.same_as:
+            # One quantizer of the graph stands for both, perhaps in front of a pixel shuffle.
+            whole = unshuffled(mixed.sources[tap.same_as].numpy(), by_layer[tap.same_as].block)
+            source = shuffled(whole, tap.block)
+        else:
+            values = trace.sources[name].numpy()
+            source = random.permutation(values.reshape(-1)).reshape(values.shape)
+        mixed.sources[name] = torch.from_numpy(np.ascontiguousarray(source))
+        mixed.codes[name] = grid_codes(mixed.sources[name], grids[layer_of_run(name)]).numpy()
+    return mixed
 
 
 def _check_taps(taps: Iterable[Tap], trace: _Trace) -> None:

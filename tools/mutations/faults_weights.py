@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from mutations.faults import graph_fault
-from mutations.graph import Graph, name_of
+from mutations.graph import LAYERS, Graph, name_of
 
 
 def _quantized(graph: Graph) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
@@ -25,6 +25,20 @@ def _code(graph: Graph) -> str | None:
     codes.flat[0] += 1 if codes.flat[0] <= 0 else -1
     graph.store(weights.input[0], codes)
     return name_of(layer)
+
+
+@graph_fault("least weight code of the last layer by one")
+def _quiet_code(graph: Graph) -> str | None:
+    """The least weight of the last quantized layer: what an image may not show."""
+    layers = [node for node in graph.nodes if node.op_type in LAYERS and graph.weight_quantizer(node) is not None]
+    weights = graph.weight_quantizer(layers[-1]) if layers else None
+    if weights is None:
+        return None
+    codes = graph.value(weights.input[0])
+    place = int(np.abs(codes.astype(np.int16)).argmin())
+    codes.flat[place] += 1 if codes.flat[place] <= 0 else -1
+    graph.store(weights.input[0], codes)
+    return name_of(layers[-1])
 
 
 def _scales(graph: Graph, change: str) -> str | None:

@@ -20,6 +20,7 @@ from mutations.faults import Fault
 from mutations.graph import Graph
 from odm_deploy.building.bundle_coverage import bundle_coverage
 from odm_deploy.bundle import Bundle
+from odm_deploy.bundle.manifest import ONNX_FILE
 from odm_deploy.engine import Engine
 from odm_deploy.errors import MissingError, OdmError
 from odm_deploy.files import file_sha256
@@ -74,9 +75,11 @@ class Sound:
     explained: int
     lint: frozenset[tuple[str, str]]
     int8_layers: int | None
+    graph: str = ONNX_FILE
+    """The file that faults go into."""
 
 
-def judge_sound(bundle: Path, images: Path, runtime: str, *, inspecting: bool) -> Sound:
+def judge_sound(bundle: Path, images: Path, runtime: str, *, inspecting: bool, graph: str = ONNX_FILE) -> Sound:
     """What the bundle computes without a fault, and what is known about it."""
     report = verify(bundle, images, VerifyOptions(runtime=runtime))
     if failures := report.failures():
@@ -84,9 +87,9 @@ def judge_sound(bundle: Path, images: Path, runtime: str, *, inspecting: bool) -
     explained = max(each.differing for each in (report.distance, report.floor, *report.draws))
     if not report.exact:
         explained = max(explained, _moved_by_ties(bundle, images))
-    found = frozenset((each.rule, each.node) for each in lint(bundle / "model.onnx"))
+    found = frozenset((each.rule, each.node) for each in lint(bundle / graph))
     int8 = _int8_layers(bundle) if inspecting else None
-    return Sound(bundle, images, runtime, upscaled(bundle, images, runtime), explained, found, int8)
+    return Sound(bundle, images, runtime, upscaled(bundle, images, runtime), explained, found, int8, graph)
 
 
 def _moved_by_ties(bundle: Path, images: Path) -> int:
@@ -107,7 +110,7 @@ def judge(fault: Fault, sound: Sound) -> Verdict | None:
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         bundle = Path(folder) / "bundle"
         shutil.copytree(sound.bundle, bundle)
-        where = plant(fault, bundle)
+        where = plant(fault, bundle, sound.graph)
         if where is None:
             return None
         verdict = Verdict(where, explained=sound.explained)
@@ -125,30 +128,33 @@ def judge(fault: Fault, sound: Sound) -> Verdict | None:
         return verdict
 
 
-def plant(fault: Fault, bundle: Path) -> str | None:
+def plant(fault: Fault, bundle: Path, graph: str = ONNX_FILE) -> str | None:
     """Change a bundle's graph or manifest as a faulty export would have written it; returns where, or None."""
     manifest = bundle / "manifest.json"
     document = json.loads(manifest.read_text())
-    path = bundle / "model.onnx"
+    path, entry = bundle / graph, "onnx" if graph == ONNX_FILE else "cpu_onnx"
     if fault.describe is not None:
-        where = fault.describe(document)
+        # What a fault says about the graph, it says about the one that runs.
+        seen = {**document, "onnx": document[entry]}
+        where = fault.describe(seen)
+        document |= {key: value for key, value in seen.items() if key != "onnx"}
     else:
         assert fault.change is not None
         model = onnx.load(path)
         where = fault.change(Graph(model))
         if where is not None:
             path.write_bytes(model.SerializeToString(deterministic=True))
-            document["onnx"]["sha256"] = file_sha256(path)
-            _rewrite_golden(bundle, model)
+            document[entry]["sha256"] = file_sha256(path)
+            _rewrite_golden(bundle, model, entry)
     manifest.write_text(json.dumps(document))
     return where
 
 
-def _rewrite_golden(bundle: Path, model: onnx.ModelProto) -> None:
+def _rewrite_golden(bundle: Path, model: onnx.ModelProto, entry: str) -> None:
     golden = Bundle.open(bundle).golden
     if golden is not None:
-        layers = [layer for layer in golden.graph if layer]
-        replace(golden, graph=hashes_by_layer(model, layers)).write(bundle)
+        hashes = hashes_by_layer(model, [layer for layer in golden.graph if layer])
+        (replace(golden, graph=hashes) if entry == "onnx" else replace(golden, cpu_graph=hashes)).write(bundle)
 
 
 def upscaled(bundle: Path, images: Path, runtime: str) -> list[NDArray[np.uint8]]:
@@ -166,7 +172,7 @@ def _verified(bundle: Path, sound: Sound) -> str:
 
 
 def _linted(bundle: Path, sound: Sound) -> str:
-    new = [each for each in lint(bundle / "model.onnx") if (each.rule, each.node) not in sound.lint]
+    new = [each for each in lint(bundle / sound.graph) if (each.rule, each.node) not in sound.lint]
     return ", ".join(sorted({each.rule for each in new if each.severity.fails_gate}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from sample_networks import load_crops, random_network
 
+from odm_deploy.bundle.manifest import CPU_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
 from odm_deploy.checkpoint import save_model
 from odm_deploy.export import write_bundle
 from odm_deploy.imaging.pixels import to_batch
@@ -26,8 +28,11 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """By name: the hyper-parameters of networks that run in milliseconds."""
 
-PROFILES = ("ordinary", "sums", "exact")
-"""Any scales; scales that make sums exact; everything exact."""
+PROFILES = ("ordinary", "sums", "exact", "integer")
+"""Any scales; scales that make sums exact; everything exact; tensors between the layers on grids, too."""
+
+RUNTIMES = ("onnxruntime", "openvino")
+"""Those that run here."""
 
 BITS = ("4", "8")
 IMAGES = 2
@@ -41,35 +46,45 @@ class Subject:
     profile: str
     bits: str
     io: str = "float32"
+    graph: str = ONNX_FILE
+    """The file that faults go into; runtimes take that."""
 
     @property
     def name(self) -> str:
         """What the table calls it."""
-        return " ".join((self.network, self.profile, self.bits, *(("uint8",) if self.io == "uint8" else ())))
+        marks = {"uint8": self.io == "uint8", "for CPUs": self.graph == CPU_ONNX_FILE}
+        return " ".join((self.network, self.profile, self.bits, *(mark for mark, holds in marks.items() if holds)))
 
     def write(self, folder: Path) -> Path:
         """Calibrate and export into `folder`, which then holds `model.pt`, `images` and the bundle that is returned."""
         crops = load_crops(IMAGES)
         network = random_network(self.network, crops, SIZES[self.network])
         images = [torch.from_numpy(to_batch(crop)) for crop in crops]
-        policy = QuantizationPolicy.parse("exact" if self.profile == "exact" else "paper", self.bits)
+        policy = QuantizationPolicy.parse(self.profile if self.profile in ("exact", "integer") else "paper", self.bits)
         model, _ = calibrate(network, images, policy, CalibrationSettings(exact_sums=self.profile != "ordinary"))
         (folder / "images").mkdir(parents=True)
         for index, crop in enumerate(crops):
             Image.fromarray(crop).save(folder / "images" / f"{index}.png")
         save_model(model, folder / "model.pt")
         options = LoweringOptions(io="uint8" if self.io == "uint8" else "float32")
-        write_bundle(model, folder / "model.pt", folder / "bundle", options, None, silent)
-        return folder / "bundle"
+        bundle, for_cpus = folder / "bundle", self.graph == CPU_ONNX_FILE
+        write_bundle(model, folder / "model.pt", bundle, options, None, silent, for_cpus=for_cpus)
+        if for_cpus:
+            manifest = json.loads((bundle / MANIFEST_FILE).read_text())
+            manifest["cpu_onnx"]["runtimes"] = RUNTIMES
+            (bundle / MANIFEST_FILE).write_text(json.dumps(manifest))
+        return bundle
 
 
 def all_subjects() -> list[Subject]:
-    """Every network in every profile it has at 4 and 8 bits, and one of each profile with uint8 edges."""
-    found = [
-        Subject(network, profile, bits)
-        for network in SIZES
-        for profile in PROFILES
-        for bits in BITS
-        if not (network == "swinir" and profile == "exact")
+    """Every network in every profile it has at 4 and 8 bits, with the graph for CPUs, and some with uint8 edges."""
+    pairs = [(network, profile) for network in SIZES for profile in PROFILES if (network, profile) not in _LACKING]
+    return [
+        *(Subject(network, profile, bits) for network, profile in pairs for bits in BITS),
+        *(Subject(network, profile, "4", graph=CPU_ONNX_FILE) for network, profile in pairs),
+        *(Subject("edsr", profile, "4", "uint8") for profile in PROFILES),
     ]
-    return found + [Subject("edsr", profile, "4", "uint8") for profile in PROFILES]
+
+
+_LACKING = {("swinir", "exact")}
+"""Profiles that a network does not have."""

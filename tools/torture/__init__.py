@@ -1,10 +1,14 @@
 """What strangers, crashes and full disks do to the commands, done to them on purpose.
 
+commands    command lines, and all that commands import, imported once
 forked      one command in a process of its own, limited, timed, and killed on demand
+tally       counts that add up over several runs
 material    a tiny model, its bundle, images, a clip and a recipe
 mutating    damaged copies of a file: bytes, and documents with hostile values in them
+damaging_onnx  damaged graphs that still parse
+kinds       every kind of file, how it is damaged, who reads it
 hostile     damaged files before every verb that reads such files
-kills       SIGKILL at random instants over every verb that writes
-disks       a disk that is full after any number of bytes, and two writers at once
-soak        the server under slow, broken and oversize clients
+jobs        every verb as work that may be disturbed, and what may be there afterwards
+kills       SIGKILL at random instants
+disks       a disk that is full after any number of pages, and two writers at once
 """

@@ -1,61 +1,116 @@
-"""A disk that is full after any number of bytes, and two writers of one target at once."""
+"""A disk that is full after any number of pages, and two writers of one target at once."""
 
 from __future__ import annotations
 
+import math
 import os
+import random
+import subprocess
 import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torture.forked import run_forked
-from torture.hostile import Tally
-from torture.kills import jobs_of
+from torture.jobs import Job, jobs_of, names_in
 from torture.material import Material, scratch_free
+from torture.tally import Tally
 
-_STEPS = 12
-"""Sizes tried for each verb, spread evenly over its largest file."""
+_STEPS = 40
+"""Disks tried for each verb, with and without an old result, spread evenly over what it writes."""
+_SECONDS = 40.0
+"""Verbs that take long get fewer."""
+_PAGE = 4096
+_AMPLE = 256 << 20
 
 
-def fill(made: Material) -> Tally:
-    """Let files end after 0 bytes, a few, and so on up to one less than a verb's largest file."""
-    tally = Tally()
+@contextmanager
+def _disk(size: int) -> Generator[Path]:
+    """A file system in memory of so many bytes; needs the rights to mount one."""
+    with tempfile.TemporaryDirectory(prefix="disk-") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True, capture_output=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "-l", folder], check=True, capture_output=True)
+
+
+def _resize(folder: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True, capture_output=True)
+
+
+def _used(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def fill(made: Material, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+    """Run every verb that writes on disks of one page, two, and so on up to what it needs less a page."""
+    tally, rng = Tally(), random.Random(seed)
     for name, job in jobs_of(made).items():
-        with tempfile.TemporaryDirectory(prefix="disk-") as scratch:
-            out = Path(scratch)
-            run_forked(job.call(out), folder=out)
-            largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        for step in range(_STEPS):
-            with tempfile.TemporaryDirectory(prefix="disk-") as scratch:
-                out = Path(scratch)
-                size = step * (largest - 1) // (_STEPS - 1)
-                outcome = run_forked(job.call(out), folder=out, file_bytes=size)
-                tally.tried[name] += 1
-                left = scratch_free(out)
-                problem = outcome.fault or job.check(out) or (f"left {left}" if left else "")
-                if not problem and not outcome.code:
-                    problem = "ends with 0 although its file did not fit"
-                if problem:
-                    tally.failed.append(f"{name}, files end after {size} of {largest} bytes: {problem}")
+        if not job.writes or wanted not in ("", name):
+            continue
+        with _disk(_AMPLE) as out:
+            if job.prepare is not None:
+                job.prepare(out)
+            start = _used(out)
+            whole = run_forked(job.call(out), folder=out)
+            need = _used(out) - start
+        pages = max(1, need // _PAGE)
+        steps = int(max(4, min(_STEPS, _SECONDS / whole.seconds, pages)))
+        for room in sorted(rng.sample(range(pages), min(steps, pages))):
+            for before in (False, True):
+                if time.monotonic() > deadline:
+                    return tally
+                _fill_once(tally, name, job, room * _PAGE, before=before and not job.resumes)
     return tally
 
 
-def write_twice(made: Material, rounds: int) -> Tally:
+def _fill_once(tally: Tally, name: str, job: Job, room: int, *, before: bool) -> None:
+    """Run a verb with so many bytes of room, beside an old result of its own or not."""
+    with _disk(_AMPLE) as out:
+        if job.prepare is not None:
+            job.prepare(out)
+        if before:
+            run_forked(job.call(out), folder=out)
+        there = names_in(out)
+        # A size of 0 would mean no limit.
+        _resize(out, max(_PAGE, _used(out) + room))
+        outcome = run_forked(job.call(out), folder=out)
+        lost = sorted(there - names_in(out))
+        left = scratch_free(out)
+        problem = outcome.fault or job.check(out) or (f"left {left}" if left else "")
+        problem = problem or (f"{lost[0]} is lost" if lost else "")
+        if not problem and not outcome.code and not (names_in(out) or there):
+            problem = "ends with 0 and wrote nothing"
+        where = f"{room} bytes of room, {'an old result' if before else 'nothing'} there: {problem}" if problem else ""
+        tally.note(name, outcome, where)
+
+
+def write_twice(made: Material, rounds: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
     """Two of the same command on one target at once: the result is one of theirs, whole, and nothing is left over."""
-    tally = Tally()
+    tally, rng = Tally(), random.Random(seed)
     for name, job in jobs_of(made).items():
-        if job.resumes:
+        if job.resumes or not job.writes or wanted not in ("", name):
             continue
         for _ in range(rounds):
+            if time.monotonic() > deadline:
+                return tally
             with tempfile.TemporaryDirectory(prefix="twice-") as scratch:
                 out = Path(scratch)
+                if job.prepare is not None:
+                    job.prepare(out)
+                later = rng.random() * 0.2
                 other = os.fork()
                 if other == 0:
-                    run_forked(job.call(out), folder=out)
-                    os._exit(0)
+                    time.sleep(later)
+                    os._exit(bool(run_forked(job.call(out), folder=out).fault))
                 outcome = run_forked(job.call(out), folder=out)
-                os.waitpid(other, 0)
-                tally.tried[name] += 1
+                _, status = os.waitpid(other, 0)
                 left = scratch_free(out)
                 problem = outcome.fault or job.check(out) or (f"left {left}" if left else "")
-                if problem:
-                    tally.failed.append(f"{name}, two writers: {problem}")
+                problem = problem or ("the other ends otherwise than in a line" if status else "")
+                problem = problem or ("" if names_in(out) else "nothing is there")
+                tally.note(name, outcome, f"two writers: {problem}" if problem else "")
     return tally

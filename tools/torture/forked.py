@@ -1,10 +1,11 @@
-"""One command in a forked process: imports are paid once, everything else happens as for a user."""
+"""One command in a process of its own: forked, so that imports are paid once, or started anew as a user starts it."""
 
 from __future__ import annotations
 
-import importlib
+import gc
 import os
 import resource
+import select
 import signal
 import sys
 import tempfile
@@ -15,20 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from torture.commands import Command
+
 HANG_S = 60.0
 """No damaged file may hold a command up for longer."""
 MEMORY_BYTES = 4 << 30
 """No damaged file may cost more memory than this, beside what the program itself takes."""
+_LETHAL_BYTES = 2 * MEMORY_BYTES
+"""A command that takes so much is ended, for the sake of the machine."""
 _DOCUMENTED = (0, 1, 2, 3, 4)
-_POLL_S = 0.002
-
-_HEAVY = (
-    "av",
-    "odm_deploy.cli.upscale_images",
-    "odm_deploy.lowering.lint",
-    "odm_deploy.proof.verify",
-    "training.recipe_files",
-)
+_POLL_S = 0.2
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Call = Callable[[], None]
 
@@ -43,7 +41,7 @@ class Outcome:
     """Its last words on stderr."""
     seconds: float
     peak_bytes: int
-    """Largest resident memory."""
+    """Largest resident memory, of it or a child of it."""
     killed: bool = False
     """Whether it was ended on purpose."""
 
@@ -54,54 +52,22 @@ class Outcome:
             return ""
         if self.seconds > HANG_S:
             return f"hangs for {self.seconds:.0f} s"
+        if self.peak_bytes > MEMORY_BYTES:
+            return f"takes {self.peak_bytes >> 20} MiB"
         if self.code not in _DOCUMENTED:
             return f"ends with {self.code}: {self.said[-300:]}"
         if "Traceback (most recent call last)" in self.said:
             return f"traceback: {self.said[-300:]}"
-        if self.code and not self.said.strip():
-            return f"ends with {self.code} and says nothing"
-        return f"takes {self.peak_bytes >> 20} MiB" if self.peak_bytes > MEMORY_BYTES else ""
-
-
-def import_commands() -> None:
-    """Import what all commands need, without starting a thread: forked processes have only the one that forked."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    for module in _HEAVY:
-        importlib.import_module(module)
-    import onnxruntime
-    import torch
-
-    torch.set_num_threads(1)
-    onnxruntime.set_default_logger_severity(4)
-
-
-def odm_deploy(*arguments: str | Path) -> Call:
-    """The command `odm-deploy ARGUMENTS`."""
-
-    def call() -> None:
-        from odm_deploy.cli import main
-
-        sys.argv = ["odm-deploy", *map(str, arguments)]
-        main()
-
-    return call
-
-
-def training(*arguments: str | Path) -> Call:
-    """The command `python -m training ARGUMENTS`."""
-
-    def call() -> None:
-        from odm_deploy.terminal import run
-        from training.__main__ import command
-
-        sys.argv = ["training", *map(str, arguments)]
-        run(command, "python -m training")
-
-    return call
+        return f"ends with {self.code} and says nothing" if self.code and not self.said.strip() else ""
 
 
 def run_forked(
-    call: Call, *, folder: Path, kill_after_s: float | None = None, file_bytes: int | None = None
+    call: Call,
+    *,
+    folder: Path,
+    kill_after_s: float | None = None,
+    file_bytes: int | None = None,
+    fresh: bool = False,
 ) -> Outcome:
     """Run a command in a process of its own.
 
@@ -110,54 +76,82 @@ def run_forked(
         folder: the folder it is run in.
         kill_after_s: end it and its children with SIGKILL after so long, if it still runs.
         file_bytes: no file may grow beyond this: the disk is full there.
+        fresh: start it as a user does, with a Python of its own; `call` is a Command then.
     """
+    # Whatever is garbage here is collected here, not once in every child, which would copy the pages it lies on.
+    gc.collect(0)
+    gc.freeze()
     with tempfile.TemporaryFile() as errors:
         started = time.monotonic()
         child = os.fork()
         if child == 0:
-            _be_the_command(call, folder, errors, file_bytes)
+            _be_the_command(call, folder, errors, file_bytes, fresh)
         limit = kill_after_s if kill_after_s is not None else HANG_S + 5
-        killed, (status, usage) = _waited(child, started + limit)
+        killed, largest, (status, usage) = _waited(child, started + limit)
         seconds = time.monotonic() - started
         errors.seek(0)
         said = errors.read()[-4000:].decode(errors="replace")
     code = os.waitstatus_to_exitcode(status)
     on_purpose = killed and kill_after_s is not None
-    return Outcome(code, said, seconds, usage.ru_maxrss * 1024, on_purpose)
+    return Outcome(code, said, seconds, max(largest, usage.ru_maxrss * 1024), on_purpose)
 
 
-def _waited(child: int, deadline: float) -> tuple[bool, tuple[int, resource.struct_rusage]]:
-    killed = False
-    while True:
-        found, status, usage = os.wait4(child, os.WNOHANG)
-        if found:
-            return killed, (status, usage)
-        if not killed and time.monotonic() > deadline:
-            # The whole group: builders and probes are children of the command.
-            try:
-                os.killpg(child, signal.SIGKILL)
-            except ProcessLookupError:
-                # It has not come so far as to have a group.
-                os.kill(child, signal.SIGKILL)
-            killed = True
-        time.sleep(_POLL_S)
+def _waited(child: int, deadline: float) -> tuple[bool, int, tuple[int, resource.struct_rusage]]:
+    """Whether it was killed, its largest resident memory seen, in bytes, and what wait4 says."""
+    killed, largest = False, 0
+    watch = os.pidfd_open(child)
+    try:
+        ended = select.poll()
+        ended.register(watch, select.POLLIN)
+        while not ended.poll(1000 * max(0.0, min(_POLL_S, deadline - time.monotonic()))):
+            largest = max(largest, _resident_bytes(child))
+            if time.monotonic() > deadline or largest > _LETHAL_BYTES:
+                _kill(child)
+                killed = True
+                ended.poll()
+                break
+    finally:
+        os.close(watch)
+    _, status, usage = os.wait4(child, 0)
+    return killed, largest, (status, usage)
 
 
-def _be_the_command(call: Call, folder: Path, errors: IO[bytes], file_bytes: int | None) -> None:
+def _resident_bytes(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def _kill(child: int) -> None:
+    """End the whole group: builders and probes are children of the command."""
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        # It has not come so far as to have a group.
+        os.kill(child, signal.SIGKILL)
+
+
+def _be_the_command(call: Call, folder: Path, errors: IO[bytes], file_bytes: int | None, fresh: bool) -> None:
     """In the forked process: run the command and end. Never returns."""
     code = 70
     try:
         os.setsid()
         os.chdir(folder)
         os.dup2(errors.fileno(), 2)
-        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-        os.dup2(0, 1)
-        sys.stdout, sys.stderr = (open(number, "w", errors="replace") for number in (1, 2))  # noqa: PTH123, SIM115
+        taken = call.stdin if isinstance(call, Command) and call.stdin is not None else os.devnull
+        os.dup2(os.open(taken, os.O_RDONLY), 0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if file_bytes is not None:
             # A write beyond the limit then fails with an error, as on a full disk, and kills nobody.
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        if fresh:
+            assert isinstance(call, Command)
+            os.execv(call.line[0], call.line)
+        modes = ("r", "w", "w")
+        sys.stdin, sys.stdout, sys.stderr = (open(number, mode, errors="replace") for number, mode in enumerate(modes))  # noqa: PTH123, SIM115
         call()
         code = 0
     except SystemExit as exit_:

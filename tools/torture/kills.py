@@ -1,82 +1,32 @@
-"""SIGKILL at random instants over every verb that writes: afterwards the old is there, or the new, whole."""
+"""SIGKILL at random instants over every verb: afterwards the old is there, or the new, whole."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from torture.forked import Call, odm_deploy, run_forked, training
-from torture.hostile import Tally
-from torture.material import FRAMES, IMAGES, SIZE, Material, scratch_free
+from torture.forked import run_forked
+from torture.jobs import Job, jobs_of, names_in, result_of
+from torture.material import Material, scratch_free
+from torture.tally import Tally
 
 KILLS_IN_A_ROW = 4
 """In one folder, before the command is let through."""
-_RUN = ("--runtime", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A command that writes, and what may be where it writes whenever it ends."""
-
-    call: Callable[[Path], Call]
-    """From the folder to write in to the command."""
-    check: Callable[[Path], str]
-    """What is wrong in that folder; empty where everything is whole or absent."""
-    weight: int = 1
-    resumes: bool = False
-    """Whether its state is kept from one attempt to the next."""
-
-
-def jobs_of(made: Material) -> dict[str, Job]:
-    """Every verb that writes."""
-    model, bundle = made.model, made.bundle
-    images = ("--images", made.images)
-    return {
-        "export": Job(lambda out: odm_deploy("export", model, "-o", out / "b", "--no-engine"), _bundle_whole),
-        "build": Job(
-            lambda out: odm_deploy("export", model, "-o", out / "b", "--builder", "tensorrt-rtx"), _bundle_whole
-        ),
-        "quantize": Job(
-            lambda out: odm_deploy("quantize", made.weights, *images, "-o", out / "m.pt", "--bits", "8", "--no-fit"),
-            _models_whole,
-            2,
-        ),
-        "upscale a folder": Job(
-            lambda out: odm_deploy("upscale", made.images, out / "large", "--model", bundle, *_RUN), _images_whole, 10
-        ),
-        "upscale a video": Job(
-            lambda out: odm_deploy("upscale", made.clip, out / "large.mp4", "--model", bundle, *_RUN), _video_whole, 6
-        ),
-        "verify": Job(
-            lambda out: odm_deploy(
-                *("verify", bundle, "--against", model, *images, *_RUN, "--markdown", out / "report.md")
-            ),
-            lambda out: _ends_with(out / "report.md", "."),
-        ),
-        "report": Job(
-            lambda out: odm_deploy("report", bundle, *images, *_RUN, "-o", out / "report.html"),
-            lambda out: _ends_with(out / "report.html", "</html>"),
-        ),
-        "training": Job(
-            lambda out: training(made.recipe, "--out", out / "run"),
-            lambda out: _models_whole(out / "run"),
-            2,
-            resumes=True,
-        ),
-    }
+FRESH = 12
+"""One command of so many is started anew instead of forked."""
+_START_S = 2.0
+"""So much longer does that take."""
+_FOREVER_S = 1.5
+"""Until when what does not end by itself is killed."""
 
 
 def kill(made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
     """Kill `count` commands, of one verb or of all, and look at what they leave; `deadline` is of time.monotonic."""
     tally, rng = Tally(), random.Random(seed)
-    jobs = {name: job for name, job in jobs_of(made).items() if wanted in name}
+    jobs = {name: job for name, job in jobs_of(made).items() if wanted in ("", name)}
     durations: dict[str, float] = {}
     expected: dict[str, str] = {}
     names = [name for name in jobs for _ in range(jobs[name].weight)]
@@ -86,98 +36,58 @@ def kill(made: Material, count: int, seed: int, wanted: str = "", deadline: floa
         with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
             out = Path(scratch)
             if name not in durations:
-                whole = run_forked(job.call(out), folder=out)
-                if problem := whole.fault or (whole.code and whole.said) or job.check(out):
-                    raise AssertionError(f"{name} does not run undisturbed: {problem}")
-                durations[name], expected[name] = whole.seconds, _result_of(out)
-            if rng.random() < 0.5 and not job.resumes:
-                # What was there before is to survive; the one file is replaced as a whole.
-                run_forked(job.call(out), folder=out)
-            for _ in range(KILLS_IN_A_ROW):
-                # Most instants lie within the run; some behind its end.
-                outcome = run_forked(job.call(out), folder=out, kill_after_s=rng.random() * durations[name])
-                tally.tried[name] += outcome.killed
-                problem = outcome.fault or job.check(out)
-                if problem:
-                    tally.failed.append(f"{name}, seed {seed}: {problem}")
-            last = run_forked(job.call(out), folder=out)
-            left = scratch_free(out)
-            if last.code or left or _result_of(out) != expected[name]:
-                what = last.said if last.code else f"left {left}" if left else "another result than undisturbed"
-                tally.failed.append(f"{name}, seed {seed}, the run afterwards: {what}")
+                durations[name], expected[name] = _undisturbed(name, job, out / "whole")
+            row = out / "killed"
+            row.mkdir()
+            _kill_in_a_row(tally, name, job, row, durations[name], rng, f"seed {seed}")
+            if job.ends and (problem := _afterwards(job, row, expected[name])):
+                tally.failed.append(f"{name}: seed {seed}, the run afterwards: {problem}")
     return tally
 
 
-def _result_of(out: Path) -> str:
-    """What a run of training ends with, to compare: the same bits, killed or not. Others are judged by their checks."""
-    import hashlib
-
-    path = out / "run" / "model.pt"
-    if not path.is_file():
-        return ""
-    with zipfile.ZipFile(path) as archive:
-        contents = b"".join(archive.read(name) for name in sorted(archive.namelist()) if "/data/" in name)
-    return hashlib.sha256(contents).hexdigest()
-
-
-def _bundle_whole(out: Path) -> str:
-    import hashlib
-
-    folder = out / "b"
-    if not folder.exists():
-        return ""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        json.loads((folder / "golden.json").read_text())
-        found = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    except (OSError, ValueError) as error:
-        return f"a bundle that is none: {error}"
-    return "" if found == manifest["onnx"]["sha256"] else "a bundle of two exports"
+def _undisturbed(name: str, job: Job, out: Path) -> tuple[float, str]:
+    """How long it takes, in seconds, and what it ends with."""
+    out.mkdir()
+    if not job.ends:
+        return _FOREVER_S, ""
+    if job.prepare is not None:
+        job.prepare(out)
+    whole = run_forked(job.call(out), folder=out)
+    if problem := whole.fault or (whole.code and whole.said) or job.check(out):
+        raise AssertionError(f"{name} does not run undisturbed: {problem}")
+    return whole.seconds, result_of(out)
 
 
-def _models_whole(out: Path) -> str:
-    for path in out.glob("*.pt"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        except (OSError, zipfile.BadZipFile) as error:
-            return f"{path.name} is half written: {error}"
-        if broken:
-            return f"{path.name} is half written: {broken}"
-    return ""
+def _kill_in_a_row(
+    tally: Tally, name: str, job: Job, out: Path, duration: float, rng: random.Random, where: str
+) -> None:
+    if job.prepare is not None:
+        job.prepare(out)
+    if rng.random() < 0.5 and job.writes and not job.resumes:
+        # What was there before is to survive; the one file is replaced as a whole.
+        run_forked(job.call(out), folder=out)
+    before = names_in(out) if not job.resumes else set[str]()
+    for _ in range(KILLS_IN_A_ROW):
+        fresh = rng.randrange(FRESH) == 0
+        instant = rng.random() * (duration + fresh * _START_S)
+        outcome = run_forked(job.call(out), folder=out, kill_after_s=instant, fresh=fresh)
+        lost = sorted(before - names_in(out))
+        # Between the two renames that replace a folder, the old one is there under another name.
+        stepped_aside = any(left.endswith(RETIRED) for left in scratch_free(out))
+        problem = outcome.fault or job.check(out) or (f"{lost[0]} is lost" if lost and not stepped_aside else "")
+        problem = f"{where}, killed after {instant:.3f} s: {problem}" if problem else ""
+        tally.note(name, outcome, problem, counts=outcome.killed, fresh=fresh)
 
 
-def _images_whole(out: Path) -> str:
-    from PIL import Image
-
-    paths = list((out / "large").glob("[!.]*")) if (out / "large").exists() else []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                size = image.size
-        except OSError as error:
-            return f"{path.name} is half written: {error}"
-        if size != (2 * SIZE[1], 2 * SIZE[0]):
-            return f"{path.name} is {size}"
-    return "" if len(paths) <= IMAGES else f"{len(paths)} images of {IMAGES}"
+RETIRED = ".old"
+"""How the name of a folder ends that steps aside."""
 
 
-def _video_whole(out: Path) -> str:
-    import av
-
-    path = out / "large.mp4"
-    if not path.exists():
-        return ""
-    try:
-        with av.open(str(path)) as container:
-            frames = sum(1 for _ in container.decode(video=0))
-    except OSError as error:
-        return f"a video that is none: {error}"
-    return "" if frames == FRAMES else f"{frames} frames of {FRAMES}"
-
-
-def _ends_with(path: Path, end: str) -> str:
-    if not path.exists():
-        return ""
-    return "" if path.read_text(encoding="utf-8").rstrip().endswith(end) else f"{path.name} is half written"
+def _afterwards(job: Job, out: Path, expected: str) -> str:
+    """What is wrong once the command was let through."""
+    last = run_forked(job.call(out), folder=out)
+    if last.code or last.fault:
+        return last.fault or last.said
+    if left := scratch_free(out):
+        return f"left {left}"
+    return job.check(out) or ("" if result_of(out) == expected else "another result than undisturbed")

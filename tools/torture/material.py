@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from torture.forked import odm_deploy, run_all
+from torture.commands import odm_deploy
+from torture.forked import run_all
 
 FRAMES = 8
 IMAGES = 3
@@ -48,6 +49,11 @@ class Material:
         return self.folder / "clip.mp4"
 
     @property
+    def frames(self) -> Path:
+        """Two frames as y4m."""
+        return self.folder / "frames.y4m"
+
+    @property
     def recipe(self) -> Path:
         """A training run of a second or two."""
         return self.folder / "recipe.toml"
@@ -78,6 +84,7 @@ def _draw(made: Material) -> None:
     for suffix in ("jpg", "gif", "webp", "tif", "bmp", "ppm"):
         photo.save(made.folder / f"photo.{suffix}")
     photo.save(made.folder / "photo.png")
+    made.frames.write_bytes(b"YUV4MPEG2 W16 H12 F25:1 C444\n" + 2 * (b"FRAME\n" + random.bytes(3 * 16 * 12)))
 
 
 def _write_weights(made: Material) -> None:

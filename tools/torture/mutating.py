@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+import tomllib
 from typing import Any
 
 _NUMBERS = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80")
@@ -80,6 +81,31 @@ def damaged_json(data: bytes, rng: random.Random) -> bytes:
     if rng.randrange(4) == 0:
         return damaged_bytes(data, rng)
     return json.dumps(damaged_document(json.loads(data), rng)).encode()
+
+
+def damaged_toml(data: bytes, rng: random.Random) -> bytes:
+    """A TOML file with hostile values in it, or damaged bytes."""
+    if rng.randrange(3) == 0:
+        return damaged_bytes(data, rng)
+    document = damaged_document(tomllib.loads(data.decode()), rng)
+    if not isinstance(document, dict):
+        return _toml(document).encode("utf-8", "replace")
+    lines = list[str]()
+    # Values first: what follows a table's head belongs to it.
+    for key, value in sorted(document.items(), key=lambda item: isinstance(item[1], dict)):
+        table = isinstance(value, dict)
+        lines.append(f"[{json.dumps(key)}]" if table else f"{json.dumps(key)} = {_toml(value)}")
+        lines += [f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items()] if table else []
+    return "\n".join(lines).encode()
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML spells it; None, which it has not, as null."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def damaged_torch_file(data: bytes, rng: random.Random) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import odm_deploy
 from odm_deploy.errors import InputError, OdmError
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 45.0
 """Ends what does not end: a network that loads and upscales one small image takes seconds."""
 SIDE_PX = 32
 """Height and width of the small image."""
