@@ -8,7 +8,7 @@ DEMO_MODEL := tools/demo/edsr_baseline_x4_w4a4.pt
 DEMO_IMAGES := tests/data/samples/LR_bicubic/X4
 BUNDLE := demo/edsr_baseline_x4_w4a4
 
-.PHONY: bench bench-check paper demo test check test-gpu mutate fuzz torture soak sbom wheel clean
+.PHONY: bench bench-check paper demo test check test-gpu mutate fuzz torture soak sbom wheel locked clean
 
 demo: $(READY)  ## export, build, verify, bench, upscale: the main job on a real network
 	$(BIN)/odm-deploy export $(DEMO_MODEL) -o $(BUNDLE)
@@ -52,8 +52,9 @@ torture: $(READY)  ## damaged files, kills at random instants, full disks and tw
 	$(BIN)/python tools/torture.py --part kills --count 500 --out torture.json
 	$(BIN)/python tools/torture.py --part disks --part writers --out torture.json
 
-soak: $(READY)  ## the server an hour under slow, broken and oversize clients
+soak: $(READY)  ## the server an hour under slow, broken and oversize clients; thousands of frames through upscale
 	$(BIN)/python tools/soak.py --minutes 60
+	$(BIN)/python tools/soak_folder.py --frames 3000
 
 sbom: $(READY)  ## licences.md and sbom.json: what an installation consists of
 	$(BIN)/python tools/sbom.py --out dist
@@ -68,6 +69,12 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+locked:  ## the same for CI: only the very files of requirements-ci.txt, by their hashes (Linux, x86-64, Python 3.11)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --require-hashes --no-deps -r requirements-ci.txt
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $(READY)
 
 clean:

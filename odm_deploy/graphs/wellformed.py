@@ -1,7 +1,7 @@
 """What every reader of an ONNX graph takes for granted, checked once where the file comes in.
 
-Protocol buffers neither tie an attribute to its operator's definition nor insist that text is text: names that are no
-UTF-8 arrive as bytes.
+Protocol buffers neither tie attributes, inputs and outputs to their operator's definition nor insist that text is text:
+names that are no UTF-8 arrive as bytes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     import onnx
 
 _OPSET_DEFAULT = 1
+_REQUIRED = 0
+"""Of OpSchema.FormalParameterOption: Single."""
 
 
 def check_graph(model: onnx.ModelProto, *, label: str) -> None:
-    """Refuse a model with names that are no text, or with attributes of another type than their operator takes.
+    """Refuse a model with names that are no text, or with attributes, inputs or outputs that their operator has not.
 
     Operators and attributes that ONNX does not define are left alone. `label` names the model in error messages.
 
     Raises:
-        InputError: such a name or attribute.
+        InputError: such a name, attribute, or number of inputs or outputs.
     """
     versions = {each.domain: each.version for each in model.opset_import}
     _check_text(
@@ -38,6 +40,8 @@ def _check_part(part: onnx.GraphProto | onnx.FunctionProto, versions: dict[str, 
     for node in part.node:
         _check_text((node.name, node.op_type, node.domain, *node.input, *node.output), label)
         definition: Any = _definition(node, versions)
+        if definition is not None:
+            _check_wires(node, definition, label)
         for attribute in node.attribute:
             _check_text((attribute.name,), label)
             wanted = None if definition is None else definition.attributes.get(attribute.name)
@@ -50,6 +54,21 @@ def _check_part(part: onnx.GraphProto | onnx.FunctionProto, versions: dict[str, 
             for body in (attribute.g, *attribute.graphs):
                 if body.node:
                     _check_part(body, versions, label)
+
+
+def _check_wires(node: onnx.NodeProto, definition: Any, label: str) -> None:
+    """Refuse what lacks an input, or has one too many; runtimes believe the number, and some take gigabytes over it."""
+    what = f"{node.op_type} {node.name!r}"
+    for kind, wires, least, most in (
+        ("inputs", node.input, definition.min_input, definition.max_input),
+        ("outputs", node.output, definition.min_output, definition.max_output),
+    ):
+        # Optional ones at the end may be left out, or have no name.
+        if not least <= len(wires) <= most:
+            raise InputError(f"{label} is damaged", why=f"{what} has {len(wires)} {kind}, and takes {least} to {most}")
+    for name, formal in zip(node.input, definition.inputs, strict=False):
+        if not name and int(formal.option.value) == _REQUIRED:
+            raise InputError(f"{label} is damaged", why=f"{what} lacks its input {formal.name}")
 
 
 def _names(part: Any) -> Iterator[Any]:

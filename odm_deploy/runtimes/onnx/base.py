@@ -9,6 +9,7 @@ import numpy as np
 
 from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.graphs.files import parse_onnx
+from odm_deploy.graphs.growth import may_grow
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.trial import try_in_child
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -31,7 +32,7 @@ class GraphRuntime(Runtime):
     @classmethod
     def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:
         bundle = bundle.seen_by(cls.name)
-        if not bundle.is_as_exported:
+        if not bundle.is_as_exported or may_grow(bundle.graph):
             try_in_child(cls.name, bundle.onnx_bytes, str(bundle))
         return cls._load(bundle.onnx_bytes, bundle.graph, options, str(bundle))
 

@@ -6,6 +6,7 @@ elsewhere; what crashes there becomes a line here. What is merely refused is lef
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,6 +17,10 @@ from odm_deploy.errors import InputError, OdmError
 
 TIMEOUT_S = 45.0
 """Ends what does not end: a network that loads and upscales one small image takes seconds."""
+MEMORY_BYTES = 2**32
+"""What loading and one small image may take beside some copies of the graph."""
+_COPIES = 6
+"""Of a graph's weights: as read, parsed, and packed by a runtime, with room."""
 SIDE_PX = 32
 """Height and width of the small image."""
 _LARGEST = 2**24
@@ -51,8 +56,10 @@ def main() -> None:
 
     from odm_deploy.runtimes.registry import runtime_class
 
+    model = sys.stdin.buffer.read()
+    _limit_memory(MEMORY_BYTES + _COPIES * len(model))
     try:
-        with runtime_class(sys.argv[1]).open_bytes(sys.stdin.buffer.read()) as runtime:
+        with runtime_class(sys.argv[1]).open_bytes(model) as runtime:
             feeds = {}
             for info in runtime.inputs:
                 leading = len(info.shape) - 2 if info.images.layout == "nchw" else len(info.shape) - 3
@@ -65,3 +72,15 @@ def main() -> None:
                 runtime.run(feeds)
     except OdmError:
         sys.exit(_REFUSED)
+    except MemoryError:
+        os.abort()
+
+
+def _limit_memory(size: int) -> None:
+    """Let this process have no more than `size` bytes; where the system cannot do that, as much as there is."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))

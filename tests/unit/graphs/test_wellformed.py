@@ -42,6 +42,35 @@ def test_an_attribute_of_another_type_is_refused(model, attribute, value):
         parse_onnx(model.SerializeToString())
 
 
+@pytest.mark.parametrize(
+    ("op", "inputs", "outputs", "why"),
+    [
+        ("Conv", 1, 1, "has 1 inputs, and takes 2 to 3"),
+        ("Add", 3, 1, "has 3 inputs, and takes 2 to 2"),
+        ("QuantizeLinear", 0, 1, "has 0 inputs"),
+        ("Relu", 1, 2, "has 2 outputs, and takes 1 to 1"),
+        ("Conv", -1, 1, "lacks its input W"),
+    ],
+)
+def test_inputs_and_outputs_that_an_operator_has_not_are_refused(model, op, inputs, outputs, why):
+    node = next(node for node in model.graph.node if node.op_type == op)
+    if inputs < 0:
+        node.input[1] = ""
+    else:
+        node.input[:] = (list(node.input) * 3)[:inputs]
+    node.output[:] = [*node.output, "more"][:outputs]
+    with pytest.raises(InputError, match=why):
+        parse_onnx(model.SerializeToString())
+
+
+def test_inputs_that_may_be_left_out_are_left_out(model):
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.input[2:] = []
+    parse_onnx(model.SerializeToString())
+    node.input.append("")
+    parse_onnx(model.SerializeToString())
+
+
 def test_operators_and_attributes_that_onnx_does_not_know_are_left_alone(model):
     node = next(node for node in model.graph.node if node.op_type == "Conv")
     node.attribute.append(helper.make_attribute("vendor", 1))

@@ -119,6 +119,26 @@ def test_ties_hide_no_wrong_weight_code(opener, layer):
     assert [each.name for each in layers if not each.is_clean] == [follower[layer]]
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_single_weight_code_hides_from_a_small_flat_image(bits):
+    """On such an image most channels are zero, or the same everywhere: in random order, their values are not."""
+    model, image = tiny_model(bits), np.full((1, 3, 12, 16), 7.0, np.float32)
+    random, unseen = np.random.default_rng(bits), list[str]()
+    layers = ("body.0.body.0", "body.0.body.2", "body.1.body.0")
+    for layer in layers * 4:
+
+        def plant(codes):
+            index = random.integers(codes.size)
+            codes.flat[index] += 1 if codes.flat[index] <= 0 else -1
+            return codes
+
+        proto = lowered(model)
+        replace_constant(proto, f"{layer}.codes", plant)
+        if all(each.is_clean for each in compare_layers(model, proto, OPENERS["onnxruntime"], [image])):
+            unseen.append(layer)
+    assert unseen == []
+
+
 def test_reference_is_left_without_taps():
     model = exact_model()
     compare_layers(model, lowered(model), OPENERS["onnxruntime"], [random_images(8, 8)])

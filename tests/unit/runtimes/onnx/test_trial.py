@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from contextlib import suppress
 
+import onnx
 import pytest
 
 from odm_deploy.bundle.manifest import ONNX_FILE, Manifest
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
-from odm_deploy.runtimes.onnx import trial
+from odm_deploy.runtimes.onnx import base, trial
 from odm_deploy.runtimes.registry import open_runtime
 from tests.factories import lowered, random_images, tiny_model
 
@@ -34,10 +37,37 @@ def test_a_crash_is_a_line(graph, monkeypatch, tmp_path):
         trial.try_in_child("onnxruntime", graph, "it.onnx")
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_takes_all_memory_is_a_line_or_refused_by_the_runtime(runtime, tmp_path, monkeypatch):
+    """Thirty doublings of an image ask for terabytes; the process that tries may have a few gigabytes."""
+    model = onnx.ModelProto()
+    model.CopyFrom(lowered(tiny_model()))
+    names = ["before", *(f"d{step}" for step in range(30)), "output"]
+    next(node for node in model.graph.node if "output" in node.output).output[0] = "before"
+    for a, b in zip(names, names[1:], strict=False):
+        model.graph.node.append(onnx.helper.make_node("Concat", [a, a], [b], axis=2))
+    monkeypatch.setattr(trial, "TIMEOUT_S", 60.0)
+    with suppress(InputError):
+        trial.try_in_child(runtime, model.SerializeToString(), "it.onnx")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert peak < 2 * trial.MEMORY_BYTES
+
+
 def test_what_does_not_end_is_a_line(graph, monkeypatch):
     monkeypatch.setattr(trial, "TIMEOUT_S", 0.01)
     with pytest.raises(InputError, match="takes more than"):
         trial.try_in_child("onnxruntime", graph, "it.onnx")
+
+
+def test_a_graph_that_may_grow_is_tried_whatever_its_manifest_says(monkeypatch, tmp_path):
+    tried = []
+    monkeypatch.setattr(base, "try_in_child", lambda *args: tried.append(args))
+    monkeypatch.setattr(base, "may_grow", lambda graph: True)
+    path = tmp_path / ONNX_FILE
+    path.write_bytes(lowered(tiny_model()).SerializeToString())
+    Manifest({"scale": 2}, {}, {"sha256": file_sha256(path)}, None, {}).write(tmp_path)
+    open_runtime(tmp_path, "onnxruntime").close()
+    assert len(tried) == 1
 
 
 def test_only_files_that_no_manifest_describes_are_tried(graph, monkeypatch, tmp_path):
