@@ -79,14 +79,14 @@ def kinds_of(made: Material) -> dict[str, Kind]:
         "model.pt": Kind(
             (made.model,), damaged_torch_file, (*[lambda path, out: odm_deploy("inspect", path)] * 3, export), 8
         ),
-        "weights": Kind((made.weights,), damaged_torch_file, (quantize,), 4),
-        "manifest": Kind((bundle / "manifest.json",), damaged_json, (upscale(), verify()), 8),
+        "weights": Kind((made.weights,), damaged_torch_file, (quantize,), 3),
+        "manifest": Kind((bundle / "manifest.json",), damaged_json, (upscale(), verify()), 10),
         "golden record": Kind((bundle / "golden.json",), damaged_json, (verify(),)),
         "ONNX": Kind(
             (bundle / "model.onnx", bundle / "model.cpu.onnx"),
             damaged_onnx,
             (lambda path, out: odm_deploy("lint", path),),
-            8,
+            14,
         ),
         "ONNX of a bundle, hash adjusted": Kind(
             (bundle / "model.onnx",), damaged_onnx, (upscale("onnx"), verify("onnx"), upscale()), 4
@@ -95,7 +95,7 @@ def kinds_of(made: Material) -> dict[str, Kind]:
             (bundle / "model.cpu.onnx",),
             damaged_onnx,
             (upscale("cpu_onnx", *openvino), verify("cpu_onnx", *openvino)),
-            3,
+            2,
         ),
         "ONNX without a bundle": Kind(
             (bundle / "model.onnx",),

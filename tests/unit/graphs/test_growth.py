@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -55,7 +57,7 @@ def test_a_constant_of_forty_gigabytes_may(model):
 
 def test_what_doubles_over_and_over_may(model):
     names = ["before", *(f"d{step}" for step in range(30)), "output"]
-    doubled = [helper.make_node("Concat", [a, a], [b], axis=2) for a, b in zip(names, names[1:], strict=False)]
+    doubled = [helper.make_node("Concat", [a, a], [b], axis=2) for a, b in pairwise(names)]
     assert may_grow(behind(model, *doubled))
 
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
+from itertools import pairwise
 
 import onnx
 import pytest
@@ -44,7 +45,7 @@ def test_what_takes_all_memory_is_a_line_or_refused_by_the_runtime(runtime, tmp_
     model.CopyFrom(lowered(tiny_model()))
     names = ["before", *(f"d{step}" for step in range(30)), "output"]
     next(node for node in model.graph.node if "output" in node.output).output[0] = "before"
-    for a, b in zip(names, names[1:], strict=False):
+    for a, b in pairwise(names):
         model.graph.node.append(onnx.helper.make_node("Concat", [a, a], [b], axis=2))
     monkeypatch.setattr(trial, "TIMEOUT_S", 60.0)
     with suppress(InputError):
