@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -208,8 +209,12 @@ class MeanShift(nn.Module):
 
     def __init__(self, sign: float) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.eye(3).reshape(3, 3, 1, 1))
-        self.register_buffer("bias", sign * 255.0 * torch.tensor(DIV2K_MEAN_RGB))
+        # Plain numbers, not torch's arithmetic: on the meta device, where files are checked first, that costs a second
+        # of imports.
+        bias = np.float32(sign * 255.0) * np.array(DIV2K_MEAN_RGB, np.float32)
+        identity = [[float(row == column) for column in range(3)] for row in range(3)]
+        self.register_buffer("weight", torch.tensor(identity).reshape(3, 3, 1, 1))
+        self.register_buffer("bias", torch.tensor(bias.tolist()))
 
     weight: Tensor
     bias: Tensor

@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -333,3 +335,11 @@ def test_metadata_of_anything_but_plain_values_is_refused(tmp_path, metadata):
     with pytest.raises(InputError, match="is not a plain value") as caught:
         load_document(document, tmp_path)
     assert len(str(caught.value)) < 400
+
+
+def test_an_edsr_is_read_without_importing_torchs_compiler(tmp_path):
+    """Arithmetic on the meta device, where a file is checked before anything is built, would: a second each time."""
+    save_model(calibrated_exact("edsr"), tmp_path / "model.pt")
+    code = "import sys; from odm_deploy.checkpoint import load_model; load_model(sys.argv[1]); "
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True, timeout=120)
