@@ -109,8 +109,8 @@ class QuantizedLayer(nn.Module):
         shift, gain = self.shift, self.gain
         if shift is None and gain is None:
             return None
-        flat = (None if value is None else value.float().flatten() for value in (shift, gain))
-        return ChannelOffsets(*flat, *self._offset_steps)
+        flat_shift, flat_gain = (None if value is None else value.float().flatten() for value in (shift, gain))
+        return ChannelOffsets(flat_shift, flat_gain, *self._offset_steps)
 
     def pad(self, x: Tensor) -> Tensor:
         """`x` with its border, where that has to be there before quantizing."""

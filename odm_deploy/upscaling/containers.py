@@ -21,7 +21,7 @@ def open_to_read(path: Path) -> Any:
     """
     import av
 
-    told = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    told: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     return av.open(str(path), **told)
 
 

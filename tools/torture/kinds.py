@@ -76,9 +76,7 @@ def kinds_of(made: Material) -> dict[str, Kind]:
 
     openvino = ("--runtime", "openvino")
     return {
-        "model.pt": Kind(
-            (made.model,), damaged_torch_file, (*[lambda path, out: odm_deploy("inspect", path)] * 3, export), 8
-        ),
+        "model.pt": Kind((made.model,), damaged_torch_file, (inspect, inspect, inspect, export), 8),
         "weights": Kind((made.weights,), damaged_torch_file, (quantize,), 3),
         "manifest": Kind((bundle / "manifest.json",), damaged_json, (upscale(), verify()), 10),
         "golden record": Kind((bundle / "golden.json",), damaged_json, (verify(),)),
