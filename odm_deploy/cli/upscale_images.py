@@ -84,17 +84,17 @@ def upscale_files(
     from odm_deploy.upscaling.batch import run_jobs
 
     todo, skipped = plan
-    narrowed = 0
+    narrowed: list[int] = []
 
     def upscale(image: Image) -> Image:
-        nonlocal narrowed
-        narrowed += _narrows(engine, image)
+        if _narrows(engine, image):
+            narrowed.append(image.bits)
         return engine.upscale(image)
 
     start = time.perf_counter()
     outcomes: list[dict[str, Any]] = []
     with progress("images", "images/s") as track:
-        for outcome in track(run_jobs(todo, upscale), len(todo)):
+        for outcome in track(run_jobs(todo, upscale, at_once=engine.contexts), len(todo)):
             outcomes.append(_document(outcome))
             if outcome.error is not None:
                 say(one_line(f"error: {outcome.error}"))
@@ -102,7 +102,7 @@ def upscale_files(
     seconds = time.perf_counter() - start
     failed = sum("error" in outcome for outcome in outcomes)
     if any_depth and narrowed:
-        say(_narrowed(f"{narrowed} of {len(todo)} images", engine))
+        say(_narrowed(f"{len(narrowed)} of {len(todo)} images", engine))
     if as_json:
         emit_json(
             {
