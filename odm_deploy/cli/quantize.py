@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_options
-from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
+from odm_deploy.cli.quantize_options import policy_options, range_options, to_policies, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, progress, say
@@ -21,6 +21,7 @@ from odm_deploy.version import __version__
 
 if TYPE_CHECKING:
     from odm_deploy.accounting import FloatShare
+    from odm_deploy.networks.base import SuperResolutionNetwork
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import LayerSummary
@@ -86,6 +87,7 @@ def command(
     from odm_deploy.quantization.post_training import calibrate
     from odm_deploy.tuning.goals import default_goal
     from odm_deploy.tuning.held_back import HeldBack, Sample
+    from odm_deploy.tuning.profile_choice import choose_profile
     from odm_deploy.tuning.tune import tune, widened
 
     started = time.monotonic()
@@ -94,7 +96,7 @@ def command(
         raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
     keep_input(weights, output)
     _check_export(bundle, shapes)
-    policy, ranges = to_policy(options), to_settings(options)
+    policies, ranges = to_policies(options), to_settings(options)
     goal, budget = to_goal(options), to_budget(options)
     loaded = load_network(weights, network=network, scale=scale, settings=settings)
     paths = choose_images(image_source, max_images)
@@ -105,11 +107,8 @@ def command(
     seen, unseen = (
         CalibrationImages(part, 1 if low_resolution else loaded.scale, crop_px) for part in hold_back(paths)
     )
-    if goal is None:
-        goal = default_goal(policy, options["most_float_percent"] / 100, with_truth=seen.downscale > 1)
     metadata = {
         "method": f"post-training, {ranges.method.value}",
-        "profile": options["profile"],
         "bits": options["bits"],
         "weights_file": weights.name,
         "weights_sha256": file_sha256(weights),
@@ -119,19 +118,25 @@ def command(
 
     with progress("calibrating") as track:
 
-        def calibrated(widths: QuantizationPolicy) -> tuple[QuantizedModel, list[LayerSummary]]:
-            return calibrate(loaded, track(seen, len(seen)), widths, ranges, metadata, track)
+        def calibrated(profile: str, widths: QuantizationPolicy) -> tuple[QuantizedModel, list[LayerSummary]]:
+            return calibrate(loaded, track(seen, len(seen)), widths, ranges, {**metadata, "profile": profile}, track)
 
         held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()))
-        wide = widened(policy)
+        choice = choose_profile(policies, lambda name: calibrated(name, policies[name]), held_back, goal)
+        if choice.why:
+            say(f"profile {choice.profile}, chosen: {choice.why}")
+        if goal is None:
+            share = options["most_float_percent"] / 100
+            goal = default_goal(choice.policy, share, with_truth=seen.downscale > 1)
+        wide = widened(choice.policy)
         tuned = tune(
             loaded,
-            calibrated(policy),
+            choice.calibrated,
             held_back,
             goal=goal,
             budget=budget,
             images=seen,
-            widen=None if wide is None else lambda: calibrated(wide),
+            widen=None if wide is None else lambda: calibrated(choice.profile, wide),
             track=track,
             say=say,
         )
@@ -141,6 +146,7 @@ def command(
     counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(seen)} images"
     say(f"{output}: {counted}, {seconds} s")
     shares = _say_what_stays_float(model)
+    _say_which_sums_stay_float(loaded, model)
     say_cost(tuned, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
@@ -152,7 +158,7 @@ def command(
                 "config": dataclasses.asdict(loaded.config),
                 "scale": loaded.scale,
                 "bits": options["bits"],
-                "profile": options["profile"],
+                "profile": choice.profile,
                 "method": ranges.method.value,
                 "images": len(seen),
                 "exact_sums": model.metadata["exact_sums"],
@@ -181,6 +187,18 @@ def _say_what_stays_float(model: QuantizedModel) -> list[FloatShare]:
         named.append(f"{len(rest)} more {sum(share.macs_share for share in rest):.1%}")
     say(f"{1 - total:.1%} of the multiply-accumulates quantized" + (f"; float: {', '.join(named)}" if named else ""))
     return shares
+
+
+def _say_which_sums_stay_float(network: SuperResolutionNetwork, model: QuantizedModel) -> None:
+    """Of a model with signals the sums that are none, in a line."""
+    if not model.signals:
+        return
+    from odm_deploy.quantization.signal_plan import plan_signals
+
+    plan = plan_signals(network, model.layers.keys())
+    if plan.left:
+        named = ", ".join([*plan.left[:_NAMED], *([f"{len(plan.left) - _NAMED} more"] if plan.left[_NAMED:] else [])])
+        say(f"{len(plan.left)} of {plan.sums} sums between layers stay float: {named}")
 
 
 def _check_export(bundle: Path | None, shapes: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +46,13 @@ policy_options = group(
     ),
     click.option(
         "--profile",
-        default="paper",
-        show_default=True,
         metavar="NAME",
         help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
-        "everything, dyadic scales, the same bits on every runtime.",
+        "everything, dyadic scales, the same bits on every runtime.  [default: integer where that loses nothing to "
+        "see, else deploy]",
     ),
 )
-"""What is quantized; `to_policy` reads them."""
+"""What is quantized; `to_policies` reads them."""
 
 range_options = group(
     click.option(
@@ -94,12 +94,30 @@ range_options = group(
 """How grids are chosen; `to_settings` reads them."""
 
 
-def to_policy(options: Mapping[str, Any]) -> QuantizationPolicy:
-    """What the options of `policy_options` ask for. Raises UsageError for widths and profiles that do not exist."""
+def to_policies(options: Mapping[str, Any]) -> dict[str, QuantizationPolicy]:
+    """What the options of `policy_options` ask for, by profile: the one that was named, or those to choose from.
+
+    Raises:
+        UsageError: widths and profiles that do not exist, or do not go together.
+    """
+    from odm_deploy.tuning.profile_choice import CHOICES
+
+    if options["profile"] is not None:
+        return {options["profile"]: to_policy(options, options["profile"])}
+    found: dict[str, QuantizationPolicy] = {}
+    for name in CHOICES:
+        # What not even the last one takes is an error; free grids are none of `integer`'s.
+        with contextlib.nullcontext() if name == CHOICES[-1] else contextlib.suppress(UsageError):
+            found[name] = to_policy(options, name)
+    return found
+
+
+def to_policy(options: Mapping[str, Any], profile: str) -> QuantizationPolicy:
+    """The same of one profile."""
     from odm_deploy.quantization.policy import QuantizationPolicy
 
     return QuantizationPolicy.parse(
-        options["profile"],
+        profile,
         options["bits"],
         head=options["head"],
         body_end=options["body_end"],

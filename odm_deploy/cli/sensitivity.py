@@ -113,7 +113,7 @@ def _quantized(
     from odm_deploy.quantization.input_format import settle_input_format
     from odm_deploy.quantization.post_training import calibrate
 
-    policy, ranges = to_policy(options), to_settings(options)
+    policy, ranges = to_policy(options, options["profile"] or "deploy"), to_settings(options)
     loaded = load_network(weights, network=network, scale=scale, settings=settings)
     images = images_at(loaded.scale)
     loaded, told = settle_input_format(loaded, settings, map(read_rgb, images.paths))

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: channels of one tensor brought to one width by scaling weights, at no cost when running.
+"""Cross-layer equalization: channels of one tensor brought to like widths by scaling weights, at no cost when running.
 
 A tensor has one grid, whose step is set by its widest channel. Where channels may be scaled (`networks.channels`), the
 convolutions that write a channel take over a factor and those that read it give it back (Nagel et al., Data-Free
@@ -6,13 +6,21 @@ Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section
 one layer's input by a multiplication in front of its quantizer; but between codes nothing can be multiplied, and a
 residual stream is added to all along the network.
 
-Factors are powers of 2^(1/8), or of two where float arithmetic is not to change by a bit.
+What evens out activations makes weights uneven, whose step is set by the largest one of an output channel. So factors
+are a compromise, weight range^beta / activation range^alpha, and channels that meet in a tensor have the exponents with
+which the layers that read them are expected to err least:
+
+    E = step_x^2 / 12 * sum_c |W_c|^2 / g_c^2  +  share * sum_o step_w,o^2 / 12 * sum_c E[x_c^2] * g_c^2
+
+both steps being those that the factors g lead to. Factors are powers of 2^(1/8), or of two where float arithmetic is
+not to change by a bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,8 +29,13 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.channels import ScalableChannels, scalable_channels
+from odm_deploy.networks.channels import Indices, ScalableChannels, scalable_channels
+from odm_deploy.quantization.policy import LayerBits
 
+EXPONENTS = ((0.0, 0.0), (0.35, 0.0), (0.5, 0.5), (0.5, 0.0), (0.7, 0.3), (0.7, 0.0), (0.85, 0.15), (1.0, 0.0))
+"""(alpha, beta) that are tried."""
+ROUNDING_LEFT = 0.15
+"""Share of the weights' error that adaptive rounding leaves, as in `reconstruction`."""
 PER_OCTAVE = 8
 """Factors there are between one and two."""
 LARGEST_OCTAVES = 6
@@ -39,6 +52,7 @@ Array = NDArray[np.float64]
 def equalize_channels(
     network: SuperResolutionNetwork,
     parts: Sequence[Tensor],
+    bits: Mapping[str, LayerBits],
     grids: Mapping[str, str] = {},
     *,
     power_of_two: bool = False,
@@ -47,8 +61,9 @@ def equalize_channels(
 
     Args:
         network: computes the same as before.
-        parts: parts of images, float32 [N, 3, H, W] in 0..255, to see the width of channels on.
-        grids: convolution -> name of the grid that its input will lie on, where several share one.
+        parts: parts of images, float32 [N, 3, H, W] in 0..255, to see channels on.
+        bits: widths of the layers that will be quantized.
+        grids: layer -> name of the grid that its input will lie on, where several share one.
         power_of_two: factors are powers of two, and the network computes the same bits.
 
     Returns:
@@ -56,10 +71,9 @@ def equalize_channels(
         as exponents of 2^(1/8), where any differs from 1.
     """
     channels = scalable_channels(network)
-    widths = np.maximum(_widths(network, parts, channels, grids), 2.0**-LARGEST_OCTAVES)
+    readers = _readers(network, parts, channels, bits, grids)
     step = PER_OCTAVE if power_of_two else 1
-    # No channel becomes wider than the widest.
-    exponents = step * np.floor(-np.log2(widths) * PER_OCTAVE / step)
+    exponents = step * np.round(np.log2(_best_factors(channels, readers)) * PER_OCTAVE / step)
     # Nobody may scale those of set 0.
     exponents[0] = 0.0
     channels.scaled(network, np.exp2(exponents / PER_OCTAVE))
@@ -88,22 +102,105 @@ def scale_channels(network: SuperResolutionNetwork, exponents: Mapping[str, Sequ
     channels.scaled(network, np.exp2(found / PER_OCTAVE))
 
 
-@torch.no_grad()
-def _widths(
-    network: SuperResolutionNetwork, parts: Sequence[Tensor], channels: ScalableChannels, grids: Mapping[str, str]
-) -> Array:
-    """How wide the channels of each set are, relative to the widest on the grids they are read from: float64 [count].
+@dataclass
+class _Reader:
+    """A layer that will be quantized, and its input's channels."""
 
-    1 for those that nobody reads.
+    grid: str
+    sets: Indices
+    """[C]."""
+    width: Array
+    """Of each channel, [C]."""
+    power: Array
+    """Mean square of each channel, [C]."""
+    weight: Array
+    """Absolute values [O, C, k]; zeros where a group does not read a channel."""
+    bits: LayerBits
+
+    def error(self, factors: Array, widest: float) -> float:
+        """Mean squared error of its output, relative to the output's power.
+
+        Args:
+            factors: of each channel, [C].
+            widest: width of what lies on its grid, with their factors.
+        """
+        scaled = self.weight / factors[:, None]
+        step_x = 2.0 * widest / (2**self.bits.activation - 1)
+        step_w = scaled.max((1, 2)) / max(2 ** (self.bits.weight - 1) - 1, 1)
+        of_input = step_x**2 / 12 * np.square(scaled).sum()
+        of_weights = np.square(step_w).sum() / 12 * self.weight.shape[2] * (self.power * factors**2).sum()
+        power = (np.square(self.weight).sum((0, 2)) * self.power).sum()
+        return float((of_input + ROUNDING_LEFT * of_weights) / max(power, np.finfo(float).tiny))
+
+
+def _best_factors(channels: ScalableChannels, readers: Sequence[_Reader]) -> Array:
+    """The factor of each set of channels, float64 [count]."""
+    width, weight = (_relative(channels, readers, what) for what in ("width", "weight"))
+    tied = _tied(channels, readers)
+    best, least = np.ones(channels.count), np.full(channels.count, np.inf)
+    for alpha, beta in EXPONENTS:
+        factors = weight**beta / width**alpha
+        factors[0] = 1.0
+        widest: dict[str, float] = {}
+        for reader in readers:
+            found = float((reader.width * factors[reader.sets]).max(initial=np.finfo(float).tiny))
+            widest[reader.grid] = max(widest.get(reader.grid, 0.0), found)
+        error = np.zeros(channels.count)
+        for reader in readers:
+            error[tied[reader.sets.max()]] += reader.error(factors[reader.sets], widest[reader.grid])
+        better = error[tied] < least
+        best[better], least[better] = factors[better], error[tied][better]
+    return best
+
+
+def _relative(channels: ScalableChannels, readers: Sequence[_Reader], what: str) -> Array:
+    """How wide each set's channels are, or what they are multiplied by, relative to the largest on a reader's grid.
+
+    1 for sets that nobody reads.
     """
-    seen: dict[str, Array] = {}
+    largest: dict[str, float] = {}
+    found: list[tuple[_Reader, Array]] = []
+    for reader in readers:
+        values = reader.width if what == "width" else reader.weight.max((0, 2))
+        found.append((reader, values))
+        largest[reader.grid] = max(largest.get(reader.grid, np.finfo(float).tiny), float(values.max(initial=0.0)))
+    relative = np.zeros(channels.count)
+    for reader, values in found:
+        np.maximum.at(relative, reader.sets, values / largest[reader.grid])
+    relative[np.setdiff1d(np.arange(channels.count), np.concatenate([reader.sets for reader in readers] or [[]]))] = 1.0
+    return np.maximum(relative, 2.0**-LARGEST_OCTAVES)
+
+
+def _tied(channels: ScalableChannels, readers: Sequence[_Reader]) -> Indices:
+    """For each set the first one of those that have to have its exponents, because they meet in a tensor: [count]."""
+    tied = np.arange(channels.count)
+    for reader in readers:
+        # Set 0 ties nothing.
+        met = np.unique(tied[reader.sets[reader.sets > 0]])
+        if len(met) > 1:
+            tied[np.isin(tied, met)] = met[0]
+    return tied
+
+
+@torch.no_grad()
+def _readers(
+    network: SuperResolutionNetwork,
+    parts: Sequence[Tensor],
+    channels: ScalableChannels,
+    bits: Mapping[str, LayerBits],
+    grids: Mapping[str, str],
+) -> list[_Reader]:
+    """What reads the network's channels, after looking at some images."""
+    widths: dict[str, Array] = {}
+    powers: dict[str, list[Array]] = {}
 
     def looking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].transpose(0, 1).flatten(1).abs()
             beyond = max(int(values.shape[1] * _TAIL), 1)
             found = values.topk(beyond, dim=1).values[:, -1].double().numpy()
-            seen[name] = np.maximum(seen.get(name, 0.0), found)
+            widths[name] = np.maximum(widths.get(name, 0.0), found)
+            powers.setdefault(name, []).append(values.square().mean(1).double().numpy())
 
         return hook
 
@@ -112,11 +209,27 @@ def _widths(
             hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(looking(name)))
         for part in parts:
             network(part)
-    widths = np.full(channels.count, -1.0)
-    widest: dict[str, float] = {}
-    for name, found in seen.items():
-        grid = grids.get(name, name)
-        widest[grid] = max(widest.get(grid, np.finfo(float).tiny), found.max())
-    for name, found in seen.items():
-        np.maximum.at(widths, channels.reads[name], found / widest[grids.get(name, name)])
-    return np.where(widths < 0, 1.0, widths)
+    return [
+        _Reader(
+            grids.get(name, name),
+            channels.reads[name],
+            widths[name],
+            np.mean(powers[name], 0),
+            _dense(network.get_submodule(name)),
+            bits[name],
+        )
+        for name in channels.reads
+        if name in bits and name in widths
+    ]
+
+
+def _dense(conv: nn.Module) -> Array:
+    """Absolute weights of a convolution as [O, C, k], zero where its groups read nothing."""
+    assert isinstance(conv, nn.Conv2d)
+    weight = conv.weight.detach().abs().double().flatten(2).numpy()
+    outputs, inputs = len(weight) // conv.groups, weight.shape[1]
+    dense = np.zeros((len(weight), inputs * conv.groups, weight.shape[2]))
+    for group in range(conv.groups):
+        rows, columns = slice(group * outputs, (group + 1) * outputs), slice(group * inputs, (group + 1) * inputs)
+        dense[rows, columns] = weight[rows]
+    return dense

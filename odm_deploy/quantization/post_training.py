@@ -15,24 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
-from odm_deploy.grid import MAX_BITS, Grid
+from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, equalize_channels
 from odm_deploy.quantization.equalization import offset_inputs
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.refine import refine_grids
-from odm_deploy.quantization.exact.sums import with_exact_sums, with_sums_kept_exact
+from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver
-from odm_deploy.quantization.patches import LayerPatches, layer_patches
+from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
-from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, fit_weights
-from odm_deploy.quantization.sequential import fit_in_sequence
+from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input
 from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, on_sum_units, sharing
 from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
+from odm_deploy.quantization.weight_fitting import fit_all_weights
 from odm_deploy.quantization.weights import quantize_weight
 
 PARTS = 16
@@ -130,7 +130,7 @@ def calibrate(
         network.align_output()
         plan = plan_signals(network, bits.keys())
         if settings.equalize:
-            scaled = equalize_channels(network, parts, plan.feeds, power_of_two=policy.power_of_two)
+            scaled = equalize_channels(network, parts, bits, plan.feeds, power_of_two=policy.power_of_two)
         # A gain would stand between codes, and few scales are short enough to be shared.
         settings = dataclasses.replace(settings, equalize=False, exact_sums=False)
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
@@ -163,7 +163,16 @@ def calibrate(
         exact = with_exact_sums(layers, weights)
         layers = exact or layers
     if settings.adaptive_rounding or settings.correct_bias:
-        layers = _fit_weights(network, parts, layers, signals, exact, settings, track)
+        layers = fit_all_weights(
+            network,
+            parts,
+            layers,
+            signals,
+            exact,
+            partial(track, stage="rounding"),
+            round_weights=settings.adaptive_rounding,
+            correct_bias=settings.correct_bias,
+        )
     metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
     if scaled:
         metadata[SCALED_CHANNELS] = scaled
@@ -198,31 +207,6 @@ def _fit_inputs(
             observers[patches.name].add(offset_inputs(patches.inputs, patches, layer.offsets))
         fitted[patches.name] = layer
     return fitted
-
-
-def _fit_weights(
-    network: SuperResolutionNetwork,
-    parts: Sequence[Tensor],
-    layers: Mapping[str, FrozenLayer],
-    signals: Mapping[str, Grid],
-    exact: Mapping[str, FrozenLayer] | None,
-    settings: CalibrationSettings,
-    track: Track,
-) -> dict[str, FrozenLayer]:
-    """Every layer with the weight codes and the bias that its output likes best, behind the fitted layers before it."""
-
-    def fit(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
-        found = fit_weights(
-            layer,
-            patches,
-            # What rounding signals adds is noise, which no weight can take back: fitted to it, weights only shrink.
-            patches.inputs if signals else arrived,
-            round_weights=settings.adaptive_rounding,
-            correct_bias=settings.correct_bias,
-        )
-        return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
-
-    return fit_in_sequence(network, parts, layers, fit, signals, partial(track, stage="rounding"))
 
 
 def _with_parts(images: Iterable[Tensor]) -> tuple[Iterator[Tensor], list[Tensor]]:

@@ -47,6 +47,8 @@ class SignalPlan:
     """Layer -> the signal that is all it reads, or of joined ones the first: where widths agree they share one grid."""
     left: tuple[str, ...] = ()
     """Sums that stay float, because something in them has no place for a quantizer."""
+    sums: int = 0
+    """Sums of feature maps there are, left ones and others."""
     alike: tuple[tuple[str, ...], ...] = ()
     """Signals that are joined, and so lie on one grid."""
 
@@ -61,6 +63,7 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> Signal
     convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     wanted: dict[str, list[Value]] = {}
     left: list[str] = []
+    sums = 0
 
     def want(value: Value) -> None:
         wanted.setdefault(value.module, []).append(value)
@@ -72,6 +75,7 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> Signal
         elif value.kind in (Kind.SUM, Kind.JOIN) and len(value.shape) == _MAP_RANK and value.leads_to_a_layer():
             parts = _parts_of(value)
             if value.kind is Kind.SUM:
+                sums += 1
                 if not value.module or not all(_has_place(part, convolutions) for part in parts):
                     left.append(value.name)
                     continue
@@ -91,7 +95,7 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> Signal
     names = [signal.name for signal in signals]
     alike = _joined(values, names)
     owners = {name: group[0] for group in alike for name in group}
-    return SignalPlan(signals, _feeds(values, quantized, set(names), owners), tuple(left), alike)
+    return SignalPlan(signals, _feeds(values, quantized, set(names), owners), tuple(left), sums, alike)
 
 
 def _parts_of(value: Value) -> list[Value]:

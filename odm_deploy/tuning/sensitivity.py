@@ -32,6 +32,7 @@ from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.signals import with_signals
 
 PART_PX = 48
 """Height and width of a part: more than the reach of most layers, and a multiple of what window attention needs."""
@@ -104,13 +105,16 @@ def layer_sensitivities(
 
 
 def float_inputs(model: QuantizedModel) -> SuperResolutionNetwork:
-    """The model's network without the rounding of inputs: what stands in for the float network of a `model.pt`, which
-    holds no float weights. Sensitivities against it are those of the inputs' codes alone.
+    """The model's network without the rounding of inputs and signals.
+
+    It stands in for the float network of a `model.pt`, which holds no float weights. Sensitivities against it are those
+    of the inputs' codes alone.
     """
     network = copy.deepcopy(model.network)
     for module in network.modules():
         if isinstance(module, QuantizedLayer):
             module.rounds_input = False
+    with_signals(network, {})
     return network
 
 

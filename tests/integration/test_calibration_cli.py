@@ -67,7 +67,7 @@ def process(*more: str) -> subprocess.CompletedProcess[str]:
 
 def test_makes_a_model_that_upscales_like_the_float_network(tmp_path, weights, images, samples):
     output = tmp_path / "deep" / "model.pt"
-    done = process(*arguments(weights, images, output), "--bits", "8", "--json", "--crop", "32")
+    done = process(*arguments(weights, images, output), "--bits", "8", "--json", "--crop", "32", "--profile", "paper")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["model"] == str(output)

@@ -75,9 +75,10 @@ def test_layers_that_cost_most_stay_float_up_to_a_share_of_the_work(weights, ima
 
 
 def test_a_goal_is_kept_by_widening_the_layers_that_need_it(weights, images, tmp_path):
-    plain = quantize(weights, images, tmp_path / "plain.pt", "--bits", "3", "--json").document
+    options = ("--bits", "3", "--profile", "paper", "--json")
+    plain = quantize(weights, images, tmp_path / "plain.pt", *options).document
     wanted = plain["cost"]["psnr_db"] + 2
-    outcome = quantize(weights, images, tmp_path / "model.pt", "--bits", "3", "--min-psnr", wanted, "--json")
+    outcome = quantize(weights, images, tmp_path / "model.pt", *options, "--min-psnr", wanted)
     assert outcome.code == 0, outcome.stderr
     document = outcome.document
     assert document["cost"]["psnr_db"] >= wanted
@@ -116,3 +117,21 @@ def test_training_on_is_one_option(weights, images, tmp_path):
         0,
         outcome.document["fine_tuning"]["steps"],
     )
+
+
+def test_the_fastest_profile_that_keeps_the_goal_is_taken_and_said(weights, images, tmp_path):
+    psnr = [
+        quantize(weights, images, tmp_path / "named.pt", "--profile", name, "--most-float", "0", "--json").document[
+            "cost"
+        ]["psnr_db"]
+        for name in ("integer", "deploy")
+    ]
+    assert psnr[0] < psnr[1]
+    for goal, profile in ((psnr[0] - 0.1, "integer"), (sum(psnr) / 2, "deploy")):
+        outcome = quantize(weights, images, tmp_path / "model.pt", "--min-psnr", goal, "--json")
+        assert outcome.code == 0, outcome.stderr
+        assert outcome.document["profile"] == profile
+        assert f"profile {profile}, chosen: " in outcome.stderr
+        model = load_model(tmp_path / "model.pt")
+        assert (bool(model.signals), model.metadata["profile"]) == (profile == "integer", profile)
+        assert "tail.1" in model.layers

@@ -31,7 +31,7 @@ def images(tmp_path_factory):
     return folder
 
 
-COARSE = ("--bits", "8", "--layer", "body.1.body.2=2")
+COARSE = ("--bits", "8", "--layer", "body.1.body.2=2", "--profile", "paper")
 
 
 def test_weights_are_quantized_and_their_layers_ranked(weights, images, tmp_path):

@@ -1,0 +1,69 @@
+"""Weight codes and biases of all layers of a network.
+
+Each layer is fitted on what the quantized layers before it hand on (`sequential`), so that it takes back what can be
+foretold of their errors. What rounding signals adds is noise, which cannot: weights fitted to it shrink, as in any
+regression on noisy inputs. In a chain of layers that is right, since the noise of one layer passes through the next.
+Along a residual stream it is not: the noise stays, and what blocks add to the stream gets less. So with signals both
+are done, and the model whose output is closer to the float network's is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from odm_deploy.grid import Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.exact.sums import with_sums_kept_exact
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import freeze
+from odm_deploy.quantization.patches import LayerPatches
+from odm_deploy.quantization.reconstruction import fit_weights
+from odm_deploy.quantization.sequential import fit_in_sequence
+
+
+@torch.no_grad()
+def fit_all_weights(
+    network: SuperResolutionNetwork,
+    parts: Sequence[Tensor],
+    layers: Mapping[str, FrozenLayer],
+    signals: Mapping[str, Grid],
+    exact: Mapping[str, FrozenLayer] | None,
+    track: Track = untracked,
+    *,
+    round_weights: bool = True,
+    correct_bias: bool = True,
+) -> dict[str, FrozenLayer]:
+    """Every layer with the weight codes and the bias that its output likes best; scales and grids stay.
+
+    Args:
+        network: the float network.
+        parts: parts of images, float32 [N, 3, H, W] in 0..255.
+        layers: with their grids and offsets chosen.
+        signals: grids of tensors between layers.
+        exact: the same layers on scales that make sums exact, which stay so; None where they are not.
+        track: for a progress bar.
+        round_weights: off keeps the nearest codes.
+        correct_bias: off keeps biases.
+    """
+
+    def fitted(*, on_arrived: bool) -> dict[str, FrozenLayer]:
+        def fit(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
+            inputs = arrived if on_arrived else patches.inputs
+            found = fit_weights(layer, patches, inputs, round_weights=round_weights, correct_bias=correct_bias)
+            return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
+
+        return fit_in_sequence(network, parts, layers, fit, signals, track)
+
+    if not signals:
+        return fitted(on_arrived=True)
+    expected = [network(part) for part in parts]
+
+    def distance(candidate: Mapping[str, FrozenLayer]) -> float:
+        model = freeze(network, candidate, signals=signals)
+        return sum(float((model(part) - wanted).square().mean()) for part, wanted in zip(parts, expected, strict=True))
+
+    return min((fitted(on_arrived=way) for way in (False, True)), key=distance)

@@ -1,0 +1,98 @@
+"""Which profile a network gets where nobody names one: the fastest whose loss nobody sees.
+
+`integer` is the fastest on every runtime, and its 8-bit sums cost a little everywhere; `deploy` keeps sums in float.
+The first is calibrated and judged on the held-back images; only where it loses too much, the second is calibrated, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from odm_deploy.grid import MAX_BITS
+from odm_deploy.quantization.model import QuantizedModel, freeze
+from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.tuning.goals import Goal
+from odm_deploy.tuning.held_back import HeldBack, OutputCost
+from odm_deploy.tuning.tune import Calibrated
+
+CHOICES = ("integer", "deploy")
+"""Profiles that are tried, fastest first."""
+UNSEEN_DB = 0.03
+"""Loss against the truth that nobody sees."""
+UNSEEN_PSNR_DB = 48.0
+"""The same between float and quantized output, where there is no truth: more than the 45 from which on nobody sees it,
+because other images differ."""
+SIGNALS_PSNR_DB = 0.2
+"""What signals may cost of the PSNR between both outputs in models of fewer bits, where there is no truth."""
+
+
+@dataclass(frozen=True)
+class ProfileChoice:
+    """A profile, what calibration made with it, and why it was taken."""
+
+    profile: str
+    policy: QuantizationPolicy
+    calibrated: Calibrated
+    why: str
+    """Half a sentence; empty where there was no choice."""
+
+
+def choose_profile(
+    policies: Mapping[str, QuantizationPolicy],
+    calibrate: Callable[[str], Calibrated],
+    held_back: HeldBack,
+    goal: Goal | None = None,
+) -> ProfileChoice:
+    """The first profile whose model keeps the goal, or the last one.
+
+    Args:
+        policies: what each profile quantizes, fastest first.
+        calibrate: makes the model of one of them.
+        held_back: images to judge by.
+        goal: what has to be kept; None: what nobody sees, or in models of fewer than 8 bits, which lose more anyhow,
+            that signals add nothing that one sees.
+
+    Raises:
+        UsageError: as `Goal.check`.
+    """
+    *tried, last = policies
+    reasons: list[str] = []
+    for name in tried:
+        found = calibrate(name)
+        kept, words = _judged(found[0], policies[name], held_back, goal)
+        if kept:
+            return ProfileChoice(name, policies[name], found, words)
+        reasons.append(f"{name}: {words}")
+    return ProfileChoice(last, policies[last], calibrate(last), "; ".join(reasons))
+
+
+def _judged(
+    model: QuantizedModel, policy: QuantizationPolicy, held_back: HeldBack, goal: Goal | None
+) -> tuple[bool, str]:
+    """Whether a model is good enough, and the figures in words."""
+    cost = held_back.measure(model)
+    widths = (policy.body, policy.body_end, policy.tail, policy.head, *policy.overrides.values())
+    narrow = any(bits is not None and min(bits.weight, bits.activation) < MAX_BITS for bits in widths)
+    if goal is None and narrow:
+        return _adds_little(cost, held_back.measure(freeze(model.network, {}, signals={})))
+    if goal is None:
+        goal = Goal(min_psnr_db=UNSEEN_PSNR_DB) if cost.drop_db is None else Goal(max_drop_db=UNSEEN_DB)
+    goal.check(cost)
+    if misses := goal.misses(cost):
+        return False, " and ".join(misses)
+    lost = (
+        f"{cost.psnr_db:.1f} dB between float and quantized output"
+        if cost.drop_db is None
+        else (f"it loses {cost.drop_db:.3f} dB")
+    )
+    return True, lost
+
+
+def _adds_little(cost: OutputCost, without: OutputCost) -> tuple[bool, str]:
+    """Whether a model of few bits is about as good as it is without signals."""
+    if cost.drop_db is None or without.drop_db is None:
+        added = without.psnr_db - cost.psnr_db
+        return added <= SIGNALS_PSNR_DB, f"8-bit sums cost {added:.2f} dB between float and quantized output"
+    added = cost.drop_db - without.drop_db
+    return added <= UNSEEN_DB, f"8-bit sums cost {added:.3f} dB"

@@ -1,0 +1,38 @@
+"""With signals, weights are fitted to quantized and to float inputs, and the closer model is taken."""
+
+import torch
+
+from odm_deploy.quantization.layers import FrozenLayer
+from odm_deploy.quantization.model import freeze
+from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from odm_deploy.quantization.reconstruction import fit_weights
+from odm_deploy.quantization.sequential import fit_in_sequence
+from odm_deploy.quantization.weight_fitting import fit_all_weights
+from tests.factories import random_images, tiny_network
+
+PARTS = [torch.from_numpy(random_images(24, 24, seed=seed)) for seed in range(2)]
+NEAREST = CalibrationSettings(equalize=False, output_ranges=False, adaptive_rounding=False, correct_bias=False)
+
+
+@torch.no_grad()
+def test_of_both_fits_the_closer_one_is_taken():
+    network = tiny_network()
+    model, _ = calibrate(network, PARTS, QuantizationPolicy.parse("integer", "4"), NEAREST)
+    network.align_output()
+    signals = {name: signal.grid for name, signal in model.signals.items()}
+    layers = {name: FrozenLayer(layer.weight_codes, layer.grid, layer.bias) for name, layer in model.layers.items()}
+
+    def distance(candidate):
+        found = freeze(network, candidate, signals=signals)
+        return sum(float((found(part) - network(part)).square().mean()) for part in PARTS)
+
+    ways = [
+        fit_in_sequence(network, PARTS, layers, lambda layer, patches, _: fit_weights(layer, patches, patches.inputs),
+                        signals),
+        fit_in_sequence(network, PARTS, layers, fit_weights, signals),
+    ]  # fmt: skip
+    chosen = fit_all_weights(network, PARTS, layers, signals, None)
+    distances = [distance(way) for way in ways]
+    assert distances[0] != distances[1]
+    assert distance(chosen) == min(distances) < distance(layers)
