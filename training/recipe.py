@@ -31,6 +31,9 @@ class NetworkSection:
     `run.seed`."""
     weights_scale: int = 0
     """Scale the weights are of, where it is another one: what fits is taken over, the rest comes from `run.seed`."""
+    equalize: bool = False
+    """Even out the channels of features before training, by scaling the weights that write and read them: the float
+    network computes the same, and nothing is added when it runs (`odm_deploy.quantization.cross_layer`)."""
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Hyper-parameters: of a fresh network those that differ from the published size, else those that a state dict does
     not show."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from odm_deploy.accounting.paper_rules import Convention
-from odm_deploy.quantization.layers import QuantizedLayer
+from odm_deploy.quantization.layers import OFFSET_BITS, QuantizedLayer
 from odm_deploy.quantization.policy import LayerBits
 
 FLOAT_BITS = 32
@@ -20,33 +20,56 @@ class Numbers:
     bits: LayerBits
     weights: int
     learnable: int
-    """In its bias and its offsets."""
+    """In its bias and in offsets that are any floats."""
     scales: int
-    """Of its weights."""
+    """Of its weights, and of offsets that have codes."""
     grid: int
     """Of its input: scale, zero point and, on free grids, center."""
+    extra_bits: int = 0
+    """Of codes of offsets, and of a gate."""
 
     def paper_bits(self, ranges: int) -> int:
         """Codes, learnable vectors, and the words that stand for the range of the quantizer before the layer."""
-        return self.weights * self.bits.weight + FLOAT_BITS * (self.learnable + ranges)
+        return self.weights * self.bits.weight + FLOAT_BITS * (self.learnable + ranges) + self.extra_bits
 
     def stored_bits(self) -> int:
         """What `model.pt` holds: packed codes, and words for all the rest."""
         packed_bytes = -(-self.weights * self.bits.weight // 8)
-        return 8 * packed_bytes + FLOAT_BITS * (self.learnable + self.scales + self.grid)
+        return 8 * packed_bytes + FLOAT_BITS * (self.learnable + self.scales + self.grid) + self.extra_bits
 
 
 def numbers_of(module: nn.Module, planned: LayerBits | None, *, per_channel: bool) -> Numbers | None:
     """Of a layer that is quantized, or planned to be at these widths; None of one that stays float."""
     if isinstance(module, QuantizedLayer):
-        bits = LayerBits(module.weight_bits, module.grid.bits)
-        learnable = sum(value.numel() for value in (module.bias, module.shift, module.gain) if value is not None)
-        return Numbers(bits, module.codes.numel(), learnable, module.scale.numel(), 3 if module.grid.is_free else 2)
+        return _numbers_of_quantized(module)
     if planned is None:
         return None
     weight = module.get_parameter("weight")
     learnable = sum(parameter.numel() for parameter in module.parameters(recurse=False)) - weight.numel()
     return Numbers(planned, weight.numel(), learnable, weight.shape[0] if per_channel else 1, 2)
+
+
+def _numbers_of_quantized(layer: QuantizedLayer) -> Numbers:
+    learnable, coded = 0 if layer.bias is None else layer.bias.numel(), list[int]()
+    if layer.offsets is not None:
+        offsets = layer.offsets
+        for values, step in ((offsets.shift, offsets.shift_step), (offsets.gain, offsets.gain_step)):
+            if values is None:
+                continue
+            if step is None:
+                learnable += values.numel()
+            else:
+                coded.append(values.numel())
+    gate = layer.gate
+    return Numbers(
+        # Whole steps behind a gate take a bit more than the codes of an image.
+        LayerBits(layer.weight_bits, layer.grid.bits if gate is None else gate.frozen.bits),
+        layer.codes.numel(),
+        learnable,
+        layer.scale.numel() + len(coded),
+        3 if layer.grid.is_free else 2,
+        sum(coded) * OFFSET_BITS + (0 if gate is None else gate.frozen.stored_bits),
+    )
 
 
 def float_bits(module: nn.Module, convention: Convention) -> int:

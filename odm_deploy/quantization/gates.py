@@ -75,6 +75,12 @@ class FrozenGate:
         """The static grid of what the gate makes of its layer's input: whole numbers -(2^b - 1) to 2^b - 1."""
         return Grid(1.0, 2**self.bits, self.bits + 1)
 
+    @property
+    def stored_bits(self) -> int:
+        """What `model.pt` holds of it: a byte a weight, and floats."""
+        floats = self.gain.numel() + self.shift.numel() + len((self.scale, self.lower, self.upper))
+        return 8 * (self.squeeze.numel() + self.excite.numel()) + 32 * floats
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for `model.pt`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from odm_deploy import VerifyOptions, verify
+from odm_deploy.accounting import account
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.export import write_bundle
@@ -110,6 +111,19 @@ def test_engines_compute_gated_layers_on_integers(gated):
     (output,) = session.run(None, {"input": images(2).numpy()})
     apart = np.abs(output - gated.freeze({})(images(2)).numpy())
     assert np.median(apart) < 1e-3
+
+
+def test_accounting_counts_a_gate_and_the_codes_of_one_image(gated, tmp_path):
+    frozen = gated.freeze({})
+    save_model(frozen, tmp_path / "model.pt")
+    for name, stored in torch.load(tmp_path / "model.pt", weights_only=True)["layers"].items():
+        tensors = [stored["bias"], stored["weight"]["packed"], stored["weight"]["scale"]]
+        tensors += [value for value in stored["gate"].values() if isinstance(value, torch.Tensor)]
+        floats = len(("grid scale", "zero point", "gate scale", "lower", "upper"))
+        bytes_held = sum(value.numel() * value.element_size() for value in tensors) + 4 * floats
+        (cost,) = [layer for layer in account(frozen, output_px=(48, 64)).layers if layer.name == name]
+        assert cost.storage_bits == 8 * bytes_held
+        assert (cost.weight_bits, cost.activation_bits) == (2, 2)
 
 
 def test_half_precision_and_damaged_gates_are_refused(gated):

@@ -12,6 +12,7 @@ import torch
 from odm_deploy.checkpoint import save_model
 from odm_deploy.files import atomic_path, file_sha256
 from odm_deploy.imaging.pairs import ImagePair
+from odm_deploy.quantization.cross_layer import SCALED_CHANNELS
 from odm_deploy.version import __version__
 from training.config import to_tables
 from training.loop.diagnostics import validate
@@ -28,14 +29,15 @@ def write_result(
     model: TrainableModel,
     validation: Sequence[ImagePair],
     progress: Progress,
+    scaled_channels: dict[str, list[int]],
     *,
     folder: Path,
     tell: Callable[[str], None],
 ) -> None:
     """Freeze `model` as it is into `folder`/model.pt; the float control becomes weights.pt.
 
-    The method may simplify `model` first; `validation` images tell what that costs. A method whose result has no
-    integer form writes nothing and tells why.
+    The method may simplify `model` first; `validation` images tell what that costs. `scaled_channels` are those of
+    `preparation.equalize`. A method whose result has no integer form writes nothing and tells why.
 
     Raises:
         InputError: a layer that cannot be frozen, or a file that cannot be written.
@@ -49,7 +51,11 @@ def write_result(
             torch.save(model.float_network().state_dict(), temporary)
         tell(f"wrote {folder / 'weights.pt'}")
     else:
-        save_model(model.freeze(_provenance(recipe, method, progress)), folder / "model.pt")
+        provenance = _provenance(recipe, method, progress)
+        if scaled_channels:
+            # So that the float network can be brought into this form and compared layer by layer.
+            provenance[SCALED_CHANNELS] = scaled_channels
+        save_model(model.freeze(provenance), folder / "model.pt")
         tell(f"wrote {folder / 'model.pt'}")
 
 

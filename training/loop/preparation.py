@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from odm_deploy.imaging.pairs import ImagePair
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.registry import build_network, network_names
+from odm_deploy.quantization.cross_layer import equalize_channels
 from training.data import CALIBRATION_STREAM, ImagePool, find_images, load_pairs, split_validation, to_network
 from training.distributed import World
 from training.loop.cuda_graphs import GraphedStep
@@ -67,6 +68,19 @@ def load_float_network(recipe: Recipe) -> SuperResolutionNetwork:
     path = existing_place(section.weights, "network.weights")
     network = load_network(path, network=section.name, scale=scale, settings=section.config)
     return rescaled(network, section.scale, recipe.run.seed) if section.weights_scale else network
+
+
+def equalize(network: SuperResolutionNetwork, images: Images, recipe: Recipe) -> dict[str, list[int]]:
+    """Even out the channels of the float network, in place, if the recipe says so; see `equalize_channels`."""
+    if not recipe.network.equalize:
+        return {}
+    policy, parts = recipe.quantization.policy(), list(_calibration_batches(images, recipe, "cpu"))
+    return equalize_channels(network, parts, policy.select(network), power_of_two=policy.power_of_two)
+
+
+def _calibration_batches(images: Images, recipe: Recipe, device: str) -> Iterator[Tensor]:
+    for index in range(recipe.data.calibration_batches):
+        yield to_network(images.pool.batch(index, recipe.run.batch, CALIBRATION_STREAM)[0], device)
 
 
 def rescaled(donor: SuperResolutionNetwork, scale: int, seed: int) -> SuperResolutionNetwork:
@@ -140,10 +154,6 @@ def calibrate(model: TrainableModel, method: Method[Any], images: Images, recipe
     """Initialise all quantizers from the float network's activations."""
     if not model.layers:
         return
-    batches = (
-        to_network(images.pool.batch(index, recipe.run.batch, CALIBRATION_STREAM)[0], recipe.run.device)
-        for index in range(recipe.data.calibration_batches)
-    )
-    model.calibrate(batches)
+    model.calibrate(_calibration_batches(images, recipe, recipe.run.device))
     method.initialize(model)
     model.project()

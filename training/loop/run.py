@@ -16,7 +16,14 @@ from training.loop.feeding import feed
 from training.loop.interruption import interruptible
 from training.loop.journal import Journal, open_board
 from training.loop.outcome import Outcome
-from training.loop.preparation import build_gradient_step, build_model, calibrate, load_float_network, load_images
+from training.loop.preparation import (
+    build_gradient_step,
+    build_model,
+    calibrate,
+    equalize,
+    load_float_network,
+    load_images,
+)
 from training.loop.state import Progress, claim_folder, load_state, save_state
 from training.loop.step import MovingAverage, build_optimizer, follow, rate_factor, set_rates
 from training.methods.registry import build_method
@@ -69,6 +76,7 @@ class _Run:
         if world.is_main:
             claim_folder(folder, recipe)
         float_network, self.images = self.method.adapt(load_float_network(recipe)), load_images(recipe)
+        self.scaled_channels = equalize(float_network, self.images, recipe)
         world.wait()
         self.model = build_model(recipe, self.method, float_network)
         self.method.watch(self.model, float_network)
@@ -193,7 +201,7 @@ class _Run:
         self.model.network.load_state_dict(chosen or self.average.weights(self.model))
         if self.world.is_main:
             write_result(
-                *(self.recipe, self.method, self.model, self.images.validation, self.progress),
+                *(self.recipe, self.method, self.model, self.images.validation, self.progress, self.scaled_channels),
                 folder=self.folder,
                 tell=self.journal.tell,
             )

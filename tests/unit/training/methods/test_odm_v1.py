@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from odm_deploy.accounting import account
 from odm_deploy.checkpoint import load_model, save_model
 from training.distributed import World
 from training.loop.step import GradientStep
@@ -99,3 +100,9 @@ def test_offsets_are_stored_as_the_four_bits_they_are(attach, low, tmp_path):
         for offset in layer["offsets"].values():
             assert (offset["packed"].dtype, len(offset["packed"]), offset["channels"]) == (torch.uint8, 3, 6)
     assert torch.equal(load_model(tmp_path / "model.pt")(low), frozen(low))
+    plain = model.freeze({})
+    for layer in plain.layers.values():
+        layer.shift = layer.gain = None
+    with_offsets, without = (8 * account(each, output_px=(24, 28)).storage_bytes for each in (frozen, plain))
+    # Two vectors a layer of 6 codes of 4 bits and a step.
+    assert with_offsets - without == 4 * 2 * (6 * 4 + 32)
