@@ -31,13 +31,7 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.networks.trusted_builders import BuilderError, UntrustedBuilderError, is_spandrel, trusting
 from odm_deploy.quantization.exact.freeze import proven
 from odm_deploy.quantization.gates import FrozenGate
-from odm_deploy.quantization.layers import (
-    OFFSET_BITS,
-    OFFSET_CODE_LAST,
-    ChannelOffsets,
-    FrozenLayer,
-    QuantizedLayer,
-)
+from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.weights import WeightCodes
 from odm_deploy.torch_files import check_plain, read_torch_file
@@ -60,7 +54,7 @@ def save_model(model: QuantizedModel, path: Path | str) -> None:
     quantized = model.layers
     signals = {name: signal.grid.to_dict() for name, signal in model.signals.items()}
     offsets = any(layer.offsets for layer in quantized.values())
-    newest = any(layer.gate or _has_codes(layer.offsets) for layer in quantized.values())
+    newest = any(layer.gate or (layer.offsets and layer.offsets.has_codes) for layer in quantized.values())
     document = {
         "format": FORMAT,
         "version": 5 if newest else 4 if signals else 3 if model.exact else 2 if offsets else 1,
@@ -242,7 +236,7 @@ def _layer_to_dict(layer: QuantizedLayer) -> dict[str, Any]:
             "scale": weight.scale.cpu(),
         },
         "bias": None if layer.bias is None else layer.bias.detach().cpu().float(),
-        **({"offsets": _offsets_to_dict(offsets)} if offsets else {}),
+        **({"offsets": offsets.to_dict()} if offsets else {}),
         **({"gate": layer.gate.frozen.to_dict()} if layer.gate else {}),
     }
 
@@ -258,41 +252,11 @@ def _layer_from_dict(plain: dict[str, Any]) -> FrozenLayer:
     bias: Tensor | None = plain["bias"]
     if bias is not None and (bias.shape != (shape[0],) or not bool(torch.isfinite(bias).all())):
         raise InputError("a bias is unusable", why=f"shape {list(bias.shape)}, or not finite")
-    offsets = _offsets_from_dict(plain["offsets"]) if plain.get("offsets") else None
+    offsets = ChannelOffsets.from_dict(plain["offsets"]) if plain.get("offsets") else None
     codes = codes.to(torch.int8).reshape(shape)
     stored = WeightCodes(codes, weight["scale"], weight["bits"], weight["first"], weight["step"])
     gate = FrozenGate.from_dict(plain["gate"]) if plain.get("gate") else None
     return FrozenLayer(stored, Grid.from_dict(plain["grid"]), bias, offsets, gate)
-
-
-def _has_codes(offsets: ChannelOffsets | None) -> bool:
-    return offsets is not None and (offsets.shift_step is not None or offsets.gain_step is not None)
-
-
-def _offsets_to_dict(offsets: ChannelOffsets) -> dict[str, Any]:
-    def plain(values: Tensor | None, step: float | None) -> Any:
-        if values is None or step is None:
-            return values
-        codes = torch.round(values / step).to(torch.int16) + OFFSET_CODE_LAST
-        packed = torch.from_numpy(pack_bits(codes.to(torch.uint8).numpy(), OFFSET_BITS))
-        return {"packed": packed, "channels": len(values), "step": step}
-
-    return {"shift": plain(offsets.shift, offsets.shift_step), "gain": plain(offsets.gain, offsets.gain_step)}
-
-
-def _offsets_from_dict(plain: Mapping[str, Any]) -> ChannelOffsets:
-    def read(name: str) -> tuple[Tensor | None, float | None]:
-        stored, step = plain[name], None
-        if isinstance(stored, Mapping):
-            step = float(np.float32(stored["step"]))
-            index = unpack_bits(stored["packed"].numpy(), OFFSET_BITS, int(stored["channels"]))
-            stored = torch.from_numpy(index.astype(np.float32) - OFFSET_CODE_LAST) * step
-        if stored is not None and not bool(torch.isfinite(stored).all()):
-            raise InputError(f"a {name} is unusable", why="it is not finite")
-        return stored, step
-
-    (shift, shift_step), (gain, gain_step) = read("shift"), read("gain")
-    return ChannelOffsets(shift, gain, shift_step, gain_step)
 
 
 def _what_it_is(document: Any) -> str:

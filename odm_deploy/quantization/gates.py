@@ -19,13 +19,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odm_deploy.bitpacking import pack_bits, unpack_bits
 from odm_deploy.errors import InputError
 from odm_deploy.grid import MAX_BITS, MIN_BITS, Grid
 
+_CODES = ("squeeze", "excite")
+_CODE_BITS, _LARGEST_INDEX = 2, 2
 _SMALLEST_STEP = 1e-8
 _LAST_LEVEL = 3
 """Steps between the smallest and the largest value that a gate's own 2-bit quantizers see."""
@@ -77,13 +81,18 @@ class FrozenGate:
 
     @property
     def stored_bits(self) -> int:
-        """What `model.pt` holds of it: a byte a weight, and floats."""
+        """What `model.pt` holds of it: two bits a weight, and floats."""
         floats = self.gain.numel() + self.shift.numel() + len((self.scale, self.lower, self.upper))
-        return 8 * (self.squeeze.numel() + self.excite.numel()) + 32 * floats
+        return sum(8 * -(-codes.numel() // 4) for codes in (self.squeeze, self.excite)) + 32 * floats
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for `model.pt`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        for key in _CODES:
+            codes: Tensor = plain[key]
+            packed = pack_bits((codes.cpu() + 1).to(torch.uint8).numpy(), _CODE_BITS)
+            plain[key] = {"packed": torch.from_numpy(packed), "shape": list(codes.shape)}
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> FrozenGate:
@@ -94,19 +103,21 @@ class FrozenGate:
         """
         if set(plain) != {field.name for field in fields(cls)}:
             raise InputError("not a gate", why=f"keys {sorted(map(str, plain))[:9]}")
-        for key, kind, rank in (
-            ("squeeze", torch.int8, 2),
-            ("excite", torch.int8, 2),
-            ("gain", torch.float32, 1),
-            ("shift", torch.float32, 1),
-        ):
-            value = plain[key]
-            if not isinstance(value, Tensor) or value.dtype != kind or value.dim() != rank:
-                raise InputError("not a gate", why=f"{key} is no {kind} tensor of {rank} axes")
+        for key in ("gain", "shift"):
+            if not isinstance(plain[key], Tensor) or plain[key].dtype != torch.float32 or plain[key].dim() != 1:
+                raise InputError("not a gate", why=f"{key} is no float32 vector")
         numbers = [plain[key] for key in ("scale", "lower", "upper")]
         if not all(isinstance(number, float) for number in numbers) or type(plain["bits"]) is not int:
             raise InputError("not a gate", why="a number of another type")
-        return cls(**plain)
+        return cls(**{**plain, **{key: _unpacked(plain[key], key) for key in _CODES}})
+
+
+def _unpacked(stored: Mapping[str, Any], key: str) -> Tensor:
+    rows, columns = (int(size) for size in stored["shape"])
+    index = unpack_bits(stored["packed"].numpy(), _CODE_BITS, rows * columns)
+    if index.max(initial=0) > _LARGEST_INDEX:
+        raise InputError("not a gate", why=f"{key} is not ternary")
+    return torch.from_numpy(index.astype(np.int8) - 1).reshape(rows, columns)
 
 
 class PerImageGrid(nn.Module):

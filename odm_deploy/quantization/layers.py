@@ -5,12 +5,16 @@ They are the reference every runtime is compared with, and what `lowering` expor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odm_deploy.bitpacking import pack_bits, unpack_bits
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.fake_quant import dequantize_weight, fake_quantize
@@ -39,6 +43,45 @@ class ChannelOffsets:
     """What shifts are -OFFSET_CODE_LAST to OFFSET_CODE_LAST times; None: they are any floats."""
     gain_step: float | None = None
     """The same for gains."""
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether either has a step."""
+        return self.shift_step is not None or self.gain_step is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, for `model.pt`: packed codes where there is a step."""
+        return {"shift": _packed(self.shift, self.shift_step), "gain": _packed(self.gain, self.gain_step)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ChannelOffsets:
+        """The offsets `to_dict` described.
+
+        Raises:
+            InputError: numbers that are not finite.
+        """
+        (shift, shift_step), (gain, gain_step) = (_unpacked(plain[name], name) for name in ("shift", "gain"))
+        return cls(shift, gain, shift_step, gain_step)
+
+
+def _packed(values: Tensor | None, step: float | None) -> Any:
+    if values is None or step is None:
+        return values
+    index = (torch.round(values / step) + OFFSET_CODE_LAST).to(torch.uint8)
+    packed = torch.from_numpy(pack_bits(index.numpy(), OFFSET_BITS))
+    return {"packed": packed, "channels": len(values), "step": step}
+
+
+def _unpacked(stored: Any, name: str) -> tuple[Tensor | None, float | None]:
+    step = None
+    if isinstance(stored, Mapping):
+        plain = cast("Mapping[str, Any]", stored)
+        step = float(np.float32(plain["step"]))
+        index = unpack_bits(plain["packed"].numpy(), OFFSET_BITS, int(plain["channels"]))
+        stored = torch.from_numpy(index.astype(np.float32) - OFFSET_CODE_LAST) * step
+    if stored is not None and not bool(torch.isfinite(stored).all()):
+        raise InputError(f"a {name} is unusable", why="it is not finite")
+    return stored, step
 
 
 @dataclass(frozen=True)

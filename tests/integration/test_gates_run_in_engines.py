@@ -19,6 +19,7 @@ from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.networks.registry import build_network
 from odm_deploy.proof.parity_report import Gates
+from odm_deploy.quantization.gates import FrozenGate
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from training.methods.registry import build_method
 from training.model import TrainableModel
@@ -118,7 +119,8 @@ def test_accounting_counts_a_gate_and_the_codes_of_one_image(gated, tmp_path):
     save_model(frozen, tmp_path / "model.pt")
     for name, stored in torch.load(tmp_path / "model.pt", weights_only=True)["layers"].items():
         tensors = [stored["bias"], stored["weight"]["packed"], stored["weight"]["scale"]]
-        tensors += [value for value in stored["gate"].values() if isinstance(value, torch.Tensor)]
+        gate = stored["gate"]
+        tensors += [gate["squeeze"]["packed"], gate["excite"]["packed"], gate["gain"], gate["shift"]]
         floats = len(("grid scale", "zero point", "gate scale", "lower", "upper"))
         bytes_held = sum(value.numel() * value.element_size() for value in tensors) + 4 * floats
         (cost,) = [layer for layer in account(frozen, output_px=(48, 64)).layers if layer.name == name]
@@ -134,3 +136,8 @@ def test_half_precision_and_damaged_gates_are_refused(gated):
     for damage in ({"upper": float("nan")}, {"gain": gate.gain[:3]}, {"lower": 1.0}, {"bits": 8}):
         with pytest.raises(InputError, match="a gate is unusable"):
             dataclasses.replace(gate, **damage)
+    stored = gate.to_dict()
+    stored["squeeze"]["packed"].fill_(255)
+    for damaged in (stored, {"bits": 2}, {**gate.to_dict(), "scale": 1}, {**gate.to_dict(), "gain": [1.0]}):
+        with pytest.raises(InputError, match="not a gate"):
+            FrozenGate.from_dict(damaged)
