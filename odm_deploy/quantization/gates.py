@@ -109,7 +109,8 @@ class FrozenGate:
         numbers = [plain[key] for key in ("scale", "lower", "upper")]
         if not all(isinstance(number, float) for number in numbers) or type(plain["bits"]) is not int:
             raise InputError("not a gate", why="a number of another type")
-        return cls(**{**plain, **{key: _unpacked(plain[key], key) for key in _CODES}})
+        values: dict[str, Any] = {**plain, **{key: _unpacked(plain[key], key) for key in _CODES}}
+        return cls(**values)
 
 
 def _unpacked(stored: Mapping[str, Any], key: str) -> Tensor:
