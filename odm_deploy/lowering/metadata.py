@@ -7,8 +7,8 @@ additions in float32.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from odm_deploy.errors import InputError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TAPS = "odm.taps"
 _EXACT = "odm.exact"
-_NEWER: dict[str, object] = {"block": 1, "same_as": ""}
+_NEWER: dict[str, object] = {"block": 1, "same_as": "", "joined": {}}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Tap:
     same_as: str = ""
     """The tap whose source and codes these are, where one quantizer stands for several of the model; or the first of
     those whose codes are joined here. Else empty."""
+    joined: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    """Of codes that are others side by side: the names of those codes, and whether they are rectified on their way."""
 
 
 def run_name(layer: str, run: int) -> str:

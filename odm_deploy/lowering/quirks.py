@@ -69,17 +69,6 @@ def comes_from_concat(x: ir.Value) -> bool:
     return False
 
 
-def is_convolved(x: ir.Value) -> bool:
-    """Whether `x` is a convolution's result: if it is quantized, and then added to something, the sum needs a bound.
-
-    OpenVINO 2026.4 fuses convolution, quantizer, sum and the quantizer behind that, and leaves the first one out: codes
-    of the sum are then those of what was not rounded before. An upper bound between the two, even the one that codes
-    have anyway, keeps them apart (a lower one does, too, both do not).
-    """
-    node = x.producer()
-    return node is not None and node.op_type == "Conv"
-
-
 def _with_constant(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
     """The computed operand of the arithmetic that made `x` and the shape of the constant one; None for other values."""
     node = x.producer()

@@ -105,9 +105,15 @@ def _mixed(trace: _Trace, taps: Iterable[Tap], grids: Mapping[str, Grid]) -> _Tr
     """
     random, mixed = np.random.default_rng(_MIXING), _Trace()
     by_layer = {tap.layer: tap for tap in taps}
+    by_codes = {tap.codes: tap.layer for tap in taps if not tap.same_as}
     for name in sorted(trace.sources, key=lambda name: bool(by_layer[name].same_as)):
         tap = by_layer[name]
-        if tap.same_as:
+        if tap.joined:
+            parts = [
+                (mixed.sources[by_codes[codes]].numpy(), is_rectified) for codes, is_rectified in tap.joined.items()
+            ]
+            source = np.concatenate([np.maximum(part, 0.0) if clipped else part for part, clipped in parts], 1)
+        elif tap.same_as:
             # One quantizer of the graph stands for both, perhaps in front of a pixel shuffle.
             whole = unshuffled(mixed.sources[tap.same_as].numpy(), by_layer[tap.same_as].block)
             source = shuffled(whole, tap.block)

@@ -12,12 +12,14 @@ which the layers that read them are expected to err least:
 
     E = step_x^2 / 12 * sum_c |W_c|^2 / g_c^2  +  share * sum_o step_w,o^2 / 12 * sum_c E[x_c^2] * g_c^2
 
-both steps being those that the factors g lead to. Factors are powers of 2^(1/8), or of two where float arithmetic is
-not to change by a bit.
+both steps being those that the factors g lead to. Where a convolution's output lies on a grid of its own, because
+something else than one layer reads it, its step adds another term like the first. Factors are powers of 2^(1/8), or of
+two where float arithmetic is not to change by a bit.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.channels import Indices, ScalableChannels, scalable_channels
 from odm_deploy.quantization.policy import LayerBits
@@ -54,6 +57,7 @@ def equalize_channels(
     parts: Sequence[Tensor],
     bits: Mapping[str, LayerBits],
     grids: Mapping[str, str] = {},
+    outputs: Mapping[str, bool] = {},
     *,
     power_of_two: bool = False,
 ) -> dict[str, list[int]]:
@@ -64,6 +68,7 @@ def equalize_channels(
         parts: parts of images, float32 [N, 3, H, W] in 0..255, to see channels on.
         bits: widths of the layers that will be quantized.
         grids: layer -> name of the grid that its input will lie on, where several share one.
+        outputs: convolution whose output will lie on a grid of its own -> whether that grid starts at zero.
         power_of_two: factors are powers of two, and the network computes the same bits.
 
     Returns:
@@ -71,14 +76,14 @@ def equalize_channels(
         as exponents of 2^(1/8), where any differs from 1.
     """
     channels = scalable_channels(network)
-    readers = _readers(network, parts, channels, bits, grids)
+    readers, written = _seen(network, parts, channels, bits, grids, outputs)
     step = PER_OCTAVE if power_of_two else 1
-    exponents = step * np.round(np.log2(_best_factors(channels, readers)) * PER_OCTAVE / step)
+    exponents = step * np.round(np.log2(_best_factors(channels, readers, written)) * PER_OCTAVE / step)
     # Nobody may scale those of set 0.
     exponents[0] = 0.0
     channels.scaled(network, np.exp2(exponents / PER_OCTAVE))
-    written = {name: exponents[sets].astype(int).tolist() for name, sets in channels.writes.items()}
-    return {name: found for name, found in written.items() if any(found)}
+    of_outputs = {name: exponents[sets].astype(int).tolist() for name, sets in channels.writes.items()}
+    return {name: found for name, found in of_outputs.items() if any(found)}
 
 
 def scale_channels(network: SuperResolutionNetwork, exponents: Mapping[str, Sequence[int]]) -> None:
@@ -117,6 +122,11 @@ class _Reader:
     """Absolute values [O, C, k]; zeros where a group does not read a channel."""
     bits: LayerBits
 
+    @property
+    def output_power(self) -> float:
+        """Mean square of its output, summed over channels, as if inputs were independent."""
+        return max(float((np.square(self.weight).sum((0, 2)) * self.power).sum()), np.finfo(float).tiny)
+
     def error(self, factors: Array, widest: float) -> float:
         """Mean squared error of its output, relative to the output's power.
 
@@ -129,16 +139,42 @@ class _Reader:
         step_w = scaled.max((1, 2)) / max(2 ** (self.bits.weight - 1) - 1, 1)
         of_input = step_x**2 / 12 * np.square(scaled).sum()
         of_weights = np.square(step_w).sum() / 12 * self.weight.shape[2] * (self.power * factors**2).sum()
-        power = (np.square(self.weight).sum((0, 2)) * self.power).sum()
-        return float((of_input + ROUNDING_LEFT * of_weights) / max(power, np.finfo(float).tiny))
+        return float((of_input + ROUNDING_LEFT * of_weights) / self.output_power)
 
 
-def _best_factors(channels: ScalableChannels, readers: Sequence[_Reader]) -> Array:
+@dataclass
+class _Written:
+    """The output of a convolution that will lie on a grid of its own."""
+
+    sets: Indices
+    """[O]."""
+    width: Array
+    """Of each channel, [O]."""
+    bits: int
+
+    def error(self, factors: Array, reach: Array) -> float:
+        """Mean squared error that its rounding causes where it is read, relative to the power of what is there.
+
+        Args:
+            factors: of each channel, [O].
+            reach: by how much a channel's error counts there, [O].
+        """
+        step = 2.0 * (self.width * factors).max(initial=0.0) / (2**self.bits - 1)
+        return float(step**2 / 12 * (reach / factors**2).sum())
+
+
+def _best_factors(channels: ScalableChannels, readers: Sequence[_Reader], written: Sequence[_Written]) -> Array:
     """The factor of each set of channels, float64 [count]."""
-    width, weight = (_relative(channels, readers, what) for what in ("width", "weight"))
+    read, weight = (_relative(channels, readers, what) for what in ("width", "weight"))
+    either = read.copy()
+    for each in written:
+        np.maximum.at(either, each.sets, each.width / max(each.width.max(initial=0.0), np.finfo(float).tiny))
+    reach = np.zeros(channels.count)
+    for reader in readers:
+        np.maximum.at(reach, reader.sets, np.square(reader.weight).sum((0, 2)) / reader.output_power)
     tied = _tied(channels, readers)
     best, least = np.ones(channels.count), np.full(channels.count, np.inf)
-    for alpha, beta in EXPONENTS:
+    for (alpha, beta), width in itertools.product(EXPONENTS, (read, either)):
         factors = weight**beta / width**alpha
         factors[0] = 1.0
         widest: dict[str, float] = {}
@@ -148,6 +184,8 @@ def _best_factors(channels: ScalableChannels, readers: Sequence[_Reader]) -> Arr
         error = np.zeros(channels.count)
         for reader in readers:
             error[tied[reader.sets.max()]] += reader.error(factors[reader.sets], widest[reader.grid])
+        for each in written:
+            error[tied[each.sets.max()]] += each.error(factors[each.sets], reach[each.sets])
         better = error[tied] < least
         best[better], least[better] = factors[better], error[tied][better]
     return best
@@ -183,33 +221,42 @@ def _tied(channels: ScalableChannels, readers: Sequence[_Reader]) -> Indices:
 
 
 @torch.no_grad()
-def _readers(
+def _seen(
     network: SuperResolutionNetwork,
     parts: Sequence[Tensor],
     channels: ScalableChannels,
     bits: Mapping[str, LayerBits],
     grids: Mapping[str, str],
-) -> list[_Reader]:
-    """What reads the network's channels, after looking at some images."""
+    outputs: Mapping[str, bool],
+) -> tuple[list[_Reader], list[_Written]]:
+    """What reads the network's channels, and what writes them onto grids, after looking at some images."""
     widths: dict[str, Array] = {}
     powers: dict[str, list[Array]] = {}
+    written: dict[str, Array] = {}
 
-    def looking(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def reading(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].transpose(0, 1).flatten(1).abs()
-            beyond = max(int(values.shape[1] * _TAIL), 1)
-            found = values.topk(beyond, dim=1).values[:, -1].double().numpy()
-            widths[name] = np.maximum(widths.get(name, 0.0), found)
-            powers.setdefault(name, []).append(values.square().mean(1).double().numpy())
+            widths[name] = np.maximum(widths.get(name, 0.0), _channel_widths(inputs[0]))
+            powers.setdefault(name, []).append(inputs[0].square().mean((0, 2, 3)).double().numpy())
+
+        return hook
+
+    def writing(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found = _channel_widths(output.clamp(min=0.0) if outputs[name] else output)
+            written[name] = np.maximum(written.get(name, 0.0), found)
 
         return hook
 
     with ExitStack() as hooks:
         for name in channels.reads:
-            hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(looking(name)))
+            module = network.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(reading(name)))
+            if name in outputs:
+                hooks.enter_context(module.register_forward_hook(writing(name)))
         for part in parts:
             network(part)
-    return [
+    readers = [
         _Reader(
             grids.get(name, name),
             channels.reads[name],
@@ -221,6 +268,14 @@ def _readers(
         for name in channels.reads
         if name in bits and name in widths
     ]
+    return readers, [_Written(channels.writes[name], width, MAX_BITS) for name, width in written.items()]
+
+
+def _channel_widths(x: Tensor) -> Array:
+    """How wide each channel of [N, C, H, W] is, but for its outermost values: [C]."""
+    values = x.transpose(0, 1).flatten(1).abs()
+    beyond = max(int(values.shape[1] * _TAIL), 1)
+    return values.topk(beyond, dim=1).values[:, -1].double().numpy()
 
 
 def _dense(conv: nn.Module) -> Array:

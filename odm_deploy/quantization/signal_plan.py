@@ -52,6 +52,15 @@ class SignalPlan:
     alike: tuple[tuple[str, ...], ...] = ()
     """Signals that are joined, and so lie on one grid."""
 
+    @property
+    def outputs(self) -> dict[str, bool]:
+        """Modules whose output is a signal, but for the image -> whether its grid starts at zero."""
+        return {
+            signal.name.removesuffix(f".{OUTPUT}"): signal.is_rectified
+            for signal in self.signals
+            if not signal.is_image
+        }
+
     def grid_owner(self, signal: str) -> str:
         """The signal whose grid this one shares: its own, or that of the first one it is joined with."""
         return next((group[0] for group in self.alike if signal in group), signal)

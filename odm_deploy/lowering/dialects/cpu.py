@@ -19,14 +19,17 @@ Three places need care, and are found by measurement only:
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
   (`Grid.from_range` makes no such grids).
-- OpenVINO leaves a quantizer out between a convolution and a sum, which moves values that lie on ties
-  (`quirks.is_convolved`). On power-of-two scales sums read it through a bound then. Nothing else rounds in between, so
-  such a model computes the same with bf16 for what is float. On other scales ties are rare, and sums that are fused
-  with convolutions are worth more.
+- OpenVINO 2026.4 fuses convolution, quantizer, sum and the quantizer behind that, and leaves the first one out, which
+  moves values that lie on ties; other terms it rescales before it adds them, which bf16 rounds. An upper bound between
+  quantizer and sum, even the one that codes have anyway, keeps them apart (a lower one does, too, both do not). On
+  power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
+  is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Generator
 
 import numpy as np
 import onnx_ir as ir
@@ -40,6 +43,8 @@ from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all
 from odm_deploy.lowering.metadata import Tap
 
 UINT8_MAX, INT8_MAX, INT16_MAX = 255, 127, 32767
+_RECTIFIED = ".rectified.codes_x"
+"""How codes end that were bounded by that of zero."""
 
 
 def lower_markers(model: ir.Model) -> None:
@@ -54,12 +59,16 @@ def lower_markers(model: ir.Model) -> None:
         if markers.is_weight(node):
             _refine_weight(editor, node)
     lower_all(model, _lower_quantizer)
-    for node in reversed(list(model.graph)):
+    for node in list(model.graph):
         if node.op_type == "DepthToSpace":
             _shuffle_codes(model.graph, node)
+    for node in reversed(list(model.graph)):
+        if node.op_type == "Add":
+            _shift_zero_point(editor, node)
         elif node.op_type == "Concat" and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             # Its codes are joined instead.
             model.graph.remove(node, safe=True)
+    editor.drop_unused_constants()
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:
@@ -72,6 +81,30 @@ def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:
     swap(graph, dequantize, shuffle)
     shuffled = shuffle.outputs[0]
     shuffled.dtype, shuffled.name = ir.DataType.UINT8, f"{shuffled.name}.codes"
+
+
+def _shift_zero_point(editor: GraphEditor, addition: ir.Node) -> None:
+    """Let the zero point stand for a whole number of steps that is added to dequantized codes, such as a mean colour.
+
+    Exact on power-of-two scales: all values are whole numbers of steps. The largest tensor is not gone through again.
+    """
+    levels = next((value for value in addition.inputs if value is not None and value.producer() is not None), None)
+    term = next((array for value in addition.inputs if (array := constant_array(value)) is not None), None)
+    dequantize = levels.producer() if levels is not None else None
+    if dequantize is None or dequantize.op_type != "DequantizeLinear" or term is None or levels is None:
+        return
+    scale, zero = (constant_array(value) for value in dequantize.inputs[1:])
+    if scale is None or zero is None or scale.size > 1 or only_consumer(levels) is not addition:
+        return
+    steps = float(term.reshape(-1)[0]) / float(scale)
+    moved = int(zero) - steps
+    if (term != term.reshape(-1)[0]).any() or np.frexp(float(scale))[0] != 0.5 or not 0 <= moved <= UINT8_MAX:
+        return
+    if moved != int(moved):
+        return
+    name = (levels.name or "").removesuffix(".input")
+    dequantize.replace_input_with(2, editor.constant(f"{name}.zero_point_shifted", int(moved), np.uint8))
+    replace_node(addition, levels)
 
 
 def _refine_weight(editor: GraphEditor, marker: ir.Node) -> None:
@@ -122,7 +155,7 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
         kept = _bounded(editor, marker, f"{name}.rectified", codes, grid.zero_point + _raised_by(grid), UINT8_MAX)
     summed = [use.node for use in marker.outputs[0].uses() if use.node.op_type == "Add"]
     replace_node(marker, levels := _dequantize(editor, marker, name, kept))
-    if summed and grid.is_power_of_two and quirks.is_convolved(source):
+    if summed and grid.is_power_of_two:
         _bound_terms(editor, name, levels, grid, summed)
     if consumer is not None:
         for width in quirks.missing_additions(consumer):
@@ -133,7 +166,7 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
 
 
 def _bound_terms(editor: GraphEditor, name: str, levels: ir.Value, grid: Grid, sums: list[ir.Node]) -> None:
-    """Let sums read levels through the upper bound that they have anyway (`quirks.is_convolved`)."""
+    """Let sums read levels through the upper bound that they have anyway."""
     bound = editor.constant(f"{name}.last_level", grid.upper, np.float32)
     bounded = editor.node_before(sums[0], "Min", [levels, bound], f"{name}.bounded_term")
     for node in sums:
@@ -198,7 +231,24 @@ def _lower_joined(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid) -
     source = first.inputs[0]
     assert codes.name is not None and source is not None and source.name is not None
     same_as = (first.outputs[0].name or "").partition(".saturated_x")[0]
-    return Tap(name, source.name, codes.name, -_raised_by(grid), grid.zero_point, same_as=same_as)
+    parts = dict(_joined_parts(codes))
+    return Tap(name, source.name, codes.name, -_raised_by(grid), grid.zero_point, same_as=same_as, joined=parts)
+
+
+def _joined_parts(codes: ir.Value) -> Generator[tuple[str, bool]]:
+    """The codes of quantizers that joined ones consist of, by name, and whether they are rectified before."""
+    node = codes.producer()
+    assert node is not None and codes.name is not None
+    if node.op_type == "Concat":
+        for value in node.inputs:
+            assert value is not None
+            yield from _joined_parts(value)
+    elif is_rectified := codes.name.endswith(_RECTIFIED):
+        bounded = node.inputs[0]
+        assert bounded is not None and bounded.name is not None
+        yield bounded.name, is_rectified
+    else:
+        yield codes.name, is_rectified
 
 
 def _codes_of(editor: GraphEditor, levels: ir.Value) -> ir.Value:

@@ -203,3 +203,18 @@ def test_dyadic_signals_give_the_same_bytes_with_bf16_for_the_rest(name):
         # Without the mark of exact models, by which this project's runtime never takes bf16.
         compiled = core.compile_model(core.read_model(proto), "CPU", {"INFERENCE_PRECISION_HINT": precision})
         np.testing.assert_array_equal(compiled([images.astype(np.float32)])[0], expected)
+
+
+def test_a_mean_colour_behind_the_last_quantizer_is_its_zero_point():
+    model, images = dyadic_with_signals("edsr"), np.round(random_images(9, 12))
+    proto = lowered(model, target="cpu")
+    last = proto.graph.node[-1]
+    assert (last.op_type, last.output[0]) == ("DequantizeLinear", proto.graph.output[0].name)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    assert model.signals["tail.1.output"].grid.zero_point == 110
+    assert constants[last.input[2]] == 0
+    for opener in EXACT_OPENERS:
+        with OPENERS[opener](proto.SerializeToString()) as runtime:
+            np.testing.assert_array_equal(runtime.upscale(images), TorchReference(model).upscale(images))
+    layers = compare_layers(model, proto, OPENERS["openvino"], [images])
+    assert [layer.flips for layer in layers] == [0] * len(layers)
