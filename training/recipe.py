@@ -43,7 +43,7 @@ class NetworkSection:
 class QuantizationSection:
     """`[quantization]`: which regions are quantized, as `8`, `w4a8` or `float`."""
 
-    profile: Literal["paper", "deploy", "integer", "exact"] = "paper"
+    profile: Literal["paper", "deploy", "integer", "exact", "exact-integer"] = "paper"
     """What a region is where its width says float. `paper`: float. `deploy`: 8 bits, but for the head. `integer`: the
     same, and what flows between layers is on 8-bit grids whose ranges are learned. `exact`: 8 bits everywhere, every
     value dyadic and every sum proven, so that all runtimes compute the same bits; the method's scales have to be powers

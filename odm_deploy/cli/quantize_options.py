@@ -48,8 +48,8 @@ policy_options = group(
         "--profile",
         metavar="NAME",
         help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
-        "everything, dyadic scales, the same bits on every runtime.  [default: integer where that loses nothing to "
-        "see, else deploy]",
+        "everything, dyadic scales, the same bits on every runtime; exact-integer: both.  [default: integer where "
+        "that loses nothing to see, else deploy]",
     ),
 )
 """What is quantized; `to_policies` reads them."""

@@ -9,7 +9,8 @@ A *profile* is a starting point with a name, for command lines and recipes:
 - `deploy`: everything but the first layer, 8 bits outside the body;
 - `integer`: besides, the outputs of convolutions and the sums between them on 8-bit grids (`signals`), which runtimes
   on CPUs need to compute in integers throughout;
-- `exact`: everything, 8 bits where nothing else is said, dyadic scales; the same bits on every runtime.
+- `exact`: everything, 8 bits where nothing else is said, dyadic scales; the same bits on every runtime;
+- `exact-integer`: besides, the signals of `integer` on dyadic scales; the same bits with bf16 for what is float, too.
 """
 
 from __future__ import annotations
@@ -147,6 +148,19 @@ class QuantizationPolicy:
         return cls(body, **{**regions, **others}, power_of_two=True)
 
     @classmethod
+    def exact_integer(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
+        """The same, with 8-bit signals between the layers.
+
+        Args:
+            body: widths of the body.
+            others: further fields.
+
+        Raises:
+            UsageError: a layer left float, or free grids.
+        """
+        return cls.exact(body, **{"signals": MAX_BITS, **others})
+
+    @classmethod
     def parse(
         cls,
         profile: str,
@@ -212,6 +226,7 @@ PROFILES: Mapping[str, Callable[..., QuantizationPolicy]] = {
     "deploy": QuantizationPolicy.deploy,
     "integer": QuantizationPolicy.integer,
     "exact": QuantizationPolicy.exact,
+    "exact-integer": QuantizationPolicy.exact_integer,
 }
 """Each makes a policy of the body's widths and further fields."""
 

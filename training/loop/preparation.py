@@ -116,7 +116,7 @@ def build_model(recipe: Recipe, method: Method[Any], network: SuperResolutionNet
     policy = recipe.quantization.policy() if method.quantizes else None
     widths = {} if policy is None else policy.select(network)
     signals = None if policy is None else policy.signals
-    exact = method.quantizes and recipe.quantization.profile == "exact"
+    exact = policy is not None and policy.power_of_two
     if exact and not method.power_of_two:
         raise UsageError(
             'quantization.profile = "exact" does not go with these scales',

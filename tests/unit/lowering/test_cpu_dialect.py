@@ -173,7 +173,7 @@ def dyadic_with_signals(name: str, bits: int = 8) -> QuantizedModel:
     torch.manual_seed(5)
     network = build_network(name, NETWORKS[name]).eval()
     images = [torch.from_numpy(random_images(24, 20, seed=seed)) for seed in range(2)]
-    policy = dataclasses.replace(QuantizationPolicy.parse("exact", str(bits)), signals=8)
+    policy = QuantizationPolicy.parse("exact-integer", str(bits))
     return calibrate(network, images, policy, CalibrationSettings(adaptive_rounding=False, correct_bias=False))[0]
 
 
@@ -193,9 +193,10 @@ def test_codes_are_joined_and_rectified_as_they_are(opener, bits):
     assert [layer.flips for layer in layers] == [0] * len(layers)
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_dyadic_signals_give_the_same_bytes_with_bf16_for_the_rest(name):
-    model, images = dyadic_with_signals(name), np.round(random_images(17, 20))
+def test_dyadic_signals_give_the_same_bytes_with_bf16_for_the_rest(name, bits):
+    model, images = dyadic_with_signals(name, bits), np.round(random_images(17, 20))
     expected = TorchReference(model).upscale(images)
     proto = lowered(model, target="cpu").SerializeToString()
     core = openvino.Core()
