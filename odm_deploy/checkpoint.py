@@ -28,6 +28,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
+from odm_deploy.networks.replacing import all_names
 from odm_deploy.networks.trusted_builders import BuilderError, UntrustedBuilderError, is_spandrel, trusting
 from odm_deploy.quantization.exact.freeze import proven
 from odm_deploy.quantization.gates import FrozenGate
@@ -189,7 +190,8 @@ def _with_old_claim(model: QuantizedModel) -> QuantizedModel:
 
 def _float_tensors(network: SuperResolutionNetwork, layers: Set[str]) -> StateDict:
     """The state of a network without that of its quantized `layers`."""
-    return {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in layers}
+    names = set(all_names(network, layers))
+    return {key: value for key, value in network.state_dict().items() if key.rpartition(".")[0] not in names}
 
 
 def _check_fit(tensors: StateDict, expected: StateDict) -> None:

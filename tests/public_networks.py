@@ -145,3 +145,57 @@ class IMDN(nn.Module):
             deep = block(deep)
             kept.append(deep)
         return self.upsampler(self.LR_conv(self.c(torch.cat(kept, 1))) + first)
+
+
+class EfficientResidualBlock(nn.Module):
+    def __init__(self, features: int, groups: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(features, features, 3, padding=1, groups=groups),
+            nn.ReLU(),
+            nn.Conv2d(features, features, 3, padding=1, groups=groups),
+            nn.ReLU(),
+            conv(features, features, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + x)
+
+
+class CascadingBlock(nn.Module):
+    """One residual block that runs three times, with what it gave each time joined and mixed."""
+
+    def __init__(self, features: int, groups: int) -> None:
+        super().__init__()
+        self.b1 = self.b2 = self.b3 = EfficientResidualBlock(features, groups)
+        for index in (2, 3, 4):
+            self.add_module(f"c{index - 1}", nn.Sequential(conv(index * features, features, 1), nn.ReLU()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = x
+        for index in (1, 2, 3):
+            joined = torch.cat([joined, self.get_submodule(f"b{index}")(x)], 1)
+            x = self.get_submodule(f"c{index}")(joined)
+        return x
+
+
+class CARN(nn.Module):
+    """Cascading Residual Network, mobile (Ahn et al., ECCV 2018)."""
+
+    def __init__(self, features: int = 64, groups: int = 4, scale: int = 4) -> None:
+        super().__init__()
+        self.entry, self.exit = conv(3, features), conv(features, 3)
+        for index in (1, 2, 3):
+            self.add_module(f"b{index}", CascadingBlock(features, groups))
+            self.add_module(f"c{index}", nn.Sequential(conv((index + 1) * features, features, 1), nn.ReLU()))
+        self.upsample = nn.Sequential()
+        for _ in range(scale // 2):
+            wide = nn.Conv2d(features, 4 * features, 3, padding=1, groups=groups)
+            self.upsample.extend([wide, nn.ReLU(), nn.PixelShuffle(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = joined = self.entry(x)
+        for index in (1, 2, 3):
+            joined = torch.cat([joined, self.get_submodule(f"b{index}")(x)], 1)
+            x = self.get_submodule(f"c{index}")(joined)
+        return self.exit(self.upsample(x))

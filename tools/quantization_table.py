@@ -1,18 +1,21 @@
-"""What each ingredient of post-training quantization is worth, next to onnxruntime's quantizer; one network a call.
+"""What quantizing costs on a benchmark set: each ingredient alone, whole `odm-deploy quantize`, and other quantizers.
 
 python tools/quantization_table.py WEIGHTS --images DIR --benchmark DIR --out table.json    adds to the same file
 python tools/quantization_table.py --out table.json                                         prints what it holds
 
 Rows already in the file are not measured again. Networks that the weights do not tell, and settings such as
-input_range, are named as for `odm-deploy quantize`.
+input_range, are named as for `odm-deploy quantize`. A row that begins with a dash is a call of that command with these
+options: --row "--bits 4 --finetune 3". All rows calibrate on the same images, those that `quantize` does not hold back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import shlex
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,22 +23,27 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from benchmark.rivals import nncf, onnxruntime_static
+from benchmark.variants import Variant
 from toolbox import COMMAND, markdown_table, read_json, write_json
 from torch import Tensor
 
-from odm_deploy.accounting import float_shares
+from odm_deploy.accounting import account
+from odm_deploy.checkpoint import load_model
+from odm_deploy.cli.quantize import command as quantize_command
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.loading import load_network
+from odm_deploy.networks.trusted_builders import is_builder_path, trusting
 from odm_deploy.proof.metrics import psnr_y
-from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images, hold_back
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
-from odm_deploy.terminal import run
+from odm_deploy.terminal import run, say
 
 Upscale = Callable[[Tensor], Tensor]
 
@@ -46,9 +54,11 @@ INGREDIENTS: dict[str, dict[str, bool]] = {
     "output ranges": {**NOTHING, "output_ranges": True},
     "bias corrected": {**NOTHING, "correct_bias": True},
     "rounded adaptively": {**NOTHING, "adaptive_rounding": True},
-    "all": {},
+    "all of these": {},
 }
-PEER = "onnxruntime.quantization"
+DEFAULT = "quantize"
+"""The command as it is, at `--bits`."""
+PEERS = ("onnxruntime.quantization", "NNCF performance", "NNCF mixed")
 PEER_BITS = 8
 
 
@@ -56,45 +66,61 @@ PEER_BITS = 8
 @click.argument("weights", required=False, type=click.Path(path_type=Path))
 @click.option("--name", help="Of the network in the table.  [default: the file's]")
 @click.option("--network", metavar="NAME", help="As for odm-deploy quantize.")
-@click.option("--scale", type=int, help="As for odm-deploy quantize.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=NUMBER", help="As for odm-deploy quantize.")
 @click.option("--images", metavar="DIR", help="Images to calibrate on.")
 @click.option("--max-images", default=32, show_default=True, help="Use at most this many.")
-@click.option("--crop", "crop_px", default=256, show_default=True, metavar="PX", help="Middle of larger inputs.")
+@click.option("--crop", "crop_px", default=96, show_default=True, metavar="PX", help="Middle of larger inputs.")
 @click.option("--benchmark", metavar="DIR", help="Folder with HR and LR_bicubic to measure on.")
 @click.option("--bits", type=int, default=8, show_default=True, help="Width of the body.")
-@click.option("--only", multiple=True, help=f"Of {', '.join(INGREDIENTS)}, {PEER}; repeatable.")
+@click.option(
+    "--row", "rows", multiple=True, help=f"Of {', '.join((*INGREDIENTS, DEFAULT, *PEERS))}; repeatable. [all]"
+)
+@click.option("--nncf-python", type=click.Path(path_type=Path), help="Interpreter of an environment with NNCF.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="JSON file that rows are added to.")
 def command(
     weights: Path | None,
     name: str | None,
     network: str | None,
-    scale: int | None,
     overrides: tuple[str, ...],
     images: str | None,
     max_images: int,
     crop_px: int,
     benchmark: str | None,
     bits: int,
-    only: tuple[str, ...],
+    rows: tuple[str, ...],
+    nncf_python: Path | None,
     out: Path,
 ) -> None:
     """Measure, keep every row at once, and print the table as markdown."""
-    rows: dict[str, dict[str, Any]] = read_json(out) if out.exists() else {}
+    known: dict[str, dict[str, Any]] = read_json(out) if out.exists() else {}
     if weights is not None:
         if images is None or benchmark is None:
             raise UsageError("nothing to measure on", fix="give --images and --benchmark")
+        common = ["--images", images, "--max-images", str(max_images), "--crop", str(crop_px), "--bits", str(bits)]
+        common += ["--network", network] if network else []
+        common += [text for each in overrides for text in ("--set", each)]
         settings = {key: float(value) for key, _, value in (each.partition("=") for each in overrides)}
-        loaded = load_network(weights, network=network, scale=scale, settings=settings)
-        inputs = list(CalibrationImages(choose_images(images, max_images), loaded.scale, crop_px))
+        loaded = load_network(weights, network=network, settings=settings)
+        seen = hold_back(choose_images(images, max_images))[0]
+        inputs = list(CalibrationImages(seen, loaded.scale, crop_px))
         judge = _Judge(loaded, [file.load() for file in find_pairs(benchmark, loaded.scale)])
-        for row in only or (*INGREDIENTS, *([PEER] if bits == PEER_BITS else [])):
+        for row in rows or (*INGREDIENTS, DEFAULT, *(PEERS if bits == PEER_BITS else ())):
             key = f"{name or weights.stem} {bits} {row}"
-            if key not in rows:
-                measured = _peer(loaded, inputs, judge) if row == PEER else _own(loaded, inputs, judge, bits, row)
-                rows[key] = {"network": name or weights.stem, "bits": bits, "row": row, **measured}
-                write_json(out, rows)
-    click.echo(to_markdown(rows))
+            if key in known or (row.startswith("NNCF") and nncf_python is None):
+                continue
+            say(key)
+            if row in PEERS:
+                measured = _peer(row, loaded, inputs, judge, nncf_python)
+            elif row in INGREDIENTS:
+                measured = _ingredient(loaded, inputs, judge, bits, row)
+            elif row == DEFAULT or row.startswith("-"):
+                more = [] if row == DEFAULT else shlex.split(row)
+                measured = _whole(weights, [*common, *more], network, judge)
+            else:
+                raise UsageError(f"no row {row!r}", fix="see --help")
+            known[key] = {"network": name or weights.stem, "bits": bits, "row": row, **measured}
+            write_json(out, known)
+    click.echo(to_markdown(known))
 
 
 class _Judge:
@@ -122,47 +148,77 @@ class _Judge:
         return float(np.mean([psnr_y(to_pixels(output.numpy()), pair.high, self.scale) for output, pair in pairs]))
 
 
-def _own(
+def _ingredient(
     network: SuperResolutionNetwork, inputs: list[Tensor], judge: _Judge, bits: int, row: str
-) -> dict[str, float | int]:
-    started = time.perf_counter()
+) -> dict[str, Any]:
+    """Calibration alone, with some of its steps."""
+    started = _processor_seconds()
     settings = dataclasses.replace(CalibrationSettings(), **INGREDIENTS[row])
     model, _ = calibrate(network, inputs, QuantizationPolicy(LayerBits(bits, bits)), settings)
-    seconds = time.perf_counter() - started
-    share = 1.0 - sum(each.macs_share for each in float_shares(model))
-    return {**judge.measure(model), "quantized_share_of_macs": share, "seconds": seconds}
+    seconds = _processor_seconds() - started
+    return {**judge.measure(model), **_shares(model), "seconds": seconds}
 
 
-def _peer(network: SuperResolutionNetwork, inputs: list[Tensor], judge: _Judge) -> dict[str, float | int]:
-    """Onnxruntime's static quantizer as its documentation has it: QDQ, per channel, min-max, everything."""
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+def _whole(weights: Path, options: list[str], network: str | None, judge: _Judge) -> dict[str, Any]:
+    """The command, with these options."""
+    with (
+        tempfile.TemporaryDirectory(prefix="quantization_table_") as folder,
+        trusting(*filter(is_builder_path, [network or ""])),
+    ):
+        output = Path(folder) / "model.pt"
+        started = _processor_seconds()
+        quantize_command.main([str(weights), "-o", str(output), *options], standalone_mode=False)
+        seconds = _processor_seconds() - started
+        model = load_model(output)
+    return {**judge.measure(model), **_shares(model), "seconds": seconds}
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self._left = iter(inputs)
 
-        def get_next(self) -> Any:
-            image = next(self._left, None)
-            return None if image is None else {"input": image.numpy()}
+def _processor_seconds() -> float:
+    """Of this process and those it waited for: what the clock says depends on who else is busy."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
+
+def _shares(model: QuantizedModel) -> dict[str, Any]:
+    counted = account(model).layers
+    total = sum(layer.macs for layer in counted)
+    by_width = Counter[str]()
+    for layer in counted:
+        if layer.name in model.layers:
+            by_width[f"w{layer.weight_bits}a{layer.activation_bits}"] += layer.macs
+    return {
+        "quantized_share_of_macs": sum(by_width.values()) / total,
+        "share_by_width": {width: macs / total for width, macs in by_width.items()},
+    }
+
+
+def _peer(
+    row: str, network: SuperResolutionNetwork, inputs: list[Tensor], judge: _Judge, nncf_python: Path | None
+) -> dict[str, Any]:
+    """Somebody else's quantizer, as `make bench` has it, on the same images."""
+    plain, images = lower(QuantizedModel(network)), [image.numpy() for image in inputs]
     with tempfile.TemporaryDirectory(prefix="quantization_table_") as folder:
-        plain, quantized = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        plain.write_bytes(lower(QuantizedModel(network)).SerializeToString())
-        started = time.perf_counter()
-        quantize_static(plain, quantized, Reader(), per_channel=True)
-        seconds = time.perf_counter() - started
-        session = onnxruntime.InferenceSession(quantized.read_bytes(), providers=["CPUExecutionProvider"])
+        started = _processor_seconds()
+        if row == PEERS[0]:
+            variant = Variant(row, "onnxruntime", "fp32", onnxruntime_static(plain, images))
+        else:
+            assert nncf_python is not None
+            preset = row.split()[-1]
+            variant = Variant(row, "openvino", "fp32", nncf(nncf_python, plain, images, preset, Path(folder)))
+        seconds = _processor_seconds() - started
 
-    def upscale(image: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(None, {"input": image.numpy()})[0]))
+        def upscale(image: Tensor) -> Tensor:
+            opened = variant.open((image.shape[2], image.shape[3]))
+            found = torch.from_numpy(np.array(opened.upscale(image.numpy())))
+            opened.close()
+            return found
 
-    return {**judge.measure(upscale), "quantized_share_of_macs": 1.0, "seconds": seconds}
+        return {**judge.measure(upscale), "quantized_share_of_macs": None, "seconds": seconds}
 
 
 def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as one table."""
-    head = ["network", "bits", "", "PSNR-Y (lost)", "PSNR to float", "quantized MACs", "seconds"]
+    head = ["network", "bits", "", "PSNR-Y (lost)", "PSNR to float", "quantized MACs", "processor seconds"]
     lines = [
         [
             row["network"],
@@ -170,7 +226,7 @@ def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
             row["row"],
             f"{row['psnr_y_db']:.3f} ({row['psnr_y_db'] - row['float_db']:+.3f}) dB",
             f"{row['between_db']:.1f} dB",
-            f"{row['quantized_share_of_macs']:.1%}",
+            "" if row["quantized_share_of_macs"] is None else f"{row['quantized_share_of_macs']:.1%}",
             f"{row['seconds']:.0f}",
         ]
         for row in rows.values()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float
 from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policies, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
@@ -20,6 +21,8 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
 from odm_deploy.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from odm_deploy.accounting import FloatShare
     from odm_deploy.networks.base import SuperResolutionNetwork
     from odm_deploy.quantization.model import QuantizedModel
@@ -33,25 +36,12 @@ _NAMED = 8
 
 @click.command("quantize", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("weights", type=_PATH)
-@click.option("--images", "image_source", required=True, metavar="DIR", help="Images to calibrate on.")
+@image_options("Images to calibrate on.", 32)
 @click.option("-o", "output", default="model.pt", show_default=True, type=_PATH, help="Result.")
 @weights_options
 @policy_options
 @range_options
 @tuning_options
-@click.option("--max-images", default=32, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
-@click.option(
-    "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
-)
-@click.option(
-    "--crop",
-    "crop_px",
-    default=256,
-    show_default=True,
-    metavar="PX",
-    type=click.IntRange(min=8),
-    help="Use the middle of inputs that are larger; bounds memory.",
-)
 @click.option("--export", "bundle", type=_PATH, metavar="BUNDLE", help="Go on to a bundle, as odm-deploy export does.")
 @click.option("--engine/--no-engine", default=True, help="With --export: build an engine, where a builder is here.")
 @click.option("--shapes", default="1080p", show_default=True, help="With --export: input sizes of the engine.")
@@ -65,7 +55,7 @@ def command(
     settings: dict[str, Any],
     max_images: int,
     low_resolution: bool,
-    crop_px: int,
+    crop_px: int | None,
     bundle: Path | None,
     engine: bool,
     shapes: str,
@@ -80,15 +70,14 @@ def command(
     """
     from odm_deploy.checkpoint import save_model
     from odm_deploy.files import file_sha256
-    from odm_deploy.imaging.reading import read_rgb
-    from odm_deploy.networks.loading import load_network
-    from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images, hold_back
-    from odm_deploy.quantization.input_format import settle_input_format
+    from odm_deploy.quantization.calibration_images import choose_images, hold_back
     from odm_deploy.quantization.post_training import calibrate
+    from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
     from odm_deploy.tuning.goals import default_goal
-    from odm_deploy.tuning.held_back import HeldBack, Sample
+    from odm_deploy.tuning.held_back import PART_PX, HeldBack, Sample
     from odm_deploy.tuning.profile_choice import choose_profile
-    from odm_deploy.tuning.tune import tune, widened
+    from odm_deploy.tuning.tune import tune
+    from odm_deploy.tuning.unfinished import Unfinished
 
     started = time.monotonic()
     # Everything that can be wrong about the call is found before the minutes of work, not after.
@@ -98,15 +87,12 @@ def command(
     _check_export(bundle, shapes)
     policies, ranges = to_policies(options), to_settings(options)
     goal, budget = to_goal(options), to_budget(options)
-    loaded = load_network(weights, network=network, scale=scale, settings=settings)
     paths = choose_images(image_source, max_images)
     say_what_is_not_read(image_source)
-    loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths))
-    if told:
-        say(told)
-    seen, unseen = (
-        CalibrationImages(part, 1 if low_resolution else loaded.scale, crop_px) for part in hold_back(paths)
-    )
+    loaded = load_float(weights, network, scale, settings, paths)
+    seen_paths, unseen_paths = hold_back(paths)
+    seen = inputs_of(loaded, seen_paths, low_resolution, crop_px)
+    unseen = dataclasses.replace(seen, paths=unseen_paths)
     metadata = {
         "method": f"post-training, {ranges.method.value}",
         "bits": options["bits"],
@@ -115,33 +101,50 @@ def command(
         "images": len(seen),
         "odm_deploy": __version__,
     }
+    unfinished = None
+    if budget is not None:
+        depends_on = (policies, ranges, loaded.config, seen, [file_sha256(path) for path in seen.paths], budget)
+        unfinished = Unfinished(output, {**metadata, "depends_on": repr(depends_on)})
+        # Refuses what is of another call.
+        unfinished.load()
 
     with progress("calibrating") as track:
 
-        def calibrated(profile: str, widths: QuantizationPolicy) -> tuple[QuantizedModel, list[LayerSummary]]:
-            return calibrate(loaded, track(seen, len(seen)), widths, ranges, {**metadata, "profile": profile}, track)
+        def calibrated(
+            profile: str, widths: QuantizationPolicy, in_sequence: bool = True
+        ) -> tuple[QuantizedModel, list[LayerSummary]]:
+            how = dataclasses.replace(ranges, in_sequence=in_sequence)
+            return calibrate(loaded, track(seen, len(seen)), widths, how, {**metadata, "profile": profile}, track)
 
-        held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()))
+        part_px = affordable_px(loaded, len(unseen), JUDGED_MACS, PART_PX)
+        held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()), part_px)
         choice = choose_profile(policies, lambda name: calibrated(name, policies[name]), held_back, goal)
         if choice.why:
             say(f"profile {choice.profile}, chosen: {choice.why}")
         if goal is None:
             share = options["most_float_percent"] / 100
             goal = default_goal(choice.policy, share, with_truth=seen.downscale > 1)
-        wide = widened(choice.policy)
+
+        def again(widths: QuantizationPolicy, in_sequence: bool) -> tuple[QuantizedModel, Sequence[LayerSummary]]:
+            known = in_sequence and widths == choice.policy
+            return choice.calibrated if known else calibrated(choice.profile, widths, in_sequence)
+
         tuned = tune(
             loaded,
-            choice.calibrated,
+            choice.policy,
+            again,
             held_back,
             goal=goal,
             budget=budget,
             images=seen,
-            widen=None if wide is None else lambda: calibrated(choice.profile, wide),
+            unfinished=unfinished,
             track=track,
             say=say,
         )
     model, summaries = tuned.model, tuned.summaries
     save_model(model, output)
+    if unfinished is not None:
+        unfinished.remove()
     seconds = round(time.monotonic() - started, 1)
     counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(seen)} images"
     say(f"{output}: {counted}, {seconds} s")

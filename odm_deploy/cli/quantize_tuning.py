@@ -48,7 +48,8 @@ tuning_options = group(
         "finetune_minutes",
         type=float,
         metavar="MINUTES",
-        help="Train on for so long, with the float network as the only teacher. Ctrl-C ends it early and keeps it.",
+        help="Train on for so long, with the float network as the only teacher. Ctrl-C ends it early and keeps it. "
+        "After a kill the same command goes on, from a file beside the result that ends in .unfinished.",
     ),
 )
 """What is done after calibration; `to_goal` and `to_budget` read them."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float
 from odm_deploy.cli.options import trust_option, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, print_table, progress, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from odm_deploy.networks.base import SuperResolutionNetwork
     from odm_deploy.progress import Track
@@ -26,15 +27,11 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("sensitivity", context_settings={"max_content_width": 110})
 @click.argument("source", metavar="MODEL.pt|WEIGHTS", type=_PATH)
-@click.option("--images", "image_source", required=True, metavar="DIR", help="Images to measure on.")
+@image_options("Images to measure on.", 8)
 @click.option("--against", type=_PATH, metavar="WEIGHTS", help="Of a model.pt: the float weights it was made of.")
 @weights_options
 @policy_options
 @range_options
-@click.option("--max-images", default=8, show_default=True, type=click.IntRange(min=1), help="Use at most this many.")
-@click.option(
-    "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
-)
 @click.option("--plot", type=_PATH, metavar="FILE.svg", help="Also draw the layers, in network order.")
 @trust_option
 @json_option
@@ -47,6 +44,7 @@ def command(
     settings: dict[str, Any],
     max_images: int,
     low_resolution: bool,
+    crop_px: int | None,
     plot: Path | None,
     as_json: bool,
     **options: Any,
@@ -60,16 +58,13 @@ def command(
     from odm_deploy.checkpoint import is_model, load_model
     from odm_deploy.files import write_text
     from odm_deploy.networks.loading import load_same
-    from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+    from odm_deploy.quantization.calibration_images import CROP_PX, choose_images
     from odm_deploy.tuning.sensitivity import float_inputs, layer_sensitivities
     from odm_deploy.tuning.text import sensitivity_document, sensitivity_table
 
     if plot is not None and plot.suffix.lower() != ".svg":
         raise UsageError(f"cannot draw {plot}", why="the plot is an SVG file", fix="end its name in .svg")
     paths = choose_images(image_source, max_images)
-
-    def images_at(factor: int) -> CalibrationImages:
-        return CalibrationImages(paths, 1 if low_resolution else factor)
 
     with progress("images") as track:
         if is_model(source):
@@ -78,8 +73,10 @@ def command(
                 say("the model holds no float weights: this is the cost of rounding inputs; --against WEIGHTS has all")
             floats = float_inputs(model) if against is None else load_same(against, model.network)
         else:
-            floats, model = _quantized(source, network, scale, settings, options, images_at, track)
-        found = layer_sensitivities(floats, model, list(images_at(model.scale)), track)
+            floats = load_float(source, network, scale, settings, paths)
+            model = _quantized(floats, inputs_of(floats, paths, low_resolution, crop_px), options, track)
+        images = inputs_of(floats, paths, low_resolution, crop_px or CROP_PX)
+        found = layer_sensitivities(floats, model, list(images), track)
     if plot is not None:
         write_text(plot, _plot(found))
         say(f"wrote {plot}")
@@ -99,25 +96,11 @@ def _plot(found: Sequence[LayerSensitivity]) -> str:
 
 
 def _quantized(
-    weights: Path,
-    network: str | None,
-    scale: int | None,
-    settings: Mapping[str, Any],
-    options: Mapping[str, Any],
-    images_at: Callable[[int], CalibrationImages],
-    track: Track,
-) -> tuple[SuperResolutionNetwork, QuantizedModel]:
-    """The float network of some weights, and what calibration makes of it."""
-    from odm_deploy.imaging.reading import read_rgb
-    from odm_deploy.networks.loading import load_network
-    from odm_deploy.quantization.input_format import settle_input_format
+    network: SuperResolutionNetwork, images: CalibrationImages, options: Mapping[str, Any], track: Track
+) -> QuantizedModel:
+    """What calibration makes of a float network."""
     from odm_deploy.quantization.post_training import calibrate
 
     policy, ranges = to_policy(options, options["profile"] or "deploy"), to_settings(options)
-    loaded = load_network(weights, network=network, scale=scale, settings=settings)
-    images = images_at(loaded.scale)
-    loaded, told = settle_input_format(loaded, settings, map(read_rgb, images.paths))
-    if told:
-        say(told)
-    model, _ = calibrate(loaded, track(images, len(images), "calibrating"), policy, ranges, track=track)
-    return loaded, model
+    model, _ = calibrate(network, track(images, len(images), "calibrating"), policy, ranges, track=track)
+    return model

@@ -7,6 +7,7 @@ border of `shave` pixels on every side, by convention the scale, since a network
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def psnr_y(sr: Rgb, hr: Rgb, shave: int) -> float:
     """
     sr, hr = _inner(sr, hr, shave)
     # The offset of luma cancels; the difference is taken first because it is exact in integers.
-    squared = float(np.mean(((sr.astype(np.int16) - hr) @ _LUMA) ** 2))
+    squared = luma_energy(sr.astype(np.int16) - hr)
     return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
 
 
@@ -48,6 +49,11 @@ def psnr_rgb(sr: Rgb, hr: Rgb, shave: int) -> float:
     sr, hr = _inner(sr, hr, shave)
     squared = float(np.mean((sr.astype(np.int16) - hr).astype(np.float64) ** 2))
     return math.inf if squared == 0 else 10 * math.log10(255**2 / squared)
+
+
+def luma_energy(difference: NDArray[Any]) -> float:
+    """Mean square of luma of a difference of images, [H, W, 3]."""
+    return float(np.mean((difference @ _LUMA) ** 2))
 
 
 def ssim_y(sr: Rgb, hr: Rgb, shave: int) -> float:

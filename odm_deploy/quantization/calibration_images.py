@@ -18,6 +18,8 @@ from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.resize import downscale
 
 MOST_HELD_BACK = 8
+CROP_PX = 256
+"""Largest height and width of an input, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class CalibrationImages:
     """The files, in the order they are read."""
     downscale: int = 4
     """Bicubic downscaling factor, so that high-resolution images become what the network is fed; 1: they are that."""
-    crop_px: int = 256
+    crop_px: int = CROP_PX
     """Largest height and width of an input, in pixels; the middle of larger ones is taken. Bounds memory and time."""
 
     def __len__(self) -> int:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.replacing import replace_modules
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer, quantized_layer
 from odm_deploy.quantization.signals import SignalQuantizer, signals_of, with_signals
 
@@ -104,12 +105,13 @@ def freeze(
     """
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
     modules = dict(frozen.named_modules())
+    replacements: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         if name not in modules:
             raise InputError(
                 f"{network.name} has no layer {name}", why=f"layers are {', '.join(list(modules)[1:5])} ..."
             )
-        parent_name, _, child = name.rpartition(".")
-        setattr(modules[parent_name], child, quantized_layer(name, modules[name], layer))
+        replacements[name] = quantized_layer(name, modules[name], layer)
+    replace_modules(frozen, replacements)
     with_signals(frozen, signals or {})
     return QuantizedModel(frozen, dict(metadata or {}))

@@ -2,14 +2,15 @@
 
 A convolution is a matrix product of the patches under its kernel. A few thousand patches from all over the calibration
 images are enough to judge a grid or a rounding by the layer's output, and they are small: but hundreds of layers have
-hundreds of inputs, so layers are taken in groups whose patches fit into `PATCHES_MIB`, and the float network runs once
-for each group.
+hundreds of inputs. So the float network runs once, in step with whoever uses its patches, and memory holds those of two
+or three layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from math import prod
 
@@ -19,11 +20,10 @@ from torch import Tensor, nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.in_step import in_step
 
 PATCHES = 4096
-"""Patches of a layer, over all images."""
-PATCHES_MIB = 512
-"""What the patches of one group of layers may take."""
+"""Patches of a layer, over all images; as many of each time it runs."""
 
 
 @dataclass
@@ -44,6 +44,8 @@ class LayerPatches:
     """Whether its channels can be scaled in front of the quantizer: a convolution's."""
     padded: bool
     """Whether zeros are padded, which a shift would move."""
+    runs: int
+    """How often the layer runs for one image."""
 
     @property
     def channels(self) -> int:
@@ -64,52 +66,86 @@ class LayerPatches:
         return inputs @ weight.transpose(1, 2)
 
 
-@torch.no_grad()
 def layer_patches(
     network: SuperResolutionNetwork, parts: Sequence[Tensor], names: Sequence[str], track: Track = untracked
-) -> Iterator[LayerPatches]:
-    """The patches of each layer, in order of `names`; those of a group are dropped before the next are taken.
+) -> Generator[LayerPatches]:
+    """The patches of each layer, in the order in which layers run for the last time.
 
     Args:
-        network: the float network.
-        parts: parts of images, float32 [N, 3, H, W] in 0..255.
-        names: dotted names of Conv2d and Linear layers that run once.
+        network: the float network; it runs once over all parts, and waits while nobody takes what it has.
+        parts: parts of images, float32 [N, 3, H, W] in 0..255; see `batch_of`.
+        names: dotted names of Conv2d and Linear layers.
         track: for a progress bar over the layers.
     """
+    images = batch_of(parts)
     modules = dict(network.named_modules())
-    yield from track(_in_groups(network, parts, [(name, modules[name]) for name in names]), len(names))
+    runs = _runs(network, images[:1], names)
 
+    # Gradients are on in every new thread.
+    @torch.no_grad()
+    def run(put: Callable[[LayerPatches], None]) -> None:
+        seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
-def _in_groups(
-    network: SuperResolutionNetwork, parts: Sequence[Tensor], layers: list[tuple[str, nn.Module]]
-) -> Iterator[LayerPatches]:
-    waiting = list(layers)
-    while waiting:
-        group = [waiting.pop(0)]
-        taken = _bytes_of(group[0][1])
-        while waiting and taken + _bytes_of(waiting[0][1]) <= PATCHES_MIB * 2**20:
-            taken += _bytes_of(waiting[0][1])
-            group.append(waiting.pop(0))
-        seen: dict[str, list[Tensor]] = {name: [] for name, _ in group}
+        def taken_from(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                if name not in seen:
+                    # It runs once for each image of a batch, and the first had enough.
+                    return
+                seen[name].append(rows_of(layer, inputs[0], PATCHES))
+                if len(seen[name]) == runs[name]:
+                    put(_patches(name, layer, torch.cat(seen.pop(name), 1), runs[name]))
+
+            return hook
+
         with ExitStack() as hooks:
-            for name, layer in group:
-                hooks.enter_context(layer.register_forward_pre_hook(_keeping(seen[name], PATCHES // len(parts))))
-            for part in parts:
-                network(part)
-        while group:
-            name, layer = group.pop(0)
-            assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-            weight = layer.weight.detach().float()
-            yield LayerPatches(
-                name,
-                torch.cat(seen.pop(name), 1),
-                weight.reshape(groups, len(weight) // groups, -1),
-                None if layer.bias is None else layer.bias.detach().float(),
-                prod(weight.shape[2:]),
-                isinstance(layer, nn.Conv2d),
-                isinstance(layer, nn.Conv2d) and layer.padding != (0, 0),
-            )
+            for name in names:
+                hooks.enter_context(modules[name].register_forward_pre_hook(taken_from(name)))
+            network(images)
+
+    with closing(in_step(run)) as stream:
+        yield from track(stream, len(names))
+
+
+def batch_of(parts: Sequence[Tensor]) -> Tensor:
+    """The parts as one batch [N, 3, H, W]: of different sizes, the middle of those of at least the median's size."""
+    height, width = (sorted(part.shape[axis] for part in parts)[len(parts) // 2] for axis in (2, 3))
+    large = [part for part in parts if part.shape[2] >= height and part.shape[3] >= width]
+    if not large:
+        # As many are tall as are wide, but none is both.
+        height = width = min(min(part.shape[2:]) for part in parts)
+        large = list(parts)
+    tops = [((part.shape[2] - height) // 2, (part.shape[3] - width) // 2) for part in large]
+    return torch.cat(
+        [part[..., top : top + height, left : left + width] for part, (top, left) in zip(large, tops, strict=True)]
+    )
+
+
+@torch.no_grad()
+def _runs(network: SuperResolutionNetwork, image: Tensor, names: Sequence[str]) -> Counter[str]:
+    """How often each of these layers runs for one image."""
+    runs: Counter[str] = Counter()
+    modules = dict(network.named_modules())
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(modules[name].register_forward_pre_hook(lambda *_, name=name: runs.update([name])))
+        network(image)
+    return runs
+
+
+def _patches(name: str, layer: nn.Module, inputs: Tensor, runs: int) -> LayerPatches:
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    weight = layer.weight.detach().float()
+    return LayerPatches(
+        name,
+        inputs,
+        weight.reshape(groups, len(weight) // groups, -1),
+        None if layer.bias is None else layer.bias.detach().float(),
+        prod(weight.shape[2:]),
+        isinstance(layer, nn.Conv2d),
+        isinstance(layer, nn.Conv2d) and layer.padding != (0, 0),
+        runs,
+    )
 
 
 def rows_of(layer: nn.Module, x: Tensor, count: int) -> Tensor:
@@ -138,15 +174,3 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     """At most `count` of the rows [n, G, K], as [G, count, K]."""
     chosen = torch.arange(min(count, len(rows))) * max(len(rows) // max(count, 1), 1)
     return rows[chosen].transpose(0, 1).contiguous()
-
-
-def _keeping(seen: list[Tensor], count: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A hook that adds `count` patches of a layer's input."""
-    return lambda layer, inputs: seen.append(rows_of(layer, inputs[0], count))
-
-
-def _bytes_of(layer: nn.Module) -> int:
-    """What a layer's patches take, float32."""
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return 4 * PATCHES * groups * prod(layer.weight.shape[1:])

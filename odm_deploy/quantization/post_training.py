@@ -66,6 +66,9 @@ class CalibrationSettings:
     """Weight codes by the layer's output (`odm_deploy.quantization.rounding`) rather than the nearest ones."""
     correct_bias: bool = True
     """Biases that make up for what rounding does to the mean of a layer's output."""
+    in_sequence: bool = True
+    """Weight codes and biases that also make up for the quantized layers in front (`quantization.sequential`). Off
+    where layers of several calibrations are to be put together: what one made up for, another has not got."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ def calibrate(
             signals,
             exact,
             partial(track, stage="rounding"),
+            in_sequence=settings.in_sequence,
             round_weights=settings.adaptive_rounding,
             correct_bias=settings.correct_bias,
         )

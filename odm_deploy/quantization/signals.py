@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.networks.replacing import replace_modules
 from odm_deploy.quantization.fake_quant import fake_quantize
 
 OUTPUT = "output"
@@ -77,9 +78,8 @@ def detach(module: nn.Module) -> nn.Module | None:
 
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the one with this dotted name; the quantizer of its output stays."""
-    parent, _, child = name.rpartition(".")
     quantizer = detach(network.get_submodule(name))
-    setattr(network.get_submodule(parent), child, layer)
+    replace_modules(network, {name: layer})
     if quantizer is not None:
         attach(network, f"{name}.{OUTPUT}", quantizer)
 

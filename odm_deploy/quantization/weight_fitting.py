@@ -34,6 +34,7 @@ def fit_all_weights(
     exact: Mapping[str, FrozenLayer] | None,
     track: Track = untracked,
     *,
+    in_sequence: bool = True,
     round_weights: bool = True,
     correct_bias: bool = True,
 ) -> dict[str, FrozenLayer]:
@@ -46,6 +47,7 @@ def fit_all_weights(
         signals: grids of tensors between layers.
         exact: the same layers on scales that make sums exact, which stay so; None where they are not.
         track: for a progress bar.
+        in_sequence: off fits each layer to what arrives at it in the float network.
         round_weights: off keeps the nearest codes.
         correct_bias: off keeps biases.
     """
@@ -58,8 +60,8 @@ def fit_all_weights(
 
         return fit_in_sequence(network, parts, layers, fit, signals, track)
 
-    if not signals:
-        return fitted(on_arrived=True)
+    if not signals or not in_sequence:
+        return fitted(on_arrived=in_sequence)
     expected = [network(part) for part in parts]
 
     def distance(candidate: Mapping[str, FrozenLayer]) -> float:

@@ -3,6 +3,9 @@
 The calibrated model learns to give the float network's output on random parts of the user's own images. Nothing else
 is asked of it, no ground truth: networks trained with an adversary keep the look they were trained for. What stays
 float is not touched. Learning rates are relative to the size of what they move, so that they suit anybody's network.
+
+Where a file for it is given, everything that the next step depends on is kept there now and then, and a killed run goes
+on to the same bits.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odm_deploy.accounting import count_macs
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
+from odm_deploy.networks.replacing import replace_modules
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.signals import attach, replace_layer
+from odm_deploy.tuning.examples import Examples, batch_size
 from odm_deploy.tuning.learnable_layers import LearnableLayer, PassingSignal
+from odm_deploy.tuning.unfinished import Unfinished
 
-PATCH_PX = 48
-"""Height and width of a training example: a multiple of what window attention needs."""
-MOST_BATCH = 4
-STEP_MACS = 8e9
-"""Multiply-adds of the network's forward pass on a batch: large networks get smaller batches, and more steps."""
+KEPT_EVERY_S = 30.0
+"""Seconds of training that a kill may cost."""
 WEIGHT_RATE = 3e-3
 """Learning rate of weights, in units of their layer's root mean square; 1e-4 for EDSR's."""
 RANGE_RATE = 2e-3
@@ -79,6 +81,7 @@ def fine_tune(
     images: Sequence[Tensor],
     budget: Budget,
     *,
+    unfinished: Unfinished | None = None,
     track: Track = untracked,
     say: Say = silent,
     seed: int = 0,
@@ -90,19 +93,25 @@ def fine_tune(
         model: its quantized form, where training starts; left as it is. An exact model stays exact.
         images: network inputs, float32 [1, 3, H, W] in 0..255, all held in memory.
         budget: how long. Ctrl-C ends it early and keeps what was learned.
+        unfinished: where to keep what was learned so far, and to go on from what is there. It stays when all is done:
+            whoever writes the model removes it then.
         track: for a progress bar.
         say: takes lines of talk.
         seed: of the examples drawn.
 
     Raises:
         InputError: no image, or a loss that is not finite.
+        InputError, UsageError: as `Unfinished.load`.
     """
     if not images:
         raise InputError("nothing to fine-tune on", why="there is no image", fix="give --images more images")
     run = _Run(network, model, images, budget, seed)
+    if unfinished is not None and (state := unfinished.load()) is not None:
+        run.restore(state)
+        say(f"going on behind the {len(run.losses)} steps of fine-tuning in {unfinished.path}")
     interrupted = False
     try:
-        for _ in track(run.hundredths(), 100, "fine-tuning"):
+        for _ in track(run.hundredths(unfinished), 100, "fine-tuning"):
             pass
     except KeyboardInterrupt:
         interrupted = True
@@ -130,19 +139,45 @@ class _Run:
         self.layers = self._make_learnable()
         self.optimizer = torch.optim.Adam(_groups(self.layers.values()), eps=1e-8)
         self.losses: list[float] = []
-        self._draw = _examples(images, _batch_size(network), torch.Generator().manual_seed(seed))
+        self._examples = Examples(images, batch_size(network), seed)
+        self._seconds = 0.0
+        """Of training before this run."""
 
-    def hundredths(self) -> Generator[int]:
+    def hundredths(self, unfinished: Unfinished | None) -> Generator[int]:
         """Train; yields once for each hundredth of the budget used."""
         started, yielded = time.monotonic(), 0
+        kept = started
         while True:
-            used = self._used(started)
+            now = time.monotonic()
+            seconds = self._seconds + now - started
+            used = self._used(seconds)
+            if unfinished is not None and self.losses and (now - kept >= KEPT_EVERY_S or used >= 1.0):
+                unfinished.save(self.state(seconds))
+                kept = now
             while yielded < min(int(100 * used), 100):
                 yielded += 1
                 yield yielded
             if used >= 1.0:
                 return
             self._step(used)
+
+    def state(self, seconds: float) -> dict[str, Any]:
+        """All that the next step depends on, after so many seconds of training."""
+        return {
+            "layers": {name: layer.state_dict() for name, layer in self.layers.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "random": self._examples.random.get_state(),
+            "losses": self.losses,
+            "seconds": seconds,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        for name, layer in self.layers.items():
+            layer.load_state_dict(state["layers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._examples.random.set_state(state["random"])
+        self.losses, self._seconds = list(state["losses"]), float(state["seconds"])
 
     def frozen(self) -> QuantizedModel:
         """The model of what was learned, proven or with short scales where the calibrated one was."""
@@ -152,9 +187,7 @@ class _Run:
         # What is not quantized stays as calibration left it; only plain layers can be replaced by frozen ones.
         network = copy.deepcopy(self.model.network)
         signals = {name: signal.grid for name, signal in self.model.signals.items()}
-        for name in layers:
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, self.float_layers.get_submodule(name))
+        replace_modules(network, {name: self.float_layers.get_submodule(name) for name in layers})
         if self.model.exact is not None:
             return freeze_exact(freeze(network, layers, metadata, signals), weights)
         if metadata.get("exact_sums"):
@@ -163,7 +196,7 @@ class _Run:
         return freeze(network, layers, metadata, signals)
 
     def _step(self, used: float) -> None:
-        low = self._draw()
+        low = self._examples.draw()
         with torch.no_grad():
             expected = self.teacher(low)
         loss = F.l1_loss(self.student(low), expected)
@@ -179,11 +212,11 @@ class _Run:
             layer.project()
         self.losses.append(value)
 
-    def _used(self, started: float) -> float:
-        """Share of the budget."""
+    def _used(self, seconds: float) -> float:
+        """Share of the budget, after so many seconds of training."""
         if self.budget.steps is not None:
             return len(self.losses) / self.budget.steps
-        return (time.monotonic() - started) / (60.0 * (self.budget.minutes or 0.0))
+        return seconds / (60.0 * (self.budget.minutes or 0.0))
 
     def _make_learnable(self) -> dict[str, LearnableLayer]:
         floats = dict(self.float_layers.named_modules())
@@ -215,35 +248,3 @@ def _groups(layers: Iterable[LearnableLayer]) -> list[dict[str, Any]]:
             fan_in = layer.weight[0].numel()
             groups.append({"params": [layer.bias], "rate": BIAS_RATE * size * fan_in**0.5 * float(layer.range_unit)})
     return groups
-
-
-def _batch_size(network: SuperResolutionNetwork) -> int:
-    """Examples a step, 1 to `MOST_BATCH`."""
-    side = PATCH_PX * network.scale
-    try:
-        macs = sum(count_macs(network, (side, side)).values())
-    except InputError:
-        # Its code does not run without data; it may be large.
-        return 2
-    return max(1, min(MOST_BATCH, int(STEP_MACS / max(macs, 1))))
-
-
-def _examples(images: Sequence[Tensor], batch: int, random: torch.Generator) -> Callable[[], Tensor]:
-    """Draws batches of random parts, flipped and transposed at random: float32 [batch, 3, P, P]."""
-    patch = min(PATCH_PX, *(size for image in images for size in image.shape[2:]))
-
-    def number(below: int) -> int:
-        return int(torch.randint(below, (), generator=random))
-
-    def draw() -> Tensor:
-        parts: list[Tensor] = []
-        for _ in range(batch):
-            image = images[number(len(images))]
-            top, left = (number(size - patch + 1) for size in image.shape[2:])
-            part = image[0, :, top : top + patch, left : left + patch]
-            flips = [axis for axis in (1, 2) if number(2)]
-            part = part.flip(flips)
-            parts.append(part.transpose(1, 2) if number(2) else part)
-        return torch.stack(parts)
-
-    return draw

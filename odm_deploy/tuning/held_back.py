@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from torch import Tensor
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_pixels
-from odm_deploy.proof.metrics import psnr_y
+from odm_deploy.proof.metrics import luma_energy, psnr_y
 
 Network = Callable[[Tensor], Tensor]
 """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], unclamped."""
 
+STANDARD_ERRORS = 2.0
+"""What a loss on few images is raised by, so that other images are likely to lose less."""
 PART_PX = 128
 """Height and width of the middle of an image that is compared: a dozen comparisons have to take seconds."""
 
@@ -45,6 +48,14 @@ class OutputCost:
     """Float output against the truth, mean over images; None without truth."""
     quantized_psnr_y_db: float | None = None
     """Quantized output against the truth, mean over images; None without truth."""
+    uncancelled_drop_db: float | None = None
+    """What would be lost against the truth if quantization's error had nothing to do with the float network's own,
+
+        10 log10(1 + E[quantized - float]^2 / E[float - truth]^2)        of luma
+
+    as mean over images, and `STANDARD_ERRORS` of that mean more. Small errors happen to cancel on one image and add up
+    on the next, networks trained with an adversary score better when they blur, and images differ. So what was lost on
+    a few of them says less of others than this."""
 
     @property
     def drop_db(self) -> float | None:
@@ -52,6 +63,12 @@ class OutputCost:
         if self.float_psnr_y_db is None or self.quantized_psnr_y_db is None:
             return None
         return self.float_psnr_y_db - self.quantized_psnr_y_db
+
+    @property
+    def expected_drop_db(self) -> float | None:
+        """What other images have to be expected to lose: the larger of both losses; None without truth."""
+        drop = self.drop_db
+        return drop if drop is None or self.uncancelled_drop_db is None else max(drop, self.uncancelled_drop_db)
 
 
 class HeldBack:
@@ -84,7 +101,7 @@ class HeldBack:
             InputError: an output that is not finite.
         """
         squared, values, largest = 0.0, 0, 0.0
-        qualities: list[tuple[float, float]] = []
+        qualities: list[tuple[float, float, float]] = []
         for sample, expected in zip(self.samples, self._outputs, strict=True):
             found = _run(model, sample.low)
             difference = (found - expected).double()
@@ -92,10 +109,15 @@ class HeldBack:
             values += difference.numel()
             largest = max(largest, float(difference.abs().max()))
             if sample.truth is not None:
-                qualities.append((_quality(expected, sample), _quality(found, sample)))
+                quality = _quality(expected, sample)
+                qualities.append((quality, _quality(found, sample), _uncancelled(quality, difference, sample)))
         psnr_db = 10.0 * math.log10(255.0**2 * values / squared) if squared else math.inf
-        means = [sum(each) / len(each) for each in zip(*qualities, strict=True)] or [None, None]
-        return OutputCost(len(self.samples), psnr_db, largest, *means)
+        if not qualities:
+            return OutputCost(len(self.samples), psnr_db, largest)
+        plain, quantized, uncancelled = (sum(each) / len(each) for each in zip(*qualities, strict=True))
+        if len(qualities) > 1 and math.isfinite(uncancelled):
+            uncancelled += STANDARD_ERRORS * statistics.stdev(each[-1] for each in qualities) / len(qualities) ** 0.5
+        return OutputCost(len(self.samples), psnr_db, largest, plain, quantized, uncancelled)
 
 
 @torch.no_grad()
@@ -108,7 +130,20 @@ def _run(network: Network, low: Tensor) -> Tensor:
 
 def _quality(output: Tensor, sample: Sample) -> float:
     assert sample.truth is not None
-    return psnr_y(to_pixels(output.numpy()), sample.truth, shave=output.shape[-1] // sample.low.shape[-1])
+    return psnr_y(to_pixels(output.numpy()), sample.truth, _border(output, sample))
+
+
+def _uncancelled(quality_db: float, difference: Tensor, sample: Sample) -> float:
+    """The loss in dB of an output of this quality that an unrelated difference makes."""
+    border = _border(difference, sample)
+    inner = difference[0, :, border:-border, border:-border] if border else difference[0]
+    added = luma_energy(inner.permute(1, 2, 0).numpy())
+    return 10.0 * math.log10(1.0 + added * 10.0 ** (quality_db / 10.0) / 255.0**2) if added else 0.0
+
+
+def _border(output: Tensor, sample: Sample) -> int:
+    """What benchmarks leave out on each side, in pixels: the scale."""
+    return output.shape[-1] // sample.low.shape[-1]
 
 
 def _middle(sample: Sample, part_px: int) -> Sample:

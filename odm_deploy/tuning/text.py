@@ -33,20 +33,25 @@ def cost_text(cost: OutputCost) -> str:
     if cost.drop_db is not None:
         text += (
             f"; against the originals {cost.float_psnr_y_db:.2f} -> {cost.quantized_psnr_y_db:.2f} dB "
-            f"({-cost.drop_db:+.3f})"
+            f"({-cost.drop_db:+.3f}{_uncancelled(cost)})"
         )
     return text
 
 
+def _uncancelled(cost: OutputCost) -> str:
+    drop = cost.uncancelled_drop_db
+    return "" if drop is None else f"; {-drop:+.3f} may be lost on others"
+
+
 def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity]) -> str:
     """One line: what to do about it; empty where there is nothing worth doing."""
-    if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.drop_db or 0.0) <= SMALL_DROP_DB):
+    if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.expected_drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
     worst = worst_layers(sensitivities)[:2]
     narrow = any(min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 for each in worst)
     width = str(_BITS_OF_INT8) if narrow else "float"
     options = " ".join(f"--layer {each.name}={width}" for each in worst)
-    loses = cost.drop_db is not None and cost.drop_db > SMALL_DROP_DB
+    loses = (cost.expected_drop_db or 0.0) > SMALL_DROP_DB
     goal = f"--max-drop {SMALL_DROP_DB:g}" if loses else f"--min-psnr {INVISIBLE_DB:g}"
     return f"to lose less: {goal} finds the layers that need more; by hand, {options}; or train on: --finetune 5"
 
@@ -105,6 +110,7 @@ def cost_document(cost: OutputCost) -> dict[str, Any]:
         "float_psnr_y_db": cost.float_psnr_y_db,
         "quantized_psnr_y_db": cost.quantized_psnr_y_db,
         "drop_db": cost.drop_db,
+        "uncancelled_drop_db": cost.uncancelled_drop_db,
     }
 
 

@@ -20,8 +20,11 @@ from odm_deploy.tuning.goals import Goal
 from odm_deploy.tuning.held_back import HeldBack, OutputCost
 from odm_deploy.tuning.mixed_widths import MixedWidths, keep_goal
 from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities
+from odm_deploy.tuning.unfinished import Unfinished
 
 Calibrated = tuple[QuantizedModel, Sequence[LayerSummary]]
+Calibrate = Callable[[QuantizationPolicy, bool], Calibrated]
+"""Widths, and whether layers make up for those in front of them (`CalibrationSettings.in_sequence`)."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,31 @@ class Tuned:
 
 def tune(
     network: SuperResolutionNetwork,
-    calibrated: Calibrated,
+    policy: QuantizationPolicy,
+    calibrated: Calibrate,
     held_back: HeldBack,
     *,
     goal: Goal | None = None,
     budget: Budget | None = None,
     images: Iterable[Tensor] = (),
-    widen: Callable[[], Calibrated] | None = None,
+    unfinished: Unfinished | None = None,
     track: Track = untracked,
     say: Say = silent,
 ) -> Tuned:
-    """Fine-tune a calibrated model, mix widths until it keeps a goal, and measure what quantization cost.
+    """Calibrate a model, fine-tune it, mix widths until it keeps a goal, and measure what quantization cost.
+
+    Widths are mixed of layers that were fitted each for itself. Once they are chosen, the network is calibrated again
+    with them, and layers make up for those in front.
 
     Args:
         network: the float network.
-        calibrated: its quantized form, as `calibrate` returns it.
+        policy: what is quantized, before anything is widened or left float.
+        calibrated: calibrates the network, as `calibrate` does.
         held_back: images to judge by.
         goal: what to keep; None: nothing.
         budget: how long to fine-tune; None: not at all.
         images: network inputs to fine-tune on, float32 [1, 3, H, W] in 0..255.
-        widen: calibrates the same network at more bits (`widened`); None where there are no more.
+        unfinished: where fine-tuning keeps what it has so far, as in `fine_tune`.
         track: for progress bars.
         say: takes lines of talk.
 
@@ -67,28 +75,36 @@ def tune(
         GateError: the goal cannot be kept.
         InputError, UsageError: as `fine_tune` and `keep_goal`.
     """
-    model, summaries = calibrated
-    known = {each.name: each for each in summaries}
+    wide = widened(policy)
+    apart = goal is not None and wide is not None and budget is None
+    known: dict[str, LayerSummary] = {}
     wider: dict[str, LayerSummary] = {}
 
-    def wide() -> QuantizedModel:
-        assert widen is not None
-        say("calibrating at 8 bits, too")
-        found, of_layers = widen()
-        wider.update({each.name: each for each in of_layers})
+    def made(widths: QuantizationPolicy, in_sequence: bool, noted: dict[str, LayerSummary]) -> QuantizedModel:
+        found, of_layers = calibrated(widths, in_sequence)
+        noted.update({each.name: each for each in of_layers})
         return found
 
+    def make_wide() -> QuantizedModel:
+        assert wide is not None
+        say("calibrating at 8 bits, too")
+        return made(wide, not apart, wider)
+
+    model = made(policy, not apart, known)
     fine_tuned = mixed = None
     if goal is not None:
         # Known before minutes of work rather than after.
         goal.check(held_back.measure(model))
     if budget is not None:
-        fine_tuned = fine_tune(network, model, list(images), budget, track=track, say=say)
+        fine_tuned = fine_tune(network, model, list(images), budget, unfinished=unfinished, track=track, say=say)
         model = _better(model, fine_tuned, held_back, say)
     if goal is not None:
-        mixed = keep_goal(network, model, held_back, goal, wide=wide if widen else None, track=track, say=say)
-        model = mixed.model
+        mixed = keep_goal(network, model, held_back, goal, wide=make_wide if wide else None, track=track, say=say)
         known.update({name: wider[name] for name in mixed.widened})
+        if fine_tuned is None and mixed.model.exact is None and (apart or mixed.in_float):
+            say("fitting the layers again, with the widths chosen")
+            mixed = _fitted_again(mixed, made(_chosen(policy, mixed), True, known), held_back, goal)
+        model = mixed.model
     cost = held_back.measure(model) if mixed is None else mixed.after
     if mixed is not None and goal is not None and goal.float_share is not None and not mixed.in_float:
         # Nobody asked for it, and nothing came of it.
@@ -114,6 +130,21 @@ def widened(policy: QuantizationPolicy) -> QuantizationPolicy | None:
         policy, body=body, body_end=wide(policy.body_end), tail=wide(policy.tail), head=wide(policy.head)
     )
     return None if found == policy else found
+
+
+def _chosen(policy: QuantizationPolicy, mixed: MixedWidths) -> QuantizationPolicy:
+    """The policy with the widths that a search chose."""
+    overrides: dict[str, LayerBits | None] = dict.fromkeys(mixed.widened, LayerBits(MAX_BITS, MAX_BITS))
+    overrides.update(dict.fromkeys(mixed.in_float))
+    return dataclasses.replace(policy, overrides={**policy.overrides, **overrides})
+
+
+def _fitted_again(mixed: MixedWidths, model: QuantizedModel, held_back: HeldBack, goal: Goal) -> MixedWidths:
+    """The same widths with another calibration, where that is no further from float and keeps what was kept."""
+    after = held_back.measure(model)
+    if after.psnr_db < mixed.after.psnr_db or len(goal.misses(after)) > len(goal.misses(mixed.after)):
+        return mixed
+    return dataclasses.replace(mixed, model=model, after=after)
 
 
 def _better(model: QuantizedModel, fine_tuned: FineTuned, held_back: HeldBack, say: Say) -> QuantizedModel:

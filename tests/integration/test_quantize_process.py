@@ -1,11 +1,13 @@
-"""`odm-deploy quantize` as a process of its own: to a bundle, and what Ctrl-C in the middle leaves."""
+"""`odm-deploy quantize` as a process of its own: to a bundle, and what Ctrl-C and a kill in the middle leave."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -79,3 +81,34 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
     assert process.returncode == 130, talk
     assert "Traceback" not in talk
     assert {each.name for each in tmp_path.iterdir()} == before
+
+
+def test_a_killed_fine_tuning_goes_on_with_the_same_command_and_no_other(tmp_path):
+    folder = images(tmp_path / "photos", 6, 96)
+    arguments = (weights(tmp_path, features=8, blocks=2), "--images", folder, "--bits", "3")
+    # Keeps what it has after every step, not only twice a minute.
+    eager = "from odm_deploy.tuning import finetuning; finetuning.KEPT_EVERY_S = 0.0; from odm_deploy.cli import main"
+    call = [sys.executable, "-c", f"{eager}; main()", *command(*arguments, "--finetune", "0.1")[3:]]
+    settings = {"text": True, "env": environment(), "cwd": tmp_path}
+    kept = tmp_path / "model.pt.unfinished"
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, **settings)
+    while not kept.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "model.pt").exists()
+
+    other = subprocess.run([*call[:-1], "5"], capture_output=True, check=False, **settings)
+    assert other.returncode == 2
+    assert "model.pt.unfinished holds training of another call" in other.stderr
+
+    again = subprocess.run(call, capture_output=True, check=False, **settings)
+    assert again.returncode == 0, again.stderr
+    gone_on = re.search(r"going on behind the (\d+) steps of fine-tuning", again.stderr)
+    assert gone_on, again.stderr
+    made = re.search(r"fine-tuning, (\d+) steps:", again.stderr)
+    assert made, again.stderr
+    assert int(made[1]) > int(gone_on[1]) > 0
+    assert load_model(tmp_path / "model.pt").layers
+    assert not kept.exists()

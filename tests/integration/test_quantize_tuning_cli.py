@@ -83,7 +83,9 @@ def test_a_goal_is_kept_by_widening_the_layers_that_need_it(weights, images, tmp
     document = outcome.document
     assert document["cost"]["psnr_db"] >= wanted
     mixed = document["mixed_widths"]
-    assert mixed["before"]["psnr_db"] == pytest.approx(plain["cost"]["psnr_db"])
+    # Before, layers were fitted each for itself, which costs a little.
+    assert mixed["before"]["psnr_db"] == pytest.approx(plain["cost"]["psnr_db"], abs=1.0)
+    assert mixed["before"]["psnr_db"] < wanted
     assert mixed["widened"]
     assert "at 8 bits (" in outcome.stderr
     saved = load_model(tmp_path / "model.pt").layers

@@ -55,6 +55,38 @@ def test_the_truth_is_cut_where_the_image_is():
     assert held.measure(darker).quantized_psnr_y_db == pytest.approx(psnr_y(found, high, 2))
 
 
+def test_what_is_lost_where_errors_do_not_cancel():
+    """A network with an error of its own, and a quantized one that undoes it, doubles it, or errs elsewhere."""
+    low, truth = sample(seed=3).low * 0.5 + 60.0, None
+    truth = enlarge(low).round()[0].permute(1, 2, 0).numpy().astype(np.uint8)
+    signs = torch.randint(0, 2, (2, 3, 80, 96), generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+
+    def erring(error):
+        return lambda low: enlarge(low).round() + error
+
+    held = HeldBack(erring(4.0 * signs[0]), [Sample(low, truth)])
+    undone, doubled, apart = (
+        held.measure(erring(error)) for error in (2.0 * signs[0], 8.0 * signs[0], 4.0 * signs[0] + 4.0 * signs[1])
+    )
+    three_db = 10 * math.log10(2)
+    assert undone.drop_db == pytest.approx(-2 * three_db, abs=0.1)
+    assert undone.expected_drop_db == pytest.approx(10 * math.log10(1.25), abs=0.1)
+    assert doubled.drop_db == doubled.expected_drop_db == pytest.approx(2 * three_db, abs=0.1)
+    assert doubled.uncancelled_drop_db == pytest.approx(three_db, abs=0.1)
+    assert apart.drop_db == pytest.approx(three_db, abs=0.15)
+    assert apart.uncancelled_drop_db == pytest.approx(three_db, abs=0.1)
+    assert held.measure(erring(4.0 * signs[0])).uncancelled_drop_db == 0.0
+    # Of several images the mean counts, and two standard errors.
+    flat = torch.full((1, 3, 40, 48), 100.0)
+    white = np.full((80, 96, 3), 100, np.uint8)
+    pair = HeldBack(erring(4.0), [Sample(flat, white), Sample(flat + 4.0, white)])
+    each = [10 * math.log10(1 + (2 / error) ** 2) for error in (4, 8)]
+    margin = 2 * abs(each[0] - each[1]) / 2**0.5 / 2**0.5
+    assert pair.measure(erring(6.0)).uncancelled_drop_db == pytest.approx(sum(each) / 2 + margin, rel=1e-3)
+    perfect = HeldBack(enlarge, [sample()])
+    assert perfect.measure(lambda low: enlarge(low) + 1.0).uncancelled_drop_db == math.inf
+
+
 def test_nothing_to_judge_by_and_outputs_that_are_no_numbers_are_refused():
     with pytest.raises(InputError, match="no image was held back"):
         HeldBack(enlarge, [])

@@ -97,11 +97,12 @@ class WithoutGradients(Enlarger):
 
 def test_a_network_without_gradients_is_refused_in_a_line_and_still_quantized():
     network = foreign_network(WithoutGradients())
-    calibrated = calibrate(network, images(), QuantizationPolicy(LayerBits(8, 8)))
+    policy = QuantizationPolicy(LayerBits(8, 8))
+    calibrated = calibrate(network, images(), policy)
     with pytest.raises(InputError, match="no gradients pass through foreign"):
         layer_sensitivities(network, calibrated[0], images())
     said: list[str] = []
-    tuned = tune(network, calibrated, HeldBack(network, map(Sample, images())), say=said.append)
+    tuned = tune(network, policy, lambda *_: calibrated, HeldBack(network, map(Sample, images())), say=said.append)
     assert tuned.model is calibrated[0]
     assert tuned.sensitivities == []
     assert [line.startswith("not known which layers cost most") for line in said] == [True]

@@ -25,6 +25,8 @@ def test_the_cost_is_a_figure_and_whether_it_is_seen():
     )
     known = OutputCost(1, 38.0, 40.0, 31.5, 31.44)
     assert cost_text(known).endswith("hardly visible; against the originals 31.50 -> 31.44 dB (-0.060)")
+    lucky = OutputCost(1, 38.0, 40.0, 31.5, 31.44, 0.12)
+    assert cost_text(lucky).endswith("31.50 -> 31.44 dB (-0.060; -0.120 may be lost on others)")
     assert cost_text(OutputCost(1, math.inf, 0.0)) == (
         "cost, on 1 image: nothing, float and quantized output are equal"
     )
@@ -41,6 +43,7 @@ def test_advice_names_the_layers_and_fits_what_is_known():
     # Far from float, though the truth does not show it.
     assert "--min-psnr 45" in advice(OutputCost(1, 38.0, 40.0, 22.28, 22.27), LAYERS)
     assert "--layer only=8;" in advice(OutputCost(1, 38.0, 40.0), narrow)
+    assert "--max-drop" in advice(OutputCost(1, 50.0, 3.0, 31.5, 31.6, 0.1), LAYERS)
     # A loss on a benchmark is worth a word though nobody sees it; what nobody sees or measures is not.
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.4), LAYERS)
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.49), LAYERS) == ""

@@ -1,0 +1,67 @@
+"""What `quantize` and `sensitivity` start from alike: float weights, and images that become the network's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from odm_deploy.cli.options import Command, group
+from odm_deploy.terminal import say
+
+if TYPE_CHECKING:
+    from odm_deploy.networks.base import SuperResolutionNetwork
+    from odm_deploy.quantization.calibration_images import CalibrationImages
+
+
+def image_options(text: str, count: int) -> Callable[[Command], Command]:
+    """`--images` with `text` as its help, how many of them, and what of each; fields of `inputs_of`."""
+    return group(
+        click.option("--images", "image_source", required=True, metavar="DIR", help=text),
+        click.option(
+            "--max-images", default=count, show_default=True, type=click.IntRange(min=1), help="Use at most this many."
+        ),
+        click.option(
+            "--lr", "low_resolution", is_flag=True, help="The images are network inputs already: don't downscale them."
+        ),
+        click.option(
+            "--crop",
+            "crop_px",
+            metavar="PX",
+            type=click.IntRange(min=8),
+            help="Use the middle of inputs that are larger; bounds memory and time.  [default: 256, less for networks "
+            "that would take many minutes]",
+        ),
+    )
+
+
+def load_float(
+    weights: Path, network: str | None, scale: int | None, settings: Mapping[str, Any], paths: Sequence[Path]
+) -> SuperResolutionNetwork:
+    """The float network of some weights, told how images go into it; says so where that was found by trying."""
+    from odm_deploy.imaging.reading import read_rgb
+    from odm_deploy.networks.loading import load_network
+    from odm_deploy.quantization.input_format import settle_input_format
+
+    loaded = load_network(weights, network=network, scale=scale, settings=settings)
+    loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths))
+    if told:
+        say(told)
+    return loaded
+
+
+def inputs_of(
+    network: SuperResolutionNetwork, paths: Sequence[Path], low_resolution: bool, crop_px: int | None
+) -> CalibrationImages:
+    """The images as inputs of a network; says so where it is so large that less of each is used."""
+    from odm_deploy.quantization.calibration_images import CROP_PX, CalibrationImages
+    from odm_deploy.tuning.effort import CALIBRATION_MACS, affordable_px, macs_of
+
+    if crop_px is None:
+        crop_px = affordable_px(network, len(paths), CALIBRATION_MACS, CROP_PX)
+        if crop_px < CROP_PX:
+            macs = macs_of(network) / 1e6
+            say(f"a network of {macs:.1f} million multiply-adds a pixel: the middle {crop_px}x{crop_px} of each input")
+    return CalibrationImages(paths, 1 if low_resolution else network.scale, crop_px)
