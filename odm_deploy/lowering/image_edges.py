@@ -1,7 +1,8 @@
 """uint8 images in and out, inside the graph: a quarter of the bytes over the bus, no host-side float conversion.
 
 The output is rounded half to even, clamped to 0..255 and only then cast: TensorRT's own float -> uint8 cast truncates.
-The casts and clamps fold into the first and last kernels.
+The casts and clamps fold into the first and last kernels. Where the last quantizer's codes are the pixels, as profile
+`integer` has them on CPUs, they are the output as they are.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.bundle.image_format import BGR_SUFFIX, ChannelOrder, Layout
-from odm_deploy.graphs.editor import GraphEditor
+from odm_deploy.graphs.editor import GraphEditor, constant_array
 from odm_deploy.lowering.metadata import rename_source
+
+_ENDS = (("black", 0.0), ("white", 255.0))
 
 
 def add_uint8_io(model: ir.Model, layout: Layout = "nchw", order: ChannelOrder = "rgb") -> None:
@@ -60,19 +63,23 @@ def _uint8_output(graph: ir.Graph, layout: Layout, order: ChannelOrder) -> None:
     name, shape = _edge_name(old, order), old.shape
     old.name = f"{old.name}.float"
     editor = GraphEditor(graph)
-    black, white = editor.constant("output.black", 0.0, np.float32), editor.constant("output.white", 255.0, np.float32)
-    x = old
-    steps: list[tuple[str, list[ir.Value], dict[str, object], ir.DataType]] = [
-        ("Round", [], {}, ir.DataType.FLOAT),
-        ("Max", [black], {}, ir.DataType.FLOAT),
-        ("Min", [white], {}, ir.DataType.FLOAT),
-    ]
+    pixels = _pixel_codes(old)
+    x = old if pixels is None else pixels
+    kind = ir.DataType.FLOAT if pixels is None else ir.DataType.UINT8
+    steps: list[tuple[str, list[ir.Value], dict[str, object], ir.DataType]] = []
+    if pixels is None:
+        black, white = (editor.constant(f"output.{end}", value, np.float32) for end, value in _ENDS)
+        steps += [("Round", [], {}, kind), ("Max", [black], {}, kind), ("Min", [white], {}, kind)]
     if order == "bgr":
         reversal = editor.constant("output.reversal", [2, 1, 0], np.int64)
-        steps.append(("Gather", [reversal], {"axis": 1}, ir.DataType.FLOAT))
+        steps.append(("Gather", [reversal], {"axis": 1}, kind))
     if layout == "nhwc":
-        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, ir.DataType.FLOAT))
-    steps.append(("Cast", [], {"to": ir.DataType.UINT8.value}, ir.DataType.UINT8))
+        steps.append(("Transpose", [], {"perm": [0, 2, 3, 1]}, kind))
+    if pixels is None:
+        steps.append(("Cast", [], {"to": ir.DataType.UINT8.value}, ir.DataType.UINT8))
+    elif not steps:
+        # Codes keep their name, by which taps know them.
+        steps.append(("Identity", [], {}, kind))
     for op, operands, attributes, dtype in steps:
         node = ir.node(op, [x, *operands], attributes=attributes)  # type: ignore[arg-type]
         x = node.outputs[0]
@@ -80,6 +87,22 @@ def _uint8_output(graph: ir.Graph, layout: Layout, order: ChannelOrder) -> None:
         graph.append(node)
     x.name, x.shape = name, _ordered(shape, layout)
     graph.outputs[0] = x
+    if pixels is not None:
+        dequantize = old.producer()
+        assert dequantize is not None
+        graph.remove(dequantize, safe=True)
+        editor.drop_unused_constants()
+
+
+def _pixel_codes(image: ir.Value) -> ir.Value | None:
+    """The uint8 codes of an image that are its pixels: dequantized by 1 from 0. None for any other image."""
+    node = image.producer()
+    if node is None or node.op_type != "DequantizeLinear" or image.uses():
+        return None
+    scale, zero = (constant_array(value) for value in node.inputs[1:])
+    if scale is None or zero is None or zero.dtype != np.uint8 or scale.size != 1 or float(scale) != 1.0 or zero.any():
+        return None
+    return node.inputs[0]
 
 
 def _edge_name(value: ir.Value, order: ChannelOrder) -> str:

@@ -133,7 +133,7 @@ def calibrate(
         network.align_output()
         plan = plan_signals(network, bits.keys())
         if settings.equalize:
-            scaled = equalize_channels(network, parts, bits, plan.feeds, power_of_two=policy.power_of_two)
+            scaled = equalize_channels(network, parts, bits, plan.feeds, plan.outputs, power_of_two=policy.power_of_two)
         # A gain would stand between codes, and few scales are short enough to be shared.
         settings = dataclasses.replace(settings, equalize=False, exact_sums=False)
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None

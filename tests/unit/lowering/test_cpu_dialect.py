@@ -219,3 +219,15 @@ def test_a_mean_colour_behind_the_last_quantizer_is_its_zero_point():
             np.testing.assert_array_equal(runtime.upscale(images), TorchReference(model).upscale(images))
     layers = compare_layers(model, proto, OPENERS["openvino"], [images])
     assert [layer.flips for layer in layers] == [0] * len(layers)
+
+
+@pytest.mark.parametrize("edges", [{}, {"layout": "nhwc", "order": "bgr"}])
+@pytest.mark.parametrize("opener", EXACT_OPENERS)
+def test_uint8_images_are_the_last_codes_as_they_are(opener, edges):
+    model, images = dyadic_with_signals("edsr"), np.round(random_images(9, 12))
+    proto = lowered(model, target="cpu", io="uint8", **edges)
+    assert not {"Round", "Max"} & {node.op_type for node in proto.graph.node}
+    assert proto.graph.output[0].type.tensor_type.elem_type == TensorProto.UINT8
+    expected = TorchReference(model).upscale(images)
+    with OPENERS[opener](proto.SerializeToString()) as runtime:
+        np.testing.assert_array_equal(runtime.upscale(images), expected)
