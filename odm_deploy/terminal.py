@@ -165,6 +165,7 @@ def _told(description: str) -> Generator[Callable[..., Iterator[Any]]]:
         for item in items:
             yield item
             state.done += 1
+            state.last = time.monotonic()
 
     clock = threading.Thread(target=tell, daemon=True)
     clock.start()
@@ -183,11 +184,17 @@ class _Stage:
     total: int
     started: float
     done: int = 0
+    last: float = 0.0
+    """When the last item was done."""
 
     def __str__(self) -> str:
-        passed = time.monotonic() - self.started
-        left = f", {passed / self.done * (self.total - self.done):.0f} s left" if self.done else ""
-        return f"{self.name}: {self.done} of {self.total}, {passed:.0f} s{left}"
+        now = time.monotonic()
+        left = ""
+        if 0 < self.done < self.total:
+            # The one that is under way has taken some of its time already.
+            each = (self.last - self.started) / self.done
+            left = f", {max(each * (self.total - self.done) - (now - self.last), 0):.0f} s left"
+        return f"{self.name}: {self.done} of {self.total}, {now - self.started:.0f} s{left}"
 
 
 def report_error(error: BaseException) -> int:

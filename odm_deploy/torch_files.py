@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.kinds_of_files import kind_of
 
 _COMPRESSED_BYTES = 16 << 20
 """What records may hold beyond the file's own length: torch compresses code, but no tensors."""
-_WANTED = "a file of float weights or a model.pt is wanted; odm-deploy quantize makes a model.pt of float weights"
+_WANTED = "a file of float weights or a model.pt is wanted"
 _DEEPEST = 32
 """Levels of lists and mappings in plain values."""
 
@@ -38,7 +39,8 @@ def read_torch_file(path: Path | str) -> Any:
         magic = stream.read(4)
     # torch writes zip archives since 1.6, before that (and `pickle` itself) a pickle stream.
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
-        why = "it is an ONNX file" if path.suffix.lower() == ".onnx" else f"it begins with {magic!r}"
+        kind = kind_of(path)
+        why = f"it is {kind}" if kind not in ("", "a checkpoint") else f"it begins with {magic!r}"
         raise InputError(f"{path} is not a torch file", why=why, fix=_WANTED)
     if magic[:2] == b"PK":
         _check_records(path)
@@ -76,8 +78,7 @@ def read_torch_file(path: Path | str) -> Any:
 def _no_file(path: Path) -> InputError:
     if not path.is_dir():
         return InputError(f"cannot read {path}", why="there is no such file", fix="check the path")
-    bundle = (path / "manifest.json").is_file()
-    return InputError(f"cannot read {path}", why="it is a bundle" if bundle else "it is a folder", fix=_WANTED)
+    return InputError(f"cannot read {path}", why=f"it is {kind_of(path)}", fix=_WANTED)
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:

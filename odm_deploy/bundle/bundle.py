@@ -15,6 +15,7 @@ from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
 from odm_deploy.graphs.files import read_bytes, read_onnx
+from odm_deploy.kinds_of_files import kind_of
 
 if TYPE_CHECKING:
     import onnx
@@ -67,6 +68,14 @@ class Bundle:
             )
         if not Path(path).exists():
             raise InputError(f"cannot load {path}", why="there is no such file or folder", fix=_HOW_TO_MAKE[ONNX_FILE])
+        kind = kind_of(path)
+        if Path(path).is_file() and kind not in ("", "an ONNX file"):
+            inside = (Path(path).parent / MANIFEST_FILE).is_file()
+            raise InputError(
+                f"cannot load {path}",
+                why=f"a bundle is wanted, or a file of one, and this is {kind}",
+                fix=f"name its folder: {Path(path).parent}" if inside else _HOW_TO_MAKE[ONNX_FILE],
+            )
         return cls(Path(path))
 
     def __str__(self) -> str:

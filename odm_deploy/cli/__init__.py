@@ -83,20 +83,24 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
+_HELP = """Put quantized super-resolution networks into production, and prove that they are what was trained.
+
+\b
+$ odm-deploy quantize weights.pth --images photos/ --export bundle
+$ odm-deploy upscale photo.png large.png --model bundle
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
+"""
+
+
 @click.group(
     cls=_LazyGroup,
+    help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.version_option(__version__, prog_name="odm-deploy")
 def odm_deploy() -> None:
-    r"""Put quantized super-resolution networks into production, and prove that they are what was trained.
-
-    \b
-    $ odm-deploy quantize weights.pth --images photos/ --export bundle
-    $ odm-deploy upscale photo.png large.png --model bundle
-
-    Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
-    """
+    """What `--help` says is `_HELP`."""
 
 
 def main() -> None:

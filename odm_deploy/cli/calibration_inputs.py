@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def image_options(text: str, count: int) -> Callable[[Command], Command]:
     """`--images` with `text` as its help, how many of them, and what of each; fields of `inputs_of`."""
     return group(
-        click.option("--images", "image_source", required=True, metavar="DIR", help=text),
+        click.option("--images", "image_source", required=True, metavar="DIR", type=click.Path(), help=text),
         click.option(
             "--max-images", default=count, show_default=True, type=click.IntRange(min=1), help="Use at most this many."
         ),

@@ -39,7 +39,8 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
     from odm_deploy.graphs.files import read_onnx
     from odm_deploy.lowering.lint import is_quantized, lint
 
-    graph = Bundle.open(target).graph if target.is_dir() else read_onnx(target)[0]
+    opened = Bundle.open(target)
+    graph = opened.graph if target.is_dir() else read_onnx(target)[0]
     if output is not None:
         fix_file(graph, target, output, as_json=as_json)
         return

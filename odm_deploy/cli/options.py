@@ -76,6 +76,11 @@ def _trust(context: click.Context, _: click.Parameter, paths: tuple[str, ...]) -
         context.with_resource(trusting(*paths))
 
 
+def completing(*names: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """`shell_complete` of an option that takes these names, among other things or in any case."""
+    return lambda _context, _parameter, begun: [name for name in names if name.startswith(begun.lower())]
+
+
 trust_option = click.option(
     "--trust",
     multiple=True,
@@ -88,6 +93,7 @@ weights_options = group(
     click.option(
         "--network",
         metavar="NAME",
+        shell_complete=completing("edsr", "rdn", "srresnet", "swinir", "spandrel"),
         help="Architecture of float weights, where they do not say: edsr, rdn, srresnet, swinir, spandrel; or your "
         "own, package.module:Name, whose code is then run.",
     ),
@@ -122,7 +128,12 @@ def runtime_option(
     text: str = "Where to run", *, default: str = "the fastest that works"
 ) -> Callable[[Command], Command]:
     """`--runtime`: what it is of, and what is taken without it."""
-    return click.option("--runtime", metavar="NAME", help=f"{text}: {', '.join(RUNTIMES)}.  [default: {default}]")
+    return click.option(
+        "--runtime",
+        metavar="NAME",
+        shell_complete=completing(*RUNTIMES),
+        help=f"{text}: {', '.join(RUNTIMES)}.  [default: {default}]",
+    )
 
 
 images_option = click.option("--images", type=_PATH, required=True, help="Input images: a folder, file or glob.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.options import group, key_values
+from odm_deploy.cli.options import completing, group, key_values
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import say
 
@@ -47,6 +47,8 @@ policy_options = group(
     click.option(
         "--profile",
         metavar="NAME",
+        callback=lambda _context, _parameter, name: name and name.lower(),
+        shell_complete=completing("integer", "deploy", "paper", "exact"),
         help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
         "everything, dyadic scales, the same bits on every runtime; exact-integer: both.  [default: integer where "
         "that loses nothing to see, else deploy]",

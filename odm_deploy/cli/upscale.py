@@ -12,8 +12,8 @@ from odm_deploy.errors import UsageError
 from odm_deploy.terminal import SIZE, json_option
 
 
-@click.command("upscale")
-@click.argument("source", metavar="IN")
+@click.command("upscale", context_settings={"allow_extra_args": True})
+@click.argument("source", metavar="IN", type=click.Path())
 @click.argument("destination", metavar="OUT", type=click.Path(path_type=Path))
 @running_options
 @click.option(
@@ -73,6 +73,9 @@ def command(
     from odm_deploy.upscaling.kinds import check_kinds
     from odm_deploy.upscaling.video import check_video, is_video
 
+    if more := click.get_current_context().args:
+        why = f"{len(more) + 2} names were given: a shell makes many of a pattern without quotes"
+        raise UsageError("one IN and one OUT are wanted", why=why, fix="quote it, 'photos/*.png', or name the folder")
     check_pipe(source, destination, size, as_json)
     check_kinds(source, destination)
     keep_input(source, destination)

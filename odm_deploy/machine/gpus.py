@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import sys
 import uuid
 from collections.abc import Generator
@@ -67,7 +68,8 @@ def require_any_gpu(what: str) -> None:
         raise MissingError(
             what,
             why="there is no NVIDIA GPU that the driver can use",
-            fix=f"run the bundle's model.onnx on the CPU with --runtime openvino ({install_extra('cpu')})",
+            fix="run the bundle on the CPU with --runtime openvino"
+            + ("" if importlib.util.find_spec("openvino") else f" ({install_extra('cpu')})"),
         )
 
 

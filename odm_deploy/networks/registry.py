@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from odm_deploy.errors import InputError, UsageError
@@ -104,8 +105,12 @@ def _classes(name: str) -> tuple[type[SuperResolutionNetwork], type[NetworkConfi
 
 
 def _unknown(name: str) -> UsageError:
+    known = [*network_names(), "spandrel"]
+    close = get_close_matches(name, known, n=1)
     return UsageError(
         f"no network {name!r}",
-        why=f"known by name are {', '.join(network_names())}",
-        fix="leave --network out for Real-ESRGAN and all others that spandrel tells by the weights",
+        why=f"known by name are {', '.join(known)}",
+        fix=f"did you mean {close[0]}?"
+        if close
+        else "leave --network out for Real-ESRGAN and all others that spandrel tells by the weights",
     )

@@ -64,7 +64,8 @@ class ReportContent:
                 ("against ground truth", psnr, f"{drop_in_words(drop)}: {drop:.2f} dB less than the reference")
             )
         if self.bench is not None and self.bench.speedup is not None:
-            found.append(("speed", f"{self.bench.speedup:.2f} times", "that of the same network in float"))
+            compared = f"that of the same network in float, on {self.bench.runtime}"
+            found.append(("speed", f"{self.bench.speedup:.2f} times", compared))
         return found
 
     def latency_rows(self) -> list[tuple[str, ...]]:

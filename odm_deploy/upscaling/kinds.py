@@ -7,6 +7,7 @@ from pathlib import Path
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.reading import READ_SUFFIXES
 from odm_deploy.imaging.writing import WRITTEN_SUFFIXES
+from odm_deploy.kinds_of_files import kind_of
 from odm_deploy.upscaling.batch import is_many
 from odm_deploy.upscaling.video import VIDEO_SUFFIXES, is_video
 
@@ -24,6 +25,9 @@ def check_kinds(source: str, destination: Path) -> None:
         UsageError: many images into one file, a video into an image or the other way round, or a video whose format
             is not written.
     """
+    if kind_of(source) == "a bundle":
+        fix = f"use it with --model {source}"
+        raise UsageError(f"cannot upscale {source}", why="it is a bundle, not images", fix=fix)
     written = f"end OUT in {', '.join(VIDEO_SUFFIXES)}"
     if is_many(source):
         if destination.is_dir():

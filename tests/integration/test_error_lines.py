@@ -59,6 +59,16 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
         ("quantize bundle --images photos -o q.pt", 1, r"cannot read bundle: it is a bundle"),
         ("quantize model.pt --images photos -o q.pt --network realesrgan", 2, r"no network 'realesrgan': .*edsr, rdn.*"
          r"leave --network out for Real-ESRGAN"),
+        ("bench photos/a.png", 1, r"cannot load photos/a\.png: a bundle is wanted, .*this is an image; make a bundle"),
+        ("inspect clip.mp4", 1, r"a bundle is wanted, .*this is a video; make a bundle with"),
+        ("lint photos/a.png", 1, r"this is an image"),
+        ("lint model.pt", 1, r"this is the name of a checkpoint"),
+        ("upscale photos/a.png out.png --model bundle/manifest.json", 1, r"this is JSON; name its folder: bundle"),
+        ("quantize photos/a.png --images photos -o q.pt", 1, r"is not a torch file: it is an image; a file of float"
+         r" weights or a model\.pt is wanted$"),
+        ("upscale photos/a.png photos/b.png out.png --model bundle", 2, r"3 names were given.*quote it, 'photos/"),
+        ("upscale bundle out.png --model bundle", 2, r"it is a bundle, not images; use it with --model bundle"),
+        ("quantize model.pt --images photos -o q.pt --network EDDSR", 2, r"spandrel; did you mean edsr\?"),
         ("serv --model bundle", 2, r"there is no command serv; did you mean serve\?"),
         ("zzz", 2, r"there is no command zzz; use quantize, "),
         ("eval bundle --dataset photos", 1, r"photos is no benchmark set: it has no folder HR; lay it out as"),

@@ -96,6 +96,17 @@ def test_where_there_is_no_terminal_progress_is_lines_with_what_is_left(capsys, 
     assert lines[-1].startswith("weighing: 1 of 2")
 
 
+def test_what_is_left_shrinks_while_an_item_takes_its_time_and_is_not_told_at_the_end(monkeypatch):
+    def told(at: float, done: int) -> str:
+        monkeypatch.setattr(time, "monotonic", lambda: at)
+        return str(terminal._Stage("timing", 2, started=0.0, done=done, last=10.0))
+
+    assert told(10.0, 1) == "timing: 1 of 2, 10 s, 10 s left"
+    assert told(14.0, 1) == "timing: 1 of 2, 14 s, 6 s left"
+    assert told(30.0, 1) == "timing: 1 of 2, 30 s, 0 s left"
+    assert told(30.0, 2) == "timing: 2 of 2, 30 s"
+
+
 @pytest.mark.parametrize(("package", "extra"), [("torch", "export"), ("onnxscript", "export"), ("matplotlib", "train")])
 def test_a_package_of_an_extra_that_is_missing_is_named(package, extra, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -18,7 +18,7 @@ async function introduce() {
   document.title = $("model").textContent = about.model;
   $("facts").textContent = `${about.network}, enlarges ${about.scale} times, on ${runtime} (${device})`;
   const megapixels = Number((about.max_pixels / 1e6).toPrecision(2));
-  $("limits").textContent = `up to ${megapixels} megapixels and ${Math.round(about.max_bytes / 2 ** 20)} MiB; it stays on this machine`;
+  $("limits").textContent = `up to ${megapixels} megapixels and ${Math.round(about.max_bytes / 2 ** 20)} MiB; it goes to this server alone`;
 }
 
 // How far the server has come, as it says itself while the answer is awaited.
@@ -56,7 +56,7 @@ async function upscale(image, name) {
   running = new AbortController();
   const { signal } = running;
   const watching = new AbortController();
-  $("result").hidden = true;
+  document.body.classList.add("busy");
   $("work").hidden = false;
   say("sending");
   try {
@@ -87,7 +87,7 @@ async function upscale(image, name) {
     if (!signal.aborted) say(error.message, true);
   } finally {
     watching.abort();
-    if (!signal.aborted) $("work").hidden = true;
+    if (!signal.aborted) { $("work").hidden = true; document.body.classList.remove("busy"); }
   }
 }
 
@@ -136,6 +136,7 @@ function zoom(on) {
   const { naturalWidth } = $("upscaled");
   $("stage").classList.toggle("zoomed", on);
   $("zoom").setAttribute("aria-pressed", on);
+  $("zoom").textContent = on ? "Fit" : "1:1";
   $("picture").style.width = on ? `${naturalWidth / devicePixelRatio}px` : "";
   if (!on) return;
   const stage = $("stage"), at = Number($("divider").dataset.at ?? 50) / 100;
