@@ -30,7 +30,7 @@ from torch import Tensor
 
 from odm_deploy.accounting import account
 from odm_deploy.checkpoint import load_model
-from odm_deploy.cli.quantize import command as quantize_command
+from odm_deploy.cli import odm_deploy
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
@@ -167,7 +167,7 @@ def _whole(weights: Path, options: list[str], network: str | None, judge: _Judge
     ):
         output = Path(folder) / "model.pt"
         started = _processor_seconds()
-        quantize_command.main([str(weights), "-o", str(output), *options], standalone_mode=False)
+        odm_deploy.main(["quantize", str(weights), "-o", str(output), *options], standalone_mode=False)
         seconds = _processor_seconds() - started
         model = load_model(output)
     return {**judge.measure(model), **_shares(model), "seconds": seconds}
