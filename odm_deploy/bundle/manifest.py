@@ -113,6 +113,9 @@ def _check(manifest: Manifest) -> None:
             raise TypeError(f"engine.layers holds {row!r}")
         if not all(isinstance(node, str) for node in row["onnx_nodes"]):
             raise TypeError(f"engine.layers holds {row!r}")
+    takers: Any = (manifest.cpu_onnx or {}).get("runtimes", [])
+    if not isinstance(takers, list) or not all(isinstance(each, str) for each in takers):
+        raise TypeError(f"cpu_onnx.runtimes is {takers!r}")
     radius: Any = manifest.receptive_radius_px
     if radius is not None and (not isinstance(radius, int) or radius < 0):
         raise TypeError(f"receptive_radius_px is {radius!r}")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx
 
 _OPSET_DEFAULT = 1
+_LARGEST_OPSET = 1000
+"""No set of operators has come near that version; OpenVINO counts up to it."""
 _REQUIRED = 0
 """Of OpSchema.FormalParameterOption: Single."""
 
@@ -28,6 +30,9 @@ def check_graph(model: onnx.ModelProto, *, label: str) -> None:
         InputError: such a name, attribute, or number of inputs or outputs.
     """
     versions = {each.domain: each.version for each in model.opset_import}
+    for domain, version in versions.items():
+        if not 1 <= version <= _LARGEST_OPSET:
+            raise InputError(f"{label} is damaged", why=f"it is of version {version} of the operators of {domain!r}")
     _check_text(
         (model.producer_name, *(text for each in model.metadata_props for text in (each.key, each.value))), label
     )
@@ -88,12 +93,14 @@ def _check_text(texts: Iterable[Any], label: str) -> None:
 
 
 def _definition(node: onnx.NodeProto, versions: dict[str, int]) -> onnx.defs.OpSchema | None:
-    """How ONNX defines a node's operator; None where it does not."""
+    """How ONNX defines a node's operator, in its newest version where the file's is unknown; None where it does not."""
     from onnx import defs
 
     domain = "" if node.domain == "ai.onnx" else node.domain
     version = versions.get(domain, versions.get("ai.onnx", _OPSET_DEFAULT))
-    try:
-        return defs.get_schema(node.op_type, version, domain)
-    except (defs.SchemaError, TypeError):
-        return None
+    for known in (version, defs.onnx_opset_version()):
+        try:
+            return defs.get_schema(node.op_type, known, domain)
+        except (defs.SchemaError, TypeError):
+            continue
+    return None

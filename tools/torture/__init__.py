@@ -2,6 +2,7 @@
 
 commands    command lines, and all that commands import, imported once
 forked      one command in a process of its own, limited, timed, and killed on demand
+batches     several commands one after the other in one such process
 tally       counts that add up over several runs
 material    a tiny model, its bundle, images, a clip and a recipe
 mutating    damaged copies of a file: bytes, and documents with hostile values in them

@@ -22,7 +22,7 @@ HANG_S = 60.0
 """No damaged file may hold a command up for longer."""
 MEMORY_BYTES = 4 << 30
 """No damaged file may cost more memory than this, beside what the program itself takes."""
-_LETHAL_BYTES = 2 * MEMORY_BYTES
+LETHAL_BYTES = 2 * MEMORY_BYTES
 """A command that takes so much is ended, for the sake of the machine."""
 _DOCUMENTED = (0, 1, 2, 3, 4)
 _POLL_S = 0.2
@@ -104,9 +104,9 @@ def _waited(child: int, deadline: float) -> tuple[bool, int, tuple[int, resource
         ended = select.poll()
         ended.register(watch, select.POLLIN)
         while not ended.poll(1000 * max(0.0, min(_POLL_S, deadline - time.monotonic()))):
-            largest = max(largest, _resident_bytes(child))
-            if time.monotonic() > deadline or largest > _LETHAL_BYTES:
-                _kill(child)
+            largest = max(largest, resident_bytes(child))
+            if time.monotonic() > deadline or largest > LETHAL_BYTES:
+                kill_group(child)
                 killed = True
                 ended.poll()
                 break
@@ -116,14 +116,15 @@ def _waited(child: int, deadline: float) -> tuple[bool, int, tuple[int, resource
     return killed, largest, (status, usage)
 
 
-def _resident_bytes(process: int) -> int:
+def resident_bytes(process: int) -> int:
+    """Resident memory of a process; 0 for one that has ended."""
     try:
         return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError):
         return 0
 
 
-def _kill(child: int) -> None:
+def kill_group(child: int) -> None:
     """End the whole group: builders and probes are children of the command."""
     try:
         os.killpg(child, signal.SIGKILL)
@@ -137,34 +138,50 @@ def _be_the_command(call: Call, folder: Path, errors: IO[bytes], file_bytes: int
     code = 70
     try:
         os.setsid()
-        os.chdir(folder)
-        os.dup2(errors.fileno(), 2)
-        taken = call.stdin if isinstance(call, Command) and call.stdin is not None else os.devnull
-        os.dup2(os.open(taken, os.O_RDONLY), 0)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if file_bytes is not None:
             # A write beyond the limit then fails with an error, as on a full disk, and kills nobody.
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-        if fresh:
-            assert isinstance(call, Command)
-            os.execv(call.line[0], call.line)
-        modes = ("r", "w", "w")
-        sys.stdin, sys.stdout, sys.stderr = (open(number, mode, errors="replace") for number, mode in enumerate(modes))  # noqa: PTH123, SIM115
+        code = run_here(call, folder, errors, fresh=fresh)
+    finally:
+        os._exit(code)
+
+
+def run_here(call: Call, folder: Path, errors: IO[bytes], *, fresh: bool = False) -> int:
+    """Run a command in this process, with its own folder and standard streams; its exit code.
+
+    With `fresh` it takes this process's place, and nothing comes back.
+    """
+    os.chdir(folder)
+    os.dup2(errors.fileno(), 2)
+    taken = call.stdin if isinstance(call, Command) and call.stdin is not None else os.devnull
+    for number, name, flags in ((0, taken, os.O_RDONLY), (1, os.devnull, os.O_WRONLY)):
+        opened = os.open(name, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if fresh:
+        assert isinstance(call, Command)
+        os.execv(call.line[0], call.line)
+    modes = ("r", "w", "w")
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, errors="replace", closefd=False)  # noqa: SIM115 - they stay open
+        for number, mode in enumerate(modes)
+    )
+    code = 0
+    try:
         call()
-        code = 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
     except BaseException:
         traceback.print_exc()
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                code = code or 1
-        os._exit(code)
+        code = 70
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or 1
+    return code
 
 
 def run_all(calls: Sequence[Call], folder: Path) -> None:

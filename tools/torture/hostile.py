@@ -7,15 +7,20 @@ import random
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from torture.forked import run_forked
+from torture.batches import run_batch
+from torture.commands import Command
+from torture.forked import Outcome, run_forked
 from torture.kinds import kinds_of
 from torture.material import Material
 from torture.tally import Tally
 
-FRESH = 50
-"""One command of so many is started anew instead of forked."""
+FRESH = 150
+"""One command of so many is started anew."""
+BATCH = 40
+"""The others run one after the other in forked processes of so many."""
 
 
 def throw(made: Material, kept: Path, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
@@ -29,7 +34,8 @@ def throw(made: Material, kept: Path, count: int, seed: int, wanted: str = "", d
         wanted: one kind; all otherwise.
         deadline: when to stop, of time.monotonic.
     """
-    tally, rng = Tally(), random.Random(seed)
+    rng = random.Random(seed)
+    thrower = _Thrower(kept, seed)
     kinds = {name: kind for name, kind in kinds_of(made).items() if wanted in ("", name)}
     names = [name for name, kind in kinds.items() for _ in range(kind.weight)]
     for index in range(count):
@@ -38,21 +44,59 @@ def throw(made: Material, kept: Path, count: int, seed: int, wanted: str = "", d
         name = rng.choice(names)
         kind = kinds[name]
         seed_file = rng.choice(kind.seeds)
-        with tempfile.TemporaryDirectory(prefix="hostile-") as scratch:
-            folder = Path(scratch)
-            (folder / "out").mkdir()
-            path = folder / seed_file.name
-            path.write_bytes(kind.damage(seed_file.read_bytes(), rng))
-            command, fresh = rng.choice(kind.readers)(path, folder / "out"), index % FRESH == FRESH - 1
-            outcome = run_forked(command, folder=folder, fresh=fresh)
-            problem = outcome.fault or _half_written(folder / "out", outcome.code)
-            where = f"seed {seed}, {index}, {' '.join(command.words)[:300]}: {problem}" if problem else ""
-            tally.note(name, outcome, where, fresh=fresh)
-            if problem:
-                kept.mkdir(parents=True, exist_ok=True)
-                for each in folder.glob(f"{Path(seed_file.name).stem}.*"):
-                    shutil.copy(each, kept / f"{seed}-{index}-{each.name}")
-    return tally
+        folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+        (folder / "out").mkdir()
+        path = folder / seed_file.name
+        path.write_bytes(kind.damage(seed_file.read_bytes(), rng))
+        thrower.add(_Thrown(name, index, rng.choice(kind.readers)(path, folder / "out"), folder, path.stem))
+    thrower.throw()
+    return thrower.tally
+
+
+@dataclass(frozen=True)
+class _Thrown:
+    """A damaged file before a command."""
+
+    kind: str
+    index: int
+    command: Command
+    folder: Path
+    stem: str
+    """How the damaged file is called, whatever its suffix is by now."""
+
+
+class _Thrower:
+    """Runs what is added, several at a time, and counts."""
+
+    def __init__(self, kept: Path, seed: int) -> None:
+        self.tally, self._kept, self._seed, self._waiting = Tally(), kept, seed, list[_Thrown]()
+
+    def add(self, thrown: _Thrown) -> None:
+        """Run it soon."""
+        if thrown.index % FRESH == FRESH - 1:
+            self._judge(thrown, run_forked(thrown.command, folder=thrown.folder, fresh=True), fresh=True)
+            return
+        self._waiting.append(thrown)
+        if len(self._waiting) == BATCH:
+            self.throw()
+
+    def throw(self) -> None:
+        """Run all that wait."""
+        waiting, self._waiting = self._waiting, []
+        outcomes = run_batch([(each.command, each.folder) for each in waiting])
+        for thrown, outcome in zip(waiting, outcomes, strict=True):
+            self._judge(thrown, outcome, fresh=False)
+
+    def _judge(self, thrown: _Thrown, outcome: Outcome, *, fresh: bool) -> None:
+        problem = outcome.fault or _half_written(thrown.folder / "out", outcome.code)
+        words = " ".join(thrown.command.words)[:300]
+        where = f"seed {self._seed}, {thrown.index}, {words}: {problem}" if problem else ""
+        self.tally.note(thrown.kind, outcome, where, fresh=fresh)
+        if problem:
+            self._kept.mkdir(parents=True, exist_ok=True)
+            for each in thrown.folder.glob(f"{thrown.stem}.*"):
+                shutil.copy(each, self._kept / f"{self._seed}-{thrown.index}-{each.name}")
+        shutil.rmtree(thrown.folder, ignore_errors=True)
 
 
 def _half_written(out: Path, code: int) -> str:

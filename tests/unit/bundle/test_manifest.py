@@ -93,6 +93,8 @@ def test_something_that_is_no_manifest_is_refused(tmp_path, content):
         ("layers", {"head.0": {"weight_bits": 4, "grid": 7}}),
         ("exact", True),
         ("engine", "x" * 5000),
+        ("cpu_onnx", {"runtimes": True}),
+        ("cpu_onnx", {"runtimes": [1]}),
         ("receptive_radius_px", "8"),
         ("receptive_radius_px", -1),
     ],

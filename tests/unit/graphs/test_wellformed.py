@@ -63,6 +63,21 @@ def test_inputs_and_outputs_that_an_operator_has_not_are_refused(model, op, inpu
         parse_onnx(model.SerializeToString())
 
 
+@pytest.mark.parametrize("version", [-1, 0, 2**31, 2**62])
+def test_a_version_that_no_operators_have_is_refused(model, version):
+    model.opset_import[0].version = version
+    with pytest.raises(InputError, match=f"damaged.*version {version} of the operators"):
+        parse_onnx(model.SerializeToString())
+
+
+def test_of_a_version_to_come_operators_have_the_inputs_they_have_today(model):
+    model.opset_import[0].version = 99
+    parse_onnx(model.SerializeToString())
+    next(node for node in model.graph.node if node.op_type == "Conv").input[:] = ["input"]
+    with pytest.raises(InputError, match="has 1 inputs, and takes 2 to 3"):
+        parse_onnx(model.SerializeToString())
+
+
 def test_inputs_that_may_be_left_out_are_left_out(model):
     node = next(node for node in model.graph.node if node.op_type == "Conv")
     node.input[2:] = []
