@@ -5,9 +5,8 @@ python tools/torture.py --part kills --count 500 --out torture.json
 
 Parts: hostile (damaged files), kills (SIGKILL at random instants), disks (full after any number of pages, which takes
 the rights to mount a file system in memory), writers (two at once). Counts add up in --out over several runs, which
-each draw anew. Commands run in forks of a process that has imported what they import, those that are not killed or
-limited several in one; a share is started anew,
-which the table counts. Ends with 1 if anything failed.
+each draw anew. Commands run in forks of a process that has imported what they import, those that read damaged files
+several in one; a share is started anew, which the table counts. Ends with 1 if anything failed.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def _bundle_whole(out: Path) -> str:
 
 
 def _models_whole(out: Path) -> str:
-    for path in out.glob("*.pt"):
+    for path in out.glob("[!.]*.pt"):
         try:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
