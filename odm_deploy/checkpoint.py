@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.bitpacking import pack_bits, unpack_bits
+from odm_deploy.documents import mapping_of
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
@@ -100,10 +101,10 @@ def load_model(path: Path | str) -> QuantizedModel:
             why=_what_it_is(document),
             fix=f"quantize float weights first: odm-deploy quantize {path} --images DIR -o model.pt",
         )
-    if document.get("version") not in range(1, VERSION + 1):
+    version: Any = document.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise InputError(
-            f"cannot read {path}",
-            why=f"its format version is {document.get('version')!r}, this program reads 1 to {VERSION}",
+            f"cannot read {path}", why=f"its format version is {version!r}, this program reads 1 to {VERSION}"
         )
     try:
         return _from_document(cast("dict[str, Any]", document))
@@ -116,8 +117,8 @@ def load_model(path: Path | str) -> QuantizedModel:
 
 
 def _from_document(document: dict[str, Any]) -> QuantizedModel:
-    tensors: StateDict = document["tensors"]
-    layers = {name: _layer_from_dict(plain) for name, plain in document["layers"].items()}
+    tensors: StateDict = mapping_of(document["tensors"], "tensors")
+    layers = {name: _layer_from_dict(mapping_of(plain, name)) for name, plain in document["layers"].items()}
     check_plain(document["metadata"], "metadata")
     network = _network_of(document["network"]["name"], document["network"]["config"], tensors, layers)
     for key, value in tensors.items():
@@ -244,7 +245,7 @@ def _layer_to_dict(layer: QuantizedLayer) -> dict[str, Any]:
 
 
 def _layer_from_dict(plain: dict[str, Any]) -> FrozenLayer:
-    weight = plain["weight"]
+    weight = mapping_of(plain["weight"], "weight")
     shape = [int(size) for size in weight["shape"]]
     index = unpack_bits(weight["packed"].numpy(), weight["bits"], int(np.prod(shape)))
     codes = torch.from_numpy(index.astype(np.int16) * weight["step"] + weight["first"])

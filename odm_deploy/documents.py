@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from odm_deploy.errors import InputError, OdmError
 
@@ -69,3 +69,10 @@ def _parsed(path: Path, parse: Callable[[str], Any], language: str) -> Any:
         raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged", why=f"it is not {language}: {excerpt(error)}") from None
+
+
+def mapping_of(value: Any, what: str) -> dict[str, Any]:
+    """`value` itself. Raises TypeError where it is something else: a tensor asked for a name warns, and may answer."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{what!s:.100} is a {type(value).__name__}")
+    return cast("dict[str, Any]", value)

@@ -172,6 +172,25 @@ def test_a_missing_section_is_refused(tmp_path, document, section):
         load_document(damaged, tmp_path)
 
 
+@pytest.mark.parametrize("version", [torch.zeros(3), "4", None, [4], 4.5])
+def test_a_version_that_is_no_number_is_refused(tmp_path, document, version):
+    with pytest.raises(InputError, match=r"its format version is .*, this program reads 1 to 5"):
+        load_document({**document, "version": version}, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["layers", "tensors", "a layer", "its weight"])
+def test_a_tensor_in_the_place_of_names_is_refused_without_a_warning(tmp_path, document, place):
+    damaged = copy.deepcopy(document)
+    if place in damaged:
+        damaged[place] = torch.zeros(3)
+    elif place == "a layer":
+        damaged["layers"][LAYER] = torch.zeros(3)
+    else:
+        damaged["layers"][LAYER]["weight"] = torch.zeros(3)
+    with pytest.raises(InputError, match="is damaged"):
+        load_document(damaged, tmp_path)
+
+
 def test_a_newer_version_is_refused(tmp_path, document):
     with pytest.raises(InputError, match="its format version is 6, this program reads 1 to 5"):
         load_document({**document, "version": 6}, tmp_path)

@@ -100,7 +100,7 @@ def load_state(path: Path, model: TrainableModel, optimizer: torch.optim.Optimiz
             name: value.to(next(iter(model.network.parameters())).device) for name, value in values.items()
         }
         return Progress(int(document["iteration"]), document["best"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot resume from {path}", why=reason[:200], fix="choose another --out") from None
 
