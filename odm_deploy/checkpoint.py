@@ -103,9 +103,8 @@ def load_model(path: Path | str) -> QuantizedModel:
         )
     version: Any = document.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise InputError(
-            f"cannot read {path}", why=f"its format version is {version!r}, this program reads 1 to {VERSION}"
-        )
+        why = f"its format version is {version!r}, this program reads 1 to {VERSION}"
+        raise InputError(f"cannot read {path}", why=why)
     try:
         return _from_document(cast("dict[str, Any]", document))
     except (UntrustedBuilderError, BuilderError):
