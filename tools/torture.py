@@ -51,10 +51,13 @@ def command(
         made = make_material(Path(folder) / "material")
         for part in parts:
             deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-            tally = _do(part, made, out, count, seed, only, deadline)
-            tallies[part] = tallies[part].plus(tally) if part in tallies else tally
-            if out is not None:
-                write_json(out, {name: each.to_dict() for name, each in tallies.items()})
+            tally = Tally()
+            try:
+                _do(part, tally, made, out, count, seed, only, deadline)
+            finally:
+                tallies[part] = tallies[part].plus(tally) if part in tallies else tally
+                if out is not None:
+                    write_json(out, {name: each.to_dict() for name, each in tallies.items()})
     head = ("part", "kind", "tried", "of those started anew", "failed", "slowest, s", "largest, MiB")
     click.echo(markdown_table(head, [row for part, tally in tallies.items() for row in tally.rows(part)]))
     for part, tally in tallies.items():
@@ -67,13 +70,18 @@ def command(
     sys.exit(1 if failed else 0)
 
 
-def _do(part: str, made: Material, out: Path | None, count: int, seed: int, only: str, deadline: float) -> Tally:
+def _do(
+    part: str, tally: Tally, made: Material, out: Path | None, count: int, seed: int, only: str, deadline: float
+) -> None:
     if part == "hostile":
         kept = Path("torture-failed") if out is None else out.with_suffix(".failed")
-        return throw(made, kept, count, seed, only, deadline)
-    if part == "kills":
-        return kill(made, count, seed, only, deadline)
-    return fill(made, seed, only, deadline) if part == "disks" else write_twice(made, 3, seed, only, deadline)
+        throw(tally, made, kept, count, seed, only, deadline)
+    elif part == "kills":
+        kill(tally, made, count, seed, only, deadline)
+    elif part == "disks":
+        fill(tally, made, seed, only, deadline)
+    else:
+        write_twice(tally, made, 3, seed, only, deadline)
 
 
 if __name__ == "__main__":

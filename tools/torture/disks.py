@@ -45,9 +45,9 @@ def _used(folder: Path) -> int:
     return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-def fill(made: Material, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+def fill(tally: Tally, made: Material, seed: int, wanted: str = "", deadline: float = math.inf) -> None:
     """Run every verb that writes on disks of one page, two, and so on up to what it needs less a page."""
-    tally, rng = Tally(), random.Random(seed)
+    rng = random.Random(seed)
     for name, job in jobs_of(made).items():
         if not job.writes or wanted not in ("", name):
             continue
@@ -62,9 +62,8 @@ def fill(made: Material, seed: int, wanted: str = "", deadline: float = math.inf
         for room in sorted(rng.sample(range(pages), min(steps, pages))):
             for before in (False, True):
                 if time.monotonic() > deadline:
-                    return tally
+                    return
                 _fill_once(tally, name, job, room * _PAGE, before=before and not job.resumes)
-    return tally
 
 
 def _fill_once(tally: Tally, name: str, job: Job, room: int, *, before: bool) -> None:
@@ -88,15 +87,17 @@ def _fill_once(tally: Tally, name: str, job: Job, room: int, *, before: bool) ->
         tally.note(name, outcome, where)
 
 
-def write_twice(made: Material, rounds: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+def write_twice(
+    tally: Tally, made: Material, rounds: int, seed: int, wanted: str = "", deadline: float = math.inf
+) -> None:
     """Two of the same command on one target at once: the result is one of theirs, whole, and nothing is left over."""
-    tally, rng = Tally(), random.Random(seed)
+    rng = random.Random(seed)
     for name, job in jobs_of(made).items():
         if job.resumes or not job.writes or wanted not in ("", name):
             continue
         for _ in range(rounds):
             if time.monotonic() > deadline:
-                return tally
+                return
             with tempfile.TemporaryDirectory(prefix="twice-") as scratch:
                 out = Path(scratch)
                 if job.prepare is not None:
@@ -113,4 +114,3 @@ def write_twice(made: Material, rounds: int, seed: int, wanted: str = "", deadli
                 problem = problem or ("the other ends otherwise than in a line" if status else "")
                 problem = problem or ("" if names_in(out) else "nothing is there")
                 tally.note(name, outcome, f"two writers: {problem}" if problem else "")
-    return tally

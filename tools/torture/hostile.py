@@ -23,10 +23,13 @@ BATCH = 40
 """The others run one after the other in forked processes of so many."""
 
 
-def throw(made: Material, kept: Path, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+def throw(
+    tally: Tally, made: Material, kept: Path, count: int, seed: int, wanted: str = "", deadline: float = math.inf
+) -> None:
     """Throw damaged files at commands.
 
     Args:
+        tally: counts.
         made: what is damaged.
         kept: a folder for those that broke something.
         count: how many.
@@ -35,7 +38,7 @@ def throw(made: Material, kept: Path, count: int, seed: int, wanted: str = "", d
         deadline: when to stop, of time.monotonic.
     """
     rng = random.Random(seed)
-    thrower = _Thrower(kept, seed)
+    thrower = _Thrower(tally, kept, seed)
     kinds = {name: kind for name, kind in kinds_of(made).items() if wanted in ("", name)}
     names = [name for name, kind in kinds.items() for _ in range(kind.weight)]
     for index in range(count):
@@ -50,7 +53,6 @@ def throw(made: Material, kept: Path, count: int, seed: int, wanted: str = "", d
         path.write_bytes(kind.damage(seed_file.read_bytes(), rng))
         thrower.add(_Thrown(name, index, rng.choice(kind.readers)(path, folder / "out"), folder, path.stem))
     thrower.throw()
-    return thrower.tally
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class _Thrown:
 class _Thrower:
     """Runs what is added, several at a time, and counts."""
 
-    def __init__(self, kept: Path, seed: int) -> None:
-        self.tally, self._kept, self._seed, self._waiting = Tally(), kept, seed, list[_Thrown]()
+    def __init__(self, tally: Tally, kept: Path, seed: int) -> None:
+        self._tally, self._kept, self._seed, self._waiting = tally, kept, seed, list[_Thrown]()
 
     def add(self, thrown: _Thrown) -> None:
         """Run it soon."""
@@ -91,7 +93,7 @@ class _Thrower:
         problem = outcome.fault or _half_written(thrown.folder / "out", outcome.code)
         words = " ".join(thrown.command.words)[:300]
         where = f"seed {self._seed}, {thrown.index}, {words}: {problem}" if problem else ""
-        self.tally.note(thrown.kind, outcome, where, fresh=fresh)
+        self._tally.note(thrown.kind, outcome, where, fresh=fresh)
         if problem:
             self._kept.mkdir(parents=True, exist_ok=True)
             for each in thrown.folder.glob(f"{thrown.stem}.*"):

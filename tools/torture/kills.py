@@ -23,9 +23,9 @@ _FOREVER_S = 1.5
 """Until when what does not end by itself is killed."""
 
 
-def kill(made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> Tally:
+def kill(tally: Tally, made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> None:
     """Kill `count` commands, of one verb or of all, and look at what they leave; `deadline` is of time.monotonic."""
-    tally, rng = Tally(), random.Random(seed)
+    rng = random.Random(seed)
     jobs = {name: job for name, job in jobs_of(made).items() if wanted in ("", name)}
     durations: dict[str, float] = {}
     expected: dict[str, str] = {}
@@ -42,7 +42,6 @@ def kill(made: Material, count: int, seed: int, wanted: str = "", deadline: floa
             _kill_in_a_row(tally, name, job, row, durations[name], rng, f"seed {seed}")
             if job.ends and (problem := _afterwards(job, row, expected[name])):
                 tally.failed.append(f"{name}: seed {seed}, the run afterwards: {problem}")
-    return tally
 
 
 def _undisturbed(name: str, job: Job, out: Path) -> tuple[float, str]:

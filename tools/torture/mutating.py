@@ -120,7 +120,10 @@ def damaged_torch_file(data: bytes, rng: random.Random) -> bytes:
         if isinstance(holder[key], torch.Tensor) and rng.randrange(20) == 0:
             holder[key] = _hostile_tensor(holder[key], rng)
     written = io.BytesIO()
-    torch.save(result, written)
+    try:
+        torch.save(result, written)
+    except RecursionError:  # nested too deep to be written
+        return damaged_bytes(data, rng)
     return written.getvalue()
 
 
