@@ -35,7 +35,7 @@ def run_batch(commands: Sequence[tuple[Command, Path]]) -> list[Outcome]:
     return outcomes
 
 
-def _run_some(commands: Sequence[tuple[Command, Path]], errors: list[IO[bytes]], outcomes: list[Outcome]) -> None:
+def _run_some(commands: Sequence[tuple[Command, Path]], errors: Sequence[IO[bytes]], outcomes: list[Outcome]) -> None:
     """Run those without an outcome yet in one process, as far as that goes."""
     reader, writer = os.pipe()
     child = os.fork()
