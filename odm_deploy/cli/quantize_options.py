@@ -46,12 +46,14 @@ policy_options = group(
     ),
     click.option(
         "--profile",
+        default="paper",
+        show_default=True,
         metavar="NAME",
         callback=lambda _context, _parameter, name: name and name.lower(),
         shell_complete=completing("integer", "deploy", "paper", "exact"),
         help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
-        "everything, dyadic scales, the same bits on every runtime; exact-integer: both.  [default: integer where "
-        "that loses nothing to see, else deploy]",
+        "everything, dyadic scales, the same bits on every runtime; exact-integer: both; fastest: "
+        "integer where that loses nothing to see, else deploy.",
     ),
 )
 """What is quantized; `to_policies` reads them."""
@@ -102,9 +104,9 @@ def to_policies(options: Mapping[str, Any]) -> dict[str, QuantizationPolicy]:
     Raises:
         UsageError: widths and profiles that do not exist, or do not go together.
     """
-    from odm_deploy.tuning.profile_choice import CHOICES
+    from odm_deploy.tuning.profile_choice import CHOICES, FASTEST
 
-    if options["profile"] is not None:
+    if options["profile"] != FASTEST:
         return {options["profile"]: to_policy(options, options["profile"])}
     found: dict[str, QuantizationPolicy] = {}
     for name in CHOICES:

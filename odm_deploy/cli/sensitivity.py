@@ -101,6 +101,6 @@ def _quantized(
     """What calibration makes of a float network."""
     from odm_deploy.quantization.post_training import calibrate
 
-    policy, ranges = to_policy(options, options["profile"] or "deploy"), to_settings(options)
+    policy, ranges = to_policy(options, options["profile"]), to_settings(options)
     model, _ = calibrate(network, track(images, len(images), "calibrating"), policy, ranges, track=track)
     return model

@@ -1,4 +1,4 @@
-"""Which profile a network gets where nobody names one: the fastest whose loss nobody sees.
+"""Which profile a network gets where the fastest one is asked for whose loss nobody sees.
 
 `integer` is the fastest on every runtime, and its 8-bit sums cost a little everywhere; `deploy` keeps sums in float.
 The first is calibrated and judged on the held-back images; only where it loses too much, the second is calibrated, too.
@@ -16,6 +16,8 @@ from odm_deploy.tuning.goals import Goal
 from odm_deploy.tuning.held_back import HeldBack, OutputCost
 from odm_deploy.tuning.tune import Calibrated
 
+FASTEST = "fastest"
+"""What stands for the choice where a profile is named."""
 CHOICES = ("integer", "deploy")
 """Profiles that are tried, fastest first."""
 UNSEEN_DB = 0.03

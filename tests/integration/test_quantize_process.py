@@ -54,8 +54,7 @@ def test_one_command_from_weights_to_a_bundle(tmp_path):
     assert outcome.stdout == ""
     assert "wrote bundle: manifest.json, model.cpu.onnx, model.onnx" in outcome.stderr
     assert read_manifest(tmp_path / "bundle").scale == 2
-    # All but the first: the fastest profile, or the next one.
-    assert len(load_model(tmp_path / "model.pt").layers) == 7
+    assert len(load_model(tmp_path / "model.pt").layers) == 4
 
 
 def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
