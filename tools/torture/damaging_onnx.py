@@ -76,7 +76,7 @@ def _attribute(model: onnx.ModelProto, rng: random.Random) -> None:
         case 3:
             attribute.s = rng.choice([b"", b"edge", b"\xff", b"x" * 1000])
         case _:
-            attribute.type = rng.randrange(16)  # pyright: ignore[reportAttributeAccessIssue]
+            attribute.type = rng.randrange(15)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _tensor(model: onnx.ModelProto, rng: random.Random) -> None:

@@ -15,6 +15,7 @@ from torture.commands import Command
 from torture.forked import Outcome, run_forked
 from torture.kinds import kinds_of
 from torture.material import Material
+from torture.mutating import damaged_bytes
 from torture.tally import Tally
 
 FRESH = 150
@@ -50,7 +51,11 @@ def throw(
         folder = Path(tempfile.mkdtemp(prefix="hostile-"))
         (folder / "out").mkdir()
         path = folder / seed_file.name
-        path.write_bytes(kind.damage(seed_file.read_bytes(), rng))
+        try:
+            damaged = kind.damage(seed_file.read_bytes(), rng)
+        except Exception:  # what damages a document may make one that cannot be written
+            damaged = damaged_bytes(seed_file.read_bytes(), rng)
+        path.write_bytes(damaged)
         thrower.add(_Thrown(name, index, rng.choice(kind.readers)(path, folder / "out"), folder, path.stem))
     thrower.throw()
 
