@@ -34,7 +34,7 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
         A model with the same inputs and outputs and no QuantizeLinear or DequantizeLinear node.
 
     Raises:
-        InputError: the graph has no quantizers, or one whose codes or scales are part of its interface.
+        InputError: the graph has no quantizers, one whose codes or scales are part of its interface, or is not valid.
     """
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
@@ -51,7 +51,11 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.sweep()
     # Taps and other notes speak of tensors that are gone.
     del twin.metadata_props[:]
-    onnx.checker.check_model(twin)
+    try:
+        onnx.checker.check_model(twin)
+    except onnx.checker.ValidationError as error:
+        # Some runtimes take what ONNX does not, such as nodes in another order.
+        raise InputError("the model has no float twin", why=" ".join(str(error).split())[:200]) from error
     return twin
 
 

@@ -15,6 +15,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import add_uint8_io
+from tests.factories import lowered, tiny_model
 from tests.sr_graphs import FORMS, Form, random_images, sr_model
 
 
@@ -121,3 +122,14 @@ def test_what_has_no_twin_is_refused() -> None:
         float_twin(sr_model("float"))
     with pytest.raises(InputError, match="integer codes"):
         float_twin(sr_model("bounded", taps=True))
+
+
+def test_a_graph_out_of_order_has_none():
+    """ONNX Runtime sorts nodes itself, so such a file gets as far as here."""
+    model = onnx.ModelProto()
+    model.CopyFrom(lowered(tiny_model()))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    with pytest.raises(InputError, match=r"has no float twin.*sorted"):
+        float_twin(model)
