@@ -17,7 +17,7 @@ from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.proof.teacher_forcing import fix_shapes, force_by_teacher
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
-from tests.factories import OPENERS, exact_model, lowered, quantized, random_images, tiny_model, tiny_network
+from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model, tiny_network
 
 RTX = find_builder("tensorrt_rtx")
 SIZE = (18, 21)
@@ -75,4 +75,4 @@ def test_every_layer_of_its_engine_is_int8(tmp_path, make, options):
 def test_sizes_of_another_graph_are_not_taken():
     forced = force_by_teacher(lowered(tiny_model())).model
     with pytest.raises(InputError, match=r"the size of .*\.given is not known"):
-        fix_shapes(forced, lowered(exact_model()), SIZE)
+        fix_shapes(forced, lowered(swinir()), SIZE)

@@ -17,7 +17,7 @@ from tests.factories import lowered
 
 NEIGHBOURS = {
     # What no layer's name is on belongs to the layer before it, or to the first.
-    "edsr": {"view": "head.0", "view_1": "tail.1"},
+    "edsr": {"reshape": "head.0", "reshape_1": "tail.1"},
     "rdn": {},
     "srresnet": {
         "val_7": "conv_input",
