@@ -83,10 +83,22 @@ def read_taps(model: onnx.ModelProto) -> list[Tap]:
     for entry in model.metadata_props:
         if entry.key == _TAPS:
             try:
-                return [Tap(**plain) for plain in json.loads(entry.value)]
+                return [_checked(Tap(**plain)) for plain in json.loads(entry.value)]
             except (ValueError, TypeError) as error:
                 raise InputError("the model's metadata is damaged", why=f"{_TAPS}: {error}") from None
     return []
+
+
+def _checked(tap: Tap) -> Tap:
+    """`tap` itself. Raises TypeError where a value is of another kind than its field's."""
+    for name in ("layer", "source", "codes", "same_as"):
+        if not isinstance(getattr(tap, name), str):
+            raise TypeError(f"{name} is {getattr(tap, name)!r:.100}")
+    for name, least in (("code_offset", None), ("zero_code", None), ("padding", 0), ("block", 1)):
+        value = getattr(tap, name)
+        if not isinstance(value, int) or (least is not None and value < least):
+            raise TypeError(f"{name} is {value!r:.100}")
+    return tap
 
 
 def mark_exact(metadata: dict[str, str]) -> None:

@@ -195,3 +195,14 @@ def test_a_graph_that_hides_a_quantizer_or_names_one_that_is_none_is_refused(edi
     entry.value = json.dumps(edit(json.loads(entry.value)))
     with pytest.raises(InputError, match="cannot check this graph layer by layer"):
         compare_layers(tiny_model(), proto, OPENERS["onnxruntime"], [random_images(8, 8)])
+
+
+@pytest.mark.parametrize(("key", "value"), [("code_offset", {}), ("padding", -1), ("layer", 3), ("block", "2")])
+def test_a_tap_of_other_kinds_of_values_is_refused(key, value):
+    proto = lowered(tiny_model())
+    entry = next(entry for entry in proto.metadata_props if entry.key == "odm.taps")
+    taps = json.loads(entry.value)
+    taps[0][key] = value
+    entry.value = json.dumps(taps)
+    with pytest.raises(InputError, match=f"metadata is damaged.*{key} is"):
+        compare_layers(tiny_model(), proto, OPENERS["onnxruntime"], [random_images(8, 8)])
