@@ -28,7 +28,7 @@ def test_a_network_made_of_weights_computes_what_the_weights_did():
 def test_overrides_set_what_a_state_dict_does_not_show():
     state = build_network("edsr", SMALL).state_dict()
     network = network_from_state_dict("edsr", state, 2, {"residual_scale": 0.5})
-    assert dataclasses.asdict(network.config) == {**SMALL, "residual_scale": 0.5}
+    assert dataclasses.asdict(network.config).items() >= {**SMALL, "residual_scale": 0.5}.items()
 
 
 @pytest.mark.parametrize(
