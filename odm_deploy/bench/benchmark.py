@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from odm_deploy.bench.gpu_watch import watch_gpu
 from odm_deploy.bench.limits import Limits, find_limits
@@ -66,7 +67,7 @@ def benchmark(
         opened = stack.enter_context(open_runtime(bundle, runtime, options))
         shape = _image_shape(opened, size, batch)
         # Random images: no runtime here is faster or slower for what an image shows.
-        images = np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)
+        images = _random_images(shape, bundle)
         feeds = {opened.inputs[0].name: opened.inputs[0].images.from_rgb(images)}
         output = opened.run(feeds)[opened.outputs[0].name]
         if watch is not None:
@@ -123,6 +124,14 @@ def _layer_times(bundle: Bundle, runtime: Runtime, feeds: Mapping[str, Array]) -
     except OdmError:
         return ()
     return LayerTime.of(times_ms, recorded_layers(bundle.engine_facts))
+
+
+def _random_images(shape: tuple[int, ...], model: Bundle) -> NDArray[np.uint8]:
+    try:
+        return np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)
+    except ValueError as error:
+        why = f"it takes images of {'x'.join(map(str, shape))}, more than any memory holds"
+        raise InputError(f"cannot time {model}", why=why) from error
 
 
 def _image_shape(runtime: Runtime, size: tuple[int, int] | None, batch: int) -> Shape:

@@ -6,6 +6,8 @@ names that are no UTF-8 arrive as bytes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,12 @@ def check_graph(model: onnx.ModelProto, *, label: str) -> None:
 
 def _check_part(part: onnx.GraphProto | onnx.FunctionProto, versions: dict[str, int], label: str) -> None:
     _check_text(_names(part), label)
+    # Functions name their inputs and outputs, and leave the types to the caller.
+    named: list[Any] = [*part.input, *part.output, *part.value_info]
+    edges = [value for value in named if not isinstance(value, str)]
+    for value in edges:
+        if (kind := value.type.tensor_type.elem_type) not in _known_types():
+            raise InputError(f"{label} is damaged", why=f"the type of {value.name!r} is {kind}, which ONNX has not")
     for node in part.node:
         _check_text((node.name, node.op_type, node.domain, *node.input, *node.output), label)
         definition: Any = _definition(node, versions)
@@ -59,6 +67,19 @@ def _check_part(part: onnx.GraphProto | onnx.FunctionProto, versions: dict[str, 
             for body in (attribute.g, *attribute.graphs):
                 if body.node:
                     _check_part(body, versions, label)
+
+
+@functools.cache
+def _known_types() -> frozenset[int]:
+    """Types of numbers that can be computed with here, and 0, which leaves it open."""
+    from onnx import TensorProto, helper
+
+    found = {0}
+    for kind in TensorProto.DataType.values():
+        with contextlib.suppress(KeyError):
+            helper.tensor_dtype_to_np_dtype(kind)
+            found.add(kind)
+    return frozenset(found)
 
 
 def _check_wires(node: onnx.NodeProto, definition: Any, label: str) -> None:

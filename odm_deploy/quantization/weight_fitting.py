@@ -3,8 +3,9 @@
 Each layer is fitted on what the quantized layers before it hand on (`sequential`), so that it takes back what can be
 foretold of their errors. What rounding signals adds is noise, which cannot: weights fitted to it shrink, as in any
 regression on noisy inputs. In a chain of layers that is right, since the noise of one layer passes through the next.
-Along a residual stream it is not: the noise stays, and what blocks add to the stream gets less. So with signals both
-are done, and the model whose output is closer to the float network's is taken.
+Along a residual stream it is not: the noise stays, and what blocks add to the stream gets less. Few bits on dyadic
+grids are as noisy as signals. So with either both are done, and of these two and the nearest codes the model is taken
+whose output is closest to the float network's.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def fit_all_weights(
     exact: Mapping[str, FrozenLayer] | None,
     track: Track = untracked,
     *,
+    noisy: bool = False,
     in_sequence: bool = True,
     round_weights: bool = True,
     correct_bias: bool = True,
@@ -47,6 +49,7 @@ def fit_all_weights(
         signals: grids of tensors between layers.
         exact: the same layers on scales that make sums exact, which stay so; None where they are not.
         track: for a progress bar.
+        noisy: whether what layers hand on is mostly noise, as with signals: several ways are tried then.
         in_sequence: off fits each layer to what arrives at it in the float network.
         round_weights: off keeps the nearest codes.
         correct_bias: off keeps biases.
@@ -60,7 +63,7 @@ def fit_all_weights(
 
         return fit_in_sequence(network, parts, layers, fit, signals, track)
 
-    if not signals or not in_sequence:
+    if not noisy or not in_sequence:
         return fitted(on_arrived=in_sequence)
     expected = [network(part) for part in parts]
 
@@ -68,4 +71,4 @@ def fit_all_weights(
         model = freeze(network, candidate, signals=signals)
         return sum(float((model(part) - wanted).square().mean()) for part, wanted in zip(parts, expected, strict=True))
 
-    return min((fitted(on_arrived=way) for way in (False, True)), key=distance)
+    return min((dict(layers), *(fitted(on_arrived=way) for way in (False, True))), key=distance)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from odm_deploy.bench import benchmark
+from odm_deploy.bundle import Bundle
+from odm_deploy.errors import InputError
 from tests.sr_graphs import sr_model
 
 QUICK = ("--size", "12x16", "--iterations", "3", "--threads", "1")
@@ -136,3 +139,10 @@ def test_a_machine_without_torch_runs_and_times_bundles(bundle: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_image_larger_than_any_memory_is_one_line(bundle: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"cannot time .*: it takes images of 4611686018427387904x3x8x8"
+    ):
+        benchmark._random_images((2**62, 3, 8, 8), Bundle.open(bundle / "model.onnx"))

@@ -91,3 +91,10 @@ def test_operators_and_attributes_that_onnx_does_not_know_are_left_alone(model):
     node.attribute.append(helper.make_attribute("vendor", 1))
     model.graph.node.append(helper.make_node("Private", ["input"], ["p"], domain="my.own", pads="x"))
     parse_onnx(model.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", [29, 1000])
+def test_a_type_of_numbers_that_nobody_knows_is_refused(model, kind):
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    with pytest.raises(InputError, match=rf"the type of 'output' is {kind}, which ONNX has not"):
+        parse_onnx(model.SerializeToString())

@@ -1,7 +1,10 @@
-"""With signals, weights are fitted to quantized and to float inputs, and the closer model is taken."""
+"""Where noise is handed on, weights are fitted to quantized and to float inputs, and the closest model is taken."""
+
+import dataclasses
 
 import torch
 
+from odm_deploy.quantization import weight_fitting
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.policy import QuantizationPolicy
@@ -32,7 +35,22 @@ def test_of_both_fits_the_closer_one_is_taken():
                         signals),
         fit_in_sequence(network, PARTS, layers, fit_weights, signals),
     ]  # fmt: skip
-    chosen = fit_all_weights(network, PARTS, layers, signals, None)
+    chosen = fit_all_weights(network, PARTS, layers, signals, None, noisy=True)
     distances = [distance(way) for way in ways]
     assert distances[0] != distances[1]
     assert distance(chosen) == min(distances) < distance(layers)
+
+
+@torch.no_grad()
+def test_a_fit_that_makes_it_worse_is_not_taken(monkeypatch):
+    network = tiny_network()
+    model, _ = calibrate(network, PARTS, QuantizationPolicy.parse("exact", "4"), NEAREST)
+    network.make_exact()
+    layers = {name: FrozenLayer(layer.weight_codes, layer.grid, layer.bias) for name, layer in model.layers.items()}
+
+    def spoilt(layer, *_, **__):
+        return dataclasses.replace(layer, bias=layer.bias + 50)
+
+    monkeypatch.setattr(weight_fitting, "fit_weights", spoilt)
+    chosen = fit_all_weights(network, PARTS, layers, {}, None, noisy=True)
+    assert all(chosen[name] is layer for name, layer in layers.items())
