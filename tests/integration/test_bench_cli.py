@@ -142,7 +142,5 @@ def test_a_machine_without_torch_runs_and_times_bundles(bundle: Path) -> None:
 
 
 def test_an_image_larger_than_any_memory_is_one_line(bundle: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"cannot time .*: it takes images of 4611686018427387904x3x8x8"
-    ):
+    with pytest.raises(InputError, match=r"cannot time .*: it takes images of 4611686018427387904x3x8x8"):
         benchmark._random_images((2**62, 3, 8, 8), Bundle.open(bundle / "model.onnx"))
