@@ -51,6 +51,7 @@ class Engine(Closable):
         runtime: Runtime,
         manifest: Manifest | None = None,
         *,
+        contexts: int = 1,
         tiles: Tiles | None = None,
         bits: Bits | None = None,
     ) -> None:
@@ -59,6 +60,7 @@ class Engine(Closable):
         Args:
             runtime: runs the model.
             manifest: what the bundle says about itself.
+            contexts: how many images may be under way at once.
             tiles: how images are cut; None: not at all.
             bits: see `open`.
 
@@ -72,7 +74,7 @@ class Engine(Closable):
         self.tiles = tiles
         """How images are cut; None for a bare model, which does not tell how far it looks."""
         self._bits: Bits | None = bits
-        self._network = PixelNetwork(runtime, tiles, contexts=runtime.contexts)
+        self._network = PixelNetwork(runtime, tiles, contexts=contexts)
         self._network.check_bits(bits)
 
     @classmethod
@@ -113,7 +115,7 @@ class Engine(Closable):
         loaded = open_runtime(opened, runtime, options)
         try:
             tiles = None if manifest is None else _tiles(opened, manifest, loaded, tile)
-            return cls(loaded, manifest, tiles=tiles, bits=bits)
+            return cls(loaded, manifest, contexts=1 if options is None else options.contexts, tiles=tiles, bits=bits)
         except BaseException:
             loaded.close()
             raise
@@ -128,11 +130,6 @@ class Engine(Closable):
         if self.manifest is None:
             raise UsageError("the scale is not known", why="a bare model does not tell it", fix="open a bundle")
         return self.manifest.scale
-
-    @property
-    def contexts(self) -> int:
-        """How many images it upscales at once."""
-        return self.runtime.contexts
 
     @property
     def has_float_edges(self) -> bool:
@@ -289,7 +286,7 @@ def _tiles(bundle: Bundle, manifest: Manifest, runtime: Runtime, side: int | Non
     limit = largest = None
     if side is None:
         per_px = None if bundle.onnx_path is None else activation_bytes_per_px(bundle.graph)
-        limit = whole_limit_px(memory_bytes() // runtime.contexts, per_px)
+        limit = whole_limit_px(memory_bytes(), per_px)
         facts = bundle.engine_facts
         if runtime.model_kind == "plan" and "profile" in facts:
             largest = parse_shapes(str(facts["profile"])).max[2:]

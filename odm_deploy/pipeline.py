@@ -1,4 +1,4 @@
-"""Work that overlaps: each stage of a pipeline in threads of its own, a bounded number of items between them.
+"""Work that overlaps: each stage of a pipeline in a thread of its own, a bounded number of items between them.
 
 >>> for result in map_ahead(upscale, map_ahead(read, paths)):             # doctest: +SKIP
 ...     write(result)
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
@@ -33,31 +32,26 @@ def ahead(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item]:
     return map_ahead(lambda item: item, items, depth=depth)
 
 
-def map_ahead(
-    work: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int = 1, depth: int = 2
-) -> Generator[_Result]:
-    """Yield `work(item)` for each of `items` in order, while threads of its own already compute the next ones.
+def map_ahead(work: Callable[[_Item], _Result], items: Iterable[_Item], *, depth: int = 2) -> Generator[_Result]:
+    """Yield `work(item)` for each of `items` in order, while a thread of its own already computes the next ones.
 
-    Closing the generator, or an exception in the loop around it, ends the threads and closes `items` before it returns.
+    Closing the generator, or an exception in the loop around it, ends the thread and closes `items` before it returns.
 
     Args:
-        work: called in `workers` threads.
-        items: iterated in another thread, from the first `next` on. A generator is also closed there.
-        workers: how many items are worked on at once.
-        depth: results that may be ready and waiting beyond one for each worker.
+        work: called in the thread.
+        items: iterated in the thread, from the first `next` on. A generator is also closed there.
+        depth: results that may be ready and waiting; with the ones both sides are at, `depth + 2` are held at a time.
 
     Raises:
         Whatever `items` or `work` raise, after the results that came before.
     """
-    # In the order of the items; the consumer waits for the results.
-    begun: Queue[Future[_Result] | _End] = Queue(maxsize=depth + workers - 1)
+    ready: Queue[_Result | _End] = Queue(maxsize=depth)
     stopped = threading.Event()
-    pool = ThreadPoolExecutor(workers, "odm-deploy worker")
 
-    def hand_over(future: Future[_Result] | _End) -> None:
+    def hand_over(item: _Result | _End) -> None:
         while not stopped.is_set():
             try:
-                begun.put(future, timeout=_POLL_S)
+                ready.put(item, timeout=_POLL_S)
                 return
             except Full:
                 continue
@@ -65,7 +59,7 @@ def map_ahead(
     def run() -> None:
         try:
             for item in items:
-                hand_over(pool.submit(work, item))
+                hand_over(work(item))
                 if stopped.is_set():
                     break
             end = _End()
@@ -80,29 +74,21 @@ def map_ahead(
     thread.start()
     try:
         while True:
-            future = _next(begun)
-            if isinstance(future, _End):
-                if future.error is not None:
-                    raise future.error
+            item = _next(ready)
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
                 return
-            yield _result(future)
+            yield item
     finally:
         stopped.set()
         thread.join()
-        pool.shutdown(cancel_futures=True)
 
 
-def _next(begun: Queue[_Item]) -> _Item:
+def _next(ready: Queue[_Result | _End]) -> _Result | _End:
     """The next item. Waits in steps: a wait without end would be deaf to Ctrl-C on some systems."""
     while True:
         try:
-            return begun.get(timeout=_POLL_S)
+            return ready.get(timeout=_POLL_S)
         except Empty:
             continue
-
-
-def _result(future: Future[_Result]) -> _Result:
-    """What a future comes to; waits in steps, as `_next`."""
-    while not wait([future], timeout=_POLL_S).done:
-        continue
-    return future.result()

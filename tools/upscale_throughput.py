@@ -2,13 +2,12 @@
 
     python tools/upscale_throughput.py bundle photos --size 320x180 --format png
 
-Four ways to do the same images, in alternation:
+Three ways to do the same images, in alternation, on one opened model:
 
-- network: the network alone, on arrays that are in memory already, as many at once as are fastest on the runtime;
-- one at a time: the same, one after the other, each on all threads;
+- network: the network alone, on arrays that are in memory already;
 - upscale: what `odm-deploy upscale FOLDER` does from the opened model on: reading, upscaling and writing overlap;
-- loop: what most tools do: read an image with Pillow, bring it to float, run the network on all threads, round, write
-  it with Pillow, then the next one.
+- loop: what most tools do: read an image with Pillow, bring it to float, run the network, round, write it with Pillow,
+  then the next one.
 
 Beside the time that passes stands the processor time, which other programs on the machine disturb less. On a CPU the
 network keeps all cores busy, so that reading and writing cost their processor time even where they overlap; on a GPU
@@ -34,14 +33,11 @@ from odm_deploy.engine import Engine
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.reading import list_images, read_rgb
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.pipeline import map_ahead
-from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
-from odm_deploy.runtimes.registry import open_runtime
 from odm_deploy.terminal import SIZE, emit_json, json_option, progress, run, say
 from odm_deploy.upscaling.batch import plan_jobs, run_jobs
 
-WAYS = ("network", "one at a time", "upscale", "loop")
+WAYS = ("network", "upscale", "loop")
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,11 @@ def command(
     width, height = size
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Engine.open(bundle, runtime, RuntimeOptions(threads=threads, contexts=None), tile=0) as engine,
-        open_runtime(bundle, engine.runtime.name, RuntimeOptions(threads=threads)) as single,
+        Engine.open(bundle, runtime, RuntimeOptions(threads=threads), tile=0) as engine,
         progress("rounds") as track,
     ):
         inputs = cut_inputs(photos, Path(scratch) / "in", (height, width), count)
-        costs = measure(engine, single, inputs, Path(scratch), f".{suffix}", track(range(rounds), rounds))
+        costs = measure(engine, inputs, Path(scratch), f".{suffix}", track(range(rounds), rounds))
         described = engine.describe()
     if as_json:
         results = {way: [vars(cost) for cost in costs[way]] for way in WAYS}
@@ -111,40 +106,32 @@ def cut_inputs(photos: str, folder: Path, size: tuple[int, int], count: int) -> 
 
 
 def measure(
-    engine: Engine, single: Runtime, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Iterable[int]
+    engine: Engine, inputs: Sequence[Path], scratch: Path, suffix: str, rounds: Iterable[int]
 ) -> dict[str, list[Cost]]:
-    """What each way costs in each round; `single` is the engine's runtime, opened for one image at a time."""
+    """What each way costs in each round."""
     source, _ = engine.runtime.single_image_edges()
     feeds = [{source.name: source.images.from_rgb(to_batch(read_rgb(path)))} for path in inputs]
 
-    name = source.name
-
     def network() -> None:
-        for _ in map_ahead(lambda feed: engine.upscale_tensor(feed[name]), feeds, workers=engine.contexts):
-            pass
-
-    def one_at_a_time() -> None:
         for feed in feeds:
-            single.run(feed)
+            engine.runtime.run(feed)
 
     def upscale() -> None:
-        jobs = plan_jobs(inputs[0].parent, scratch / "out", suffix)
-        for outcome in run_jobs(jobs, engine.upscale, at_once=engine.contexts):
+        for outcome in run_jobs(plan_jobs(inputs[0].parent, scratch / "out", suffix), engine.upscale):
             if outcome.error is not None:
                 raise outcome.error
 
     def loop() -> None:
         (scratch / "loop").mkdir(exist_ok=True)
         for path in inputs:
-            result = single.upscale(_read_as_float(path))
+            result = engine.runtime.upscale(_read_as_float(path))
             pixels = np.round(np.clip(result[0], 0, 255)).astype(np.uint8).transpose(1, 2, 0)
             PillowImage.fromarray(np.ascontiguousarray(pixels)).save(
                 scratch / "loop" / f"{path.stem}{suffix}", quality=95
             )
 
-    ways = dict(zip(WAYS, (network, one_at_a_time, upscale, loop), strict=True))
-    for way in (network, one_at_a_time):
-        way()
+    ways = {"network": network, "upscale": upscale, "loop": loop}
+    engine.runtime.run(feeds[0])
     costs: dict[str, list[Cost]] = {way: [] for way in ways}
     for _ in rounds:
         for way, work in ways.items():

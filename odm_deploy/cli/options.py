@@ -170,27 +170,16 @@ def say_what_is_not_read(source: Path | str) -> list[Path]:
 
 
 def open_engine(
-    bundle: Path,
-    runtime: str | None,
-    threads: int | None,
-    tile: int | None,
-    bits: Bits | None = None,
-    *,
-    many: bool = False,
+    bundle: Path, runtime: str | None, threads: int | None, tile: int | None, bits: Bits | None = None
 ) -> Engine:
-    """Open a bundle, for `many` images in a row or one, and say which runtimes were passed over.
-
-    Raises as `Engine.open`, also for a file outside a bundle.
-    """
+    """Open a bundle, and say which runtimes were passed over. Raises as `Engine.open`, also for a file outside one."""
     from odm_deploy.bundle import Bundle
     from odm_deploy.engine import Engine
     from odm_deploy.runtimes.options import RuntimeOptions
 
     opened = Bundle.open(bundle)
     opened.require_manifest()
-    engine = Engine.open(
-        opened, runtime, RuntimeOptions(threads=threads, contexts=None if many else 1), tile=tile, bits=bits
-    )
+    engine = Engine.open(opened, runtime, RuntimeOptions(threads=threads), tile=tile, bits=bits)
     for reason in engine.runtime.passed_over:
         say(f"passed over: {reason}")
     return engine

@@ -84,7 +84,7 @@ def command(
         _refuse("--depth", "of images", depth != "auto", destination)
         if not piped:
             check_video(source, destination)
-        with open_engine(**running, many=True) as engine:
+        with open_engine(**running) as engine:
             if not piped:
                 return upscale_video_file(Path(source), destination, engine, crf, as_json)
             upscale_pipe(engine, size, pix_fmt)
@@ -95,7 +95,7 @@ def command(
     check_writable(example, 16 if depth == "16" else 8)
     plan = plan_files(source, destination, running["bundle"], example.suffix, overwrite) if many else ([], 0)
     bits = 16 if depth == "16" else 8 if depth == "8" or most_bits(example) == 8 else None
-    with open_engine(**running, bits=bits, many=many) as engine:
+    with open_engine(**running, bits=bits) as engine:
         if many:
             upscale_files(source, destination, plan, engine, as_json, any_depth=depth == "auto")
         else:

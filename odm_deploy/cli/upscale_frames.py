@@ -58,14 +58,7 @@ def upscale_pipe(engine: Engine, size: tuple[int, int] | None, pixel_format: str
         fix = "let ffmpeg write -f yuv4mpegpipe -pix_fmt yuv444p, or add --size 1280x720"
         raise UsageError("the size of the frames is not known", why=why, fix=fix)
     start = time.perf_counter()
-    count = upscale_stream(
-        stdin,
-        sys.stdout.buffer,
-        partial(engine.upscale, bits=8),
-        engine.scale,
-        frames,
-        at_once=engine.contexts,
-    )
+    count = upscale_stream(stdin, sys.stdout.buffer, partial(engine.upscale, bits=8), engine.scale, frames)
     say(f"wrote {count} frames of {frames.enlarged(engine.scale)}, {_speed(count, start, engine)}")
 
 
@@ -75,15 +68,7 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
 
     start = time.perf_counter()
     with progress("frames", "fps") as track:
-        result = upscale_video(
-            source,
-            destination,
-            partial(engine.upscale, bits=8),
-            engine.scale,
-            crf=crf,
-            at_once=engine.contexts,
-            track=track,
-        )
+        result = upscale_video(source, destination, partial(engine.upscale, bits=8), engine.scale, crf=crf, track=track)
     if result.missing_s:
         say(
             one_line(

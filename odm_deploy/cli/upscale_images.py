@@ -84,17 +84,17 @@ def upscale_files(
     from odm_deploy.upscaling.batch import run_jobs
 
     todo, skipped = plan
-    narrowed: list[int] = []
+    narrowed = 0
 
     def upscale(image: Image) -> Image:
-        if _narrows(engine, image):
-            narrowed.append(image.bits)
+        nonlocal narrowed
+        narrowed += _narrows(engine, image)
         return engine.upscale(image)
 
     start = time.perf_counter()
     outcomes: list[dict[str, Any]] = []
     with progress("images", "images/s") as track:
-        for outcome in track(run_jobs(todo, upscale, at_once=engine.contexts), len(todo)):
+        for outcome in track(run_jobs(todo, upscale), len(todo)):
             outcomes.append(_document(outcome))
             if outcome.error is not None:
                 say(one_line(f"error: {outcome.error}"))
@@ -102,7 +102,7 @@ def upscale_files(
     seconds = time.perf_counter() - start
     failed = sum("error" in outcome for outcome in outcomes)
     if any_depth and narrowed:
-        say(_narrowed(f"{len(narrowed)} of {len(todo)} images", engine))
+        say(_narrowed(f"{narrowed} of {len(todo)} images", engine))
     if as_json:
         emit_json(
             {

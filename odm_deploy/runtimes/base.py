@@ -62,8 +62,6 @@ class Runtime(Closable):
     """Whether it computes on an NVIDIA GPU."""
     speed_note: str = ""
     """What about this runtime keeps int8 from being fast, whatever the graph; shown by `bench`."""
-    contexts: int = 1
-    """How many runs it was opened for at once (`RuntimeOptions.contexts`)."""
     passed_over: tuple[str, ...] = ()
     """Why runtimes that come first in the order of preference were not taken, where somebody might expect them."""
 
@@ -82,9 +80,7 @@ class Runtime(Closable):
             UsageError: the runtime cannot honour one of the options.
         """
         bundle = Bundle.open(model)
-        settled = cls._settled(options)
-        opened = cls._open_bundle(bundle, settled)
-        opened.contexts = settled.contexts or 1
+        opened = cls._open_bundle(bundle, options or RuntimeOptions())
         opened.inputs, opened.outputs = (
             tuple(dataclasses.replace(edge, stated=bundle.image_format) for edge in edges)
             for edges in (opened.inputs, opened.outputs)
@@ -94,22 +90,7 @@ class Runtime(Closable):
     @classmethod
     def open_bytes(cls, model: bytes, options: RuntimeOptions | None = None, *, label: str = "the model") -> Self:
         """Load a model from its serialized bytes. `label` names it in error messages. Raises as `open`."""
-        settled = cls._settled(options)
-        opened = cls._load_bytes(model, settled, label)
-        opened.contexts = settled.contexts or 1
-        return opened
-
-    @classmethod
-    def contexts_for_many(cls, threads: int | None) -> int:
-        """How many runs to have under way at once, on that many CPU threads, to get a row of images done fastest."""
-        return 1
-
-    @classmethod
-    def _settled(cls, options: RuntimeOptions | None) -> RuntimeOptions:
-        options = options or RuntimeOptions()
-        if options.contexts is not None:
-            return options
-        return dataclasses.replace(options, contexts=cls.contexts_for_many(options.threads))
+        return cls._load_bytes(model, options or RuntimeOptions(), label)
 
     @classmethod
     @abstractmethod

@@ -24,12 +24,11 @@ class RuntimeOptions:
     kernel_cache: Path | None = None
     """File that kernels compiled for this GPU are kept in from one process to the next, such as `engine.cache` beside
     the plan (TensorRT for RTX only: others compile nothing when they run). None compiles them anew."""
-    contexts: int | None = 1
-    """How many runs may be under way at once, each with memory of its own (`Engine`, `Runtime.another`). None: as many
-    as get a row of images done fastest on the runtime, though each image by itself may take longer."""
+    contexts: int = 1
+    """How many runs may be under way at once, each with memory of its own (`Engine`, `Runtime.another`)."""
 
     def __post_init__(self) -> None:
-        if self.contexts is not None and self.contexts < 1:
+        if self.contexts < 1:
             raise UsageError(f"{self.contexts} contexts", why="a runtime needs at least one")
         if self.precision not in ("fp32", "bf16"):
             raise UsageError(f"--precision {self.precision}", fix="use fp32 or bf16")

@@ -85,15 +85,14 @@ def is_done(job: Job, newer_than: float = 0.0) -> bool:
         return False
 
 
-def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image], *, at_once: int = 1) -> Iterator[Outcome]:
+def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator[Outcome]:
     """Read, upscale and write every image, the three overlapping; yields how each went, in order.
 
     A job that fails does not stop the others. Memory holds a handful of images, however many there are.
 
     Args:
         jobs: what to do.
-        upscale: turns an image of 8 or 16 bits a sample into a larger one; called from `at_once` threads.
-        at_once: how many images to upscale at once.
+        upscale: turns an image of 8 or 16 bits a sample into a larger one; called from one thread.
     """
 
     def read(job: Job) -> Outcome:
@@ -103,7 +102,7 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image], *, at_once:
         image = outcome.image
         return outcome if image is None else _attempt(outcome.job, lambda: upscale(image))
 
-    with closing(map_ahead(upscaled, map_ahead(read, jobs), workers=at_once)) as outcomes:
+    with closing(map_ahead(upscaled, map_ahead(read, jobs))) as outcomes:
         for outcome in outcomes:
             if outcome.image is None:
                 yield outcome

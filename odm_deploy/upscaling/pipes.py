@@ -38,23 +38,16 @@ class FrameFormat(Protocol):
 
 
 def upscale_stream(
-    source: BinaryIO,
-    sink: BinaryIO,
-    upscale: Callable[[Frame], Frame],
-    scale: int,
-    frames: FrameFormat,
-    *,
-    at_once: int = 1,
+    source: BinaryIO, sink: BinaryIO, upscale: Callable[[Frame], Frame], scale: int, frames: FrameFormat
 ) -> int:
     """Upscale frame after frame from one stream to another; reading, upscaling and writing overlap.
 
     Args:
         source: frames, behind their header.
         sink: where larger ones go, behind theirs.
-        upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from `at_once` threads.
+        upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from one thread.
         scale: of `upscale`.
         frames: how frames lie in `source`.
-        at_once: how many frames to upscale at once.
 
     Returns:
         How many frames there were.
@@ -66,7 +59,7 @@ def upscale_stream(
     count, larger = 0, frames.enlarged(scale)
     if larger.header:
         write_bytes(sink, larger.header)
-    with closing(map_ahead(upscale, ahead(frames.read(source)), workers=at_once)) as results:
+    with closing(map_ahead(upscale, ahead(frames.read(source)))) as results:
         for count, frame in enumerate(results, 1):  # noqa: B007 - returned below
             larger.write(sink, frame)
     return count

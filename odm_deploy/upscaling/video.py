@@ -103,7 +103,6 @@ def upscale_video(
     scale: int,
     *,
     crf: int | None = None,
-    at_once: int = 1,
     track: Track = untracked,
 ) -> VideoResult:
     """Upscale the first video stream of a file; decoding, upscaling and encoding overlap.
@@ -115,10 +114,9 @@ def upscale_video(
     Args:
         source: any file FFmpeg reads.
         destination: ends in .mp4, .mkv, .mov or .webm; whole or not at all.
-        upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from `at_once` threads.
+        upscale: uint8 [H, W, 3] RGB -> uint8 [scale*H, scale*W, 3]; called from one thread.
         scale: of `upscale`.
         crf: the encoder's constant rate factor, 0 (best) to 51; None looks lossless.
-        at_once: how many frames to upscale at once.
         track: shows progress, one step a frame; called with the number of frames the file claims.
 
     Raises:
@@ -138,7 +136,7 @@ def upscale_video(
             chosen = _FORMATS[destination.suffix.lower()]
             chosen = chosen if crf is None else replace(chosen, crf=crf)
             with av.open(str(temporary), "w", format=chosen.container) as writer:
-                return _transcode(source, reader, writer, chosen, upscale, scale, at_once, track)
+                return _transcode(source, reader, writer, chosen, upscale, scale, track)
     except FFmpegError as error:
         raise InputError(
             f"cannot upscale video {source} to {destination}",
@@ -154,7 +152,6 @@ def _transcode(
     chosen: _Format,
     upscale: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     scale: int,
-    at_once: int,
     track: Track,
 ) -> VideoResult:
     from av.video.frame import VideoFrame
@@ -176,7 +173,7 @@ def _transcode(
 
     def written() -> Generator[int]:
         count = 0
-        with closing(map_ahead(larger, ahead(_read(path, reader, matrix, ends)), workers=at_once)) as upscaled:
+        with closing(map_ahead(larger, ahead(_read(path, reader, matrix, ends)))) as upscaled:
             for item in upscaled:
                 if not isinstance(item, _Picture):
                     item.stream = copies[item.stream.index]

@@ -71,8 +71,8 @@ class Meeting(OnnxRuntime):
 
 
 def test_as_many_images_are_under_way_at_once_as_there_are_contexts() -> None:
-    runtime = Meeting.open_bytes(sr_model("float").SerializeToString(), RuntimeOptions(threads=1, contexts=2))
-    with Engine(runtime) as engine, ThreadPoolExecutor(4) as pool:
+    runtime = Meeting.open_bytes(sr_model("float").SerializeToString(), ONE_THREAD)
+    with Engine(runtime, contexts=2) as engine, ThreadPoolExecutor(4) as pool:
         results = list(pool.map(engine.upscale, [image()] * 4))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])

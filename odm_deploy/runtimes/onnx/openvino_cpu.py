@@ -53,11 +53,6 @@ class OpenVinoCpu(GraphRuntime):
         self.device = describe_cpu(self._threads)
 
     @classmethod
-    def contexts_for_many(cls, threads: int | None) -> int:
-        """Two, each on half of the threads: one computes while the other waits for its slowest thread."""
-        return min(2, threads or physical_cpus())
-
-    @classmethod
     def _load(cls, model: bytes, graph: ModelProto, options: RuntimeOptions, label: str) -> Self:
         if not options.optimize:
             raise UsageError(
