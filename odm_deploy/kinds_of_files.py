@@ -23,4 +23,9 @@ def kind_of(path: Path | str) -> str:
     path = Path(path)
     if path.is_dir():
         return "a bundle" if (path / "manifest.json").is_file() else "a folder"
-    return _KINDS.get(path.suffix.lower(), "")
+    return kind_by_name(path)
+
+
+def kind_by_name(path: Path | str) -> str:
+    """What goes by such a name, whether or not it is there; empty where the name does not say."""
+    return _KINDS.get(Path(path).suffix.lower(), "")

@@ -15,7 +15,7 @@ from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
 from odm_deploy.graphs.files import read_bytes, read_onnx
-from odm_deploy.kinds_of_files import kind_of
+from odm_deploy.kinds_of_files import kind_by_name, kind_of
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +58,7 @@ class Bundle:
         """
         if isinstance(path, Bundle):
             return path
-        if Path(path).suffix.lower() in (".pt", ".pth", ".ckpt", ".safetensors"):
+        if kind_by_name(path) == "a checkpoint":
             # Whether or not it is there: what is wanted is another kind of thing.
             raise InputError(
                 f"cannot load {path}",

@@ -50,7 +50,7 @@ policy_options = group(
         show_default=True,
         metavar="NAME",
         callback=lambda _context, _parameter, name: name and name.lower(),
-        shell_complete=completing("integer", "deploy", "paper", "exact"),
+        shell_complete=completing("paper", "deploy", "integer", "exact", "exact-integer", "fastest"),
         help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
         "everything, dyadic scales, the same bits on every runtime; exact-integer: both; fastest: "
         "integer where that loses nothing to see, else deploy.",

@@ -24,12 +24,12 @@ _REQUIRED = 0
 
 
 def check_graph(model: onnx.ModelProto, *, label: str) -> None:
-    """Refuse a model with names that are no text, or with attributes, inputs or outputs that their operator has not.
+    """Refuse a model with names that are no text, types that ONNX has not, or what an operator does not take or give.
 
     Operators and attributes that ONNX does not define are left alone. `label` names the model in error messages.
 
     Raises:
-        InputError: such a name, attribute, or number of inputs or outputs.
+        InputError: such a name or type, an attribute of another kind, or another number of inputs or outputs.
     """
     versions = {each.domain: each.version for each in model.opset_import}
     for domain, version in versions.items():

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,15 +41,11 @@ def without_quadratic_rewriting() -> Generator[None]:
     """
     from onnxscript import rewriter
 
-    name = "_DEFAULT_REWRITE_RULES"
-    rules = getattr(rewriter, name, ())
-    try:
-        if rules:
-            setattr(rewriter, name, tuple(rule for rule in rules if rule.name != _QUADRATIC_RULE))
+    def others(rules: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(rule for rule in rules if rule.name != _QUADRATIC_RULE)
+
+    with _changed(rewriter, "_DEFAULT_REWRITE_RULES", others):
         yield
-    finally:
-        if rules:
-            setattr(rewriter, name, rules)
 
 
 @contextmanager
@@ -60,24 +57,32 @@ def without_second_trace() -> Generator[None]:
     """
     from torch.onnx._internal.exporter import _fx_passes
 
-    name = "decompose_with_registry"
-    trace_again = getattr(_fx_passes, name, None)
+    def where_needed(trace_again: Callable[..., Any]) -> Callable[..., Any]:
+        def decompose(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
+            known = {meta.fx_target for metas in registry.functions.values() for meta in metas}
+            called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+            if any(operator not in known or _writes(operator) for operator in called):
+                return trace_again(program, registry)
+            return program
 
-    def decompose(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
-        known = {meta.fx_target for metas in registry.functions.values() for meta in metas}
-        called = [node.target for node in program.graph.nodes if node.op == "call_function"]
-        assert trace_again is not None
-        if any(operator not in known or _writes(operator) for operator in called):
-            return trace_again(program, registry)
-        return program
+        return decompose
 
+    with _changed(_fx_passes, "decompose_with_registry", where_needed):
+        yield
+
+
+@contextmanager
+def _changed(module: ModuleType, name: str, change: Callable[[Any], Any]) -> Generator[None]:
+    """While this lasts, `module.name` is what `change` makes of it; a module that has none stays as it is."""
+    original = getattr(module, name, None)
+    if original is None:
+        yield
+        return
+    setattr(module, name, change(original))
     try:
-        if trace_again is not None:
-            setattr(_fx_passes, name, decompose)
         yield
     finally:
-        if trace_again is not None:
-            setattr(_fx_passes, name, trace_again)
+        setattr(module, name, original)
 
 
 def _writes(operator: Any) -> bool:

@@ -7,15 +7,9 @@ from pathlib import Path
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.reading import READ_SUFFIXES
 from odm_deploy.imaging.writing import WRITTEN_SUFFIXES
-from odm_deploy.kinds_of_files import kind_of
+from odm_deploy.kinds_of_files import kind_by_name, kind_of
 from odm_deploy.upscaling.batch import is_many
 from odm_deploy.upscaling.video import VIDEO_SUFFIXES, is_video
-
-_OTHER_VIDEOS = frozenset(
-    f".{name}"
-    for name in "3gp avi flv m2ts m4v mpeg mpg mts mxf ogv ts vob wmv y4m".split()  # noqa: SIM905
-)
-"""What video files are called that are read and not written."""
 
 
 def check_kinds(source: str, destination: Path) -> None:
@@ -40,15 +34,11 @@ def check_kinds(source: str, destination: Path) -> None:
             fix = f"name a folder, such as {destination.with_suffix('')}"
             raise UsageError(f"cannot write {destination}", why=why, fix=fix)
         return
-    if _looks_like_video(source) and not is_video(destination):
+    if kind_by_name(source) == "a video" and not is_video(destination):
         why = f"{source} is a video" + (f", and none is written as {destination.suffix}" if destination.suffix else "")
         raise UsageError(f"cannot write {destination}", why=why, fix=written)
     if is_video(destination) and Path(source).suffix.lower() in READ_SUFFIXES and Path(source).suffix.lower() != ".gif":
         why, fix = f"{source} is an image", f"end OUT in {', '.join(WRITTEN_SUFFIXES)}"
         raise UsageError(f"cannot write video {destination}", why=why, fix=fix)
-    if _looks_like_video(destination) and not is_video(destination):
+    if kind_by_name(destination) == "a video" and not is_video(destination):
         raise UsageError(f"cannot write {destination}", why=f"no video is written as {destination.suffix}", fix=written)
-
-
-def _looks_like_video(path: Path | str) -> bool:
-    return Path(path).suffix.lower() in _OTHER_VIDEOS.union(VIDEO_SUFFIXES)
