@@ -29,6 +29,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.proof.evaluation import Score, evaluate, upscaler_of
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.terminal import run, say
+from training.acceleration import exact_evaluation
 from training.config import from_tables, to_tables
 from training.distributed import World
 from training.loop.preparation import load_float_network
@@ -138,12 +139,14 @@ def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]
     model = train(recipe, folder, World())
     model.network.eval()
     method = build_method(recipe.method)
+    with exact_evaluation():
+        scores = benchmark_scores(model, recipe, benchmarks, recipe.run.device)
     result = Result(
         recipe=name,
         method=method.name,
         width=recipe.quantization.body if method.quantizes else "float",
         iterations=recipe.run.iterations,
-        **benchmark_scores(model, recipe, benchmarks, recipe.run.device),
+        **scores,
         **costs(model.float_network(), recipe.quantization.policy() if method.quantizes else None, model),
         seconds_per_step=seconds_per_step(folder),
         exportable=method.why_not_exportable() or "yes",
