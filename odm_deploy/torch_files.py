@@ -6,15 +6,14 @@ import argparse
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.kinds_of_files import kind_of
+from odm_deploy.torch_contents import check_contents
 
 _COMPRESSED_BYTES = 16 << 20
 """What records may hold beyond the file's own length: torch compresses code, but no tensors."""
@@ -27,8 +26,8 @@ def read_torch_file(path: Path | str) -> Any:
     """Content of a torch file, on the CPU, read with `weights_only=True`.
 
     Raises:
-        InputError: no such file, not a torch file, a truncated one, one that wants to run code, or one that would fill
-            more memory than it is long.
+        InputError: no such file, not a torch file, a truncated one, one that wants to run code, or one whose content
+            `check_contents` refuses.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +70,7 @@ def read_torch_file(path: Path | str) -> Any:
             why=f"the file is damaged or truncated ({_reason(error)})",
             fix="copy or download it again",
         ) from None
-    _check_tensors(content, path)
+    check_contents(content, str(path))
     return content
 
 
@@ -119,31 +118,6 @@ def _check_records(path: Path) -> None:
             why=f"its records are compressed: {held} bytes in a file of {length}",
             fix="torch.save never compresses; load it where you trust it, and save it again",
         )
-
-
-def _check_tensors(content: Any, path: Path) -> None:
-    """Refuse tensors that are not numbers in a row: whoever computes with one would fill memory that nobody sent."""
-    seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", content)]
-    while waiting:
-        name, value = waiting.pop()
-        if isinstance(value, Tensor):
-            problem = _problem(value)
-            if problem:
-                raise InputError(f"refused to read {path}", why=f"its tensor {name[:80]} {problem}")
-        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            waiting += [(f"{name}.{key}" if name else str(key), item) for key, item in items]
-
-
-def _problem(tensor: Tensor) -> str:
-    if tensor.is_complex():
-        return "is complex, and real weights would lose its imaginary part"
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        return f"is no plain one: {tensor.layout}, {tensor.dtype}, {tensor.device}"
-    needed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    return f"has {tensor.numel()} elements, stored as {held} bytes" if needed > held else ""
 
 
 def _reason(error: BaseException) -> str:

@@ -23,9 +23,10 @@ SOURCES = ("odm_deploy", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel is built from."""
 
 
-def built(sources: Path, out: Path, mask: int) -> Path:
-    """The wheel of a folder, built under a mask of permissions, without an index."""
-    words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+def built(sources: Path, out: Path, mask: int, *, alone: bool = True) -> Path:
+    """The wheel of a folder, built under a mask of permissions, without an index where that has to do."""
+    words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps"]
+    words += ["--no-build-isolation", "--no-index"] if alone else []
     # pip's own cache would give the first one twice.
     words += ["--no-cache-dir", "-w", out, sources]
     subprocess.run(words, check=True, timeout=300, umask=mask)
@@ -88,20 +89,32 @@ def test_the_wheel_works_alone_with_one_extra(extra, tmp_path):
     save_model(calibrated_exact("edsr"), tmp_path / "model.pt")
     assert run_cli("export", tmp_path / "model.pt", "-o", tmp_path / "bundle", "--no-engine").code == 0
     Image.new("RGB", (24, 16), (80, 120, 200)).save(tmp_path / "photo.png")
-    wheel = built(copied(tmp_path / "sources", mode=0o644, age_s=0), tmp_path / "dist", 0o022)
+    wheel = built(copied(tmp_path / "sources", mode=0o644, age_s=0), tmp_path / "dist", 0o022, alone=False)
     environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
-    python = environment / "bin" / "python"
-    constrained = ("-c", REPOSITORY / "constraints.txt")
-    wanted = f"{wheel}[{extra}]" if extra else str(wheel)
-    subprocess.run([python, "-m", "pip", "install", "-q", *constrained, wanted], check=True, timeout=1200)
-    words, code, said = EXTRAS[extra]
-    places = {name: str(tmp_path / file) for name, file in (("photo", "photo.png"), ("model", "model.pt"))}
-    places |= {"bundle": str(tmp_path / "bundle"), "out": str(tmp_path / "out.png")}
-    line = [environment / "bin" / "odm-deploy", *(word.format(**places) for word in words)]
-    # Elsewhere, and without this process's paths: they lead to the sources.
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(line, cwd=environment, env=clean, capture_output=True, text=True, check=False, timeout=300)
+    try:
+        done = in_environment(environment, f"{wheel}[{extra}]" if extra else str(wheel), line_of(extra, tmp_path))
+    finally:
+        # Gigabytes, which pytest would keep.
+        shutil.rmtree(environment, ignore_errors=True)
+    _, code, said = EXTRAS[extra]
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def line_of(extra: str, folder: Path) -> list[str]:
+    """The words of an extra's command."""
+    names = {"photo": "photo.png", "model": "model.pt", "bundle": "bundle", "out": "out.png"}
+    places = {name: str(folder / file) for name, file in names.items()}
+    return [word.format(**places) for word in EXTRAS[extra][0]]
+
+
+def in_environment(environment: Path, wanted: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Install a requirement into an environment of its own, and run its command there."""
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=120)
+    install = [environment / "bin" / "python", "-m", "pip", "install", "-q", "-c", REPOSITORY / "constraints.txt"]
+    subprocess.run([*install, wanted], check=True, timeout=1200)
+    # Elsewhere, and without this process's paths: they lead to the sources.
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    line = [environment / "bin" / "odm-deploy", *words]
+    return subprocess.run(line, cwd=environment, env=clean, capture_output=True, text=True, check=False, timeout=300)

@@ -351,7 +351,7 @@ def test_metadata_of_anything_but_plain_values_is_refused(tmp_path, metadata):
     save_model(model, tmp_path / "model.pt")
     document = torch.load(tmp_path / "model.pt", weights_only=True)
     document["metadata"] = metadata
-    with pytest.raises(InputError, match="is not a plain value") as caught:
+    with pytest.raises(InputError, match=r"is not a plain value|levels of others") as caught:
         load_document(document, tmp_path)
     assert len(str(caught.value)) < 400
 

@@ -113,8 +113,50 @@ def test_tensors_that_are_more_than_their_file_are_refused(tmp_path, tensor, rea
         read_torch_file(tmp_path / "odd.pt")
 
 
-def test_content_that_holds_itself_is_read(tmp_path):
+def doubled(value: object, times: int) -> object:
+    """2^times of a value, in as many containers as `times`."""
+    for _ in range(times):
+        value = {"a": value, "b": [value]} if isinstance(value, dict) else [value, (value,)]
+    return value
+
+
+def nested(times: int) -> list[object]:
+    content: list[object] = []
+    for _ in range(times):
+        content = [content]
+    return content
+
+
+def holding_itself() -> dict[str, object]:
     content: dict[str, object] = {"a": 1}
-    content["self"] = content
-    torch.save(content, tmp_path / "loop.pt")
-    assert read_torch_file(tmp_path / "loop.pt")["a"] == 1
+    content["b"] = [content]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"config": doubled(1, 40)}, "it repeats itself: .* made of 122 and 0 that are stored"),
+        (doubled({"w": torch.zeros(2)}, 40), "it repeats itself"),
+        ({f"{index}.weight": torch.zeros(1 << 20).half().expand(2, -1)[0] for index in range(3)}, ""),
+        (dict.fromkeys(map(str, range(200)), torch.zeros(1 << 20).half()), "it repeats itself: .* and 2097152 that"),
+        (holding_itself(), "b.0 holds itself"),
+        (nested(200), "levels of others"),
+    ],
+    ids=["values", "mappings", "distinct", "tensors", "cycle", "depth"],
+)
+def test_content_is_bounded_by_what_is_stored(tmp_path, content, reason):
+    torch.save(content, tmp_path / "odd.pt")
+    if not reason:
+        assert len(read_torch_file(tmp_path / "odd.pt")) == len(content)
+        return
+    with pytest.raises(InputError, match=reason):
+        read_torch_file(tmp_path / "odd.pt")
+
+
+def test_what_is_tied_or_kept_twice_is_read(tmp_path):
+    weights = {"body.weight": torch.randn(64, 64, 3, 3), "first.weight": torch.randn(8, 3, 3, 3)}
+    tied = weights | {f"body.{index}.weight": weights["body.weight"] for index in range(25)}
+    torch.save({"params": tied, "params_ema": tied}, tmp_path / "recursive.pt")
+    content = read_torch_file(tmp_path / "recursive.pt")
+    assert torch.equal(content["params_ema"]["body.24.weight"], weights["body.weight"])

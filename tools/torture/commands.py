@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class Command:
     words: tuple[str, ...]
     stdin: Path | None = None
     """A file to read standard input from; nothing is there otherwise."""
+    stdout: Path | None = None
+    """A file that what it prints goes to; nowhere otherwise."""
+    scratch: Path | None = None
+    """The folder for its temporary files, where it is not the system's."""
 
     @property
     def line(self) -> list[str]:
@@ -38,6 +43,8 @@ class Command:
     def __call__(self) -> None:
         """Run it as a user's process does from its first line on, but for the imports; ends with SystemExit."""
         sys.argv = [self.module, *self.words]
+        if self.scratch is not None:
+            tempfile.tempdir = os.environ["TMPDIR"] = str(self.scratch)
         if self.module == "odm_deploy":
             from odm_deploy.cli import main
 
@@ -49,9 +56,9 @@ class Command:
             run(command, "python -m training")
 
 
-def odm_deploy(*words: str | Path, stdin: Path | None = None) -> Command:
+def odm_deploy(*words: str | Path, stdin: Path | None = None, stdout: Path | None = None) -> Command:
     """The command `odm-deploy WORDS`."""
-    return Command("odm_deploy", tuple(map(str, words)), stdin)
+    return Command("odm_deploy", tuple(map(str, words)), stdin, stdout)
 
 
 def training(*words: str | Path) -> Command:

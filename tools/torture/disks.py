@@ -10,11 +10,14 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from torture.commands import Command
 from torture.forked import run_forked
-from torture.jobs import Job, jobs_of, names_in
+from torture.jobs import Job, jobs_of
 from torture.material import Material, scratch_free
+from torture.results import names_in
 from torture.tally import Tally
 
 _STEPS = 40
@@ -23,6 +26,9 @@ _SECONDS = 40.0
 """Verbs that take long get fewer."""
 _PAGE = 4096
 _AMPLE = 256 << 20
+_SCRATCH = "tmp"
+"""The folder for temporary files."""
+_FILLER = "filler"
 
 
 @contextmanager
@@ -46,24 +52,35 @@ def _used(folder: Path) -> int:
 
 
 def fill(tally: Tally, made: Material, seed: int, wanted: str = "", deadline: float = math.inf) -> None:
-    """Run every verb that writes on disks of one page, two, and so on up to what it needs less a page."""
+    """Run every verb that writes on disks of one page, two, and so on up to what it needs less a page.
+
+    Temporary files go to the same disk.
+    """
     rng = random.Random(seed)
     for name, job in jobs_of(made).items():
-        if not job.writes or wanted not in ("", name):
+        if not (job.writes or job.prints) or wanted not in ("", name):
             continue
         with _disk(_AMPLE) as out:
             if job.prepare is not None:
                 job.prepare(out)
             start = _used(out)
-            whole = run_forked(job.call(out), folder=out)
+            whole = run_forked(_within(job, out), folder=out)
+            if whole.code or whole.fault or job.check(out):
+                raise AssertionError(f"{name} does not run with room: {whole.said or job.check(out)}")
             need = _used(out) - start
         pages = max(1, need // _PAGE)
         steps = int(max(4, min(_STEPS, _SECONDS / whole.seconds, pages)))
         for room in sorted(rng.sample(range(pages), min(steps, pages))):
-            for before in (False, True):
+            for before in (False, True)[: 1 if job.resumes or job.prints else 2]:
                 if time.monotonic() > deadline:
                     return
-                _fill_once(tally, name, job, room * _PAGE, before=before and not job.resumes)
+                _fill_once(tally, name, job, room * _PAGE, before=before)
+
+
+def _within(job: Job, out: Path) -> Command:
+    """The verb, with its temporary files on the same disk."""
+    (out / _SCRATCH).mkdir(exist_ok=True)
+    return replace(job.call(out), scratch=out / _SCRATCH)
 
 
 def _fill_once(tally: Tally, name: str, job: Job, room: int, *, before: bool) -> None:
@@ -72,16 +89,19 @@ def _fill_once(tally: Tally, name: str, job: Job, room: int, *, before: bool) ->
         if job.prepare is not None:
             job.prepare(out)
         if before:
-            run_forked(job.call(out), folder=out)
-        there = names_in(out)
+            run_forked(_within(job, out), folder=out)
         # A size of 0 would mean no limit.
-        _resize(out, max(_PAGE, _used(out) + room))
-        outcome = run_forked(job.call(out), folder=out)
+        (out / _FILLER).write_bytes(bytes(_PAGE))
+        there = names_in(out)
+        (out / _SCRATCH).mkdir(exist_ok=True)
+        _resize(out, _used(out) + room)
+        outcome = run_forked(_within(job, out), folder=out)
         lost = sorted(there - names_in(out))
-        left = scratch_free(out)
-        problem = outcome.fault or job.check(out) or (f"left {left}" if left else "")
-        problem = problem or (f"{lost[0]} is lost" if lost else "")
-        if not problem and not outcome.code and not (names_in(out) or there):
+        left = [*scratch_free(out), *(path.name for path in (out / _SCRATCH).iterdir())]
+        # What is printed may break off, but not in silence.
+        problem = outcome.fault or ("" if job.prints and outcome.code else job.check(out))
+        problem = problem or (f"left {left}" if left else "") or (f"{lost[0]} is lost" if lost else "")
+        if not problem and not outcome.code and names_in(out) == {_FILLER}:
             problem = "ends with 0 and wrote nothing"
         where = f"{room} bytes of room, {'an old result' if before else 'nothing'} there: {problem}" if problem else ""
         tally.note(name, outcome, where)
@@ -93,7 +113,7 @@ def write_twice(
     """Two of the same command on one target at once: the result is one of theirs, whole, and nothing is left over."""
     rng = random.Random(seed)
     for name, job in jobs_of(made).items():
-        if job.resumes or not job.writes or wanted not in ("", name):
+        if job.resumes or job.prints or not job.writes or wanted not in ("", name):
             continue
         for _ in range(rounds):
             if time.monotonic() > deadline:

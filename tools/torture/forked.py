@@ -154,9 +154,10 @@ def run_here(call: Call, folder: Path, errors: IO[bytes], *, fresh: bool = False
     """
     os.chdir(folder)
     os.dup2(errors.fileno(), 2)
-    taken = call.stdin if isinstance(call, Command) and call.stdin is not None else os.devnull
-    for number, name, flags in ((0, taken, os.O_RDONLY), (1, os.devnull, os.O_WRONLY)):
-        opened = os.open(name, flags)
+    taken, given = (call.stdin, call.stdout) if isinstance(call, Command) else (None, None)
+    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for number, name, flags in ((0, taken or os.devnull, os.O_RDONLY), (1, given or os.devnull, writing)):
+        opened = os.open(name, flags, 0o666)
         os.dup2(opened, number)
         os.close(opened)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

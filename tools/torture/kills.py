@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from torture.forked import run_forked
-from torture.jobs import Job, jobs_of, names_in, result_of
+from torture.jobs import Job, jobs_of
 from torture.material import Material, scratch_free
+from torture.results import names_in, result_of
 from torture.tally import Tally
 
 KILLS_IN_A_ROW = 4
@@ -26,7 +27,7 @@ _FOREVER_S = 1.5
 def kill(tally: Tally, made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> None:
     """Kill `count` commands, of one verb or of all, and look at what they leave; `deadline` is of time.monotonic."""
     rng = random.Random(seed)
-    jobs = {name: job for name, job in jobs_of(made).items() if wanted in ("", name)}
+    jobs = {name: job for name, job in jobs_of(made).items() if wanted in ("", name) and not job.prints}
     durations: dict[str, float] = {}
     expected: dict[str, str] = {}
     names = [name for name in jobs for _ in range(jobs[name].weight)]

@@ -44,6 +44,11 @@ class Material:
         return self.folder / "images"
 
     @property
+    def dataset(self) -> Path:
+        """The images as a benchmark set with ground truth."""
+        return self.folder / "dataset"
+
+    @property
     def clip(self) -> Path:
         """A video of `FRAMES` frames."""
         return self.folder / "clip.mp4"
@@ -80,6 +85,11 @@ def _draw(made: Material) -> None:
     for index in range(IMAGES):
         coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         coarse.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC).save(made.images / f"{index}.png")
+        small, truth = made.dataset / "LR_bicubic" / "X2", made.dataset / "HR"
+        for folder, side in ((small, 1), (truth, 2)):
+            folder.mkdir(parents=True, exist_ok=True)
+            size = (SIZE[1] * side, SIZE[0] * side)
+            coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index}{'x2' if side == 1 else ''}.png")
     photo = Image.open(made.images / "0.png")
     for suffix in ("jpg", "gif", "webp", "tif", "bmp", "ppm"):
         photo.save(made.folder / f"photo.{suffix}")

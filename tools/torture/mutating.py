@@ -119,12 +119,22 @@ def damaged_torch_file(data: bytes, rng: random.Random) -> bytes:
     for holder, key in list(_places(result)):
         if isinstance(holder[key], torch.Tensor) and rng.randrange(20) == 0:
             holder[key] = _hostile_tensor(holder[key], rng)
+    if rng.randrange(6) == 0 and (places := list(_places(result))):
+        holder, key = rng.choice(places)
+        holder[key] = _repeated(holder[key], rng.randrange(1, 60))
     written = io.BytesIO()
     try:
         torch.save(result, written)
     except RecursionError:  # nested too deep to be written
         return damaged_bytes(data, rng)
     return written.getvalue()
+
+
+def _repeated(value: Any, times: int) -> Any:
+    """A value 2^times times, in a few bytes: a pickle names what it holds already."""
+    for _ in range(times):
+        value = {"a": value, "b": value} if isinstance(value, dict) else [value, value]
+    return value
 
 
 def _hostile_tensor(tensor: Any, rng: random.Random) -> Any:
