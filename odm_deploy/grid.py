@@ -76,10 +76,13 @@ class Grid:
             object.__setattr__(self, "center", float(np.float32(self.center)))
 
     @classmethod
-    def from_range(cls, lower: float, upper: float, bits: int, *, power_of_two: bool = False) -> Grid:
+    def from_range(
+        cls, lower: float, upper: float, bits: int, *, power_of_two: bool = False, symmetric: bool = False
+    ) -> Grid:
         """The grid whose levels span [lower, upper] once the range is widened to hold zero and zero is snapped.
 
         With `power_of_two` the scale is rounded up to a power of two, so that no arithmetic on the grid ever rounds.
+        With `symmetric` grids of 8 bits have zero in their middle (`is_symmetric`).
 
         Raises:
             InputError: a bound that is not finite, or lower > upper.
@@ -90,11 +93,14 @@ class Grid:
         code_max = 2**bits - 1
         # An all-zero layer has no range; any positive scale represents it exactly. A range of denormals gets the
         # smallest scale there is.
-        scale = max((upper - lower) / code_max, _SMALLEST_SCALE) if upper > lower else 1.0
+        symmetric = symmetric and bits == MAX_BITS
+        half = 2 ** (bits - 1)
+        step = max(-lower / half, upper / (half - 1)) if symmetric else (upper - lower) / code_max
+        scale = max(step, _SMALLEST_SCALE) if upper > lower else 1.0
         if power_of_two:
             scale = 2.0 ** math.ceil(math.log2(scale))
         scale = float(np.float32(scale))
-        zero_point = nearest_zero_point(lower, scale, bits, exact_ties=power_of_two)
+        zero_point = half if symmetric else nearest_zero_point(lower, scale, bits, exact_ties=power_of_two)
         return cls(scale, zero_point, bits)
 
     @classmethod
@@ -124,6 +130,11 @@ class Grid:
     def is_free(self) -> bool:
         """Whether zero need not be a level."""
         return self.center is not None
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether zero is the middle one of 256 codes, and codes less that are int8, as engines store them."""
+        return not self.is_free and self.bits == MAX_BITS and self.zero_point == self.code_half
 
     @property
     def lower(self) -> float:

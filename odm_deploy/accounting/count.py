@@ -139,7 +139,7 @@ def _planned_signals(
     """Widths of the tensors between layers that a policy puts on grids."""
     if policy is None or policy.signals is None:
         return {}
-    return {signal.name: policy.signals for signal in plan_signals(network, layers.keys()).signals}
+    return {signal.name: policy.signals for signal in plan_signals(network, layers.keys(), fused=policy.fused).signals}
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,20 @@ policy_options = group(
         "--free", is_flag=True, help="Activation grids need not hold zero (Eq. 1 of the ODM paper as written)."
     ),
     click.option(
+        "--symmetric",
+        is_flag=True,
+        help="Zero in the middle of 8-bit activation grids: engines need no padding kernels.",
+    ),
+    click.option(
         "--profile",
         default="paper",
         show_default=True,
         metavar="NAME",
         callback=lambda _context, _parameter, name: name and name.lower(),
-        shell_complete=completing("paper", "deploy", "integer", "exact", "exact-integer", "fastest"),
-        help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; exact: "
-        "everything, dyadic scales, the same bits on every runtime; exact-integer: both; fastest: "
-        "integer where that loses nothing to see, else deploy.",
+        shell_complete=completing("paper", "deploy", "integer", "engine", "exact", "exact-integer", "fastest"),
+        help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; "
+        "engine: integer as TensorRT fuses it; exact: everything, dyadic scales, the same bits on every runtime; "
+        "exact-integer: both; fastest: integer where that loses nothing to see, else deploy.",
     ),
 )
 """What is quantized; `to_policies` reads them."""
@@ -129,6 +134,7 @@ def to_policy(options: Mapping[str, Any], profile: str) -> QuantizationPolicy:
         overrides=options["layers"],
         per_channel=not options["per_layer_weights"],
         free=options["free"],
+        symmetric=options["symmetric"],
     )
 
 

@@ -9,6 +9,8 @@ A *profile* is a starting point with a name, for command lines and recipes:
 - `deploy`: everything but the first layer, 8 bits outside the body;
 - `integer`: besides, the outputs of convolutions and the sums between them on 8-bit grids (`signals`), which runtimes
   on CPUs need to compute in integers throughout;
+- `engine`: the same for TensorRT: zero in the middle of 8-bit grids (`symmetric`), and what a convolution gives to a
+  sum or activation function is not rounded before (`fused`), so that there is one kernel for each convolution;
 - `exact`: everything, 8 bits where nothing else is said, dyadic scales; the same bits on every runtime;
 - `exact-integer`: besides, the signals of `integer` on dyadic scales; the same bits with bf16 for what is float, too.
 """
@@ -83,8 +85,14 @@ class QuantizationPolicy:
     """One weight scale per output channel rather than per layer. Costs nothing on any runtime."""
     free: bool = False
     """Activation grids whose levels need not hold zero (`Grid.free`)."""
+    symmetric: bool = False
+    """Activation grids of 8 bits have zero in their middle: what engines pad with, so that they need no `Pad`, for half
+    of the codes of a tensor that is never negative. Grids of less bits are as engines have them anyway."""
     signals: int | None = None
     """Bits of the tensors between layers that `signal_plan` finds; None: they stay float."""
+    fused: bool = False
+    """With signals: what a convolution gives to one sum or activation function alone stays float, for kernels that go
+    on with it at once."""
     power_of_two: bool = False
     """Activation scales are powers of two, weight scales have short mantissas, and every sum is proven exact
     (`exact.freeze`): every layer of the network has to be quantized."""
@@ -92,6 +100,8 @@ class QuantizationPolicy:
     def __post_init__(self) -> None:
         if self.signals is not None and not MIN_BITS <= self.signals <= MAX_BITS:
             raise UsageError(f"no signals of {self.signals} bits", fix=f"widths are {MIN_BITS} to {MAX_BITS} bits")
+        if self.symmetric and self.free:
+            raise UsageError("symmetric grids that are free", why="the one has zero in its middle, the other nowhere")
         if self.signals is not None and self.free:
             raise UsageError("free grids with signals", why="sums of codes need zero on the grid")
         if not self.power_of_two:
@@ -134,6 +144,19 @@ class QuantizationPolicy:
         return cls.deploy(body, **{"signals": MAX_BITS, **others})
 
     @classmethod
+    def engine(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
+        """The same for TensorRT: grids and signals that its convolutions take without any kernel between them.
+
+        Args:
+            body: widths of the body.
+            others: further fields.
+
+        Raises:
+            UsageError: fields that contradict each other.
+        """
+        return cls.integer(body, **{"fused": True, **others, "symmetric": True})
+
+    @classmethod
     def exact(cls, body: LayerBits, **others: Any) -> QuantizationPolicy:
         """What a model needs to be exact: power-of-two scales, and 8 bits for regions of which nothing is said.
 
@@ -172,6 +195,7 @@ class QuantizationPolicy:
         overrides: Mapping[str, str] | None = None,
         per_channel: bool = True,
         free: bool = False,
+        symmetric: bool = False,
     ) -> QuantizationPolicy:
         """The policy that a profile of `PROFILES` makes of widths as `LayerBits.parse` reads them.
 
@@ -192,6 +216,7 @@ class QuantizationPolicy:
             overrides={pattern: LayerBits.parse(width) for pattern, width in (overrides or {}).items()},
             per_channel=per_channel,
             free=free,
+            symmetric=symmetric,
         )
 
     def select(self, network: SuperResolutionNetwork) -> dict[str, LayerBits]:
@@ -225,6 +250,7 @@ PROFILES: Mapping[str, Callable[..., QuantizationPolicy]] = {
     "paper": QuantizationPolicy,
     "deploy": QuantizationPolicy.deploy,
     "integer": QuantizationPolicy.integer,
+    "engine": QuantizationPolicy.engine,
     "exact": QuantizationPolicy.exact,
     "exact-integer": QuantizationPolicy.exact_integer,
 }

@@ -131,7 +131,7 @@ def calibrate(
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
-        plan = plan_signals(network, bits.keys())
+        plan = plan_signals(network, bits.keys(), fused=policy.fused)
         if settings.equalize:
             scaled = equalize_channels(network, parts, bits, plan.feeds, plan.outputs, power_of_two=policy.power_of_two)
         # A gain would stand between codes, and few scales are short enough to be shared.
@@ -139,7 +139,9 @@ def calibrate(
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
     with SignalObservers(network, plan, percentile) as watched:
         observers = observe(network, images, bits, percentile)
-    signals = watched.grids(policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two)
+    signals = watched.grids(
+        policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two, symmetric=policy.symmetric
+    )
     shared = sharing(plan, signals, {name: width.activation for name, width in bits.items()})
     modules = dict(network.named_modules())
     layers = {
@@ -158,7 +160,7 @@ def calibrate(
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         alone = {name: layer for name, layer in layers.items() if name not in shared}
-        fitted = _fit_inputs(network, parts, alone, observers, settings, track)
+        fitted = _fit_inputs(network, parts, alone, observers, settings, track, symmetric=policy.symmetric)
         layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
         weights = divided_by_gains(weights, layers)
     exact = None
@@ -196,6 +198,8 @@ def _fit_inputs(
     observers: dict[str, InputObserver],
     settings: CalibrationSettings,
     track: Track,
+    *,
+    symmetric: bool,
 ) -> dict[str, FrozenLayer]:
     """Every layer with the offsets and the range that its output likes best; what offset inputs look like is noted."""
     fitted: dict[str, FrozenLayer] = {}
@@ -206,6 +210,7 @@ def _fit_inputs(
             equalize=settings.equalize,
             search=settings.output_ranges,
             adaptive=settings.adaptive_rounding,
+            symmetric=symmetric,
         )
         if layer.offsets is not None:
             observers[patches.name] = InputObserver(patches.name)
@@ -261,7 +266,14 @@ def _freeze_layer(
     settings: CalibrationSettings,
 ) -> FrozenLayer:
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    grid = choose_grid(observer, bits.activation, settings.method, free=policy.free, power_of_two=policy.power_of_two)
+    grid = choose_grid(
+        observer,
+        bits.activation,
+        settings.method,
+        free=policy.free,
+        power_of_two=policy.power_of_two,
+        symmetric=policy.symmetric,
+    )
     weight = quantize_weight(
         layer.weight,
         bits.weight,

@@ -31,7 +31,13 @@ class RangeMethod(StrEnum):
 
 
 def choose_grid(
-    observer: InputObserver, bits: int, method: RangeMethod, *, free: bool = False, power_of_two: bool = False
+    observer: InputObserver,
+    bits: int,
+    method: RangeMethod,
+    *,
+    free: bool = False,
+    power_of_two: bool = False,
+    symmetric: bool = False,
 ) -> Grid:
     """The grid of one layer's input.
 
@@ -41,6 +47,7 @@ def choose_grid(
         method: how to choose the range.
         free: levels need not hold zero.
         power_of_two: the scale is a power of two.
+        symmetric: at 8 bits zero is in the middle.
 
     Raises:
         InputError: no image was observed.
@@ -52,7 +59,7 @@ def choose_grid(
         # A constant input leaves a free grid no range; an ordinary one spans from zero to it.
         if free and lower < upper:
             return Grid.free(lower, upper, bits)
-        return Grid.from_range(lower, upper, bits, power_of_two=power_of_two)
+        return Grid.from_range(lower, upper, bits, power_of_two=power_of_two, symmetric=symmetric)
 
     if method is RangeMethod.PERCENTILE:
         return grid_of(*observer.percentile_range)

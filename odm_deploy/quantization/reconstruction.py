@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odm_deploy.grid import Grid
+from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.quantization.equalization import EXPONENTS, channel_offsets, offset_inputs, offset_weights
 from odm_deploy.quantization.fake_quant import fake_quantize
 from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer
@@ -35,7 +35,7 @@ SEARCHED = 2
 
 @torch.no_grad()
 def fit_input(
-    layer: FrozenLayer, patches: LayerPatches, *, equalize: bool, search: bool, adaptive: bool
+    layer: FrozenLayer, patches: LayerPatches, *, equalize: bool, search: bool, adaptive: bool, symmetric: bool = False
 ) -> FrozenLayer:
     """The layer with the offsets and the grid that give its output the smallest error; codes are the nearest ones.
 
@@ -45,10 +45,11 @@ def fit_input(
         equalize: whether offsets are tried.
         search: whether ranges are judged by the output, too, and not only by the error of the input.
         adaptive: whether adaptive rounding follows, so that errors of the weights count for less.
+        symmetric: at 8 bits zero stays in the middle of the grid.
     """
     tried = dataclasses.replace(patches, inputs=patches.inputs[:, :: max(patches.inputs.shape[1] // TRIED_ON, 1)])
     choices = _choices(patches) if equalize and patches.takes_offsets else (None,)
-    candidates = [_Candidate.of(layer, tried, offsets, adaptive) for offsets in choices]
+    candidates = [_Candidate.of(layer, tried, offsets, adaptive, symmetric) for offsets in choices]
     candidates.sort(key=lambda candidate: candidate.error)
     if search:
         candidates = [candidate.searched() for candidate in candidates[:SEARCHED]]
@@ -135,25 +136,33 @@ class _Candidate:
     """Mean squared error of the output that comes from the weights' rounding."""
     error: float
     """That, and what comes from the input's."""
+    symmetric: bool
+    """At 8 bits zero is in the middle of the grid."""
 
     @classmethod
     def of(
-        cls, layer: FrozenLayer, patches: LayerPatches, offsets: ChannelOffsets | None, adaptive: bool
+        cls,
+        layer: FrozenLayer,
+        patches: LayerPatches,
+        offsets: ChannelOffsets | None,
+        adaptive: bool,
+        symmetric: bool = False,
     ) -> _Candidate:
         """With the grid of the smallest error on offset inputs, or without offsets on the layer's own."""
         inputs = offset_inputs(patches.inputs, patches, offsets)
         weight, bias = offset_weights(patches, offsets)
         codes, grid = layer.weight, layer.grid
+        symmetric = symmetric and grid.bits == MAX_BITS
         if offsets is not None:
             shaped = weight.reshape(codes.codes.shape)
             codes = quantize_weight(shaped, codes.bits, per_channel=len(codes.scale) > 1, search_mse=True)
             observer = InputObserver(patches.name)
             observer.add(inputs)
-            grid = choose_grid(observer, grid.bits, RangeMethod.MSE)
+            grid = choose_grid(observer, grid.bits, RangeMethod.MSE, symmetric=symmetric)
         levels = (codes.codes.float() * per_output(codes.scale, codes.codes)).reshape(weight.shape)
         error = float((inputs @ (levels - weight).transpose(1, 2)).square().mean())
         chosen = FrozenLayer(codes, grid, layer.bias if offsets is None else bias, offsets)
-        return cls(chosen, inputs, weight, error * (ROUNDING_LEFT if adaptive else 1.0), torch.inf).on(grid)
+        return cls(chosen, inputs, weight, error * (ROUNDING_LEFT if adaptive else 1.0), torch.inf, symmetric).on(grid)
 
     def on(self, grid: Grid) -> _Candidate:
         """The same offsets on another grid."""
@@ -167,8 +176,11 @@ class _Candidate:
         for side in (1, 0) * 2:
             bounds = (best.layer.grid.lower, best.layer.grid.upper)
             for factor in WIDENED if bounds[side] else ():
-                moved = (bounds[0] * factor, bounds[1]) if side == 0 else (bounds[0], bounds[1] * factor)
-                other = self.on(Grid.from_range(*moved, self.layer.grid.bits))
+                if self.symmetric:
+                    moved = (bounds[0] * factor, bounds[1] * factor)
+                else:
+                    moved = (bounds[0] * factor, bounds[1]) if side == 0 else (bounds[0], bounds[1] * factor)
+                other = self.on(Grid.from_range(*moved, self.layer.grid.bits, symmetric=self.symmetric))
                 best = min(best, other, key=lambda candidate: candidate.error)
         return best
 

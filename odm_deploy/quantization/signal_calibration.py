@@ -43,13 +43,16 @@ class SignalObservers(AbstractContextManager["SignalObservers"]):
     def __exit__(self, *_: object) -> None:
         with_signals(self._network, {})
 
-    def grids(self, bits: int, method: RangeMethod, *, power_of_two: bool = False) -> dict[str, Grid]:
+    def grids(
+        self, bits: int, method: RangeMethod, *, power_of_two: bool = False, symmetric: bool = False
+    ) -> dict[str, Grid]:
         """A grid for each signal, in the order of computation.
 
         Args:
             bits: width of its codes.
             method: how ranges are chosen.
             power_of_two: scales are powers of two.
+            symmetric: at 8 bits zero is in the middle, but for the image's grid.
 
         Raises:
             InputError: no image was seen.
@@ -65,7 +68,9 @@ class SignalObservers(AbstractContextManager["SignalObservers"]):
             elif owner in found:
                 found[name] = found[owner]
             else:
-                found[name] = choose_grid(watched.observer, bits, method, power_of_two=power_of_two)
+                found[name] = choose_grid(
+                    watched.observer, bits, method, power_of_two=power_of_two, symmetric=symmetric
+                )
         return found
 
 

@@ -66,20 +66,25 @@ class SignalPlan:
         return next((group[0] for group in self.alike if signal in group), signal)
 
 
-def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> SignalPlan:
-    """The signals of a float network, given the names of the layers that are quantized."""
+def plan_signals(network: SuperResolutionNetwork, quantized: Set[str], *, fused: bool = False) -> SignalPlan:
+    """The signals of a float network, given the names of the layers that are quantized.
+
+    With `fused` a convolution that one sum or activation function alone reads gives it floats, one convolution a sum:
+    kernels that go on with what they have just summed up need no code of it, and nothing is rounded twice.
+    """
     values = watch(network)
     convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     wanted: dict[str, list[Value]] = {}
     left: list[str] = []
     sums = 0
+    taken = _taken_over(values, quantized & convolutions) if fused else set[Value]()
 
     def want(value: Value) -> None:
         wanted.setdefault(value.module, []).append(value)
 
     for value in values:
         if value.kind is Kind.LAYER:
-            if value.name in quantized & convolutions and not _is_served(value, quantized):
+            if value.name in quantized & convolutions and value not in taken and not _is_served(value, quantized):
                 want(value)
         elif value.kind in (Kind.SUM, Kind.JOIN) and len(value.shape) == _MAP_RANK and value.leads_to_a_layer():
             parts = _parts_of(value)
@@ -91,7 +96,7 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str]) -> Signal
                 if not _is_served(value, quantized):
                     want(value)
             for part in parts:
-                if part.kind not in (Kind.SUM, Kind.JOIN) and _has_place(part, convolutions):
+                if part.kind not in (Kind.SUM, Kind.JOIN) and part not in taken and _has_place(part, convolutions):
                     want(part)
     runs: dict[str, list[Value]] = {}
     for value in values:
@@ -111,6 +116,18 @@ def _parts_of(value: Value) -> list[Value]:
     """What a sum adds, or a concatenation joins, with concatenations in it taken apart."""
     parts = [operand.origin() for operand in value.operands]
     return parts if value.kind is Kind.SUM else _taken_apart(parts)
+
+
+def _taken_over(values: list[Value], quantized: Set[str]) -> set[Value]:
+    """Results of quantized convolutions that their only reader goes on with: functions, and of sums the last term."""
+    order = {value: position for position, value in enumerate(values)}
+    found: set[Value] = set()
+    for value in values:
+        is_sum = value.kind is Kind.SUM and len(value.shape) == _MAP_RANK and value.leads_to_a_layer() and value.module
+        if is_sum or value.kind is Kind.ACTIVATION:
+            own = [part for part in value.operands if part.name in quantized and part.readers == [value]]
+            found.update(sorted(own, key=lambda part: order[part])[-1:])
+    return found
 
 
 def _taken_apart(parts: Sequence[Value]) -> list[Value]:

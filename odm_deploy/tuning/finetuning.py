@@ -224,8 +224,12 @@ class _Run:
         exact = self.model.exact is not None
         layers: dict[str, LearnableLayer] = {}
         for name, frozen in self.model.layers.items():
-            # What reads a signal keeps to its grid.
-            is_fixed = frozen.grid in shared or (exact and self.student.region_of(name) is Region.HEAD)
+            # What reads a signal keeps to its grid, and zero stays in the middle where calibration put it there.
+            is_fixed = (
+                frozen.grid in shared
+                or frozen.grid.is_symmetric
+                or (exact and self.student.region_of(name) is Region.HEAD)
+            )
             weight = floats[name].get_parameter("weight")
             layers[name] = LearnableLayer(frozen, weight, power_of_two=exact, fixed_grid=is_fixed)
             replace_layer(self.student, name, layers[name])

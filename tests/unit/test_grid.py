@@ -120,6 +120,19 @@ def test_a_power_of_two_scale_is_the_next_one_up(a, b, bits):
     assert rounded.scale < 2 * plain.scale * (1 + 1e-6)
 
 
+@unhurried
+@given(bounds, bounds, bit_widths)
+def test_symmetric_grids_of_8_bits_have_zero_in_the_middle_and_hold_the_range(a, b, bits):
+    lower, upper = min(a, b), max(a, b)
+    grid = Grid.from_range(lower, upper, bits, symmetric=True)
+    if bits < 8:
+        assert grid == Grid.from_range(lower, upper, bits)
+        return
+    assert grid.is_symmetric
+    assert grid.lower <= min(lower, 0.0) * (1 - 1e-6)
+    assert grid.upper >= max(upper, 0.0) * (1 - 1e-6)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_an_all_zero_layer_gets_a_grid(bits):
     grid = Grid.from_range(0.0, 0.0, bits)

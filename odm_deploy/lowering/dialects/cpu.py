@@ -39,7 +39,14 @@ from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer,
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
 from odm_deploy.lowering.dialects.moving import prepare, swap
-from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, round_to_even_code, shift_bias
+from odm_deploy.lowering.dialects.shared import (
+    add_behind,
+    bound_terms,
+    center_of,
+    lower_all,
+    round_to_even_code,
+    shift_bias,
+)
 from odm_deploy.lowering.metadata import Tap
 
 UINT8_MAX, INT8_MAX, INT16_MAX = 255, 127, 32767
@@ -153,26 +160,14 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
     kept = codes
     if markers.is_rectified(marker) and grid.zero_point:
         kept = _bounded(editor, marker, f"{name}.rectified", codes, grid.zero_point + _raised_by(grid), UINT8_MAX)
-    summed = [use.node for use in marker.outputs[0].uses() if use.node.op_type == "Add"]
     replace_node(marker, levels := _dequantize(editor, marker, name, kept))
-    if summed and grid.is_power_of_two:
-        _bound_terms(editor, name, levels, grid, summed)
+    bound_terms(editor, name, levels, grid)
     if consumer is not None:
         for width in quirks.missing_additions(consumer):
             zeros = editor.constant(f"{name}.nothing", [0.0] * width, np.float32)
             add_behind(editor, consumer, zeros, f"{name}.whole")
     assert codes.name is not None
     return Tap(name, source.name, codes.name, -_raised_by(grid), grid.zero_point)
-
-
-def _bound_terms(editor: GraphEditor, name: str, levels: ir.Value, grid: Grid, sums: list[ir.Node]) -> None:
-    """Let sums read levels through the upper bound that they have anyway."""
-    bound = editor.constant(f"{name}.last_level", grid.upper, np.float32)
-    bounded = editor.node_before(sums[0], "Min", [levels, bound], f"{name}.bounded_term")
-    for node in sums:
-        for index, value in enumerate(node.inputs):
-            if value is levels:
-                node.replace_input_with(index, bounded)
 
 
 def _raised_by(grid: Grid) -> int:

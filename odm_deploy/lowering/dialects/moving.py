@@ -1,4 +1,4 @@
-"""Exact rewrites of a marked graph for CPUs, so that a quantizer stands right behind the convolution that feeds it.
+"""Exact rewrites of a marked graph, so that a quantizer stands right behind the convolution that feeds it.
 
 Quantizing value by value commutes with whatever only moves values, and twice on one grid is once:
 
@@ -9,20 +9,25 @@ Quantizing value by value commutes with whatever only moves values, and twice on
     DepthToSpace(r) -> Conv(few channels)    becomes   Conv' -> DepthToSpace(r)
 
 The last: a k x k convolution behind a shuffle by r is one of r*r times the channels before it, each of whose taps is
-one of the old ones or zero. Kernels compute 16 output channels at once, so that up to 16 of them cost what the few did,
-and the largest tensor of the network is neither written nor shuffled nor padded. Sums have the same terms.
+one of the old ones or zero. Kernels compute 16 output channels at once (on GPUs 32), so that up to 16 of them cost what
+the few did, and the largest tensor of the network is neither written nor shuffled nor padded. Sums have the same terms.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer
+from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers
 
 VECTOR = 16
 """Output channels that a kernel computes at once (AVX-512, VNNI): fewer take as long."""
+GPU_VECTOR = 32
+"""The same of TensorRT's int8 kernels, whose tensors have 32 channels side by side."""
 
 
 def prepare(model: ir.Model) -> None:
@@ -40,18 +45,41 @@ def prepare(model: ir.Model) -> None:
             markers.mark_joined(node)
     for node in list(graph):
         if node.op_type == "DepthToSpace":
-            _convolve_before(graph, editor, node)
+            _convolve_before(graph, editor, node, VECTOR)
             _quantize_before(graph, node)
     editor.drop_unused_constants()
 
 
-def _quantize_before(graph: ir.Graph, shuffle: ir.Node) -> None:
+def prepare_for_engines(model: ir.Model, moves: Callable[[Grid], bool]) -> None:
+    """The same for TensorRT, which rectifies and joins by itself, of quantizers whose grid may be moved; in place.
+
+    A shuffle of what is on another grid stays in front of its quantizer, and so does what that one pads and shifts.
+    """
+    graph, editor = model.graph, GraphEditor(model.graph)
+    for node in list(graph):
+        if node.op_type == "DepthToSpace":
+            _quantize_before(graph, node, moves)
+    for node in list(graph):
+        if markers.is_quantizer(node) and moves(markers.grid_of(node)):
+            _absorb_followers(graph, node)
+    for node in list(graph):
+        if node.op_type == "DepthToSpace":
+            _convolve_before(graph, editor, node, GPU_VECTOR)
+            _quantize_before(graph, node, moves)
+    editor.drop_unused_constants()
+
+
+def _any_grid(_: Grid) -> bool:
+    return True
+
+
+def _quantize_before(graph: ir.Graph, shuffle: ir.Node, moves: Callable[[Grid], bool] = _any_grid) -> None:
     """Let the only reader of a pixel shuffle, if it is a quantizer, change places with it."""
     quantizer = only_consumer(shuffle.outputs[0])
     block = shuffle.attributes["blocksize"].as_int()
     if quantizer is None or not markers.is_quantizer(quantizer) or shuffle.outputs[0].is_graph_output():
         return
-    if shuffle.attributes["mode"].as_string() != "CRD":
+    if shuffle.attributes["mode"].as_string() != "CRD" or not moves(markers.grid_of(quantizer)):
         return
     swap(graph, shuffle, quantizer)
     quantizer.attributes["block"] = ir.AttrInt64("block", block * markers.block_of(quantizer))
@@ -110,8 +138,8 @@ def _joins_its_own_grid(quantizer: ir.Node) -> bool:
     return parts > 0
 
 
-def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node) -> None:
-    """Move a convolution of few output channels in front of the pixel shuffle that alone feeds it."""
+def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node, channels: int) -> None:
+    """Move a convolution in front of the pixel shuffle that alone feeds it, where it has at most `channels` then."""
     conv = only_consumer(shuffle.outputs[0])
     block = shuffle.attributes["blocksize"].as_int()
     if conv is None or conv.op_type != "Conv" or not markers.is_quantizer(shuffle.inputs[0].producer()):  # type: ignore[union-attr]
@@ -121,7 +149,7 @@ def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node) -> 
         return
     assert weight is not None
     codes, scale = (constant_array(value) for value in weight.inputs)
-    if codes is None or scale is None or codes.shape[0] * block**2 > VECTOR:
+    if codes is None or scale is None or codes.shape[0] * block**2 > channels:
         return
     name = markers.layer_of(weight)
     repeats = block**2

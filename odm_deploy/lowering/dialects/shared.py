@@ -90,6 +90,23 @@ def shift_bias(editor: GraphEditor, layer: str, consumer: ir.Node, center: float
     add_behind(editor, consumer, editor.constant(f"{layer}.bias_shift", sums, np.float32), f"{layer}.shifted")
 
 
+def bound_terms(editor: GraphEditor, name: str, levels: ir.Value, grid: Grid) -> None:
+    """On power-of-two scales, let sums read levels through the upper bound that these have anyway.
+
+    OpenVINO 2026.4 fuses convolution, quantizer, sum and the quantizer behind that, and leaves the first one out, which
+    shows where values lie on ties; the bound keeps them apart.
+    """
+    sums = [use.node for use in levels.uses() if use.node.op_type == "Add"]
+    if not sums or not grid.is_power_of_two:
+        return
+    bound = editor.constant(f"{name}.last_level", grid.upper, np.float32)
+    bounded = editor.node_before(sums[0], "Min", [levels, bound], f"{name}.bounded_term")
+    for node in sums:
+        for index, value in enumerate(node.inputs):
+            if value is levels:
+                node.replace_input_with(index, bounded)
+
+
 def add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) -> None:
     """Let whoever read `node`'s output read that plus `term` instead."""
     result = node.outputs[0]

@@ -36,7 +36,15 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
-from odm_deploy.lowering.dialects.shared import add_behind, center_of, lower_all, round_to_even_code, shift_bias
+from odm_deploy.lowering.dialects.moving import prepare_for_engines
+from odm_deploy.lowering.dialects.shared import (
+    add_behind,
+    bound_terms,
+    center_of,
+    lower_all,
+    round_to_even_code,
+    shift_bias,
+)
 from odm_deploy.lowering.metadata import Tap
 
 INT8_MIN, INT8_MAX = -128, 127
@@ -48,6 +56,7 @@ def lower_markers(model: ir.Model) -> None:
     Raises:
         InputError: a quantized tensor that feeds something else than one convolution or matrix product.
     """
+    prepare_for_engines(model, _fits_int8)
     lower_all(model, _lower_quantizer)
 
 
@@ -99,6 +108,8 @@ def _lower_signal(editor: GraphEditor, marker: ir.Node) -> Tap:
         center = editor.constant(f"{name}.center", center_of(grid), np.float32)
         levels = editor.node_before(marker, "Add", [levels, center], f"{name}.levels")
     replace_node(marker, levels)
+    if x is source:
+        bound_terms(editor, name, levels, grid)
     assert codes.name is not None
     return Tap(name, source.name, codes.name, offset, grid.zero_point)
 

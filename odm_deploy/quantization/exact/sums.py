@@ -118,7 +118,9 @@ def _rounded(layer: FrozenLayer, weight: Tensor, input_bits: int, weight_bits: i
     """Round both scales, then choose zero point, weight codes and bias for them."""
     grid, codes = layer.grid, layer.weight
     scale = float(round_significand(torch.tensor(grid.scale, dtype=torch.float64), input_bits))
-    zero_point = nearest_zero_point(grid.lower, scale, grid.bits, exact_ties=True)
+    zero_point = grid.zero_point
+    if not grid.is_symmetric:
+        zero_point = nearest_zero_point(grid.lower, scale, grid.bits, exact_ties=True)
     new_grid = Grid(scale, zero_point, grid.bits)
     weight_scale = round_significand(codes.scale, weight_bits)
     new_codes = nearest_codes(weight.detach().float(), weight_scale, codes.bits).to(torch.int8)

@@ -109,6 +109,14 @@ def test_profile_integer_has_signals_besides():
         QuantizationPolicy.parse("integer", "4", free=True)
 
 
+def test_profile_engine_is_integer_with_grids_and_sums_as_engines_fuse_them():
+    engine = QuantizationPolicy.parse("engine", "8")
+    assert engine == QuantizationPolicy.integer(LayerBits(8, 8), symmetric=True, fused=True)
+    assert QuantizationPolicy.parse("deploy", "8", symmetric=True).symmetric
+    with pytest.raises(UsageError, match="symmetric grids that are free"):
+        QuantizationPolicy.parse("deploy", "8", symmetric=True, free=True)
+
+
 def test_profile_exact_quantizes_everything_on_dyadic_scales():
     policy = QuantizationPolicy.parse("exact", "4")
     assert policy == QuantizationPolicy.exact(LayerBits(4, 4))

@@ -44,6 +44,23 @@ def test_edsr_has_its_residual_stream_and_each_end_of_a_block_on_grids():
     assert [signal.name for signal in plan.signals if signal.is_image] == ["tail.1.output"]
 
 
+def test_with_fused_a_convolution_that_a_sum_alone_reads_gives_it_floats():
+    network = tiny_network()
+    plan = plan_signals(network, planned(network).feeds.keys() | {"body.0.body.2", "body.1.body.2"}, fused=True)
+    named = {signal.name for signal in plan.signals}
+    assert not {"body.0.body.2.output", "body.1.body.2.output"} & named
+    # The other term is read by others, too.
+    assert {"head.0.output", "body.0.sum.output"} <= named
+    layers = QuantizationPolicy.parse("engine", "8").select(network).keys()
+    fused = {signal.name for signal in plan_signals(network, layers, fused=True).signals}
+    assert fused == {"head.0.output", "body.0.sum.output", "tail.1.output"}
+    activations = build_network("srresnet", {"scale": 2, "features": 8, "blocks": 2}).eval()
+    layers = QuantizationPolicy.parse("engine", "8").select(activations).keys()
+    names = {signal.name for signal in plan_signals(activations, layers, fused=True).signals}
+    # A pixel shuffle stands between the upsampler's convolution and its function.
+    assert names == {"relu.output", "residual.0.sum.output", "upscale.0.output", "conv_output.output"}
+
+
 def small_rdn():
     return build_network("rdn", {"scale": 2, "blocks": 2, "convolutions": 2, "features": 8, "growth": 8}).eval()
 
