@@ -5,14 +5,17 @@
 
 Each recipe, and each variant of it, trains once a seed, in folders of their own under --out. With several seeds the
 table has means and the half width of their 95 % intervals. Killed at any time, the same command goes on where it
-stopped; what is measured already is not trained again, so seeds and methods may be added later. Seeds go round: every
-method has its first before any has its second. Writes results.json, results.md and, where
-matplotlib is installed, results.png, of everything measured under --out; without recipes it does only that.
+stopped; what is measured already is not trained again, so seeds and methods may be added later. Started several times
+at once, its processes share the runs: networks this small leave most of a GPU idle. Seeds go round: every method has
+its first before any has its second. Writes results.json, results.md and, where matplotlib is installed, results.png,
+of everything measured under --out; without recipes it does only that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -81,10 +84,15 @@ def command(
     for number, (name, recipe) in enumerate(runs, start=1):
         if number == 1:
             check_benchmarks(benchmarks, recipe.network.scale)
-            measure_start(recipe, out / "start", benchmarks)
+            with claimed(out / "start", wait=True):
+                measure_start(recipe, out / "start", benchmarks)
         say(f"[{number}/{len(runs)}] {name}, seed {recipe.run.seed}")
         folder = out / (f"{name},seed={recipe.run.seed}" if seeds else name)
-        measure(name, recipe, folder, benchmarks)
+        with claimed(folder) as mine:
+            if not mine:
+                say("another process trains it")
+                continue
+            measure(name, recipe, folder, benchmarks)
         write_tables(stored_results(out), out)
     write_tables(stored_results(out), out)
     say(f"wrote {out / 'results.md'}")
@@ -131,6 +139,19 @@ def check_same_protocol(recipes: dict[str, Recipe], *, own_budgets: bool) -> Non
             )
 
 
+@contextmanager
+def claimed(folder: Path, *, wait: bool = False) -> Generator[bool, None, None]:
+    """Whether this process may train in `folder`. No other one then may until the block, or the process, ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "claim").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def measure(name: str, recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> None:
     """Train (or finish, or just look up) one recipe and measure it."""
     path, key = folder / "result.json", {"recipe": to_tables(recipe), "benchmarks": list(benchmarks)}
@@ -174,7 +195,11 @@ def check_benchmarks(benchmarks: tuple[str, ...], scale: int) -> None:
 
 
 def measure_start(recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> None:
-    """The float network that all recipes start from, untouched."""
+    """The float network that all recipes start from, untouched; measured once."""
+    key = {"network": to_tables(recipe)["network"], "benchmarks": list(benchmarks)}
+    path = folder / "result.json"
+    if path.exists() and read_json(path)["key"] == key:
+        return
     network = load_float_network(recipe)
     result = Result(
         recipe="start",
@@ -186,7 +211,7 @@ def measure_start(recipe: Recipe, folder: Path, benchmarks: tuple[str, ...]) -> 
         seconds_per_step=0.0,
         exportable="yes",
     )
-    write_json(folder / "result.json", {"key": {}, "result": asdict(result)})
+    write_json(path, {"key": key, "result": asdict(result)})
 
 
 def benchmark_scores(

@@ -72,15 +72,17 @@ def write_tables(results: list[Result], out: Path) -> None:
         pyplot = import_pyplot()
     except MissingError:
         return
-    groups = _by_recipe(results)
-    figure, axes = pyplot.subplots(figsize=(7, 0.4 * len(groups) + 1.5), layout="constrained")
     place = next(iter(results[0].psnr_y_db))
-    values = [[run.psnr_y_db[place] for run in runs] for runs in groups]
-    means = [fmean(each) for each in values]
-    axes.barh([runs[0].recipe for runs in groups], means, xerr=[half_width(each) or 0.0 for each in values])
+    groups = sorted(_by_recipe(results), key=lambda runs: _order(runs, place))
+    figure, axes = pyplot.subplots(figsize=(7, 0.3 * len(groups) + 1.2), layout="constrained")
+    for row, runs in enumerate(groups):
+        values = [run.psnr_y_db[place] for run in runs]
+        axes.plot(values, [row] * len(values), ".", color="silver")
+        axes.errorbar(fmean(values), row, xerr=half_width(values), fmt="o", color="tab:blue", capsize=3)
+    axes.set_yticks(range(len(groups)), [runs[0].recipe for runs in groups])
     axes.invert_yaxis()
-    axes.set_xlim(min(means) - 0.3, max(means) + 0.1)
-    axes.set_xlabel(f"PSNR-Y on {place} (dB), mean over seeds with its 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(f"PSNR-Y on {place} (dB): seeds, their mean and its 95 % interval")
     save_figure(figure, out / "results.png")
 
 

@@ -136,8 +136,9 @@ def _probe_gradients(quantize: Callable[..., Tensor], device: torch.device) -> l
     """Gradients of the input and the bounds of a range, where some values lie in it and some beyond."""
     x = torch.linspace(-3.0, 5.0, 64, device=device).requires_grad_()
     bounds = [torch.tensor(bound, device=device, requires_grad=True) for bound in (-1.2, 2.3)]
-    weighted = quantize(x, *bounds, 4) * torch.linspace(1.0, 2.0, 64, device=device)
-    return list(torch.autograd.grad(weighted.sum(), [x, *bounds]))
+    with torch.enable_grad():
+        weighted = quantize(x, *bounds, 4) * torch.linspace(1.0, 2.0, 64, device=device)
+        return list(torch.autograd.grad(weighted.sum(), [x, *bounds]))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,18 @@ def test_seeds_make_intervals_and_can_be_added_later(recipes):
     refused = compare(recipes[:1], "--seeds", "1,one")
     assert refused.returncode == 2
     assert "different whole numbers" in refused.stderr
+
+
+def test_processes_started_side_by_side_share_the_runs(recipes):
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: compare(recipes, "--seeds", "1,2"), range(2)))
+    assert [each.returncode for each in done] == [0, 0], done
+    folders = [path.parent.name for path in (recipes[0].parent / "out").glob("*/result.json")]
+    assert len(folders) == 7  # the start, and three methods with two seeds
+    started = [
+        line for each in done for line in (each.stdout + each.stderr).splitlines() if line.startswith("starting:")
+    ]
+    assert len(started) == 6
 
 
 def test_full_budgets_may_differ_when_asked_for(recipes):

@@ -127,6 +127,12 @@ def test_without_a_compiler_the_line_says_so(attach, monkeypatch, tmp_path):
     torch.compiler.reset()
 
 
+def test_the_compiler_is_tried_where_gradients_are_off_too(attach):
+    _, model = attach("lsq", 3)
+    with torch.no_grad():
+        assert compile_quantizers(model)
+
+
 def test_a_compiler_that_loses_gradients_is_refused(attach, monkeypatch):
     """That of torch 2.11 did, of functions that write in place: ranges and the body then learn nothing."""
     _, model = attach("lsq", 3)
