@@ -36,6 +36,7 @@ CRASHED = "the process crashed"
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES))
 @click.option("--profile", "profiles", multiple=True, type=click.Choice(PROFILES), default=PROFILES)
 @click.option("--runtime", "runtimes", multiple=True, type=click.Choice(RUNTIMES), default=RUNTIMES)
+@click.option("--subject", "only", help="Only bundles whose name holds this, as '4 for CPUs'.", default="")
 @click.option("--fault", "wanted", help="Only faults whose name holds this.", default="")
 @click.option(
     "--inspect/--no-inspect", "inspecting", default=True, help="Also build each mutant with TensorRT for RTX."
@@ -46,6 +47,7 @@ def command(
     networks: tuple[str, ...],
     profiles: tuple[str, ...],
     runtimes: tuple[str, ...],
+    only: str,
     wanted: str,
     inspecting: bool,
     minutes: float | None,
@@ -56,7 +58,7 @@ def command(
     faults = [name for name in all_faults() if wanted in name]
     pool, deadline = _Pool(), math.inf if minutes is None else time.monotonic() + 60 * minutes
     for subject in all_subjects():
-        if subject.network not in networks or subject.profile not in profiles:
+        if subject.network not in networks or subject.profile not in profiles or only not in subject.name:
             continue
         todo = [
             (runtime, fault)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,12 +65,41 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes]:
     graph = parse_onnx(data, label=str(path))
     if not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors_of(graph)):
         return graph, data
+    _check_external(graph, path)
     try:
         load_external_data_for_model(graph, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"cannot load {path}", why=f"its external data cannot be read: {error}") from error
     check_tensors(graph, label=str(path))
     return graph, graph.SerializeToString()
+
+
+def _check_external(graph: onnx.ModelProto, path: Path) -> None:
+    """Refuse external data that is more than the files beside `path` hold: one byte may be of thousands of tensors.
+
+    Files that are missing or not to be read are onnx's to name.
+
+    Raises:
+        InputError: it is, or too much for one model.
+    """
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo
+
+    sizes: dict[str, int] = {}
+    wanted = 0
+    for tensor in tensors_of(graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            with suppress(OSError, ValueError):
+                info = ExternalDataInfo(tensor)
+                size = sizes.setdefault(info.location, (path.parent / info.location).stat().st_size)
+                # Without a length, it reaches to the end of its file.
+                wanted += info.length or size - (info.offset or 0)
+    held = min(sum(sizes.values()), LARGEST_ONNX_BYTES)
+    if wanted > held:
+        raise InputError(
+            f"cannot load {path}",
+            why=f"its tensors take {wanted} bytes of external data; {held} are there, or as many as one model may have",
+        )
 
 
 def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:

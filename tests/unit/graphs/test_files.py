@@ -79,6 +79,25 @@ def test_promised_data_larger_than_any_network_is_refused(model):
         parse_onnx(model.SerializeToString())
 
 
+@pytest.mark.parametrize("stated", [{}, {"length": "4096"}, {"offset": "0", "length": "4096"}])
+def test_external_data_is_not_read_more_often_than_it_is_there(model, tmp_path, stated):
+    (tmp_path / "w.bin").write_bytes(bytes(4096))
+
+    def add(name):
+        tensor = model.graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=[1024])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": "w.bin", **stated}.items():
+            tensor.external_data.add(key=key, value=value)
+        onnx.save(model, tmp_path / "m.onnx")
+
+    add("one")
+    graph, _ = read_onnx(tmp_path / "m.onnx")
+    assert len(graph.graph.initializer[-1].raw_data) == 4096
+    add("other")
+    with pytest.raises(InputError, match=r"its tensors take 8192 bytes of external data; 4096 are there"):
+        read_onnx(tmp_path / "m.onnx")
+
+
 def test_every_legal_type_is_accepted():
     for label in ("plain", "half precision rest", "one weight scale"):
         parse_onnx(LEGAL[label]().SerializeToString())
