@@ -21,6 +21,8 @@ from pathlib import Path
 from odm_deploy.errors import InputError
 
 _RETIRED = ".old"
+_PART_BYTES = 64
+"""Of a temporary name: file systems take 255 bytes for the whole."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the place written to is to blame for; anything else that fails on the way may be about another file."""
 
@@ -56,9 +58,12 @@ def atomic_path(destination: Path | str) -> Generator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all. Raises as `atomic_path`."""
+    """Write a file in UTF-8, whole or not at all; what names of files hold beyond it is spelled out.
+
+    Raises as `atomic_path`.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -151,7 +156,11 @@ def file_sha256(path: Path | str) -> str:
 
 def _prefix(name: str, process: str = "") -> str:
     """How temporary names for `name` begin: with the process they belong to, and its host, for shared folders."""
-    host = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())
+    host = re.sub(r"[^A-Za-z0-9-]+", "-", platform.node())[:_PART_BYTES]
+    encoded = os.fsencode(name)
+    if len(encoded) > _PART_BYTES:
+        # With what is added, the temporary name of a file whose own name fits would not.
+        name = hashlib.sha256(encoded).hexdigest()
     return f".{name}.{process or os.getpid()}@{host}."
 
 

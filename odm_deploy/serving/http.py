@@ -101,13 +101,13 @@ class _Server:
         )
 
     async def _page(self, request: Request) -> Response:
-        self._check_origin(request)
+        self._check_head(request)
         name, kind = _PAGE[request.url.path]
         text = files("odm_deploy.serving").joinpath("page", name).read_bytes()
         return Response(text, media_type=kind, headers=_HEADERS)
 
     async def _health(self, request: Request) -> Response:
-        self._check_origin(request)
+        self._check_head(request)
         waiting = max(0, self._places_taken - 1)
         now = {"waiting": waiting, "tiles_done": self._tiles_done, "tiles": self._tiles}
         return JSONResponse({**self._facts, **now}, headers=_HEADERS)
@@ -119,7 +119,7 @@ class _Server:
         return await self._answer(request, partial(interpolate, scale=self._engine.scale))
 
     async def _answer(self, request: Request, enlarge: Callable[[Image], Image]) -> Response:
-        self._check_origin(request)
+        self._check_head(request)
         async with self._place():
             data = await self._body(request)
             try:
@@ -146,8 +146,8 @@ class _Server:
             # Whoever joins tiles may not ask for what comes after the last.
             self._tiles_done, self._tiles = 0, 0
 
-    def _check_origin(self, request: Request) -> None:
-        """Refuse what pages of other sites ask browsers on this machine to send."""
+    def _check_head(self, request: Request) -> None:
+        """Refuse what pages of other sites ask browsers on this machine to send, and a request of two lengths."""
         host = request.headers.get("host", "")
         name = _HOST.fullmatch(host)
         if name is None:
@@ -158,6 +158,9 @@ class _Server:
         # An origin is a scheme and exactly what Host says; "null" and what is no URL are other sites' as well.
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
             raise HTTPException(403, "pages of other sites may not use this server")
+        if "transfer-encoding" in request.headers and "content-length" in request.headers:
+            # A proxy in front may take the other of the two for the end of this request (RFC 9112, section 6.1).
+            raise HTTPException(400, "the request states two lengths", {"connection": "close"})
 
     @asynccontextmanager
     async def _place(self) -> AsyncGenerator[None]:

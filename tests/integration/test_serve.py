@@ -205,6 +205,16 @@ def test_headers_of_any_kind_have_an_answer(port, headers, status):
     assert "error" in json.loads(data) or status == 200
 
 
+@pytest.mark.parametrize("path", ["/upscale", "/health"])
+def test_what_follows_a_request_of_two_lengths_is_no_request(port, path):
+    lengths = "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    method = "POST" if path == "/upscale" else "GET"
+    text = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{lengths}GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with half_sent(port, text.encode()) as client:
+        received = b"".join(iter(lambda: _received(client), b""))
+    assert received.count(b"HTTP/1.1 ") == received.count(b"HTTP/1.1 400") == 1
+
+
 def half_sent(port, text=b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "):
     client = socket.create_connection(("127.0.0.1", port), timeout=20)
     client.sendall(text)

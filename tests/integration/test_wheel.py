@@ -68,7 +68,7 @@ EXTRAS = {
     "cpu": (["upscale", "{photo}", "{out}", "--model", "{bundle}"], 0, "wrote"),
     "export": (["export", "{model}", "-o", "{out}", "--no-engine"], 0, "wrote"),
     "train": (["export", "{model}", "-o", "{out}", "--no-engine"], 0, "wrote"),
-    "report": (["report", "{bundle}", "--images", "{photo}", "-o", "{out}"], 4, "[cpu]"),
+    "report": (["report", "{bundle}", "--images", "{photo}", "-o", "{page}"], 4, "[cpu]"),
     "serve": (["serve", "--model", "{bundle}", "--port", "0"], 4, "[cpu]"),
     "video": (["upscale", "{photo}", "{out}", "--model", "{bundle}"], 4, "[cpu]"),
     "rtx": (["build", "{bundle}", "--shapes", "1x3x16x16"], 0, "engine"),
@@ -104,7 +104,7 @@ def test_the_wheel_works_alone_with_one_extra(extra, tmp_path):
 
 def line_of(extra: str, folder: Path) -> list[str]:
     """The words of an extra's command."""
-    names = {"photo": "photo.png", "model": "model.pt", "bundle": "bundle", "out": "out.png"}
+    names = {"photo": "photo.png", "model": "model.pt", "bundle": "bundle", "out": "out.png", "page": "page.html"}
     places = {name: str(folder / file) for name, file in names.items()}
     return [word.format(**places) for word in EXTRAS[extra][0]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_directory, atomic_path
+from odm_deploy.files import atomic_directory, atomic_path, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -33,6 +33,22 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
         assert not target.exists()
     assert target.read_text() == "new"
     assert names_in(target.parent) == ["x.png"]
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "ä" * 125 + ".png"], ids=["ASCII", "UTF-8"])
+def test_any_name_that_fits_can_be_written(tmp_path, name):
+    for _ in range(2):
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_bytes(b"whole")
+            assert temporary.suffix == ".png"
+    with atomic_directory(tmp_path / name.replace(".png", "")) as folder:
+        fill(folder, "new")
+    assert sorted(names_in(tmp_path)) == sorted([name, name.replace(".png", "")])
+
+
+def test_names_that_are_no_text_are_spelled_out_in_text(tmp_path):
+    write_text(tmp_path / "page.html", f"of {os.fsdecode(bytes([97, 255]))}.png, ä")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "of a\\udcff.png, ä"
 
 
 def test_the_file_gets_the_mode_that_the_umask_asks_for(tmp_path):

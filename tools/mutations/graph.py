@@ -97,9 +97,11 @@ class Graph:
         return numpy_helper.to_array(self.constants[name]).copy()
 
     def store(self, name: str, array: NDArray[Any]) -> None:
-        """Give an initializer another value of the same type."""
+        """Give an initializer another value of the same type, as near as that has it."""
         tensor = self.constants[name]
         kind = numpy_helper.to_array(tensor).dtype
+        if kind.kind in "iu":
+            array = np.clip(array, np.iinfo(kind).min, np.iinfo(kind).max)
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(array, kind), name))
 
     def new(self, array: npt.ArrayLike, hint: str = "mutant") -> str:

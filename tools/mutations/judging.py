@@ -158,9 +158,10 @@ def _rewrite_golden(bundle: Path, model: onnx.ModelProto, entry: str) -> None:
 
 
 def upscaled(bundle: Path, images: Path, runtime: str) -> list[NDArray[np.uint8]]:
-    """Every image as `upscale` gives it, in tiles."""
+    """Every image as `upscale` gives it, in tiles where the network does not see all of it at once."""
+    radius = Bundle.open(bundle).require_manifest().receptive_radius_px
     # Between the margins of a tile, something has to be left.
-    tile = max(TILE, 2 * (Bundle.open(bundle).require_manifest().receptive_radius_px or 0) + 8)
+    tile = 0 if radius is None else max(TILE, 2 * radius + 8)
     with Engine.open(bundle, runtime=runtime) as engine:
         return [engine.upscale(read_rgb(path), tile=tile, bits=8) for path in list_images(images)]
 
