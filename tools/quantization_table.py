@@ -6,6 +6,7 @@ python tools/quantization_table.py --out table.json                             
 Rows already in the file are not measured again. Networks that the weights do not tell, and settings such as
 input_range, are named as for `odm-deploy quantize`. A row that begins with a dash is a call of that command with these
 options: --row "--bits 4 --finetune 3". All rows calibrate on the same images, those that `quantize` does not hold back.
+--part 1/3, 2/3 .. calibrate the same rows on images of which none is in another part, which shows what is chance.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from odm_deploy.cli import odm_deploy
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
+from odm_deploy.imaging.reading import list_images
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.loading import load_network
@@ -69,6 +72,7 @@ PEER_BITS = 8
 @click.option("--set", "overrides", multiple=True, metavar="KEY=NUMBER", help="As for odm-deploy quantize.")
 @click.option("--images", metavar="DIR", help="Images to calibrate on.")
 @click.option("--max-images", default=32, show_default=True, help="Use at most this many.")
+@click.option("--part", metavar="I/N", help="Of these images only the I-th, and every N-th behind it.  [default: all]")
 @click.option("--crop", "crop_px", default=96, show_default=True, metavar="PX", help="Middle of larger inputs.")
 @click.option("--benchmark", metavar="DIR", help="Folder with HR and LR_bicubic to measure on.")
 @click.option("--bits", type=int, default=8, show_default=True, help="Width of the body.")
@@ -84,6 +88,7 @@ def command(
     overrides: tuple[str, ...],
     images: str | None,
     max_images: int,
+    part: str | None,
     crop_px: int,
     benchmark: str | None,
     bits: int,
@@ -96,31 +101,44 @@ def command(
     if weights is not None:
         if images is None or benchmark is None:
             raise UsageError("nothing to measure on", fix="give --images and --benchmark")
-        common = ["--images", images, "--max-images", str(max_images), "--crop", str(crop_px), "--bits", str(bits)]
-        common += ["--network", network] if network else []
-        common += [text for each in overrides for text in ("--set", each)]
-        settings = {key: float(value) for key, _, value in (each.partition("=") for each in overrides)}
-        loaded = load_network(weights, network=network, settings=settings)
-        seen = hold_back(choose_images(images, max_images))[0]
-        inputs = list(CalibrationImages(seen, loaded.scale, crop_px))
-        judge = _Judge(loaded, [file.load() for file in find_pairs(benchmark, loaded.scale)])
-        for row in rows or (*INGREDIENTS, DEFAULT, *(PEERS if bits == PEER_BITS else ())):
-            key = f"{name or weights.stem} {bits} {row}"
-            if key in known or (row.startswith("NNCF") and nncf_python is None):
-                continue
-            say(key)
-            if row in PEERS:
-                measured = _peer(row, loaded, inputs, judge, nncf_python)
-            elif row in INGREDIENTS:
-                measured = _ingredient(loaded, inputs, judge, bits, row)
-            elif row == DEFAULT or row.startswith("-"):
-                more = [] if row == DEFAULT else shlex.split(row)
-                measured = _whole(weights, [*common, *more], network, judge)
-            else:
-                raise UsageError(f"no row {row!r}", fix="see --help")
-            known[key] = {"network": name or weights.stem, "bits": bits, "row": row, **measured}
-            write_json(out, known)
+        with ExitStack() as cleanup:
+            folder = images if part is None else cleanup.enter_context(_part_of(images, part))
+            common = ["--images", folder, "--max-images", str(max_images), "--crop", str(crop_px), "--bits", str(bits)]
+            common += ["--network", network] if network else []
+            common += [text for each in overrides for text in ("--set", each)]
+            settings = {key: float(value) for key, _, value in (each.partition("=") for each in overrides)}
+            loaded = load_network(weights, network=network, settings=settings)
+            seen = hold_back(choose_images(folder, max_images))[0]
+            inputs = list(CalibrationImages(seen, loaded.scale, crop_px))
+            judge = _Judge(loaded, [file.load() for file in find_pairs(benchmark, loaded.scale)])
+            for row in rows or (*INGREDIENTS, DEFAULT, *(PEERS if bits == PEER_BITS else ())):
+                label = row if part is None else f"{row}, images {part}"
+                key = f"{name or weights.stem} {bits} {label}"
+                if key in known or (row.startswith("NNCF") and nncf_python is None):
+                    continue
+                say(key)
+                if row in PEERS:
+                    measured = _peer(row, loaded, inputs, judge, nncf_python)
+                elif row in INGREDIENTS:
+                    measured = _ingredient(loaded, inputs, judge, bits, row)
+                elif row == DEFAULT or row.startswith("-"):
+                    more = [] if row == DEFAULT else shlex.split(row)
+                    measured = _whole(weights, [*common, *more], network, judge)
+                else:
+                    raise UsageError(f"no row {row!r}", fix="see --help")
+                known[key] = {"network": name or weights.stem, "bits": bits, "row": label, **measured}
+                write_json(out, known)
     click.echo(to_markdown(known))
+
+
+@contextmanager
+def _part_of(images: str, part: str) -> Generator[str]:
+    """A folder with links to every N-th image of a folder, from the I-th on; `part` is I/N."""
+    first, every = (int(text) for text in part.split("/"))
+    with tempfile.TemporaryDirectory(prefix="quantization_table_") as folder:
+        for path in list_images(images)[first - 1 :: every]:
+            (Path(folder) / path.name).symlink_to(path.resolve())
+        yield folder
 
 
 class _Judge:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from math import prod
 
@@ -24,6 +24,10 @@ from odm_deploy.quantization.in_step import in_step
 
 PATCHES = 4096
 """Patches of a layer, over all images; as many of each time it runs."""
+
+
+class AllSeen(Exception):  # noqa: N818 - no error
+    """Ends a network's run behind the last layer that anything is done with: upsamplers are half of the work."""
 
 
 @dataclass
@@ -94,13 +98,16 @@ def layer_patches(
                 seen[name].append(rows_of(layer, inputs[0], PATCHES))
                 if len(seen[name]) == runs[name]:
                     put(_patches(name, layer, torch.cat(seen.pop(name), 1), runs[name]))
+                if not seen:
+                    raise AllSeen
 
             return hook
 
         with ExitStack() as hooks:
             for name in names:
                 hooks.enter_context(modules[name].register_forward_pre_hook(taken_from(name)))
-            network(images)
+            with suppress(AllSeen):
+                network(images)
 
     with closing(in_step(run)) as stream:
         yield from track(stream, len(names))

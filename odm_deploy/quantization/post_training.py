@@ -175,7 +175,6 @@ def calibrate(
             signals,
             exact,
             partial(track, stage="rounding"),
-            noisy=bool(signals) or policy.power_of_two,
             in_sequence=settings.in_sequence,
             round_weights=settings.adaptive_rounding,
             correct_bias=settings.correct_bias,

@@ -10,7 +10,7 @@ Adaptive Rounding for Post-Training Quantization, ICML 2020, section 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import freeze
-from odm_deploy.quantization.patches import PATCHES, LayerPatches, batch_of, layer_patches, rows_of
+from odm_deploy.quantization.patches import PATCHES, AllSeen, LayerPatches, batch_of, layer_patches, rows_of
 
 Fit = Callable[[FrozenLayer, LayerPatches, Tensor], FrozenLayer]
 """A layer, the float network's patches of its input, and the quantized network's, [G, N, K]: the fitted layer."""
@@ -72,6 +72,8 @@ def fit_in_sequence(
             layer.codes.copy_(found.weight.codes)
             if layer.bias is not None and found.bias is not None:
                 layer.bias.copy_(found.bias)
+            if len(fitted) == len(layers):
+                raise AllSeen
 
         return hook
 
@@ -79,7 +81,8 @@ def fit_in_sequence(
         stream = cleanup.enter_context(closing(layer_patches(network, parts, list(layers), track)))
         for layer in model.layers.values():
             cleanup.enter_context(layer.register_forward_pre_hook(arriving_at(layer)))
-        model(images)
+        with suppress(AllSeen):
+            model(images)
         # Ends the progress bar.
         assert next(stream, None) is None, "every layer was fitted"
     return {name: fitted[name] for name in layers}

@@ -1,11 +1,11 @@
 """Weight codes and biases of all layers of a network.
 
-Each layer is fitted on what the quantized layers before it hand on (`sequential`), so that it takes back what can be
-foretold of their errors. What rounding signals adds is noise, which cannot: weights fitted to it shrink, as in any
-regression on noisy inputs. In a chain of layers that is right, since the noise of one layer passes through the next.
-Along a residual stream it is not: the noise stays, and what blocks add to the stream gets less. Few bits on dyadic
-grids are as noisy as signals. So with either both are done, and of these two and the nearest codes the model is taken
-whose output is closest to the float network's.
+Fitted on what the quantized layers before it hand on (`sequential`), a layer takes back what can be foretold of their
+errors. What rounding signals or few bits add is noise, which cannot: weights fitted to it shrink, as in any regression
+on noisy inputs. In a chain of layers that is right, since the noise of one layer passes through the next. Along a
+residual stream it is not: the noise stays, and what blocks add to the stream gets less. Nothing tells beforehand which
+of the two a network is more like. So layers are fitted to quantized and to float inputs, and of these two and the
+nearest codes the model is taken whose output is closest to the float network's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.exact.sums import with_sums_kept_exact
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
-from odm_deploy.quantization.patches import LayerPatches
+from odm_deploy.quantization.patches import LayerPatches, layer_patches
 from odm_deploy.quantization.reconstruction import fit_weights
 from odm_deploy.quantization.sequential import fit_in_sequence
 
@@ -35,7 +35,6 @@ def fit_all_weights(
     exact: Mapping[str, FrozenLayer] | None,
     track: Track = untracked,
     *,
-    noisy: bool = False,
     in_sequence: bool = True,
     round_weights: bool = True,
     correct_bias: bool = True,
@@ -49,26 +48,26 @@ def fit_all_weights(
         signals: grids of tensors between layers.
         exact: the same layers on scales that make sums exact, which stay so; None where they are not.
         track: for a progress bar.
-        noisy: whether what layers hand on is mostly noise, as with signals: several ways are tried then.
-        in_sequence: off fits each layer to what arrives at it in the float network.
+        in_sequence: off fits each layer to what arrives at it in the float network, and nothing else is tried.
         round_weights: off keeps the nearest codes.
         correct_bias: off keeps biases.
     """
 
-    def fitted(*, on_arrived: bool) -> dict[str, FrozenLayer]:
-        def fit(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
-            inputs = arrived if on_arrived else patches.inputs
-            found = fit_weights(layer, patches, inputs, round_weights=round_weights, correct_bias=correct_bias)
-            return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
+    def fit(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
+        found = fit_weights(layer, patches, arrived, round_weights=round_weights, correct_bias=correct_bias)
+        return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
 
-        return fit_in_sequence(network, parts, layers, fit, signals, track)
-
-    if not noisy or not in_sequence:
-        return fitted(on_arrived=in_sequence)
+    stream = layer_patches(network, parts, list(layers), track)
+    apart = {patches.name: fit(layers[patches.name], patches, patches.inputs) for patches in stream}
+    # In network order again.
+    apart = {name: apart[name] for name in layers}
+    if not in_sequence:
+        return apart
     expected = [network(part) for part in parts]
 
     def distance(candidate: Mapping[str, FrozenLayer]) -> float:
         model = freeze(network, candidate, signals=signals)
         return sum(float((model(part) - wanted).square().mean()) for part, wanted in zip(parts, expected, strict=True))
 
-    return min((dict(layers), *(fitted(on_arrived=way) for way in (False, True))), key=distance)
+    chained = fit_in_sequence(network, parts, layers, fit, signals, track)
+    return min(dict(layers), apart, chained, key=distance)

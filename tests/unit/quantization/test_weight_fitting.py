@@ -1,4 +1,4 @@
-"""Where noise is handed on, weights are fitted to quantized and to float inputs, and the closest model is taken."""
+"""Weights are fitted to quantized and to float inputs, and the closest model is taken."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def test_of_both_fits_the_closer_one_is_taken():
                         signals),
         fit_in_sequence(network, PARTS, layers, fit_weights, signals),
     ]  # fmt: skip
-    chosen = fit_all_weights(network, PARTS, layers, signals, None, noisy=True)
+    chosen = fit_all_weights(network, PARTS, layers, signals, None)
     distances = [distance(way) for way in ways]
     assert distances[0] != distances[1]
     assert distance(chosen) == min(distances) < distance(layers)
@@ -52,5 +52,5 @@ def test_a_fit_that_makes_it_worse_is_not_taken(monkeypatch):
         return dataclasses.replace(layer, bias=layer.bias + 50)
 
     monkeypatch.setattr(weight_fitting, "fit_weights", spoilt)
-    chosen = fit_all_weights(network, PARTS, layers, {}, None, noisy=True)
+    chosen = fit_all_weights(network, PARTS, layers, {}, None)
     assert all(chosen[name] is layer for name, layer in layers.items())
