@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,10 @@ def read_json(path: Path) -> Any:
     """The value that a JSON file in UTF-8 holds.
 
     Raises:
-        InputError: it cannot be read, is no regular file, longer than `LARGEST_BYTES`, or not JSON.
+        InputError: it cannot be read, is no regular file, longer than `LARGEST_BYTES`, or not JSON; or it names a key
+            twice, where one reader takes the first value and another the last.
     """
-    return _parsed(path, json.loads, "JSON")
+    return _parsed(path, lambda text: json.loads(text, object_pairs_hook=_of_different_keys), "JSON")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -69,6 +71,14 @@ def _parsed(path: Path, parse: Callable[[str], Any], language: str) -> Any:
         raise InputError(f"cannot read {path}", why=str(error.strerror or error)) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged", why=f"it is not {language}: {excerpt(error)}") from None
+
+
+def _of_different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {max(counts, key=lambda key: counts[key])!r} comes twice")
+    return document
 
 
 def mapping_of(value: Any, what: str) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -35,21 +36,29 @@ def read_torch_file(path: Path | str) -> Any:
     if path.stat().st_size == 0:
         raise InputError(f"cannot read {path}", why="the file is empty", fix="copy or download it again")
     with path.open("rb") as stream:
-        magic = stream.read(4)
+        # One open file throughout: another of its name could come between what is checked and what is read.
+        content = _loaded(stream, path)
+    check_contents(content, str(path))
+    return content
+
+
+def _loaded(stream: BinaryIO, path: Path) -> Any:
+    magic = stream.read(4)
     # torch writes zip archives since 1.6, before that (and `pickle` itself) a pickle stream.
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
         kind = kind_of(path)
         why = f"it is {kind}" if kind not in ("", "a checkpoint") else f"it begins with {magic!r}"
         raise InputError(f"{path} is not a torch file", why=why, fix=_WANTED)
     if magic[:2] == b"PK":
-        _check_records(path)
+        _check_records(stream, path)
+    stream.seek(0)
     try:
         with warnings.catch_warnings():
             # torch warns about pickle protocols on its way to the error that is reported below.
             warnings.simplefilter("ignore")
             # Of what training codes put beside the weights, this holds attributes and nothing that runs.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"refused to read {path}",
@@ -70,8 +79,6 @@ def read_torch_file(path: Path | str) -> Any:
             why=f"the file is damaged or truncated ({_reason(error)})",
             fix="copy or download it again",
         ) from None
-    check_contents(content, str(path))
-    return content
 
 
 def _no_file(path: Path) -> InputError:
@@ -100,10 +107,10 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
         raise InputError(f"{where[:80]} is not a plain value", why=f"it is a {type(value).__name__}")
 
 
-def _check_records(path: Path) -> None:
+def _check_records(stream: BinaryIO, path: Path) -> None:
     """Refuse an archive whose records are much longer than the file: torch stores tensors as they are."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(stream) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise InputError(
@@ -111,7 +118,7 @@ def _check_records(path: Path) -> None:
             why=f"the file is damaged or truncated ({error})",
             fix="copy or download it again",
         ) from None
-    held, length = sum(record.file_size for record in records), path.stat().st_size
+    held, length = sum(record.file_size for record in records), stream.seek(0, os.SEEK_END)
     if held > length + _COMPRESSED_BYTES:
         raise InputError(
             f"refused to read {path}",

@@ -26,6 +26,12 @@ def test_what_is_no_document_is_one_short_line(tmp_path, read, content):
     assert "\n" not in str(caught.value)
 
 
+def test_no_key_comes_twice(tmp_path):
+    (tmp_path / "x.json").write_text('{"onnx": {"a": 0, "sha256": "00", "sha256": "11"}}')
+    with pytest.raises(InputError, match="the key 'sha256' comes twice"):
+        read_json(tmp_path / "x.json")
+
+
 def test_only_regular_files_of_a_sane_length_are_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     for name, reason in (("pipe", "no regular file"), (".", "no regular file"), ("gone", "there is none")):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from odm_deploy import torch_files
 from odm_deploy.errors import InputError
 from odm_deploy.torch_files import read_torch_file
 
@@ -160,3 +161,16 @@ def test_what_is_tied_or_kept_twice_is_read(tmp_path):
     torch.save({"params": tied, "params_ema": tied}, tmp_path / "recursive.pt")
     content = read_torch_file(tmp_path / "recursive.pt")
     assert torch.equal(content["params_ema"]["body.24.weight"], weights["body.weight"])
+
+
+def test_a_file_that_is_replaced_after_it_was_checked_is_not_read(tmp_path, monkeypatch):
+    deflated({"w": torch.zeros(4)}, tmp_path / "bomb.pt", "data/0", 64 << 20)
+    torch.save({"w": torch.ones(4)}, tmp_path / "w.pt")
+    check = torch_files._check_records
+
+    def check_and_swap(*arguments):
+        check(*arguments)
+        (tmp_path / "bomb.pt").replace(tmp_path / "w.pt")
+
+    monkeypatch.setattr(torch_files, "_check_records", check_and_swap)
+    assert torch.equal(read_torch_file(tmp_path / "w.pt")["w"], torch.ones(4))
