@@ -14,9 +14,9 @@ from tests.png_files import chunk, plain_png
 RGB = random_images(48, 64)[0].transpose(1, 2, 0).astype(np.uint8)
 
 REFUSED = {
-    "animated.gif": "it holds 2 frames",
-    "animated.png": "it holds 2 frames",
-    "animated.webp": "it holds 2 frames",
+    "animated.gif": "it holds several frames",
+    "animated.png": "it holds several frames",
+    "animated.webp": "it holds several frames",
     "bomb.png": "200000000 pixels, more than the limit of 67108864; cut it",
     "checksum.png": "checksum",
     "damaged\nname.png": "the file is empty",

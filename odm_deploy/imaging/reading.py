@@ -22,6 +22,7 @@ from PIL import UnidentifiedImageError
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.decoding import EncodedImage, decode
 from odm_deploy.imaging.image import Image
+from odm_deploy.imaging.jpeg import check_scans
 from odm_deploy.imaging.pixels import Bits, to_eight_bits
 
 READ_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -166,13 +167,15 @@ def _check_still_and_small(encoded: EncodedImage, opened: PillowImage.Image, max
     if width * height > max_pixels:
         raise _too_large(encoded, f"{width}x{height} is {width * height} pixels", max_pixels)
     # Phones store a depth map or a second view behind an ordinary photograph (MPO): its first frame is the picture.
-    frames = int(getattr(opened, "n_frames", 1))
-    if frames > 1 and opened.format != "MPO":
+    # All frames of an animation would have to be found to be counted.
+    if getattr(opened, "is_animated", False) and opened.format != "MPO":
         raise InputError(
             f"cannot read {encoded}",
-            why=f"it holds {frames} frames, and taking the first would lose the others",
+            why="it holds several frames, and taking the first would lose the others",
             fix="split it into single images first",
         )
+    if opened.format in ("JPEG", "MPO"):
+        check_scans(encoded.source, str(encoded))
 
 
 def _too_large(encoded: EncodedImage, size: str, limit: int) -> TooLargeError:

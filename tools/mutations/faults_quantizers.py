@@ -20,9 +20,9 @@ def _move_bounds(graph: Graph, lower: int, upper: int) -> str | None:
     for (node, slot), codes in zip((places[0], places[-1]), (lower, upper), strict=True):
         if len(places) == 1 and codes != upper:
             continue
-        step = scale if graph.value(node.input[slot]).dtype.kind == "f" else 1
         name = graph.own(node, slot)
-        graph.store(name, graph.value(name) + codes * step)
+        bound = graph.value(name)
+        graph.store(name, bound + codes * scale if bound.dtype.kind == "f" else bound.astype(np.int64) + codes)
     return name_of(quantizer)
 
 

@@ -161,10 +161,10 @@ def test_float_samples_are_refused(tmp_path):
         read_image(tmp_path / "x.tiff")
 
 
-def test_animation_is_refused_with_its_frame_count(tmp_path):
+def test_animation_is_refused(tmp_path):
     frames = [PillowImage.fromarray(RGB + i) for i in range(3)]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match="3 frames"):
+    with pytest.raises(InputError, match="several frames"):
         read_image(tmp_path / "x.gif")
 
 
