@@ -97,7 +97,7 @@ def _write_golden(model: QuantizedModel, protos: dict[str, onnx.ModelProto], fol
     for name, image in golden_images().items():
         found = to_pixels(model(torch.from_numpy(image).float()).numpy())
         if not np.array_equal(found, outputs[name][0].transpose(1, 2, 0)):
-            raise InputError(f"{model.network.name} is not exact", why=f"torch and integers differ on {name!r}")
+            raise InputError(f"{model.network.title} is not exact", why=f"torch and integers differ on {name!r}")
     golden.write(folder)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from odm_deploy.documents import read_json, taken_from
 from odm_deploy.errors import InputError
 from odm_deploy.files import write_text
+from odm_deploy.networks.titles import network_title
 
 _OPTIONAL = ("exact", "engine", "cpu_onnx", "signals")
 FORMAT = "odm-deploy bundle"
@@ -52,6 +53,12 @@ class Manifest:
     def scale(self) -> int:
         """Output pixels per input pixel along each axis."""
         return int(self.network["scale"])
+
+    @property
+    def network_title(self) -> str:
+        """What people call the network."""
+        config = self.network.get("config")
+        return network_title(str(self.network["name"]), config if isinstance(config, Mapping) else {})
 
     def bits_of(self, layer: str) -> tuple[int, int] | None:
         """Bits of a layer's weights and of its input's codes; None for a layer that stays in float."""

@@ -174,7 +174,7 @@ def _print_checkpoint(model: QuantizedModel, cost: Accounting) -> None:
         amounts = (f"{layer.storage_bits / 8192:.1f}", f"{layer.macs / 1e9:.3f}", f"{layer.bit_operations / 1e9:.1f}")
         return layer.name or "(network)", *cells, *amounts
 
-    title = f"{model.network.name} x{model.scale}: {len(model.layers)} quantized layers" + (
+    title = f"{model.network.title} x{model.scale}: {len(model.layers)} quantized layers" + (
         f", {len(model.signals)} tensors between layers on grids" if model.signals else ""
     )
     head = ("layer", "bits", "levels", "zero point", "KiB", "GMAC", "GBitOPs")

@@ -147,7 +147,7 @@ def command(
         unfinished.remove()
     seconds = round(time.monotonic() - started, 1)
     counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(seen)} images"
-    say(f"{output}: {counted}, {seconds} s")
+    say(f"{output}: {loaded.title} x{loaded.scale}, {counted}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
     say_cost(tuned, held_back=seen.paths != unseen.paths)

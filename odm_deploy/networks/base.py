@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.config import NetworkConfig
+from odm_deploy.networks.titles import network_title
 
 StateDict = dict[str, Tensor]
 
@@ -46,6 +47,11 @@ class SuperResolutionNetwork(nn.Module):
         self.config = config
 
     @property
+    def title(self) -> str:
+        """What people call it."""
+        return network_title(self.name, self.config.to_dict())
+
+    @property
     def scale(self) -> int:
         """Output pixels per input pixel along each axis."""
         return self.config.scale
@@ -65,7 +71,7 @@ class SuperResolutionNetwork(nn.Module):
             InputError: the network computes something that rounds in floating point whatever its constants.
         """
         raise InputError(
-            f"{self.name} cannot be exact",
+            f"{self.title} cannot be exact",
             why="it computes more than convolutions, sums and (P)ReLU, and that rounds in floating point",
             fix="use --profile paper; edsr, rdn and srresnet can be exact",
         )

@@ -109,7 +109,7 @@ def freeze(
     for name, layer in layers.items():
         if name not in modules:
             raise InputError(
-                f"{network.name} has no layer {name}", why=f"layers are {', '.join(list(modules)[1:5])} ..."
+                f"{network.title} has no layer {name}", why=f"layers are {', '.join(list(modules)[1:5])} ..."
             )
         replacements[name] = quantized_layer(name, modules[name], layer)
     replace_modules(frozen, replacements)

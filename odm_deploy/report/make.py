@@ -87,7 +87,7 @@ def make_report(
         crops = [crop_row(file.load(), file.scale, runtime.upscale, float_upscale) for file in shown]
     bench, bench_note = _bench(opened, options, say, track)
     return ReportContent(
-        title=f"{opened.path.resolve().name}: {reference.network.name} x{reference.scale}",
+        title=f"{opened.path.resolve().name}: {reference.network.title} x{reference.scale}",
         facts=_facts(opened, reference),
         parity=parity,
         layers=layers,
@@ -130,7 +130,7 @@ def _facts(bundle: Bundle, reference: QuantizedModel) -> list[tuple[str, str]]:
     """What the bundle is: name and value."""
     bits = sorted({f"w{layer.weight_bits}a{layer.grid.bits}" for layer in reference.layers.values()})
     facts = [
-        ("network", f"{reference.network.name} x{reference.scale}"),
+        ("network", f"{reference.network.title} x{reference.scale}"),
         ("quantized layers", f"{len(reference.layers)}, {', '.join(bits)}"),
     ]
     manifest = bundle.manifest

@@ -81,7 +81,7 @@ class _Server:
         self._engine, self._limits, self._local = engine, limits, local
         self._facts: dict[str, Any] = {
             "model": name,
-            "network": "" if engine.manifest is None else engine.manifest.network["name"],
+            "network": "" if engine.manifest is None else engine.manifest.network_title,
             "scale": engine.scale,
             "runtime": engine.describe(),
             "max_pixels": limits.pixels,

@@ -94,7 +94,7 @@ def layer_sensitivities(
                 squares[name] += square / len(chosen)
     except RuntimeError as error:
         raise InputError(
-            f"no gradients pass through {network.name}, so its layers cannot be ranked",
+            f"no gradients pass through {network.title}, so its layers cannot be ranked",
             why=str(error).splitlines()[0][:200],
             fix="say by --layer NAME=WIDTH which layers get more bits",
         ) from error
