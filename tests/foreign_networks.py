@@ -57,3 +57,23 @@ def seeded(features: int = 8, scale: int = 2) -> Enlarger:
     """With the same weights every time."""
     torch.manual_seed(3)
     return Enlarger(features, scale).eval()
+
+
+class DenseBlocks(nn.Module):
+    """Blocks of an RRDB network: concatenations, and sums whose terms are scaled by a constant; images in 0..255."""
+
+    def __init__(self, features: int = 8, growth: int = 4, blocks: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, features, 3, padding=1)
+        self.grow = nn.ModuleList(nn.Conv2d(features, growth, 3, padding=1) for _ in range(blocks))
+        self.fuse = nn.ModuleList(nn.Conv2d(features + growth, features, 3, padding=1) for _ in range(blocks))
+        self.up = nn.Conv2d(features, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = first = self.first(x)
+        for grow, fuse in zip(self.grow, self.fuse, strict=True):
+            dense = torch.cat((deep, F.leaky_relu(grow(deep), 0.2)), 1)
+            deep = fuse(dense) * 0.2 + deep
+        first = torch.add(first, deep)
+        first += deep
+        return F.pixel_shuffle(self.up(first), 2)

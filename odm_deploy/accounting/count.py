@@ -139,7 +139,8 @@ def _planned_signals(
     """Widths of the tensors between layers that a policy puts on grids."""
     if policy is None or policy.signals is None:
         return {}
-    return {signal.name: policy.signals for signal in plan_signals(network, layers.keys(), fused=policy.fused).signals}
+    plan = plan_signals(network, layers.keys(), fused=policy.fused, operations=not policy.power_of_two)
+    return {signal.name: policy.signals for signal in plan.signals}
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def _say_which_sums_stay_float(network: SuperResolutionNetwork, model: Quantized
         return
     from odm_deploy.quantization.signal_plan import plan_signals
 
-    plan = plan_signals(network, model.layers.keys())
+    plan = plan_signals(network, model.layers.keys(), operations=model.exact is None)
     if plan.left:
         named = ", ".join([*plan.left[:_NAMED], *([f"{len(plan.left) - _NAMED} more"] if plan.left[_NAMED:] else [])])
         say(f"{len(plan.left)} of {plan.sums} sums between layers stay float: {named}")

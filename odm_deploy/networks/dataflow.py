@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.blocks import Sum
+from odm_deploy.networks.operations import ADDITIONS, FUNCTIONS, PRODUCTS, numbered, operation_of
 
 PROBE_PX = (48, 64)
 """Height and width of the image that a network is watched on: many networks need multiples of 16."""
@@ -48,7 +49,6 @@ class Kind(Enum):
 _KINDS = {
     **dict.fromkeys(("relu", "relu_"), Kind.RECTIFIER),
     **dict.fromkeys(("cat", "concat", "concatenate"), Kind.JOIN),
-    **dict.fromkeys(("prelu", "leaky_relu", "leaky_relu_", "gelu", "silu", "elu", "hardswish"), Kind.ACTIVATION),
     **dict.fromkeys(
         ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "contiguous", "clone", "detach", "view", "reshape",
          "permute", "transpose", "flatten", "squeeze", "unsqueeze", "__getitem__", "chunk", "split", "narrow", "flip",
@@ -58,8 +58,6 @@ _KINDS = {
 }  # fmt: skip
 _IMAGE_EDGES = "add_mean."
 """Modules of this project that move colours behind the last layer."""
-_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
-_PRODUCTS = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"}
 
 
 @dataclass(eq=False)
@@ -76,7 +74,8 @@ class Value:
     readers: list[Value] = field(default_factory=list["Value"])
     """What is computed from it; twice where it is read twice."""
     module: str = ""
-    """The module whose only operation it is, such as an `nn.PReLU`; empty where there is none."""
+    """Where a quantizer of it belongs: the module whose only operation it is, such as an `nn.PReLU`, or the operation's
+    own name; empty where there is neither."""
     operation: str = ""
     """The function of torch that made it, without underscores; empty of a layer."""
     is_result: bool = False
@@ -184,22 +183,30 @@ class _Recorder(TorchFunctionMode):
             return output
         operands = self._known((args, kwargs or {}))
         name = getattr(func, "__name__", "")
+        owner, module, counts = self._modules[-1]
+        if (operation := operation_of(func, output)) is not None:
+            # Counted also where it has nothing to do with the image: whoever runs the network sees it, too.
+            own = numbered(operation, counts)
+            if operands:
+                place = "" if hasattr(module, own) else f"{owner}.{own}".lstrip(".")
+                self._note_operation(output, name, operands, own, owner if _is_plain_function(module) else place)
+            return output
         for tensor in _tensors(output):
             if operands and tensor.is_floating_point():
-                self._note_operation(tensor, name, operands)
+                self._note_operation(tensor, name, operands, numbered(name.strip("_"), counts), "")
         return output
 
-    def _note_operation(self, tensor: Tensor, operation: str, operands: tuple[Value, ...]) -> None:
-        kind = _KINDS.get(operation, Kind.OTHER)
-        if operation in _ADDITIONS and len(operands) == 2 and operands[0].shape == operands[1].shape:
+    def _note_operation(
+        self, tensor: Tensor, operation: str, operands: tuple[Value, ...], own: str, place: str
+    ) -> None:
+        kind, operation = _KINDS.get(operation, Kind.OTHER), operation.strip("_")
+        if operation in FUNCTIONS:
+            kind = Kind.ACTIVATION
+        elif operation in ADDITIONS and len(operands) == 2 and operands[0].shape == operands[1].shape:
             kind = Kind.SUM
-        elif operation in _PRODUCTS and len(operands) == 2:
+        elif operation in PRODUCTS and len(operands) == 2:
             kind = Kind.PRODUCT
-        owner, module, counts = self._modules[-1]
-        operation = operation.strip("_")
-        own = f"{operation}_{counts[operation]}" if counts[operation] else operation
-        counts[operation] += 1
-        place = owner if _is_plain_function(module) else ""
+        owner, *_ = self._modules[-1]
         self._note(tensor, kind, f"{owner}.{own}".lstrip("."), operands, place, operation)
 
     def _note(

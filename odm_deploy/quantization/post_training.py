@@ -131,7 +131,7 @@ def calibrate(
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
-        plan = plan_signals(network, bits.keys(), fused=policy.fused)
+        plan = plan_signals(network, bits.keys(), fused=policy.fused, operations=not policy.power_of_two)
         if settings.equalize:
             scaled = equalize_channels(network, parts, bits, plan.feeds, plan.outputs, power_of_two=policy.power_of_two)
         # A gain would stand between codes, and few scales are short enough to be shared.

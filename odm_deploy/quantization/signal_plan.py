@@ -20,6 +20,7 @@ from torch import nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.dataflow import Kind, Value, watch
+from odm_deploy.networks.operations import PRODUCTS, QUOTIENTS
 from odm_deploy.quantization.signals import OUTPUT
 
 _MAP_RANK = 4
@@ -66,18 +67,25 @@ class SignalPlan:
         return next((group[0] for group in self.alike if signal in group), signal)
 
 
-def plan_signals(network: SuperResolutionNetwork, quantized: Set[str], *, fused: bool = False) -> SignalPlan:
+def plan_signals(
+    network: SuperResolutionNetwork, quantized: Set[str], *, fused: bool = False, operations: bool = True
+) -> SignalPlan:
     """The signals of a float network, given the names of the layers that are quantized.
 
     With `fused` a convolution that one sum or activation function alone reads gives it floats, one convolution a sum:
     kernels that go on with what they have just summed up need no code of it, and nothing is rounded twice.
+    Without `operations` only modules have signals: what proves models exact sees nothing else.
     """
     values = watch(network)
+    modules = dict(network.named_modules())
     convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     wanted: dict[str, list[Value]] = {}
     left: list[str] = []
     sums = 0
-    taken = _taken_over(values, quantized & convolutions) if fused else set[Value]()
+    taken = _taken_over(values, quantized & convolutions, fused=fused, scaled=operations)
+
+    def has_place(value: Value) -> bool:
+        return _has_place(value, convolutions) and (operations or value.kind is Kind.JOIN or value.module in modules)
 
     def want(value: Value) -> None:
         wanted.setdefault(value.module, []).append(value)
@@ -90,13 +98,13 @@ def plan_signals(network: SuperResolutionNetwork, quantized: Set[str], *, fused:
             parts = _parts_of(value)
             if value.kind is Kind.SUM:
                 sums += 1
-                if not value.module or not all(_has_place(part, convolutions) for part in parts):
+                if not has_place(value) or not all(has_place(part) for part in parts):
                     left.append(value.name)
                     continue
                 if not _is_served(value, quantized):
                     want(value)
             for part in parts:
-                if part.kind not in (Kind.SUM, Kind.JOIN) and part not in taken and _has_place(part, convolutions):
+                if part.kind not in (Kind.SUM, Kind.JOIN) and part not in taken and has_place(part):
                     want(part)
     runs: dict[str, list[Value]] = {}
     for value in values:
@@ -118,13 +126,16 @@ def _parts_of(value: Value) -> list[Value]:
     return parts if value.kind is Kind.SUM else _taken_apart(parts)
 
 
-def _taken_over(values: list[Value], quantized: Set[str]) -> set[Value]:
-    """Results of quantized convolutions that their only reader goes on with: functions, and of sums the last term."""
+def _taken_over(values: list[Value], quantized: Set[str], *, fused: bool, scaled: bool) -> set[Value]:
+    """Results of quantized convolutions that their only reader goes on with: constant factors of terms, which weights
+    take in; and if `fused` functions, and of sums the last term.
+    """
     order = {value: position for position, value in enumerate(values)}
     found: set[Value] = set()
     for value in values:
         is_sum = value.kind is Kind.SUM and len(value.shape) == _MAP_RANK and value.leads_to_a_layer() and value.module
-        if is_sum or value.kind is Kind.ACTIVATION:
+        is_term = scaled and _is_scaled(value) and [reader.kind for reader in value.readers] == [Kind.SUM]
+        if is_term or (fused and (is_sum or value.kind is Kind.ACTIVATION)):
             own = [part for part in value.operands if part.name in quantized and part.readers == [value]]
             found.update(sorted(own, key=lambda part: order[part])[-1:])
     return found
@@ -153,7 +164,14 @@ def _has_place(value: Value, convolutions: Set[str]) -> bool:
     """Whether a quantizer can stand where the value is made, or its parts have grids of their own."""
     if value.kind is Kind.LAYER:
         return value.name in convolutions
-    return value.kind is Kind.JOIN or (value.kind in (Kind.SUM, Kind.ACTIVATION) and bool(value.module))
+    if value.kind is Kind.JOIN:
+        return True
+    return bool(value.module) and (value.kind in (Kind.SUM, Kind.ACTIVATION, Kind.PRODUCT) or _is_scaled(value))
+
+
+def _is_scaled(value: Value) -> bool:
+    """Whether it is another value times a constant."""
+    return value.kind is Kind.OTHER and len(value.operands) == 1 and value.operation in PRODUCTS | QUOTIENTS
 
 
 def _is_served(value: Value, quantized: Set[str]) -> bool:

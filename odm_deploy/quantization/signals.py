@@ -3,7 +3,8 @@
 A layer's input grid makes its product an integer one. What it gives out is still a float, and so are the sums of a
 residual network, until the next layer's grid. Some runtimes gain nothing from that: ONNX Runtime computes a convolution
 in integers only where its output is quantized, too, and a residual sum only between codes. So outputs of layers and
-sums can be put on grids, each by a `SignalQuantizer` that is a part, `output`, of the module whose output it is.
+sums can be put on grids, each by a `SignalQuantizer` that is a part, `output`, of the module whose output it is, or of
+the place of an operation (`operation_signals`).
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.replacing import replace_modules
 from odm_deploy.quantization.fake_quant import fake_quantize
-
-OUTPUT = "output"
-"""What a module calls the quantizer of its output."""
+from odm_deploy.quantization.operation_signals import (
+    OUTPUT,
+    Place,
+    aside,
+    drop_places,
+    follow,
+    has_places,
+    place_of,
+)
 
 
 class SignalQuantizer(nn.Module):
@@ -46,7 +53,7 @@ def attach(network: nn.Module, name: str, quantizer: nn.Module) -> None:
 
     Args:
         network: any network; changed.
-        name: of the signal, `{module}.output`.
+        name: of the signal, `{module}.output` or `{operation}.output`.
         quantizer: takes and gives one tensor. Becomes a part of the module; whatever was there is replaced.
 
     Raises:
@@ -54,9 +61,12 @@ def attach(network: nn.Module, name: str, quantizer: nn.Module) -> None:
     """
     owner, _, part = name.rpartition(".")
     modules = dict(network.named_modules())
-    if part != OUTPUT or not owner or owner not in modules:
+    module = modules[owner] if owner in modules else place_of(network, owner)
+    if part != OUTPUT or not owner or module is None:
         raise InputError(f"no signal {name}", why=f"it is {{module}}.{OUTPUT}", fix="name a module of the network")
-    module = modules[owner]
+    if isinstance(module, Place):
+        module.add_module(OUTPUT, quantizer)
+        return
     detach(module)
     if hasattr(module, OUTPUT):
         raise InputError(f"no signal {name}", why=f"{owner} has a part {OUTPUT} of its own")
@@ -82,6 +92,8 @@ def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
     replace_modules(network, {name: layer})
     if quantizer is not None:
         attach(network, f"{name}.{OUTPUT}", quantizer)
+    if has_places(network):
+        follow(network)
 
 
 def signals_of(network: nn.Module) -> dict[str, SignalQuantizer]:
@@ -91,6 +103,7 @@ def signals_of(network: nn.Module) -> dict[str, SignalQuantizer]:
 
 def with_signals(network: nn.Module, grids: Mapping[str, Grid]) -> None:
     """Put the named signals on these grids, and take all others off theirs."""
+    drop_places(network)
     for module in list(network.modules()):
         detach(module)
     for name, grid in grids.items():
@@ -98,4 +111,5 @@ def with_signals(network: nn.Module, grids: Mapping[str, Grid]) -> None:
 
 
 def _through_quantizer(module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    return module.get_submodule(OUTPUT)(output)
+    with aside():
+        return module.get_submodule(OUTPUT)(output)

@@ -1,19 +1,27 @@
 """Models whose tensors between layers lie on grids compute the same on runtimes as in torch."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from odm_deploy.lowering.lower import lower
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.lowering.metadata import read_taps
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
+from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from odm_deploy.quantization.signal_plan import plan_signals
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from tests.factories import random_images, tiny_network
+from tests.foreign_networks import DenseBlocks
+from tests.public_networks import RLFN
 
 QUICK = CalibrationSettings(equalize=False, output_ranges=False, adaptive_rounding=False, correct_bias=False)
 
@@ -43,3 +51,53 @@ def test_teacher_forced_every_signal_agrees_but_for_ties(bits):
     by_name = {layer.name: layer for layer in compared}
     assert set(model.grids) <= set(by_name)
     assert all(layer.flip_rate < 1e-3 for layer in by_name.values())
+
+
+def residual_network(name: str):
+    torch.manual_seed(5)
+    module = DenseBlocks() if name == "dense" else RLFN(8, blocks=2, scale=2)
+    builder, arguments = "tests.foreign_networks:DenseBlocks", {}
+    if name != "dense":
+        builder, arguments = "tests.public_networks:RLFN", {"features": 8, "blocks": 2, "scale": 2}
+    return foreign_network(module, builder=builder, arguments=arguments, input_range=255.0)
+
+
+PLACES = {
+    # What one layer alone reads lies on that layer's grid.
+    "dense": {"add", "add_1", "add_2", "mul", "mul_1", "leaky_relu", "leaky_relu_1"},
+    "rlfn": {"block_1.leaky_relu_2", "block_2.leaky_relu_2", "block_1.esa.mul"},
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_sums_in_other_peoples_code_lie_on_grids_that_every_form_of_the_model_has(name, tmp_path):
+    network = residual_network(name)
+    plan = plan_signals(network, QuantizationPolicy.parse("integer", "8").select(network).keys())
+    # What attention adds to a resized map stays float.
+    assert all(".esa." in left for left in plan.left)
+    model = model_of(network, "integer", "8")
+    modules = dict(network.named_modules())
+    owners = {name.removesuffix(".output") for name in model.signals}
+    assert owners - set(modules) == {f"net.{place}" for place in PLACES[name]}
+    image = torch.from_numpy(random_images(26, 30, seed=6))
+    save_model(model, tmp_path / "model.pt")
+    with trusting(network.config.builder):
+        loaded = load_model(tmp_path / "model.pt")
+    assert loaded.grids == model.grids
+    assert torch.equal(loaded(image), model(image))
+    assert torch.equal(copy.deepcopy(model.network)(image), model(image))
+
+
+@pytest.mark.parametrize("runtime", [OnnxRuntime, OpenVinoCpu])
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("name", PLACES)
+def test_teacher_forced_sums_in_other_peoples_code_agree_but_for_ties(name, target, runtime):
+    model = model_of(residual_network(name), "integer", "8")
+    lowered = lower(model, LoweringOptions(target=target))
+    compared = compare_layers(model, lowered, runtime.open_bytes, [random_images(26, 30, seed=6)])
+    # A constant factor is in the scales of the convolution before it.
+    factors = [node for node in lowered.graph.node if node.op_type == "Mul" and node.name.startswith("node_mul")]
+    assert target != "cpu" or name != "dense" or not factors
+    names = {layer.name for layer in compared} | {tap.layer for tap in read_taps(lowered)}
+    assert set(model.grids) <= names
+    assert [layer.name for layer in compared if not layer.is_clean] == []

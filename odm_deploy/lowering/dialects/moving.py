@@ -7,6 +7,7 @@ Quantizing value by value commutes with whatever only moves values, and twice on
     FakeQuantize -> Relu                     becomes   FakeQuantize with codes from that of zero on
     FakeQuantize, ... -> Concat -> the same  becomes   FakeQuantize, ... -> Concat             (bytes are joined)
     DepthToSpace(r) -> Conv(few channels)    becomes   Conv' -> DepthToSpace(r)
+    Conv -> Mul(constant) -> FakeQuantize    becomes   Conv' -> FakeQuantize                   (its scales have it)
 
 The last: a k x k convolution behind a shuffle by r is one of r*r times the channels before it, each of whose taps is
 one of the old ones or zero. Kernels compute 16 output channels at once (on GPUs 32), so that up to 16 of them cost what
@@ -36,6 +37,8 @@ def prepare(model: ir.Model) -> None:
     for node in list(graph):
         if node.op_type == "DepthToSpace":
             _quantize_before(graph, node)
+        elif node.op_type == "Mul":
+            _scale_weights(graph, editor, node)
     for node in list(graph):
         if markers.is_quantizer(node):
             _absorb_followers(graph, node)
@@ -83,6 +86,28 @@ def _quantize_before(graph: ir.Graph, shuffle: ir.Node, moves: Callable[[Grid], 
         return
     swap(graph, shuffle, quantizer)
     quantizer.attributes["block"] = ir.AttrInt64("block", block * markers.block_of(quantizer))
+
+
+def _scale_weights(graph: ir.Graph, editor: GraphEditor, product: ir.Node) -> None:
+    """Let a convolution's scales and bias take in a positive number that its result, on its way to a grid, is times."""
+    factor = next((array for value in product.inputs if (array := constant_array(value)) is not None), None)
+    conv = next((value.producer() for value in product.inputs if value is not None and value.producer()), None)
+    reader = only_consumer(product.outputs[0])
+    if factor is None or factor.size != 1 or conv is None or conv.op_type != "Conv" or not markers.is_quantizer(reader):
+        return
+    weight = conv.inputs[1].producer() if conv.inputs[1] is not None else None
+    times = float(factor.reshape(()))
+    if times <= 0.0 or only_consumer(conv.outputs[0]) is not product or not markers.is_weight(weight):
+        return
+    assert weight is not None
+    name = markers.layer_of(weight)
+    for node, index, label in ((weight, 1, "scale_scaled"), (conv, 2, "bias_scaled")):
+        array = constant_array(node.inputs[index]) if len(node.inputs) > index else None
+        if array is not None:
+            scaled = array.astype(np.float64) * times
+            node.replace_input_with(index, editor.constant(f"{name}.{label}", scaled, np.float32))
+    product.outputs[0].replace_all_uses_with(conv.outputs[0])
+    graph.remove(product, safe=True)
 
 
 def _absorb_followers(graph: ir.Graph, quantizer: ir.Node) -> None:

@@ -23,6 +23,7 @@ from odm_deploy.quantization.exact import program as steps
 from odm_deploy.quantization.exact.program import Program, Step
 from odm_deploy.quantization.layers import QuantizedConv2d, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.operation_signals import has_places
 from odm_deploy.quantization.power_of_two import as_integer, common_exponent
 from odm_deploy.quantization.signals import OUTPUT, SignalQuantizer
 
@@ -46,6 +47,12 @@ def integer_program(model: QuantizedModel) -> Program:
         InputError: the model is not integer arithmetic throughout; the line names the layer or operation.
     """
     network = model.network
+    if has_places(network):
+        raise InputError(
+            f"{network.name} is not integer arithmetic throughout",
+            why="it has grids of operations that no module makes, and this trace does not see them",
+            fix="calibrate with a profile that is exact",
+        )
     try:
         graph = _Tracer().trace(network)
     except (TraceError, TypeError, RuntimeError) as error:

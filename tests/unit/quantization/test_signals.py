@@ -11,6 +11,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel, freeze, tapped
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
@@ -157,3 +158,48 @@ def test_freezing_takes_the_signals_it_is_given_and_no_others():
     model = integer_model(tiny_network())
     again = freeze(model.network, {}, signals={"head.0.output": GRID})
     assert {name: signal.grid for name, signal in again.signals.items()} == {"head.0.output": GRID}
+
+
+class Doubling(nn.Module):
+    """A convolution whose own code adds, as quantizers in training do."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        """Twice, and half of it."""
+        y = self.conv(x)
+        return (y + y) / 2
+
+
+def test_a_sum_that_no_module_makes_has_a_place_whatever_replaces_the_layers_around_it():
+    torch.manual_seed(3)
+    network, image = foreign_network(Functional(), input_range=255.0), torch.from_numpy(random_images(12, 10))
+    plain, seen = network(image), []
+    with_signals(network, {"net.add.output": GRID})
+    quantizer = network.get_submodule("net.add.output")
+    quantizer.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    changed = network(image)
+    replace_layer(network, "net.second", Doubling(network.net.second))
+    assert torch.equal(network(image), changed)
+    assert len(seen) == 2
+    assert not torch.equal(changed, plain)
+    with pytest.raises(RuntimeError):
+        network(image[:, :2])
+    assert torch.equal(network(image), changed)
+    with_signals(network, {})
+    assert torch.equal(network(image), plain)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("name", ["net.cat.output", "net.first.add.part", "nowhere.add.output", "net.first.output.add"])
+def test_what_is_no_place_of_an_operation_is_refused(name):
+    with pytest.raises(InputError, match="no signal"):
+        attach(foreign_network(Functional(), input_range=255.0), name, nn.Identity())
+
+
+def test_the_proof_refuses_places_that_its_trace_does_not_see():
+    model = freeze(foreign_network(Functional(), input_range=255.0), {}, signals={"net.add.output": GRID})
+    with pytest.raises(InputError, match="grids of operations that no module makes"):
+        integer_program(model)
