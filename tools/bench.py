@@ -11,7 +11,6 @@ Runtime in the same run. Calibrated models are kept in the folder, so a run that
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,7 +42,7 @@ from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.terminal import SIZE, run, say
 
-FORMS = ("paper 8", "deploy 8", "deploy 4", "integer 8", "integer 4", "integer 2", "exact 8", "exact 4")
+FORMS = ("paper 8", "deploy 8", "deploy 4", "integer 8", "integer 4", "integer 2", "engine 8", "exact 8", "exact 4")
 """Profiles and widths."""
 FLOAT = "float"
 BASE = "float, onnxruntime"
@@ -59,6 +58,7 @@ COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
 @click.option("--benchmark", type=click.Path(path_type=Path), help="HR and LR_bicubic, to judge by. [the samples]")
 @click.option("--nncf-python", type=click.Path(path_type=Path), help="Interpreter of an environment with NNCF.")
 @click.option("--seconds", default=60.0, show_default=True, help="To time one network at one size.")
+@click.option("--prepare", is_flag=True, help="Only make and judge what will be timed, on a machine that is busy.")
 @click.option(
     "-o", "--output", default=Path("bench"), show_default=True, type=click.Path(path_type=Path), help="Folder."
 )
@@ -74,10 +74,14 @@ def command(
     benchmark: Path | None,
     nncf_python: Path | None,
     seconds: float,
+    prepare: bool,
     output: Path,
     check: Path | None,
 ) -> int:
-    """Measure, and keep each network's rows as soon as they are known."""
+    """Measure, and keep each network's rows as soon as they are known.
+
+    Models of both sides and what they lose are kept in the folder, too, and made once.
+    """
     if check is not None:
         worse = results.worse_ratios(read_json(COMMITTED), read_json(check))
         for line in worse:
@@ -90,7 +94,8 @@ def command(
     output.mkdir(parents=True, exist_ok=True)
     path = output / "bench.json"
     document: dict[str, Any] = read_json(path) if path.exists() else {"rows": []}
-    document |= {"machine": describe_cpu(physical_cpus()), "features": cpu_features(), "peaks": machine_peaks()}
+    if not prepare:
+        document |= {"machine": describe_cpu(physical_cpus()), "features": cpu_features(), "peaks": machine_peaks()}
     for name in networks or SUBJECTS:
         subject = SUBJECTS[name]
         wanted = [(height, width) for width, height in sizes] or list(subject.sizes)
@@ -102,9 +107,14 @@ def command(
         except OdmError as error:
             say(f"{name} left out: {error}")
             continue
+        if prepare:
+            bench.lost()
+            continue
         for size in missing:
             document["rows"] += bench.rows(size, seconds, document["peaks"])
             write_json(path, document)
+    if prepare:
+        return 0
     write_text(output / "bench.md", results.markdown(document))
     results.draw(document, output / "bench.png")
     click.echo(results.markdown(document))
@@ -131,9 +141,8 @@ class _Bench:
         self.images: Images = [image.numpy() for image in chosen]
         self.pairs = [file.load() for file in find_pairs(benchmark or SAMPLES, self.network.scale)]
         self.models = dict(self._models(forms, chosen, output))
-        self.folder = ExitStack()
+        self.output = output
         self.variants = list(self._variants(nncf_python))
-        self.losses: dict[str, float] | None = None
 
     def _models(self, forms: Sequence[str], images: list[torch.Tensor], output: Path) -> Iterator[tuple[str, Any]]:
         for form in forms:
@@ -164,16 +173,22 @@ class _Bench:
                 yield Variant(form, "openvino", "bf16", graph)
 
     def _rivals(self, plain: Any, nncf_python: Path | None, bf16: bool) -> Iterator[Variant]:
-        say(f"{self.name}: onnxruntime.quantization")
-        static = onnxruntime_static(plain, self.images)
+        path = self.output / f"{self.name}_onnxruntime.onnx"
+        if not path.exists():
+            say(f"{self.name}: onnxruntime.quantization")
+            path.write_bytes(onnxruntime_static(plain, self.images))
+        static = path.read_bytes()
         yield Variant("onnxruntime.quantization", "onnxruntime", "fp32", static)
         yield Variant("onnxruntime.quantization", "openvino", "fp32", static)
         if nncf_python is None:
             return
-        folder = Path(self.folder.enter_context(tempfile.TemporaryDirectory(prefix="nncf_")))
         for preset in ("performance", "mixed"):
-            say(f"{self.name}: NNCF, {preset}")
-            path = nncf(nncf_python, plain, self.images, preset, folder)
+            folder = self.output / f"{self.name}_nncf"
+            path = folder / f"nncf_{preset}.xml"
+            if not path.exists():
+                say(f"{self.name}: NNCF, {preset}")
+                folder.mkdir(exist_ok=True)
+                nncf(nncf_python, plain, self.images, preset, folder)
             yield Variant(f"NNCF {preset}", "openvino", "fp32", path)
             if bf16:
                 yield Variant(f"NNCF {preset}", "openvino", "bf16", path)
@@ -188,7 +203,7 @@ class _Bench:
                 stack.callback(each.close)
             runs = time_runs(opened, {"input": image}, Effort(seconds=seconds))
         latencies = {v.key: [each.latency_ms for each in times] for v, times in zip(self.variants, runs, strict=True)}
-        lost = self._lost()
+        lost = self.lost()
         base = np.array(latencies[BASE])
         scale = self.network.scale
         macs = count_macs(self.network, (size[0] * scale, size[1] * scale))
@@ -207,14 +222,17 @@ class _Bench:
             for variant in self.variants
         ]
 
-    def _lost(self) -> dict[str, float]:
+    def lost(self) -> dict[str, float]:
         """PSNR-Y lost against the float network on ONNX Runtime, in dB; nothing for random weights."""
-        if self.losses is None:
-            self.losses = {}
-            if self.trained:
-                found = {variant.key: self._psnr(variant) for variant in self.variants}
-                self.losses = {key: found[BASE] - value for key, value in found.items()}
-        return self.losses
+        if not self.trained:
+            return {}
+        path = self.output / f"{self.name}_psnr.json"
+        found: dict[str, float] = read_json(path) if path.exists() else {}
+        for variant in self.variants:
+            if variant.key not in found:
+                found[variant.key] = self._psnr(variant)
+                write_json(path, found)
+        return {key: found[BASE] - value for key, value in found.items()}
 
     def _psnr(self, variant: Variant) -> float:
         qualities: list[float] = []
