@@ -47,6 +47,8 @@ class Limits:
     """Engine layers that multiply, and those that only move, scale or round; 0 both where no engine is known."""
     fallbacks: tuple[str, ...]
     """Layers that the graph quantizes and the engine runs in float."""
+    padded_before: int = 0
+    """Convolutions on grids whose zero is not the middle code: engines pad their input by kernels of their own."""
     layers: tuple[LayerLimit, ...] = ()
     """Every layer with a limit of its own, the one with the most multiply-accumulates first."""
 
@@ -71,6 +73,11 @@ class Limits:
             said.append(
                 f"{self.other_kernels} kernels beside {self.compute_kernels} convolutions and products only scale, "
                 "round and move feature maps; half precision for the rest (--precision fp16) halves what they move"
+            )
+        if self.compute_kernels and self.padded_before:
+            said.append(
+                f"{self.padded_before} convolutions have their input padded and shifted by kernels before, because "
+                "zero is not the middle code of their grid: quantize with --profile engine, or --symmetric"
             )
         if self.padding_share > _WORTH_SAYING:
             said.append(
@@ -103,8 +110,15 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
         compute_kernels=compute,
         other_kernels=len(working) - compute,
         fallbacks=tuple(layer.name for layer in found.fallbacks) if known else (),
+        padded_before=_padded_before(model),
         layers=tuple(_layer_limits(found, padding, known=known)),
     )
+
+
+def _padded_before(model: ModelProto) -> int:
+    """How many inputs of convolutions are padded in float, in front of the shift to signed codes."""
+    shifted = {node.input[0] for node in model.graph.node if node.op_type == "Sub"}
+    return sum(node.op_type == "Pad" and node.output[0] in shifted for node in model.graph.node)
 
 
 def _layer_limits(found: Coverage, padding: dict[str, float], *, known: bool) -> list[LayerLimit]:

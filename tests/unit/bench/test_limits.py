@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from odm_deploy.bench.limits import find_limits
 from odm_deploy.building.layer_table import LayerRecord
+from odm_deploy.lowering.lower import lower
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from tests.factories import random_images, tiny_network
 from tests.sr_graphs import SCALE, WIDTH, sr_model
 
 SHAPE = (1, 3, 10, 20)
@@ -51,6 +56,21 @@ def test_the_engine_tells_what_really_runs() -> None:
     first, *others = limits.sentences()
     assert first.startswith(f"1 quantized layers run in float ({tail})")
     assert any(sentence.startswith("1 kernels beside 2 convolutions") for sentence in others)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_grids_that_engines_cannot_pad_are_named_with_the_remedy(symmetric: bool) -> None:
+    images = [torch.from_numpy(random_images(20, 24))]
+    policy = QuantizationPolicy.deploy(LayerBits(8, 8), symmetric=symmetric)
+    settings = CalibrationSettings(equalize=False, adaptive_rounding=False, correct_bias=False)
+    model, _ = calibrate(tiny_network(), images, policy, settings)
+    limits = find_limits(lower(model), [record(name, "correlation", "int8") for name in model.layers], SHAPE)
+    said = [sentence for sentence in limits.sentences() if "--symmetric" in sentence]
+    if symmetric:
+        assert not said
+    else:
+        (sentence,) = said
+        assert int(sentence.split()[0]) == sum(not layer.grid.is_symmetric for layer in model.layers.values()) > 0
 
 
 def test_every_layer_that_gains_little_comes_with_its_reason() -> None:
