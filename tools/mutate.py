@@ -24,7 +24,7 @@ from typing import Any
 import click
 from mutations.faults import all_faults
 from mutations.judging import Sound, Verdict, judge, judge_sound, to_dict
-from mutations.subjects import PROFILES, RUNTIMES, SIZES, all_subjects
+from mutations.subjects import PROFILES, PUBLIC, RUNTIMES, SIZES, all_subjects
 from toolbox import COMMAND, markdown_table, read_json, write_json
 
 from odm_deploy.terminal import run
@@ -33,7 +33,7 @@ CRASHED = "the process crashed"
 
 
 @click.command(context_settings=COMMAND)
-@click.option("--network", "networks", multiple=True, type=click.Choice(list(SIZES)), default=tuple(SIZES))
+@click.option("--network", "networks", multiple=True, type=click.Choice([*SIZES, *PUBLIC]), default=tuple(SIZES))
 @click.option("--profile", "profiles", multiple=True, type=click.Choice(PROFILES), default=PROFILES)
 @click.option("--runtime", "runtimes", multiple=True, type=click.Choice(RUNTIMES), default=RUNTIMES)
 @click.option("--subject", "only", help="Only bundles whose name holds this, as '4 for CPUs'.", default="")

@@ -37,13 +37,18 @@ def load_crops(count: int) -> list[np.ndarray]:
     return crops
 
 
-@torch.no_grad()
 def random_network(
     name: str, crops: list[np.ndarray], config: Mapping[str, Any] = {"scale": SCALE}
 ) -> SuperResolutionNetwork:
     """A network whose outputs look like an image's values, mean 128, standard deviation 50; of the published size."""
     torch.manual_seed(0)
-    network = build_network(name, config).eval()
+    return spread_out(build_network(name, config), crops)
+
+
+@torch.no_grad()
+def spread_out(network: SuperResolutionNetwork, crops: list[np.ndarray]) -> SuperResolutionNetwork:
+    """The network with random weights, scaled so that its outputs are as `random_network` says."""
+    network.eval()
     for parameter in network.parameters():
         if parameter.dim() >= 2:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)

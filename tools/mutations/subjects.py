@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from sample_networks import load_crops, random_network
+from sample_networks import load_crops, spread_out
+from torch import nn
 
 from odm_deploy.bundle.manifest import CPU_ONNX_FILE, MANIFEST_FILE, ONNX_FILE
 from odm_deploy.checkpoint import save_model
 from odm_deploy.export import write_bundle
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.registry import build_network
+from odm_deploy.networks.spandrel_models import network_from_spandrel
 from odm_deploy.progress import silent
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
@@ -27,6 +31,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "swinir": {"scale": 2, "channels": 8, "groups": 1, "depth": 2, "heads": 2, "window": 4, "hidden": 12},
 }
 """By name: the hyper-parameters of networks that run in milliseconds."""
+
+PUBLIC = ("compact",)
+"""Networks that spandrel builds; where it is not installed, they cannot be asked for."""
 
 PROFILES = ("ordinary", "sums", "exact", "integer")
 """Any scales; scales that make sums exact; everything exact; tensors between the layers on grids, too."""
@@ -58,7 +65,7 @@ class Subject:
     def write(self, folder: Path) -> Path:
         """Calibrate and export into `folder`, which then holds `model.pt`, `images` and the bundle that is returned."""
         crops = load_crops(IMAGES)
-        network = random_network(self.network, crops, SIZES[self.network])
+        network = spread_out(_built(self.network), crops)
         images = [torch.from_numpy(to_batch(crop)) for crop in crops]
         policy = QuantizationPolicy.parse(self.profile if self.profile in ("exact", "integer") else "paper", self.bits)
         model, _ = calibrate(network, images, policy, CalibrationSettings(exact_sums=self.profile != "ordinary"))
@@ -76,6 +83,16 @@ class Subject:
         return bundle
 
 
+def _built(name: str) -> SuperResolutionNetwork:
+    torch.manual_seed(0)
+    if name not in PUBLIC:
+        return build_network(name, SIZES[name])
+    # Real-ESRGAN's small network: convolutions with PReLU, added to the image itself.
+    widths = ((3, 8), (8, 8), (8, 8), (8, 12))
+    body = nn.Sequential(*(part for i, o in widths for part in (nn.Conv2d(i, o, 3, padding=1), nn.PReLU(o))))
+    return network_from_spandrel({f"body.{key}": value for key, value in body[:-1].state_dict().items()})
+
+
 def all_subjects() -> list[Subject]:
     """Every network in every profile it has at 4 and 8 bits, with the graph for CPUs, and some with uint8 edges."""
     pairs = [(network, profile) for network in SIZES for profile in PROFILES if (network, profile) not in _LACKING]
@@ -83,6 +100,12 @@ def all_subjects() -> list[Subject]:
         *(Subject(network, profile, bits) for network, profile in pairs for bits in BITS),
         *(Subject(network, profile, "4", graph=CPU_ONNX_FILE) for network, profile in pairs),
         *(Subject("edsr", profile, "4", "uint8") for profile in PROFILES),
+        *(
+            Subject(network, profile, bits)
+            for network in PUBLIC
+            for profile in ("ordinary", "integer")
+            for bits in BITS
+        ),
     ]
 
 

@@ -19,6 +19,7 @@ from torture.results import (
     json_whole,
     models_whole,
     nothing,
+    poster_whole,
     triton_whole,
     video_whole,
 )
@@ -74,6 +75,9 @@ def jobs_of(made: Material) -> dict[str, Job]:
             images_whole,
             4,
         ),
+        "upscale a large image": Job(
+            lambda out: odm_deploy("upscale", made.poster, out / "poster.png", "--model", bundle, *_RUN), poster_whole
+        ),
         "upscale a folder": Job(
             lambda out: odm_deploy("upscale", made.images, out / "large", "--model", bundle, *_RUN), images_whole, 6
         ),
@@ -101,6 +105,7 @@ def jobs_of(made: Material) -> dict[str, Job]:
         "bench": Job(
             lambda out: odm_deploy("bench", bundle, *_RUN, "--size", "32x24", "--seconds", "0.2"),
             nothing,
+            poster_whole,
             writes=False,
         ),
         "serve": Job(

@@ -14,7 +14,9 @@ from torture.forked import run_all
 FRAMES = 8
 IMAGES = 3
 SIZE = (24, 32)
-"""Height and width of every image."""
+"""Height and width of every image but one."""
+POSTER = (96, 128)
+"""Of that one."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Material:
     def images(self) -> Path:
         """A folder of images."""
         return self.folder / "images"
+
+    @property
+    def poster(self) -> Path:
+        """An image whose result takes many writes."""
+        return self.folder / "poster.png"
 
     @property
     def dataset(self) -> Path:
@@ -90,6 +97,8 @@ def _draw(made: Material) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             size = (SIZE[1] * side, SIZE[0] * side)
             coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index}{'x2' if side == 1 else ''}.png")
+    poster = random.integers(0, 256, (*POSTER, 3), dtype=np.uint8)
+    Image.fromarray(poster).save(made.poster)
     photo = Image.open(made.images / "0.png")
     for suffix in ("jpg", "gif", "webp", "tif", "bmp", "ppm"):
         photo.save(made.folder / f"photo.{suffix}")
@@ -134,8 +143,9 @@ def _film(made: Material) -> None:
     with av.open(str(made.clip), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv420p"
-        for index in range(FRAMES):
-            picture = np.full((*SIZE, 3), 20 * index, np.uint8)
+        random = np.random.default_rng(1)
+        for _ in range(FRAMES):
+            picture = random.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 

@@ -11,7 +11,7 @@ import av
 import onnx
 from PIL import Image
 
-from torture.material import FRAMES, IMAGES, SIZE
+from torture.material import FRAMES, IMAGES, POSTER, SIZE
 
 
 def result_of(out: Path) -> str:
@@ -73,16 +73,24 @@ def images_whole(out: Path) -> str:
     """Upscaled images of the right size."""
     large = out / "large"
     paths = list(large.glob("[!.]*")) if large.is_dir() else list(out.glob("large.png"))
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                size = image.size
-        except OSError as error:
-            return f"{path.name} is half written: {error}"
-        if size != (2 * SIZE[1], 2 * SIZE[0]):
-            return f"{path.name} is {size}"
-    return "" if len(paths) <= IMAGES else f"{len(paths)} images of {IMAGES}"
+    problems = [problem for path in paths if (problem := _image_whole(path, SIZE))]
+    return problems[0] if problems else "" if len(paths) <= IMAGES else f"{len(paths)} images of {IMAGES}"
+
+
+def poster_whole(out: Path) -> str:
+    """The large image `poster.png`, whole, or none."""
+    path = out / "poster.png"
+    return _image_whole(path, POSTER) if path.exists() else ""
+
+
+def _image_whole(path: Path, size: tuple[int, int]) -> str:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            found = image.size
+    except OSError as error:
+        return f"{path.name} is half written: {error}"
+    return "" if found == (2 * size[1], 2 * size[0]) else f"{path.name} is {found}"
 
 
 def video_whole(out: Path) -> str:
