@@ -105,7 +105,6 @@ def jobs_of(made: Material) -> dict[str, Job]:
         "bench": Job(
             lambda out: odm_deploy("bench", bundle, *_RUN, "--size", "32x24", "--seconds", "0.2"),
             nothing,
-            poster_whole,
             writes=False,
         ),
         "serve": Job(
