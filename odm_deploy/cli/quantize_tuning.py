@@ -39,7 +39,7 @@ tuning_options = group(
         default=15,
         show_default=True,
         metavar="PERCENT",
-        help="At 8 bits and without a goal: so much of the work may stay float where more than 0.02 dB would be lost "
+        help="At 8 bits and without a goal: so much of the work may stay float where more than 0.015 dB would be lost "
         "(with --lr: where the output is less than 50 dB from float's). Only the layers that cost most do; not with "
         "--layer, nor in profiles integer and exact. 0: none.",
     ),

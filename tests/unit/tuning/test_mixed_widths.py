@@ -103,7 +103,7 @@ def test_a_goal_that_is_striven_for_takes_what_may_become_float_and_is_not_refus
 
 def test_only_8_bits_without_wishes_of_ones_own_strive_for_anything():
     plain = QuantizationPolicy(LayerBits(8, 8))
-    assert default_goal(plain, 0.1, with_truth=True) == Goal(max_drop_db=0.02, float_share=0.1)
+    assert default_goal(plain, 0.1, with_truth=True) == Goal(max_drop_db=0.015, float_share=0.1)
     assert default_goal(plain, 0.1, with_truth=False) == Goal(min_psnr_db=50.0, float_share=0.1)
     assert default_goal(plain, 0.0, with_truth=True) is None
     for other in (
