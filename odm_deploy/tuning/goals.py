@@ -10,8 +10,8 @@ from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.tuning.held_back import OutputCost
 
 STRIVEN_FOR_DB = 0.015
-"""Loss against the truth that a model at 8 bits strives for: half of what shows, since where the float network is closer
-to the truth than on the held-back images, the same error costs up to twice as many decibels."""
+"""Loss against the truth that a model at 8 bits strives for: half of what shows. For where the float network is
+closer to the truth than on the held-back images, the same error costs up to twice as many decibels."""
 STRIVEN_FOR_PSNR_DB = 50.0
 """The same between float and quantized output, where there is no truth."""
 
