@@ -71,7 +71,7 @@ def command(
     from odm_deploy.checkpoint import save_model
     from odm_deploy.files import file_sha256
     from odm_deploy.quantization.calibration_images import choose_images, hold_back
-    from odm_deploy.quantization.post_training import calibrate
+    from odm_deploy.quantization.post_training import Known, calibrate
     from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
     from odm_deploy.tuning.goals import default_goal
     from odm_deploy.tuning.held_back import PART_PX, HeldBack, Sample
@@ -108,13 +108,15 @@ def command(
         # Refuses what is of another call.
         unfinished.load()
 
+    known: Known = {}
     with progress("calibrating") as track:
 
         def calibrated(
             profile: str, widths: QuantizationPolicy, in_sequence: bool = True
         ) -> tuple[QuantizedModel, list[LayerSummary]]:
             how = dataclasses.replace(ranges, in_sequence=in_sequence)
-            return calibrate(loaded, track(seen, len(seen)), widths, how, {**metadata, "profile": profile}, track)
+            described = {**metadata, "profile": profile}
+            return calibrate(loaded, track(seen, len(seen)), widths, how, described, track, known)
 
         part_px = affordable_px(loaded, len(unseen), JUDGED_MACS, PART_PX)
         held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()), part_px)

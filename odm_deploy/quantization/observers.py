@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.networks.base import SuperResolutionNetwork
 
 _HALF = 2**13
 """Bins on either side of zero: 2^13. A grid of 8 bits then has 16 bins a level or more, one of 4 bits 256."""
@@ -111,3 +114,29 @@ class InputObserver:
     def percentile_range(self) -> tuple[float, float]:
         """Means over the images of the mirrored and of the plain percentile."""
         return self._lower_sum / self.images, self._upper_sum / self.images
+
+
+def observe(
+    network: SuperResolutionNetwork, images: Iterable[Tensor], layers: Iterable[str], percentile: float | None = None
+) -> dict[str, InputObserver]:
+    """Statistics of the inputs of `layers` while the float network runs over `images`, float32 [N, 3, H, W] in 0..255.
+
+    Raises:
+        InputError: no image, or activations that are not finite.
+    """
+    modules = dict(network.named_modules())
+    observers = {name: InputObserver(name, percentile) for name in layers}
+
+    def watched_by(observer: InputObserver) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: observer.add(inputs[0])
+
+    with ExitStack() as hooks, torch.no_grad():
+        for name, observer in observers.items():
+            hooks.enter_context(modules[name].register_forward_pre_hook(watched_by(observer)))
+        for image in images:
+            network(image)
+    if unseen := [name for name, observer in observers.items() if not observer.images]:
+        raise InputError(
+            "nothing to calibrate on", why=f"no image reached {unseen[0]}", fix="give --images more images"
+        )
+    return observers

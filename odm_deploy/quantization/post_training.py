@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
@@ -25,7 +22,7 @@ from odm_deploy.quantization.exact.refine import refine_grids
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
-from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.observers import InputObserver, observe
 from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
@@ -71,6 +68,10 @@ class CalibrationSettings:
     where layers of several calibrations are to be put together: what one made up for, another has not got."""
 
 
+Known = dict[Hashable, tuple[FrozenLayer, InputObserver]]
+"""What calibrations of one network on the same images chose in front of each layer's weights, and what they saw."""
+
+
 @dataclass(frozen=True)
 class LayerSummary:
     """What calibration decided for one layer and what it costs there."""
@@ -100,6 +101,7 @@ def calibrate(
     settings: CalibrationSettings | None = None,
     metadata: Mapping[str, Any] | None = None,
     track: Track = untracked,
+    known: Known | None = None,
 ) -> tuple[QuantizedModel, list[LayerSummary]]:
     """Quantize a float network after training.
 
@@ -111,6 +113,8 @@ def calibrate(
         settings: how ranges are chosen.
         metadata: provenance to keep in the model, plain values.
         track: for a progress bar while grids and weights are fitted, which happens after the images.
+        known: of earlier calibrations of this network on these images: what they chose for a layer at the same width is
+            taken over, and what is chosen now is added. The result is the same without.
 
     Returns:
         The quantized model, and a line about each quantized layer in network order.
@@ -137,8 +141,14 @@ def calibrate(
         # A gain would stand between codes, and few scales are short enough to be shared.
         settings = dataclasses.replace(settings, equalize=False, exact_sums=False)
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None
+    alike = (policy.per_channel, policy.free, policy.symmetric, dataclasses.replace(settings, in_sequence=True))
+    keys = {name: (name, width, *alike) for name, width in bits.items()}
+    if known is None or policy.signals is not None or policy.power_of_two:
+        # There layers depend on each other.
+        known = {}
+    new = [name for name, key in keys.items() if key not in known]
     with SignalObservers(network, plan, percentile) as watched:
-        observers = observe(network, images, bits, percentile)
+        observers = observe(network, images, new, percentile) if new else {}
     signals = watched.grids(
         policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two, symmetric=policy.symmetric
     )
@@ -149,7 +159,6 @@ def calibrate(
         for name, observer in observers.items()
     }
     layers = on_grids(layers, shared)
-    weights = {name: modules[name].get_parameter("weight") for name in layers}
     if policy.power_of_two:
         first = next(iter(layers))
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
@@ -162,6 +171,11 @@ def calibrate(
         alone = {name: layer for name, layer in layers.items() if name not in shared}
         fitted = _fit_inputs(network, parts, alone, observers, settings, track, symmetric=policy.symmetric)
         layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
+    known.update({keys[name]: (layer, observers[name]) for name, layer in layers.items()})
+    layers = {name: known[key][0] for name, key in keys.items()}
+    observers = {name: known[key][1] for name, key in keys.items()}
+    weights = {name: modules[name].get_parameter("weight") for name in layers}
+    if not policy.power_of_two:
         weights = divided_by_gains(weights, layers)
     exact = None
     if settings.exact_sums and not policy.power_of_two:
@@ -229,32 +243,6 @@ def _middle(image: Tensor, size: int) -> Tensor:
     """The middle of an image [N, C, H, W], at most `size` pixels high and wide."""
     top, left = (max(length - size, 0) // 2 for length in image.shape[2:])
     return image[..., top : top + size, left : left + size]
-
-
-def observe(
-    network: SuperResolutionNetwork, images: Iterable[Tensor], layers: Iterable[str], percentile: float | None = None
-) -> dict[str, InputObserver]:
-    """Statistics of the inputs of `layers` while the float network runs over `images`, float32 [N, 3, H, W] in 0..255.
-
-    Raises:
-        InputError: no image, or activations that are not finite.
-    """
-    modules = dict(network.named_modules())
-    observers = {name: InputObserver(name, percentile) for name in layers}
-
-    def watched_by(observer: InputObserver) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: observer.add(inputs[0])
-
-    with ExitStack() as hooks, torch.no_grad():
-        for name, observer in observers.items():
-            hooks.enter_context(modules[name].register_forward_pre_hook(watched_by(observer)))
-        for image in images:
-            network(image)
-    if unseen := [name for name, observer in observers.items() if not observer.images]:
-        raise InputError(
-            "nothing to calibrate on", why=f"no image reached {unseen[0]}", fix="give --images more images"
-        )
-    return observers
 
 
 def _freeze_layer(

@@ -15,7 +15,7 @@ from odm_deploy.lowering.lower import lower
 from odm_deploy.lowering.metadata import layer_of_run, read_taps, run_name
 from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.proof.teacher_forced_layers import compare_layers
-from odm_deploy.quantization.post_training import observe
+from odm_deploy.quantization.observers import observe
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from tests.factories import OPENERS, random_images
 

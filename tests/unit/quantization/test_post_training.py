@@ -4,8 +4,10 @@ import torch
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization import post_training
+from odm_deploy.quantization.observers import observe
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
-from odm_deploy.quantization.post_training import CalibrationSettings, calibrate, observe
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.quantization.ranges import RangeMethod
 
 POLICY = QuantizationPolicy(LayerBits(8, 8))
@@ -56,6 +58,34 @@ def test_observers_see_each_layers_input(network, images):
     assert observers[layer].images == 3
     assert observers[layer].maximum == max(float(values.max()) for values in seen)
     assert observers[layer].histogram.occupied()[1].sum() == sum(values.numel() for values in seen)
+
+
+@pytest.mark.parametrize("changed", [{}, {"body.0.*": None}, {"body.1.body.0": LayerBits(4, 4)}])
+def test_what_an_earlier_calibration_chose_gives_the_same_model(network, images, changed, monkeypatch):
+    policy = QuantizationPolicy(LayerBits(8, 8), overrides=changed)
+    expected, lines = calibrate(network, images, policy)
+    known = {}
+    calibrate(network, images, POLICY, CalibrationSettings(in_sequence=False), known=known)
+    looked_at = []
+
+    def watched(network, images, names, *more):
+        looked_at.extend(names)
+        return observe(network, images, names, *more)
+
+    monkeypatch.setattr(post_training, "observe", watched)
+    found, found_lines = calibrate(network, images, policy, known=known)
+    assert found_lines == lines
+    wanted, got = expected.network.state_dict(), found.network.state_dict()
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(got[key], value) for key, value in wanted.items())
+    assert looked_at == [name for name, bits in changed.items() if bits is not None]
+
+
+def test_layers_that_share_grids_are_chosen_anew(network, images):
+    known = {}
+    policy = QuantizationPolicy.integer(LayerBits(8, 8))
+    calibrate(network, images, policy, known=known)
+    assert not known
 
 
 def test_hooks_are_removed_when_an_image_fails(network):
