@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from odm_deploy.errors import InputError
+
 # Facts about the file that was read; the one that is written has its own.
 _OF_THE_FILE = {"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "creation_time"}
 _OF_A_STREAM = ("language", "title", "handler_name")
@@ -14,15 +16,48 @@ _TOLERANCE_S, _TOLERANCE = 0.5, 0.02
 """Headers round, and the last sounds and pictures of a whole file end at different times."""
 
 
+_CONTAINERS = (
+    *(
+        "mov",
+        "matroska",
+        "avi",
+        "mpegts",
+        "mpeg",
+        "mpegvideo",
+        "asf",
+        "flv",
+        "live_flv",
+        "mxf",
+        "ogg",
+        "nut",
+        "ivf",
+        "obu",
+    ),
+    *("h264", "hevc", "m4v", "av1", "dv", "gif", "apng", "yuv4mpegpipe", "rm", "wtv"),
+)
+"""FFmpeg's names of those that are read. It tells them by content, whatever a file's name, and knows playlists, too:
+whoever sends one could have pictures of other files on this machine in the result."""
+
+
 def open_to_read(path: Path) -> Any:
     """A PyAV container of a file; what of its texts is not UTF-8 is replaced, and no reason to refuse a film.
 
     PyAV does so by itself from 19 on, where it no longer takes a word about it.
+
+    Raises:
+        InputError: it is of a kind that is not read, such as a list that names other files or addresses.
+        Whatever PyAV raises on broken files.
     """
     import av
 
     told: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-    return av.open(str(path), **told)
+    told["container_options"] = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
+    try:
+        # Of a relative name, FFmpeg takes what comes before a colon for a protocol.
+        return av.open(str(path.absolute()), **told)
+    except av.error.ArgumentError:
+        why = "it is no container of its own pictures: a list, perhaps, of other files"
+        raise InputError(f"cannot read video {path}", why=why, fix="give the video itself") from None
 
 
 def describe_alike(reader: Any, writer: Any, streams: Mapping[int, Any]) -> None:

@@ -135,7 +135,7 @@ def upscale_video(
                 raise InputError(f"cannot read video {source}", why="it has no video stream", fix="give a video file")
             chosen = _FORMATS[destination.suffix.lower()]
             chosen = chosen if crf is None else replace(chosen, crf=crf)
-            with av.open(str(temporary), "w", format=chosen.container) as writer:
+            with av.open(str(temporary.absolute()), "w", format=chosen.container) as writer:
                 return _transcode(source, reader, writer, chosen, upscale, scale, track)
     except FFmpegError as error:
         raise InputError(

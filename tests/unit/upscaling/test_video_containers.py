@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("av", reason="PyAV is not installed")
 import av
 
+from odm_deploy.errors import InputError
+from odm_deploy.upscaling.containers import open_to_read
 from odm_deploy.upscaling.video import upscale_video
 from tests.video_clips import flash_times_s, frame_times_s, write_clip
 
@@ -88,3 +90,65 @@ def test_a_file_that_was_cut_off_says_how_much_is_missing(tmp_path, share):
     result = upscale_video(tmp_path / "cut.mkv", tmp_path / "out.mkv", twice, 2)
     assert 0 < result.frames < 60
     assert result.missing_s == pytest.approx(5 - result.frames / 12, abs=0.4)
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    write_clip(tmp_path / "part:1.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert upscale_video(Path("part:1.mp4"), Path("large:1.mp4"), twice, 2).frames == 24
+
+
+LISTS = {
+    "concat": "ffconcat version 1.0\nfile plain.ts\n",
+    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nplain.ts\n#EXT-X-ENDLIST\n",
+}
+"""What FFmpeg takes for a video, whose pictures are another file's."""
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".txt"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_other_files_is_no_video(tmp_path, kind, suffix):
+    recoded(tmp_path, ".ts", "libx264")
+    (tmp_path / f"list{suffix}").write_text(LISTS[kind])
+    with pytest.raises(InputError, match=r"a list, perhaps, of other files|Invalid data"):
+        upscale_video(tmp_path / f"list{suffix}", tmp_path / "out.mp4", twice, 2)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        *((suffix, "libx264") for suffix in (".mp4", ".mov", ".mkv", ".avi", ".ts", ".flv", ".h264", ".m4v", ".3gp")),
+        *(
+            (".webm", "libvpx-vp9"),
+            (".ivf", "libvpx-vp9"),
+            (".mpg", "mpeg2video"),
+            (".wmv", "msmpeg4"),
+            (".gif", "gif"),
+        ),
+        *((".ogv", "libvpx"), (".nut", "ffv1"), (".apng", "apng")),
+    ],
+)
+def test_every_container_of_its_own_pictures_is_read(tmp_path, suffix, codec):
+    recoded(tmp_path, suffix, codec)
+    with open_to_read(tmp_path / f"plain{suffix}") as reader:
+        assert next(reader.decode(video=0)).width == 64
+
+
+def recoded(folder: Path, suffix: str, codec: str) -> None:
+    """`plain.mp4` and the same in another container."""
+    write_clip(folder / "plain.mp4")
+    try:
+        target = av.open(str(folder / f"plain{suffix}"), "w") if suffix != ".mp4" else None
+        if target is None:
+            return
+        with av.open(str(folder / "plain.mp4")) as reader, target as writer:
+            stream = writer.add_stream(codec, rate=25)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = {"gif": "rgb8", "apng": "rgb24"}.get(codec, "yuv420p")
+            for index, frame in enumerate(reader.decode(video=0)):
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                writer.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            writer.mux(stream.encode(None))
+    except (ValueError, av.error.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg does not write {suffix} with {codec}: {error}")
