@@ -62,14 +62,21 @@ def emit_json(document: dict[str, Any]) -> None:
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:
-    """A table for people: the first column and those named in `left` are flush left, the others right."""
-    from rich.table import Table
+    """A table for people: the first column and those named in `left` are flush left, the others right.
 
-    made = Table(title=title, title_justify="left")
+    Names in it may be a stranger's: what would be a style or a command to the terminal is shown as it is written.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    def plain(text: str) -> Text:
+        return Text(_harmless(text))
+
+    made = Table(title=Text(one_line(title), "table.title"), title_justify="left")
     for index, name in enumerate(head):
-        made.add_column(name, justify="right" if index and name not in left else "left", no_wrap=index == 0)
+        made.add_column(plain(name), justify="right" if index and name not in left else "left", no_wrap=index == 0)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(plain, row))
     return made
 
 
@@ -83,7 +90,17 @@ def print_table(table: Table) -> None:
 
 def say(text: str) -> None:
     """A line of talk, on stderr, so that stdout stays what was asked for."""
-    click.echo(text, err=True)
+    click.echo(_harmless(text), err=True)
+
+
+def show(text: str) -> None:
+    """Lines of a result, on stdout."""
+    click.echo(_harmless(text))
+
+
+def _harmless(text: str) -> str:
+    """`text`, which may hold a stranger's names, without commands to the terminal; lines stay lines."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def one_line(text: str) -> str:
@@ -134,7 +151,7 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
             yield track
         return
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Speed(),

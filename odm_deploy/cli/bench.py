@@ -9,7 +9,7 @@ import click
 
 from odm_deploy.cli.options import precision_option, runtime_option, threads_option
 from odm_deploy.errors import GateError, UsageError
-from odm_deploy.terminal import SIZE, emit_json, json_option, print_table, progress, say
+from odm_deploy.terminal import SIZE, emit_json, json_option, print_table, progress, say, show
 
 
 @click.command("bench")
@@ -73,7 +73,7 @@ def command(
         print_table(report.to_table())
         for line in (report.gpu_line(), *report.explanation()):
             if line:
-                click.echo(line)
+                show(line)
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is None:

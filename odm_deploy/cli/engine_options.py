@@ -78,6 +78,7 @@ def write_triton(bundle: Path, repository: Path | None, shapes: InputShapes) -> 
 def build_progress() -> Generator[Callable[[BuildProgress], None]]:
     """Show the builder's phases as bars on stderr, where stderr is a terminal."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress, TaskID
 
     console = Console(stderr=True)
@@ -86,7 +87,7 @@ def build_progress() -> Generator[Callable[[BuildProgress], None]]:
 
         def show(event: BuildProgress) -> None:
             if event.phase not in tasks:
-                tasks[event.phase] = bars.add_task("  " * event.depth + event.phase, total=event.steps)
+                tasks[event.phase] = bars.add_task(escape("  " * event.depth + event.phase), total=event.steps)
             bars.update(tasks[event.phase], completed=event.step)
 
         yield show

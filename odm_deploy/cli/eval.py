@@ -9,7 +9,7 @@ import click
 
 from odm_deploy.cli.options import runtime_option, threads_option, trust_option, weights_options
 from odm_deploy.errors import UsageError
-from odm_deploy.terminal import emit_json, json_option, progress, say
+from odm_deploy.terminal import emit_json, json_option, progress, say, show
 
 
 @click.command("eval")
@@ -58,7 +58,7 @@ def command(
         emit_json({"dataset": name, "scale": factor, **mean, "images": rows})
         return
     for row in [*rows, {"name": f"{name} x{factor}, mean", **mean}]:
-        click.echo(f"{row['name']:24s} {row['psnr_y_db']:7.3f} dB  {row['ssim_y']:.4f}")
+        show(f"{row['name']:24s} {row['psnr_y_db']:7.3f} dB  {row['ssim_y']:.4f}")
 
 
 def _holds_float_weights(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from odm_deploy.errors import GateError, UsageError
-from odm_deploy.terminal import emit_json, json_option, say
+from odm_deploy.terminal import emit_json, json_option, say, show
 
 if TYPE_CHECKING:
     from odm_deploy.lowering.lint import Finding
@@ -49,7 +49,7 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
         emit_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            click.echo(_as_text(finding))
+            show(_as_text(finding))
     failing = [finding for finding in findings if finding.severity.fails_gate]
     if failing:
         count = f"{len(failing)} finding{'s' if len(failing) > 1 else ''}"

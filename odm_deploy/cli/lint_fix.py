@@ -21,7 +21,7 @@ from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.fixing import fix
 from odm_deploy.lowering.lint import Severity, lint
 from odm_deploy.machine.builders import choose_builder
-from odm_deploy.terminal import emit_json, say
+from odm_deploy.terminal import emit_json, say, show
 
 if TYPE_CHECKING:
     from odm_deploy.lowering.fixing import Fixed
@@ -61,7 +61,7 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
     else:
         _print(fixed, found, builder)
         for finding in failing:
-            click.echo(f"left: {finding.node}: {finding.message} [{finding.rule}]")
+            show(f"left: {finding.node}: {finding.message} [{finding.rule}]")
     fallbacks = () if found is None else found.fallbacks
     if failing or fallbacks:
         names = list(dict.fromkeys([*(each.node for each in failing), *(each.name for each in fallbacks)]))
@@ -88,14 +88,14 @@ def _build(model: onnx.ModelProto, path: Path) -> tuple[Coverage | None, str]:
 
 def _print(fixed: Fixed, found: Coverage | None, builder: str) -> None:
     for what, count in fixed.done.items():
-        click.echo(f"fixed: {count} x {what}")
+        show(f"fixed: {count} x {what}")
     if not fixed.done:
         click.echo("fixed: nothing, TensorRT takes it as it is")
     for what in fixed.left:
-        click.echo(f"left: {what}")
+        show(f"left: {what}")
     click.echo(f"proof: {fixed.equality} (ONNX Runtime, {fixed.equality.runs} random images)")
     if found is None:
-        click.echo(f"built: no, {builder}")
+        show(f"built: no, {builder}")
         return
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
     click.echo(f"built: {builder}: int8 in {found.int8_layers} of {found.quantized_layers} quantized layers{share}")

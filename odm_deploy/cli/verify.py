@@ -9,7 +9,7 @@ import click
 
 from odm_deploy.cli.options import precision_option, proof_options
 from odm_deploy.errors import UsageError
-from odm_deploy.terminal import emit_json, json_option, print_table, progress, say
+from odm_deploy.terminal import emit_json, json_option, print_table, progress, say, show
 
 
 @click.command("verify")
@@ -74,7 +74,7 @@ def command(
         if report.layers:
             print_table(worst_layers_table(report))
         if not failures:
-            click.echo(verdict(report, gates))
+            show(verdict(report, gates))
         if report.distance.differing and report.runtime["rounding_note"]:
             click.secho(report.runtime["rounding_note"], dim=True)
     if failures:
@@ -101,4 +101,4 @@ def _verify_golden(path: Path, runtime: str | None, threads: int | None, as_json
     if report.failures:
         raise GateError(verdict)
     if not as_json:
-        click.echo(verdict)
+        show(verdict)

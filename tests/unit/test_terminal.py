@@ -10,7 +10,7 @@ import pytest
 
 from odm_deploy import errors, terminal
 from odm_deploy.installing import install_extra
-from odm_deploy.terminal import emit_json, progress, run, say
+from odm_deploy.terminal import emit_json, print_table, progress, run, say, show, table
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,19 @@ def test_json_goes_to_stdout_and_knows_no_infinity(capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert json.loads(out, parse_constant=pytest.fail) == {"psnr": None, "rows": [{"x": None}, [1, None]], "name": "ä"}
+
+
+STRANGE = "[/x] [red]a[0] \x1b]0;b\x07 \u202egnp"
+
+
+def test_names_are_neither_styles_nor_commands_to_the_terminal(capsys):
+    print_table(table(STRANGE, ("layer", STRANGE), [(STRANGE, "1"), ("two\nlines", "2")]))
+    show(STRANGE)
+    say(f"two\n{STRANGE}")
+    out, err = capsys.readouterr()
+    shown = "[/x] [red]a[0] \\x1b]0;b\\x07 \\u202egnp"
+    assert out.count(shown) == 4 and err == f"two\n{shown}\n"
+    assert not set(out + err) & set("\x1b\x07\u202e")
 
 
 def test_talk_goes_to_stderr(capsys):

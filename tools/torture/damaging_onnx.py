@@ -49,6 +49,12 @@ def _wires(model: onnx.ModelProto, rng: random.Random) -> None:
             pass
 
 
+def _name(model: onnx.ModelProto, rng: random.Random) -> None:
+    # Names are printed: as a style that never began, a command to the terminal, the name of another node.
+    nodes = model.graph.node
+    rng.choice(nodes).name = rng.choice(["[/x]", "\x1b]0;x\x07", "a" * 5000, rng.choice(nodes).name])
+
+
 def _nodes(model: onnx.ModelProto, rng: random.Random) -> None:
     nodes, place = model.graph.node, rng.randrange(len(model.graph.node))
     match rng.randrange(3):
@@ -151,6 +157,7 @@ def _bomb(model: onnx.ModelProto, rng: random.Random) -> None:
 
 _EDITS: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
     *(_operator, _wires, _nodes, _attribute, _tensor, _edges, _about) * 3,
+    _name,
     _bomb,
 )
 """What may happen to a graph; bombs more rarely, because each costs as long as it is let run."""
