@@ -49,13 +49,14 @@ def open_to_read(path: Path) -> Any:
         Whatever PyAV raises on broken files.
     """
     import av
+    from av.error import ArgumentError
 
     told: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     told["container_options"] = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
     try:
         # Of a relative name, FFmpeg takes what comes before a colon for a protocol.
         return av.open(str(path.absolute()), **told)
-    except av.error.ArgumentError:
+    except ArgumentError:
         why = "it is no container of its own pictures: a list, perhaps, of other files"
         raise InputError(f"cannot read video {path}", why=why, fix="give the video itself") from None
 
