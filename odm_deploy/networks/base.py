@@ -79,6 +79,14 @@ class SuperResolutionNetwork(nn.Module):
     def align_output(self) -> None:
         """Rewrite, in place, what follows the last layer so that `output_grid` holds every level of an 8-bit image."""
 
+    def align_input(self) -> Grid | None:
+        """Rewrite, in place, what precedes the first layer so that this reads 8-bit images without loss.
+
+        Returns:
+            The grid on which it does; None where this is not known, and nothing was changed.
+        """
+        return None
+
     @property
     def output_grid(self) -> Grid | None:
         """The grid on which the last layer's output holds all 256 levels of the image, after `align_output`.

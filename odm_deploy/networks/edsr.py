@@ -143,11 +143,7 @@ class EDSR(SuperResolutionNetwork):
                 why="factors on its shortcuts round in floating point",
                 fix="train with method.shortcut=false",
             )
-        head = self.head[0]
-        assert isinstance(head, nn.Conv2d) and head.bias is not None
-        moved = EXACT_MEAN + self.sub_mean.bias.double()
-        head.bias.copy_(head.bias.double() + head.weight.double().sum((2, 3)) @ moved)
-        self.sub_mean.bias.fill_(-EXACT_MEAN)
+        self.align_input()
         self.add_mean.bias.copy_(torch.round(self.add_mean.bias / EXACT_MEAN_UNIT) * EXACT_MEAN_UNIT)
         for block in self.modules():
             if not isinstance(block, ResidualBlock):
@@ -158,6 +154,16 @@ class EDSR(SuperResolutionNetwork):
             last.bias.mul_(block.residual_scale)
             block.residual_scale = 1.0
         self.config = dataclasses.replace(self.config, residual_scale=1.0)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @torch.no_grad()
+    def align_input(self) -> Grid:
+        """Subtract one whole grey level instead of the mean colour, as `make_exact` does."""
+        head = self.head[0]
+        assert isinstance(head, nn.Conv2d) and head.bias is not None
+        moved = EXACT_MEAN + self.sub_mean.bias.double()
+        head.bias.copy_(head.bias.double() + head.weight.double().sum((2, 3)) @ moved)
+        self.sub_mean.bias.fill_(-EXACT_MEAN)
+        return self.pixel_grid
 
     @torch.no_grad()
     def align_output(self) -> None:

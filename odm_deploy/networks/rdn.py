@@ -92,6 +92,10 @@ class RDN(SuperResolutionNetwork):
         """8-bit images as they are."""
         return Grid(1.0, 0, 8)
 
+    def align_input(self) -> Grid:
+        """Nothing to do: the first layer reads the image."""
+        return self.pixel_grid
+
     def make_exact(self) -> None:
         """Nothing to do: between its convolutions there are only ReLUs, sums and concatenations."""
 

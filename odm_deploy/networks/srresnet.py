@@ -108,6 +108,10 @@ class SRResNet(SuperResolutionNetwork):
         """8-bit images, in the range the network computes in."""
         return Grid(self.config.input_range / 255.0, 0, 8)
 
+    def align_input(self) -> Grid:
+        """Nothing to do: the first layer reads 8-bit images, in the range the network computes in."""
+        return Grid(self.config.input_range / 255.0, 0, 8)
+
     @torch.no_grad()
     def make_exact(self) -> None:
         """Fold batch norms and the image's range into the convolutions, and round every PReLU's slope."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.grid import MAX_BITS
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, scale_channels
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
@@ -25,5 +26,8 @@ def float_form(network: SuperResolutionNetwork, model: QuantizedModel) -> SuperR
         found.make_exact()
     if model.signals:
         found.align_output()
+        heads = [layer for name, layer in model.layers.items() if found.region_of(name) is Region.HEAD]
+        if heads and heads[0].grid.bits == MAX_BITS:
+            found.align_input()
     scale_channels(found, model.metadata.get(SCALED_CHANNELS) or {})
     return found

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odm_deploy.grid import MAX_BITS
-from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, equalize_channels
 from odm_deploy.quantization.equalization import offset_inputs
@@ -130,11 +130,15 @@ def calibrate(
         network.make_exact()
     elif settings.exact_sums:
         network.round_float_edges()
-    plan = SignalPlan()
+    plan, pixels = SignalPlan(), None
     images, parts = _with_parts(images)
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
+        first = next(iter(bits))
+        # Codes from the first layer on; `exact` has a grid of its own there.
+        if network.region_of(first) is Region.HEAD and bits[first].activation == MAX_BITS and not policy.power_of_two:
+            pixels = network.align_input()
         plan = plan_signals(network, bits.keys(), fused=policy.fused, operations=not policy.power_of_two)
         if settings.equalize:
             scaled = equalize_channels(network, parts, bits, plan.feeds, plan.outputs, power_of_two=policy.power_of_two)
@@ -158,7 +162,7 @@ def calibrate(
         name: _freeze_layer(modules[name], observer, bits[name], policy, settings)
         for name, observer in observers.items()
     }
-    layers = on_grids(layers, shared)
+    layers = on_grids(layers, shared if pixels is None else {**shared, next(iter(bits)): pixels})
     if policy.power_of_two:
         first = next(iter(layers))
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
@@ -168,7 +172,7 @@ def calibrate(
             refine_grids(rough, network, small, partial(track, stage="refining grids"))
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
-        alone = {name: layer for name, layer in layers.items() if name not in shared}
+        alone = {name: layer for name, layer in layers.items() if name not in shared and layer.grid is not pixels}
         fitted = _fit_inputs(network, parts, alone, observers, settings, track, symmetric=policy.symmetric)
         layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
     known.update({keys[name]: (layer, observers[name]) for name, layer in layers.items()})

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,11 @@ from torch import nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.networks.base import Region
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.trace import integer_program
+from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze, tapped
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
@@ -203,3 +206,27 @@ def test_the_proof_refuses_places_that_its_trace_does_not_see():
     model = freeze(foreign_network(Functional(), input_range=255.0), {}, signals={"net.add.output": GRID})
     with pytest.raises(InputError, match="grids of operations that no module makes"):
         integer_program(model)
+
+
+@pytest.mark.parametrize("name", ["edsr", "rdn", "srresnet"])
+@torch.no_grad()
+def test_a_head_of_8_bits_reads_8_bit_images_as_they_are(name):
+    others = {} if name == "edsr" else {"convolutions": 2, "growth": 8} if name == "rdn" else {"input_range": 1.0}
+    network = build_network(name, {"scale": 2, "blocks": 2, "features": 8, **others}).eval()
+    model = integer_model(network, head="8")
+    head = next(iter(model.layers))
+    assert network.region_of(head) is Region.HEAD
+    arrived = []
+    with tapped(model, lambda layer: lambda x: arrived.append(x) or x if layer == head else x):
+        image = torch.from_numpy(
+            np.arange(256, dtype=np.float32).reshape(1, 1, 16, 16).repeat(3, 1).repeat(3, 2).repeat(3, 3)
+        )
+        output = model(image)
+    grid = model.layers[head].grid
+    assert np.array_equal(grid.quantize(arrived[0].numpy()), image.numpy())
+    # What is subtracted before the first layer is made up for behind it, but for padded borders.
+    inner = (..., slice(32, -32), slice(32, -32))
+    expected, plain = network(image)[inner], integer_model(network)(image)[inner]
+    lost, usual = ((found - expected).abs().mean().item() for found in (output[inner], plain))
+    assert lost < 2.0 * usual
+    assert torch.allclose(float_form(network, model)(image)[inner], expected, atol=1e-2)
