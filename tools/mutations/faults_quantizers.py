@@ -42,7 +42,10 @@ def _pair(graph: Graph) -> tuple[onnx.NodeProto, list[onnx.NodeProto]] | None:
     quantizer = graph.quantizer()
     if quantizer is None:
         return None
-    return quantizer, [node for node in graph.readers(quantizer.output[0]) if node.op_type == "DequantizeLinear"]
+    readers = graph.readers(quantizer.output[0])
+    # In graphs for CPUs, the codes' bounds come behind the quantizer.
+    readers += [behind for node in readers if node.op_type == "Clip" for behind in graph.readers(node.output[0])]
+    return quantizer, [node for node in readers if node.op_type == "DequantizeLinear"]
 
 
 def _change(graph: Graph, slot: int, change: float, *, ulps: bool = False, both: bool = True) -> str | None:
