@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,18 @@ def _old_spelling(_: click.Context, __: click.Parameter, method: str | None) -> 
     if method is not None:
         say(f"--weights {method} is spelled --weight-scales {method} now")
     return method
+
+
+PROFILES = ("paper", "deploy", "integer", "engine", "exact", "exact-integer", "fastest")
+"""What `--profile` takes; the policies behind the names take long to import."""
+
+
+def _profile(_: click.Context, __: click.Parameter, name: str) -> str:
+    if name.lower() not in PROFILES:
+        close = get_close_matches(name.lower(), PROFILES, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"no profile {name!r}", fix=f"{meant}known are {', '.join(PROFILES)}")
+    return name.lower()
 
 
 policy_options = group(
@@ -54,11 +67,12 @@ policy_options = group(
         default="paper",
         show_default=True,
         metavar="NAME",
-        callback=lambda _context, _parameter, name: name and name.lower(),
-        shell_complete=completing("paper", "deploy", "integer", "engine", "exact", "exact-integer", "fastest"),
+        callback=_profile,
+        shell_complete=completing(*PROFILES),
         help="paper: the body; deploy: all but the first layer; integer: also what flows between layers; "
-        "engine: integer as TensorRT fuses it; exact: everything, dyadic scales, the same bits on every runtime; "
-        "exact-integer: both; fastest: integer where that loses nothing to see, else deploy.",
+        "engine: the same for TensorRT, without what it would pad; exact: everything, dyadic scales, the same bits "
+        "on every runtime; exact-integer: exact and integer; fastest: integer where that loses nothing to see, else "
+        "deploy.",
     ),
 )
 """What is quantized; `to_policies` reads them."""

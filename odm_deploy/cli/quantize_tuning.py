@@ -41,7 +41,7 @@ tuning_options = group(
         metavar="PERCENT",
         help="At 8 bits and without a goal: so much of the work may stay float where more than 0.015 dB would be lost "
         "(with --lr: where the output is less than 50 dB from float's). Only the layers that cost most do; not with "
-        "--layer, nor in profiles integer and exact. 0: none.",
+        "--layer, nor in profiles with 8-bit sums or exact. 0: none.",
     ),
     click.option(
         "--finetune",

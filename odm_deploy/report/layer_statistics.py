@@ -73,7 +73,9 @@ def measure_layers(model: QuantizedModel, images: Iterable[NDArray[np.float32]])
 
     def watch(name: str) -> Callable[[Tensor], Tensor]:
         def tap(x: Tensor) -> Tensor:
-            found[name].add(x)
+            # Tensors between layers have quantizers, too, which are no layer's.
+            if name in found:
+                found[name].add(x)
             return x
 
         return tap
