@@ -94,7 +94,7 @@ def load_model(path: Path | str) -> QuantizedModel:
         InputError: not a model.pt, a newer version, damaged, or contents that contradict each other.
         UsageError: it needs a builder that is not trusted (`odm_deploy.networks.trusted_builders.trusting`).
     """
-    document = read_torch_file(path)
+    document = read_torch_file(path, "a model.pt is wanted, as odm-deploy quantize writes it")
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a quantized model",

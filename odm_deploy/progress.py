@@ -19,8 +19,17 @@ class Track(Protocol):
         ...
 
 
+class PercentStage(str):
+    """A stage whose items are nothing that anybody counts, but parts of its work: it is told in percent."""
+
+
 def silent(_: str) -> None:
     """Drops what is said."""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def untracked(items: Iterable[T], total: int, stage: str = "") -> Iterator[T]:

@@ -20,6 +20,7 @@ import click
 
 from odm_deploy.errors import MissingError, OdmError, UsageError
 from odm_deploy.installing import install_extra
+from odm_deploy.progress import PercentStage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,7 +121,7 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def progress(description: str, rate: str | None = None) -> Generator[Callable[..., Iterator[Any]]]:
-    """Yield `track(items, total, stage)`, which shows a bar with ETA on stderr while `items` are consumed.
+    """Yield a `Track`, which shows a bar with ETA on stderr while `items` are consumed.
 
     Work of several stages calls it once for each; `description` is what the bar says where no stage is named. `rate`
     is the unit of the speed to show, such as fps for items that are frames.
@@ -130,7 +131,6 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         ProgressColumn,
         Task,
@@ -138,6 +138,12 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
         TimeRemainingColumn,
     )
     from rich.text import Text
+
+    class Done(ProgressColumn):
+        """How many items, or which part."""
+
+        def render(self, task: Task) -> Text:
+            return Text(_done(int(task.completed), int(task.total or 0), "/", percent=task.fields["percent"]))
 
     class Speed(ProgressColumn):
         """Items a second, as lately measured."""
@@ -153,7 +159,7 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        Done(),
         Speed(),
         TimeRemainingColumn(),
         console=console,
@@ -161,7 +167,8 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
     ) as bar:
 
         def track(items: Iterable[Any], total: int, stage: str = description) -> Iterator[Any]:
-            yield from bar.track(items, total=total, description=stage)
+            task = bar.add_task(stage, total=total, percent=isinstance(stage, PercentStage))
+            yield from bar.track(items, total=total, task_id=task)
 
         yield track
 
@@ -211,7 +218,12 @@ class _Stage:
             # The one that is under way has taken some of its time already.
             each = (self.last - self.started) / self.done
             left = f", {max(each * (self.total - self.done) - (now - self.last), 0):.0f} s left"
-        return f"{self.name}: {self.done} of {self.total}, {now - self.started:.0f} s{left}"
+        done = _done(self.done, self.total, " of ", percent=isinstance(self.name, PercentStage))
+        return f"{self.name}: {done}, {now - self.started:.0f} s{left}"
+
+
+def _done(done: int, total: int, of: str, *, percent: bool) -> str:
+    return f"{100 * done // max(total, 1)} %" if percent else f"{done}{of}{total}"
 
 
 def report_error(error: BaseException) -> int:

@@ -18,13 +18,14 @@ from odm_deploy.torch_contents import check_contents
 
 _COMPRESSED_BYTES = 16 << 20
 """What records may hold beyond the file's own length: torch compresses code, but no tensors."""
-_WANTED = "a file of float weights or a model.pt is wanted"
 _DEEPEST = 32
 """Levels of lists and mappings in plain values."""
 
 
-def read_torch_file(path: Path | str) -> Any:
+def read_torch_file(path: Path | str, wanted: str = "a torch file is wanted") -> Any:
     """Content of a torch file, on the CPU, read with `weights_only=True`.
+
+    `wanted` is what to do, for whoever named a file of another kind.
 
     Raises:
         InputError: no such file, not a torch file, a truncated one, one that wants to run code, or one whose content
@@ -32,23 +33,23 @@ def read_torch_file(path: Path | str) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise _no_file(path)
+        raise _no_file(path, wanted)
     if path.stat().st_size == 0:
         raise InputError(f"cannot read {path}", why="the file is empty", fix="copy or download it again")
     with path.open("rb") as stream:
         # One open file throughout: another of its name could come between what is checked and what is read.
-        content = _loaded(stream, path)
+        content = _loaded(stream, path, wanted)
     check_contents(content, str(path))
     return content
 
 
-def _loaded(stream: BinaryIO, path: Path) -> Any:
+def _loaded(stream: BinaryIO, path: Path, wanted: str) -> Any:
     magic = stream.read(4)
     # torch writes zip archives since 1.6, before that (and `pickle` itself) a pickle stream.
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
         kind = kind_of(path)
         why = f"it is {kind}" if kind not in ("", "a checkpoint") else f"it begins with {magic!r}"
-        raise InputError(f"{path} is not a torch file", why=why, fix=_WANTED)
+        raise InputError(f"{path} is not a torch file", why=why, fix=wanted)
     if magic[:2] == b"PK":
         _check_records(stream, path)
     stream.seek(0)
@@ -81,10 +82,10 @@ def _loaded(stream: BinaryIO, path: Path) -> Any:
         ) from None
 
 
-def _no_file(path: Path) -> InputError:
+def _no_file(path: Path, wanted: str) -> InputError:
     if not path.is_dir():
         return InputError(f"cannot read {path}", why="there is no such file", fix="check the path")
-    return InputError(f"cannot read {path}", why=f"it is {kind_of(path)}", fix=_WANTED)
+    return InputError(f"cannot read {path}", why=f"it is {kind_of(path)}", fix=wanted)
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:

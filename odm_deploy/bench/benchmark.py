@@ -61,7 +61,7 @@ def benchmark(
     """
     if batch < 1 or (size is not None and min(size) < 1):
         raise UsageError(f"cannot time a batch of {batch} images of {size}", why="there is nothing to compute")
-    bundle = Bundle.open(model)
+    bundle = Bundle.open(model, "a bundle is wanted, a model.onnx or an engine.plan")
     with ExitStack() as stack:
         watch, gpu_note = stack.enter_context(watch_gpu())
         opened = stack.enter_context(open_runtime(bundle, runtime, options))

@@ -24,7 +24,8 @@ from odm_deploy.lowering.lint import Finding, lint
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import Layer, find_layers
 
-_MISSING = "missing"
+MISSING = "missing"
+"""What a layer runs as that nothing names."""
 _AMBIGUOUS = "unknown"
 
 
@@ -124,7 +125,7 @@ def coverage(
     for layer in asked:
         unique = names[layer.name] == 1
         record = find_compute_layer(layers, layer.name) if unique else None
-        precision = record.precision if record else _MISSING if unique else _AMBIGUOUS
+        precision = record.precision if record else MISSING if unique else _AMBIGUOUS
         about = [] if precision == "int8" else [finding for finding in findings if layer.name in finding.layers]
         covered.append(
             LayerCoverage(
@@ -132,7 +133,7 @@ def coverage(
                 op=layer.node.op_type,
                 quantized=layer.quantized,
                 precision=precision,
-                reason="" if precision == "int8" else _reason(layer, record, about),
+                reason="" if precision == "int8" else _reason(layer, record, about, explain=explain),
                 macs=count_macs(graph, layer.node, shapes),
                 engine_layer=record.name if record else "",
                 rules=tuple(dict.fromkeys(finding.rule for finding in about)) if layer.quantized else (),
@@ -158,14 +159,16 @@ def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
     return prod(output) * (first[-2] if transposed else first[-1])
 
 
-def _reason(layer: Layer, record: LayerRecord | None, about: Sequence[Finding]) -> str:
+def _reason(layer: Layer, record: LayerRecord | None, about: Sequence[Finding], *, explain: bool) -> str:
     """Why a layer is not int8: what lint found about it, or that nobody asked."""
     if not layer.quantized:
-        return "unquantized in the graph"
+        return "float in this model"
     if about:
         return "; ".join(f"{finding.message} [{finding.rule}]" for finding in about)
     if record is None:
-        return "no layer of the engine names it"
+        return "no layer of the engine names it" if explain else "no layer of the runtime names it"
     if record.kind in ("Conv", "FusedConv"):
         return "nothing quantizes its output at once, as ONNX Runtime wants it (profile integer does)"
+    if not explain:
+        return f"the runtime computes it in {record.kind}, in float"
     return f"no known trap: the builder chose {record.kind or 'another kernel'}"

@@ -44,7 +44,7 @@ def cpu_layers(runtime: str, model: bytes, graph: onnx.ModelProto, sizes: InputS
     if importlib.util.find_spec(runtime) is None:
         raise MissingError(f"{runtime} is not installed", fix=f"pip install {runtime}")
     try:
-        return _of_onnxruntime(model) if runtime == "onnxruntime" else _of_openvino(model, graph, sizes)
+        return _of_onnxruntime(model, graph) if runtime == "onnxruntime" else _of_openvino(model, graph, sizes)
     except (MissingError, UsageError):
         raise
     except Exception as error:  # neither runtime's exceptions share a base but Exception
@@ -52,7 +52,7 @@ def cpu_layers(runtime: str, model: bytes, graph: onnx.ModelProto, sizes: InputS
         raise InputError(f"{runtime} cannot load the graph", why=lines[0]) from error
 
 
-def _of_onnxruntime(model: bytes) -> tuple[list[LayerRecord], str]:
+def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> tuple[list[LayerRecord], str]:
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
@@ -61,12 +61,21 @@ def _of_onnxruntime(model: bytes) -> tuple[list[LayerRecord], str]:
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         optimized = onnx.load(settings.optimized_model_filepath)
-    records = [
-        LayerRecord(node.name, node.op_type, "int8" if node.op_type in _INTEGER else "fp32", (_plain_name(node.name),))
-        for node in optimized.graph.node
-        if node.op_type in _INTEGER | _FLOAT
-    ]
+    # Convolutions whose channels it blocks go by the name of their result.
+    names = _names(graph)
+    records: list[LayerRecord] = []
+    for node in optimized.graph.node:
+        if node.op_type in _INTEGER | _FLOAT:
+            name = _plain_name(node.name)
+            precision = "int8" if node.op_type in _INTEGER else "fp32"
+            records.append(LayerRecord(node.name, node.op_type, precision, (names.get(name, name),)))
     return records, f"onnxruntime {ort.__version__}, its graph after optimization"
+
+
+def _names(graph: onnx.ModelProto) -> dict[str, str]:
+    """Names of nodes and of their results -> the node's."""
+    nodes = graph.graph.node
+    return {node.output[0]: node.name for node in nodes} | {node.name: node.name for node in nodes}
 
 
 def _plain_name(name: str) -> str:
@@ -84,7 +93,7 @@ def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tu
     read.reshape({source.name: [n, h, w, c] if nhwc else [n, c, h, w]})
     compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # OpenVINO calls an operator of an ONNX file by its name, or by that of its result.
-    names = {text: node.name for node in graph.graph.node for text in (node.name, node.output[0])}
+    names = _names(graph)
     records: list[LayerRecord] = []
     for operator in compiled.get_runtime_model().get_ordered_ops():
         facts = operator.get_rt_info()

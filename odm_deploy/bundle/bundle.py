@@ -50,8 +50,10 @@ class Bundle:
         self._onnx_file = path.name if self.kind == "onnx" else onnx_file
 
     @classmethod
-    def open(cls, path: Bundle | Path | str) -> Bundle:
+    def open(cls, path: Bundle | Path | str, wanted: str = "a bundle is wanted, or a file of one") -> Bundle:
         """Open a bundle folder, a model.onnx or an engine.plan; an open bundle is handed back as it is.
+
+        `wanted` says what would do, for whoever named a file of another kind.
 
         Raises:
             InputError: there is no such file or folder.
@@ -62,7 +64,7 @@ class Bundle:
             # Whether or not it is there: what is wanted is another kind of thing.
             raise InputError(
                 f"cannot load {path}",
-                why="a bundle is wanted, or a file of one, and this is the name of a checkpoint",
+                why=f"{wanted}, and this is the name of a checkpoint",
                 fix=f"make a bundle with: odm-deploy export {path} -o DIR, or from float weights with: odm-deploy "
                 f"quantize {path} --images DIR --export DIR",
             )
@@ -73,7 +75,7 @@ class Bundle:
             inside = (Path(path).parent / MANIFEST_FILE).is_file()
             raise InputError(
                 f"cannot load {path}",
-                why=f"a bundle is wanted, or a file of one, and this is {kind}",
+                why=f"{wanted}, and this is {kind}",
                 fix=f"name its folder: {Path(path).parent}" if inside else _HOW_TO_MAKE[ONNX_FILE],
             )
         return cls(Path(path))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from odm_deploy.cli.options import trust_option
+from odm_deploy.cli.options import completing, trust_option
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, print_table, say, table
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ NO_SHARE = 0.005
 @click.option(
     "--runtime",
     metavar="NAME",
+    shell_complete=completing("onnxruntime", "openvino"),
     help="Ask onnxruntime or openvino what it makes of the graph for CPUs.  [default: TensorRT's builder]",
 )
 @click.option("--rebuild", is_flag=True, help="Build anew rather than read what the bundle recorded.")
@@ -66,7 +68,7 @@ def command(
         _inspect_checkpoint(path, convention, as_json)
         return
     sizes = parse_shapes(shapes)
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, "a bundle, an ONNX file or a model.pt is wanted")
     if (name := (runtime or "").replace("-", "_")) in CPU_RUNTIMES:
         taken = bundle.seen_by(name)
         if not taken.is_as_exported:
@@ -76,10 +78,10 @@ def command(
         emit_json({**found.to_dict(), "source": source})
     else:
         _print(found, source)
-    _judge(found, path)
+    _judge(found, path, runtime)
 
 
-def _judge(found: Coverage, path: Path) -> None:
+def _judge(found: Coverage, path: Path, runtime: str | None) -> None:
     """Fail where the engine does not do what the graph asks for, or where the graph asks for nothing."""
     from odm_deploy.errors import GateError
 
@@ -99,24 +101,36 @@ def _judge(found: Coverage, path: Path) -> None:
     raise GateError(
         f"{len(fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
         why=f"{names}{' ...' if len(fallbacks) > 3 else ''}: {shown.reason}",
-        fix=f"see odm-deploy lint {path}"
-        if explained
-        else "lint knows nothing about it either: this is the builder's own choice, for these shapes",
+        fix=_what_to_do(path, runtime, is_explained=bool(explained)),
     )
 
 
+def _what_to_do(path: Path, runtime: str | None, *, is_explained: bool) -> str:
+    if runtime == "onnxruntime":
+        return "quantize with --profile integer, or see --runtime openvino"
+    if runtime is not None:
+        return ""
+    if is_explained:
+        return f"see odm-deploy lint {path}"
+    return "lint knows nothing about it either: this is the builder's own choice, for these shapes"
+
+
 def _print(found: Coverage, source: str) -> None:
+    from odm_deploy.building.coverage import MISSING
+
     def row(layer: LayerCoverage) -> tuple[str, ...]:
         share = f"{layer.macs / found.macs:.1%}" if layer.macs and found.macs else "?"
         bits = f"w{layer.weight_bits}a{layer.activation_bits}" if layer.weight_bits else ""
-        return layer.name, bits, layer.precision, share, layer.reason
+        # A float layer that goes by another name there is float all the same.
+        runs_as = "float" if layer.precision == MISSING and not layer.quantized else layer.precision
+        return layer.name, bits, runs_as, share, layer.reason
 
     head = ("layer", "bits", "runs as", "share of MACs", "why not int8")
     print_table(table(f"layers ({source})", head, map(row, found.layers), left=("bits", "runs as", "why not int8")))
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
     counted = all(layer.macs is not None for layer in found.layers)
     if counted and found.macs and found.int8_macs / found.macs < NO_SHARE:
-        share += ": next to nothing, so this engine is as fast as a float one"
+        share += ": next to nothing, so it is no faster than in float"
     click.echo(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
 
 
@@ -174,8 +188,8 @@ def _print_checkpoint(model: QuantizedModel, cost: Accounting) -> None:
         amounts = (f"{layer.storage_bits / 8192:.1f}", f"{layer.macs / 1e9:.3f}", f"{layer.bit_operations / 1e9:.1f}")
         return layer.name or "(network)", *cells, *amounts
 
-    title = f"{model.network.title} x{model.scale}: {len(model.layers)} quantized layers" + (
-        f", {len(model.signals)} tensors between layers on grids" if model.signals else ""
+    title = f"{model.network.title} x{model.scale}: {counted(len(model.layers), 'quantized layer')}" + (
+        f", {counted(len(model.signals), 'tensor')} between layers on grids" if model.signals else ""
     )
     head = ("layer", "bits", "levels", "zero point", "KiB", "GMAC", "GBitOPs")
     print_table(table(title, head, map(row, cost.layers)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from odm_deploy.errors import GateError, UsageError
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, say, show
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
     from odm_deploy.graphs.files import read_onnx
     from odm_deploy.lowering.lint import is_quantized, lint
 
-    opened = Bundle.open(target)
+    opened = Bundle.open(target, "an ONNX file or a bundle is wanted")
     graph = opened.graph if target.is_dir() else read_onnx(target)[0]
     if output is not None:
         fix_file(graph, target, output, as_json=as_json)
@@ -52,10 +53,13 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
             show(_as_text(finding))
     failing = [finding for finding in findings if finding.severity.fails_gate]
     if failing:
-        count = f"{len(failing)} finding{'s' if len(failing) > 1 else ''}"
         rules = ", ".join(sorted({finding.rule for finding in failing}))
-        raise GateError(f"{target} is not what TensorRT will run", why=f"{count} ({rules})")
-    what = f"{len(findings)} warnings or hints" if findings else "no findings"
+        raise GateError(f"{target} is not what TensorRT will run", why=f"{counted(len(failing), 'finding')} ({rules})")
+    what = (
+        counted(len(findings), "warning or hint" if len(findings) == 1 else "warnings or hint")
+        if findings
+        else "no findings"
+    )
     say(f"{target}: {what}" + ("" if is_quantized(graph) else ", and nothing in it is quantized"))
 
 

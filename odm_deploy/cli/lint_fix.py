@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from odm_deploy.terminal import emit_json, say, show
 
 if TYPE_CHECKING:
     from odm_deploy.lowering.fixing import Fixed
+    from odm_deploy.lowering.lint import Finding
 
 _BUILT_AT_PX = 64
 
@@ -59,9 +61,7 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
             }
         )
     else:
-        _print(fixed, found, builder)
-        for finding in failing:
-            show(f"left: {finding.node}: {finding.message} [{finding.rule}]")
+        _print(fixed, found, builder, failing)
     fallbacks = () if found is None else found.fallbacks
     if failing or fallbacks:
         names = list(dict.fromkeys([*(each.node for each in failing), *(each.name for each in fallbacks)]))
@@ -69,6 +69,7 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
         raise GateError(
             f"{output} computes the same, but TensorRT will not run all of it as int8",
             why=", ".join(names[:3]) + more,
+            fix="; ".join(dict.fromkeys(each.fix for each in failing)) or f"see odm-deploy inspect {output}",
         )
     say(f"wrote {output}")
 
@@ -86,13 +87,16 @@ def _build(model: onnx.ModelProto, path: Path) -> tuple[Coverage | None, str]:
     return coverage(model, report.layers, shapes), f"{builder.name} {builder.version}"
 
 
-def _print(fixed: Fixed, found: Coverage | None, builder: str) -> None:
+def _print(fixed: Fixed, found: Coverage | None, builder: str, failing: Sequence[Finding]) -> None:
     for what, count in fixed.done.items():
         show(f"fixed: {count} x {what}")
     if not fixed.done:
-        click.echo("fixed: nothing, TensorRT takes it as it is")
+        is_taken = not failing and (found is None or not found.fallbacks)
+        click.echo("fixed: nothing, TensorRT takes it as it is" if is_taken else "fixed: nothing")
     for what in fixed.left:
         show(f"left: {what}")
+    for finding in failing:
+        show(f"left: {finding.node}: {finding.message} [{finding.rule}]")
     click.echo(f"proof: {fixed.equality} (ONNX Runtime, {fixed.equality.runs} random images)")
     if found is None:
         show(f"built: no, {builder}")

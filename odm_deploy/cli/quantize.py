@@ -17,6 +17,7 @@ from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_opt
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policies, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, progress, say
 from odm_deploy.version import __version__
 
@@ -148,8 +149,9 @@ def command(
     if unfinished is not None:
         unfinished.remove()
     seconds = round(time.monotonic() - started, 1)
-    counted = f"{len(summaries)} layers quantized, {ranges.method.value} ranges from {len(seen)} images"
-    say(f"{output}: {loaded.title} x{loaded.scale}, {counted}, {seconds} s")
+    layers, images = counted(len(summaries), "layer"), counted(len(seen), "image")
+    summary = f"{layers} quantized, {ranges.method.value} ranges from {images}"
+    say(f"{output}: {loaded.title} x{loaded.scale}, {summary}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
     say_cost(tuned, held_back=seen.paths != unseen.paths)

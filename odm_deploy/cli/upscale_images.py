@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from odm_deploy.cli.options import say_what_is_not_read
 from odm_deploy.errors import OdmError
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, one_line, progress, say
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def upscale_files(
             }
         )
     elif len(todo) > failed:
-        say(f"wrote {len(todo) - failed} images to {folder}, {seconds:.2f} s on {described['runtime']}")
+        say(f"wrote {counted(len(todo) - failed, 'image')} to {folder}, {seconds:.2f} s on {described['runtime']}")
     if failed:
         raise OdmError(f"{failed} of {len(todo)} images were not upscaled", why="each is named above")
 

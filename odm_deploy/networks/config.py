@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, UsageError
 
 _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
@@ -54,7 +54,8 @@ class NetworkConfig:
         """Hyper-parameters read off the keys and shapes of a public state dict.
 
         Raises:
-            InputError: the keys are not this network's, or belong to another scale.
+            InputError: the keys are not this network's.
+            UsageError: they belong to another scale.
         """
         if not cls.telling_keys or not set(cls.telling_keys) <= set(state):
             raise InputError(
@@ -65,10 +66,10 @@ class NetworkConfig:
             )
         found = cls.scale_of(state)
         if found != scale:
-            raise InputError(
+            raise UsageError(
                 f"these are weights of {cls.title} x{found}",
                 why=f"scale {scale} was asked for",
-                fix=f"use --scale {found}, or other weights",
+                fix="leave out --scale, or take other weights",
             )
         return cls(scale, **cls.sizes_of(state))
 

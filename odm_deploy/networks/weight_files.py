@@ -94,7 +94,7 @@ def check_finite(state: Mapping[str, Tensor], path: Path | str) -> None:
 
 def _read(path: Path) -> Any:
     if not _is_safetensors(path):
-        return read_torch_file(path)
+        return read_torch_file(path, "a file of float weights is wanted")
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file

@@ -126,7 +126,7 @@ def open_upscaler(
     if own is None:
         raise UsageError(f"the scale of {model} is not known", why="it lies in no bundle", fix="add --scale")
     if scale not in (None, own):
-        raise UsageError(f"--scale {scale}", why=f"{model} upscales by {own}")
+        raise UsageError(f"--scale {scale}", why=f"{model} upscales by {own}", fix="leave out --scale")
     return upscale, own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _recorded(bundle: Bundle, manifest: Manifest) -> Path:
     if found is None:
         raise InputError(
             f"the model.pt of {bundle} is gone",
-            why=f"there is no {places[0]}",
+            why=f"there is no {os.path.relpath(places[0].resolve())}",
             fix="name it: --against model.pt",
         )
     return found

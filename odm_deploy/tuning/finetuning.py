@@ -24,7 +24,7 @@ from torch import Tensor
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.replacing import replace_modules
-from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.progress import PercentStage, Say, Track, counted, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.float_form import float_form
@@ -108,14 +108,14 @@ def fine_tune(
     run = _Run(network, model, images, budget, seed)
     if unfinished is not None and (state := unfinished.load()) is not None:
         run.restore(state)
-        say(f"going on behind the {len(run.losses)} steps of fine-tuning in {unfinished.path}")
+        say(f"going on behind the {counted(len(run.losses), 'step')} of fine-tuning in {unfinished.path}")
     interrupted = False
     try:
-        for _ in track(run.hundredths(unfinished), 100, "fine-tuning"):
+        for _ in track(run.hundredths(unfinished), 100, PercentStage("fine-tuning")):
             pass
     except KeyboardInterrupt:
         interrupted = True
-        say(f"fine-tuning ended after {len(run.losses)} steps; keeping what was learned")
+        say(f"fine-tuning ended after {counted(len(run.losses), 'step')}; keeping what was learned")
     tenth = max(len(run.losses) // 10, 1)
     first, last = (sum(part) / max(len(part), 1) for part in (run.losses[:tenth], run.losses[-tenth:]))
     return FineTuned(run.frozen(), len(run.losses), first, last, interrupted)
@@ -202,7 +202,8 @@ class _Run:
         loss = F.l1_loss(self.student(low), expected)
         value = loss.item()
         if not math.isfinite(value):
-            raise InputError("fine-tuning diverged", why=f"the loss is {value} after {len(self.losses)} steps")
+            after = counted(len(self.losses), "step")
+            raise InputError("fine-tuning diverged", why=f"the loss is {value} after {after}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in self.optimizer.param_groups:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from odm_deploy.errors import GateError
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.progress import Say, Track, counted, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
@@ -183,11 +183,15 @@ class _Search:
         if misses := self.goal.misses(best):
             if striving:
                 return moves
+            quantized = len(self.model.layers) - len({move.layer for move in moves})
             raise GateError(
-                f"the goal cannot be kept: {' and '.join(misses)}",
-                why="with all layers at 8 bits, and an exact model has no float layers"
-                if self.model.exact
-                else f"with all but {len(self.model.layers) - len({move.layer for move in moves})} layers in float",
+                "the goal cannot be kept",
+                why=f"{' and '.join(misses)}, with "
+                + (
+                    "all layers at 8 bits, and an exact model has no float layers"
+                    if self.model.exact
+                    else f"all but {counted(quantized, 'layer')} in float"
+                ),
                 fix="allow more" if self.model.exact else "allow more, or leave the network in float",
             )
         missed, kept = 0, len(moves)

@@ -44,7 +44,7 @@ def test_json_stands_alone_on_stdout(bundle: Path, runtime: str) -> None:
     assert report["speedup"] == pytest.approx(report["baseline"]["latency_ms"]["p50"] / report["latency_ms"]["p50"])
     assert report["baseline"]["model"] == "float twin (fp32)"
     assert any("multiples of 32" in limit for limit in report["limits"])
-    assert {"unquantized in the graph"} < {layer["reason"] for layer in report["slow_layers"]}
+    assert {"float in this model"} < {layer["reason"] for layer in report["slow_layers"]}
     assert report["gpu"] is None
 
 

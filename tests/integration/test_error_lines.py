@@ -60,12 +60,16 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
         ("quantize model.pt --images photos -o q.pt --network realesrgan", 2, r"no network 'realesrgan': .*edsr, rdn.*"
          r"leave --network out for Real-ESRGAN"),
         ("bench photos/a.png", 1, r"cannot load photos/a\.png: a bundle is wanted, .*this is an image; make a bundle"),
-        ("inspect clip.mp4", 1, r"a bundle is wanted, .*this is a video; make a bundle with"),
+        ("inspect clip.mp4", 1, r"a bundle, an ONNX file or a model\.pt is wanted, and this is a video; make"),
         ("lint photos/a.png", 1, r"this is an image"),
         ("lint model.pt", 1, r"this is the name of a checkpoint"),
         ("upscale photos/a.png out.png --model bundle/manifest.json", 1, r"this is JSON; name its folder: bundle"),
         ("quantize photos/a.png --images photos -o q.pt", 1, r"is not a torch file: it is an image; a file of float"
-         r" weights or a model\.pt is wanted$"),
+         r" weights is wanted$"),
+        ("quantize use.py --images photos -o q.pt", 1, r"it is text; a file of float weights is wanted$"),
+        ("export use.py -o other", 1, r"it is text; a model\.pt is wanted, as odm-deploy quantize writes it$"),
+        ("lint use.py", 1, r"an ONNX file or a bundle is wanted, and this is text; "),
+        ("bench use.py", 1, r"a bundle is wanted, a model\.onnx or an engine\.plan, and this is text; "),
         ("upscale photos/a.png photos/b.png out.png --model bundle", 2, r"3 names were given.*quote it, 'photos/"),
         ("upscale bundle out.png --model bundle", 2, r"it is a bundle, not images; use it with --model bundle"),
         ("quantize model.pt --images photos -o q.pt --network EDDSR", 2, r"spandrel; did you mean edsr\?"),

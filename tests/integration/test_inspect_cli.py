@@ -34,7 +34,7 @@ def test_bundle_without_an_engine_is_built_to_look_at_it(tiny_bundle, tiny_check
     assert first["macs"] == 24 * 32 * 8 * 8 * 9
     assert (first["precision"], first["reason"]) == ("int8", "")
     floats = {layer["name"]: layer["reason"] for layer in document["layers"] if not layer["quantized"]}
-    assert floats == dict.fromkeys(["head.0", "tail.0.0", "tail.1"], "unquantized in the graph")
+    assert floats == dict.fromkeys(["head.0", "tail.0.0", "tail.1"], "float in this model")
     # What the int8 holds comes from the manifest.
     bits = {layer["name"]: (layer["weight_bits"], layer["activation_bits"]) for layer in document["layers"]}
     quantized = {
@@ -184,8 +184,17 @@ def test_onnxruntime_runs_convolutions_whose_output_is_float_as_float_and_inspec
     floats = {layer["name"] for layer in outcome.document["layers"] if layer["precision"] == "fp32"}
     assert {"head.0", "body.0.body.2", "body.1", "tail.1"} <= floats
     assert "quantizes its output" in outcome.stderr
+    assert "builder" not in outcome.stderr
     # OpenVINO needs no such quantizers.
     assert run_cli("inspect", bundle, "--runtime", "openvino", "--shapes", "1x3x24x32").code == 0
+
+
+def test_float_layers_are_found_under_the_names_that_onnxruntime_gives_them(tiny_bundle):
+    shown = run_cli("inspect", tiny_bundle, "--runtime", "onnxruntime", "--shapes", "1x3x24x32")
+    head = next(line for line in shown.stdout.splitlines() if "head.0" in line)
+    assert "float in this model" in head
+    assert "missing" not in shown.stdout
+    assert "engine" not in shown.stdout + shown.stderr
 
 
 def test_a_runtime_that_is_no_cpu_runtime_is_refused(tmp_path):
@@ -193,3 +202,12 @@ def test_a_runtime_that_is_no_cpu_runtime_is_refused(tmp_path):
     outcome = run_cli("inspect", bundle, "--runtime", "tensorrt")
     assert outcome.code == 2
     assert "use onnxruntime, openvino" in outcome.stderr
+
+
+def test_what_lint_cannot_fix_is_left_and_not_taken(tmp_path):
+    onnx.save(TRAPS["QLinearConv"].build(), tmp_path / "model.onnx")
+    outcome = run_cli("lint", "--fix", tmp_path / "model.onnx", "-o", tmp_path / "fixed.onnx")
+    assert outcome.code == 3
+    assert outcome.stdout.splitlines()[0] == "fixed: nothing"
+    assert "left: layer: " in outcome.stdout
+    assert "export in the QDQ format" in outcome.stderr

@@ -10,6 +10,7 @@ import pytest
 
 from odm_deploy import errors, terminal
 from odm_deploy.installing import install_extra
+from odm_deploy.progress import PercentStage
 from odm_deploy.terminal import emit_json, print_table, progress, run, say, show, table
 
 
@@ -118,6 +119,12 @@ def test_what_is_left_shrinks_while_an_item_takes_its_time_and_is_not_told_at_th
     assert told(14.0, 1) == "timing: 1 of 2, 14 s, 6 s left"
     assert told(30.0, 1) == "timing: 1 of 2, 30 s, 0 s left"
     assert told(30.0, 2) == "timing: 2 of 2, 30 s"
+
+
+def test_parts_of_a_time_are_told_in_percent(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
+    stage = terminal._Stage(PercentStage("fine-tuning"), 50, 0.0, done=20, last=10.0)
+    assert str(stage) == "fine-tuning: 40 %, 10 s, 15 s left"
 
 
 @pytest.mark.parametrize(("package", "extra"), [("torch", "export"), ("onnxscript", "export"), ("matplotlib", "train")])

@@ -82,7 +82,7 @@ def test_every_layer_that_gains_little_comes_with_its_reason() -> None:
     # 8 -> 8 channels computed as 32 -> 32: fifteen sixteenths are padding.
     assert known[body].reason.startswith("94% of what it computes is on channels padded")
     assert "the builder chose" in known[tail].reason
-    assert known[head].reason == "unquantized in the graph"
+    assert known[head].reason == "float in this model"
     assert sum(layer.mac_share for layer in known.values()) == pytest.approx(1.0)
     assert list(known) == sorted(known, key=lambda name: -known[name].mac_share)
     unknown = {layer.name: layer for layer in find_limits(sr_model(), (), SHAPE).layers}

@@ -75,7 +75,7 @@ def test_sums_by_layers_and_by_macs(tmp_path):
     assert (covered.quantized_layers, covered.int8_layers, covered.fallbacks) == (1, 1, ())
     assert covered.int8_macs == covered.quantized_macs == 10 * 12 * 16 * 16 * 9
     assert covered.macs - covered.int8_macs == 10 * 12 * 8 * 16
-    assert [layer.reason for layer in covered.layers] == ["", "unquantized in the graph"]
+    assert [layer.reason for layer in covered.layers] == ["", "float in this model"]
 
 
 def test_layer_the_engine_does_not_name_is_missing():

@@ -23,6 +23,7 @@ def test_examples_of_the_command_itself_stand_on_lines_of_their_own():
         ("upscale", "", "file"),
         ("quantize model.pt --images", "pho", "file"),
         ("upscale a.png b.png --runtime", "onnx", "onnxruntime_cuda"),
+        ("inspect bundle --runtime", "on", "onnxruntime"),
         ("quantize w.pth --profile", "int", "integer"),
         ("quantize w.pth --profile", "", "fastest"),
         ("quantize w.pth --profile", "exact", "exact-integer"),

@@ -130,7 +130,7 @@ def test_an_exact_model_stays_exact(network):
 
 def test_what_cannot_be_kept_is_refused_with_the_figures(network, one_coarse):
     held = HeldBack(network, samples())
-    with pytest.raises(GateError, match=r"dB from float's \(required: 150 dB\).*with all but 1 layers in float"):
+    with pytest.raises(GateError, match=r"kept: .*dB from float's \(required: 150 dB\), with all but 1 layer in float"):
         keep_goal(network, one_coarse, held, Goal(min_psnr_db=150.0))
 
 
