@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 
 _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
@@ -54,8 +54,7 @@ class NetworkConfig:
         """Hyper-parameters read off the keys and shapes of a public state dict.
 
         Raises:
-            InputError: the keys are not this network's.
-            UsageError: they belong to another scale.
+            InputError: the keys are not this network's, or belong to another scale.
         """
         if not cls.telling_keys or not set(cls.telling_keys) <= set(state):
             raise InputError(
@@ -66,10 +65,10 @@ class NetworkConfig:
             )
         found = cls.scale_of(state)
         if found != scale:
-            raise UsageError(
+            raise InputError(
                 f"these are weights of {cls.title} x{found}",
                 why=f"scale {scale} was asked for",
-                fix="leave out --scale, or take other weights",
+                fix=f"use --scale {found}, or other weights",
             )
         return cls(scale, **cls.sizes_of(state))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
@@ -119,12 +119,11 @@ def foreign_network(
 
     Raises:
         InputError: it does not run on an RGB image, or does something else than enlarge it by a whole factor.
-        UsageError: another scale was asked for.
     """
     runs, found = _watch(module.eval(), _number(input_range))
     if scale not in (None, found):
-        raise UsageError(
-            f"this network upscales by {found}", why=f"scale {scale} was asked for", fix="leave out --scale"
+        raise InputError(
+            f"this network upscales by {found}", why=f"scale {scale} was asked for", fix="ask for its own scale"
         )
     layers = {name for name, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     plain = [name for name in runs if _is_plain(module.get_submodule(name))]

@@ -42,7 +42,7 @@ def load_network(
             this project's `input_range` (1 or 255) and `channel_order` (rgb or bgr); a builder's keyword arguments.
 
     Raises:
-        UsageError: no network of that name, a setting it does not take, or another scale than the weights have.
+        UsageError: no network of that name, or a setting it does not take.
         InputError: the file is unusable, nobody knows the architecture, or the weights do not fit it.
         MissingError: spandrel, which may know it, or safetensors, is not installed or does not work here.
     """
@@ -100,14 +100,14 @@ Found = tuple[StateDict, SuperResolutionNetwork]
 
 
 def _recognised(path: Path | str, readings: list[StateDict], scale: int | None, settings: Mapping[str, Any]) -> Found:
-    refused: InputError | UsageError | None = None
+    refused: InputError | None = None
     for reading in readings:
         name = own_network_of(reading)
         if name is None:
             continue
         try:
             return reading, network_from_state_dict(name, reading, scale or scale_of(name, reading), settings)
-        except (InputError, UsageError) as error:
+        except InputError as error:
             # A variant of the architecture that spandrel may know; if not, what is said here is worth more.
             refused = error
     try:
@@ -128,13 +128,13 @@ def _of_spandrel(path: Path | str, readings: list[StateDict], scale: int | None,
             why="spandrel reads all hyper-parameters off the weights",
             fix=f"set {' or '.join(INPUT_SETTINGS)} only",
         )
-    refused: InputError | UsageError | None = None
+    refused: InputError | None = None
     for reading in readings:
         try:
             return reading, network_from_spandrel(reading, scale, **dict(settings))
         except UnknownNetworkError:
             continue
-        except (InputError, UsageError) as error:
+        except InputError as error:
             # Keys may look like a network's before a wrapper's are taken away.
             refused = refused or error
     if refused is not None:

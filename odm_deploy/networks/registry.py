@@ -79,7 +79,7 @@ def network_from_state_dict(
         overrides: hyper-parameters that a state dict does not show, by field name.
 
     Raises:
-        UsageError: no network of that name, or another scale than its weights have.
+        UsageError: no network of that name.
         InputError: the state dict does not fit; the line names missing, unexpected and misshapen keys.
     """
     network_class, config_class = _classes(name)

@@ -104,7 +104,7 @@ def test_a_killed_fine_tuning_goes_on_with_the_same_command_and_no_other(tmp_pat
 
     again = subprocess.run(call, capture_output=True, check=False, **settings)
     assert again.returncode == 0, again.stderr
-    gone_on = re.search(r"going on behind the (\d+) steps of fine-tuning", again.stderr)
+    gone_on = re.search(r"going on behind the (\d+) steps? of fine-tuning", again.stderr)
     assert gone_on, again.stderr
     made = re.search(r"fine-tuning, (\d+) steps:", again.stderr)
     assert made, again.stderr

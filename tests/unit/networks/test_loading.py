@@ -54,7 +54,7 @@ def test_own_networks_and_their_scales_are_told_by_their_keys(name, scale, save)
 def test_a_scale_and_a_network_that_are_named_are_checked(save):
     path = save(build_network("edsr", {"scale": 2, **SMALL["edsr"]}).state_dict())
     assert load_network(path, scale=2, network="edsr").scale == 2
-    with pytest.raises(UsageError, match="these are weights of EDSR x2"):
+    with pytest.raises(InputError, match="these are weights of EDSR x2"):
         load_network(path, scale=4)
     with pytest.raises(InputError, match="not an RDN state dict"):
         load_network(path, network="rdn")
@@ -84,7 +84,7 @@ def test_a_builder_gets_its_arguments_and_the_weights(save):
     assert network.scale == 2
     with torch.no_grad():
         torch.testing.assert_close(network(image()), source(image().flip(1)).flip(1))
-    with pytest.raises(UsageError, match="upscales by 2"):
+    with pytest.raises(InputError, match="upscales by 2"):
         load_network(path, network=BUILDER, scale=3, settings=settings)
     with pytest.raises(InputError, match=r"misshapen .*first\.weight"):
         load_network(path, network=BUILDER, settings={"features": 7})
@@ -108,7 +108,7 @@ def test_spandrels_networks_are_told_by_their_keys(save):
     assert loaded.scale == 3
     with torch.no_grad():
         torch.testing.assert_close(loaded(image()), module(image() / 255) * 255, rtol=1e-4, atol=1e-2)
-    with pytest.raises(UsageError, match="upscales by 3"):
+    with pytest.raises(InputError, match="upscales by 3"):
         load_network(save(module.state_dict()), scale=4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.rdn import RDN, RdnConfig
 from odm_deploy.networks.registry import build_network, network_from_state_dict
@@ -84,7 +84,7 @@ def test_another_networks_weights_are_refused():
 
 
 def test_another_scale_is_refused():
-    with pytest.raises(UsageError, match="weights of RDN x3: scale 2 was asked for"):
+    with pytest.raises(InputError, match="weights of RDN x3: scale 2 was asked for"):
         network_from_state_dict("rdn", small(3).state_dict(), 2)
 
 

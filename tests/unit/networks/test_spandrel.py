@@ -11,7 +11,7 @@ from torch import nn
 
 from odm_deploy import quantize
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.spandrel_models import network_from_spandrel
 from odm_deploy.networks.trusted_builders import build_module
@@ -81,7 +81,7 @@ def test_what_spandrel_does_not_know_is_refused():
 def test_the_scale_is_checked():
     require_spandrel()
     module = importlib.import_module("spandrel.architectures.Compact").Compact(num_feat=4, num_conv=1, upscale=2)
-    with pytest.raises(UsageError, match="upscales by 2"):
+    with pytest.raises(InputError, match="upscales by 2"):
         network_from_spandrel(module.state_dict(), 4)
 
 

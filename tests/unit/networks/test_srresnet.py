@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.srresnet import SRResNet, SrresnetConfig
@@ -158,7 +158,7 @@ def test_another_networks_weights_are_refused():
 
 
 def test_another_scale_is_refused():
-    with pytest.raises(UsageError, match="weights of SRResNet x2: scale 4 was asked for"):
+    with pytest.raises(InputError, match="weights of SRResNet x2: scale 4 was asked for"):
         network_from_state_dict("srresnet", public(2).state_dict(), 4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from odm_deploy.errors import InputError, UsageError
+from odm_deploy.errors import InputError
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.swinir import SwinIR, SwinirConfig
@@ -216,7 +216,7 @@ def test_another_kind_of_swinir_is_refused():
 
 
 def test_another_scale_is_refused():
-    with pytest.raises(UsageError, match="weights of SwinIR x3: scale 4 was asked for"):
+    with pytest.raises(InputError, match="weights of SwinIR x3: scale 4 was asked for"):
         network_from_state_dict("swinir", small(3).state_dict(), 4)
 
 

@@ -46,4 +46,5 @@ def test_tensorrt_is_allowed_the_types_of_the_graph_and_no_others(precision: str
     graph = lowered(tiny_model(), precision=precision)
     assert OnnxRuntimeTensorRt._provider_options(graph) == dict.fromkeys(switches, "1")
     assert OnnxRuntimeTensorRt._provider_options(sr_model("float")) == {}
-    assert OnnxRuntimeRtx._provider_options(graph) == OnnxRuntimeCuda._provider_options(graph) == {}
+    assert OnnxRuntimeRtx._provider_options(graph) == {}
+    assert OnnxRuntimeCuda._provider_options(graph) == {"use_tf32": "0"}
