@@ -128,8 +128,8 @@ def _print(found: Coverage, source: str) -> None:
     head = ("layer", "bits", "runs as", "share of MACs", "why not int8")
     print_table(table(f"layers ({source})", head, map(row, found.layers), left=("bits", "runs as", "why not int8")))
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
-    counted = all(layer.macs is not None for layer in found.layers)
-    if counted and found.macs and found.int8_macs / found.macs < NO_SHARE:
+    all_known = all(layer.macs is not None for layer in found.layers)
+    if all_known and found.macs and found.int8_macs / found.macs < NO_SHARE:
         share += ": next to nothing, so it is no faster than in float"
     click.echo(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
 

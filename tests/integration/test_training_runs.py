@@ -23,7 +23,6 @@ from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.networks.edsr import EDSR, EdsrConfig
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, scale_channels
 from training.__main__ import command as training_command
-from training.__main__ import gpu_settings
 from training.distributed import World
 from training.loop.preparation import load_float_network
 from training.loop.run import train
@@ -287,17 +286,6 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_written(recipe, tmp_
     assert isinstance(done.exception, MissingError)
     assert "leave out --gpu" in str(done.exception)
     assert not (tmp_path / "out").exists()
-
-
-def test_what_a_gpu_is_for_depends_on_the_length_of_a_run(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert gpu_settings(600) == ["run.device=cuda", "run.cuda_graphs=true"]
-    assert gpu_settings(60_000) == ["run.device=cuda", "run.cuda_graphs=true", "run.compile=true"]
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert gpu_settings(60_000) == ["run.device=cuda", "run.compile=true"]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert gpu_settings(60_000) == ["run.device=cuda"]
 
 
 def test_the_help_names_every_method_and_short_form():
