@@ -7,6 +7,7 @@ Rows already in the file are not measured again. Networks that the weights do no
 input_range, are named as for `odm-deploy quantize`. A row that begins with a dash is a call of that command with these
 options: --row "--bits 4 --finetune 3". All rows calibrate on the same images, those that `quantize` does not hold back.
 --part 1/3, 2/3 .. calibrate the same rows on images of which none is in another part, which shows what is chance.
+A second --benchmark measures the same models on images that no setting was ever chosen by.
 """
 
 from __future__ import annotations
@@ -74,7 +75,13 @@ PEER_BITS = 8
 @click.option("--max-images", default=32, show_default=True, help="Use at most this many.")
 @click.option("--part", metavar="I/N", help="Of these images only the I-th, and every N-th behind it.  [default: all]")
 @click.option("--crop", "crop_px", default=96, show_default=True, metavar="PX", help="Middle of larger inputs.")
-@click.option("--benchmark", metavar="DIR", help="Folder with HR and LR_bicubic to measure on.")
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    metavar="DIR",
+    help="Folder with HR and LR_bicubic to measure on, or several.",
+)
 @click.option("--bits", type=int, default=8, show_default=True, help="Width of the body.")
 @click.option(
     "--row", "rows", multiple=True, help=f"Of {', '.join((*INGREDIENTS, DEFAULT, *PEERS))}; repeatable. [all]"
@@ -90,7 +97,7 @@ def command(
     max_images: int,
     part: str | None,
     crop_px: int,
-    benchmark: str | None,
+    benchmarks: tuple[str, ...],
     bits: int,
     rows: tuple[str, ...],
     nncf_python: Path | None,
@@ -99,7 +106,7 @@ def command(
     """Measure, keep every row at once, and print the table as markdown."""
     known: dict[str, dict[str, Any]] = read_json(out) if out.exists() else {}
     if weights is not None:
-        if images is None or benchmark is None:
+        if images is None or not benchmarks:
             raise UsageError("nothing to measure on", fix="give --images and --benchmark")
         with ExitStack() as cleanup:
             folder = images if part is None else cleanup.enter_context(_part_of(images, part))
@@ -110,7 +117,7 @@ def command(
             loaded = load_network(weights, network=network, settings=settings)
             seen = hold_back(choose_images(folder, max_images))[0]
             inputs = list(CalibrationImages(seen, loaded.scale, crop_px))
-            judge = _Judge(loaded, [file.load() for file in find_pairs(benchmark, loaded.scale)])
+            judge = _Judge(loaded, benchmarks)
             for row in rows or (*INGREDIENTS, DEFAULT, *(PEERS if bits == PEER_BITS else ())):
                 label = row if part is None else f"{row}, images {part}"
                 key = f"{name or weights.stem} {bits} {label}"
@@ -142,8 +149,19 @@ def _part_of(images: str, part: str) -> Generator[str]:
 
 
 class _Judge:
-    """A benchmark set and what the float network makes of it."""
+    """Benchmark sets and what the float network makes of them."""
 
+    def __init__(self, network: SuperResolutionNetwork, benchmarks: Sequence[str]) -> None:
+        self._sets: dict[str, _BenchmarkSet] = {}
+        for folder in benchmarks:
+            pairs = [file.load() for file in find_pairs(folder, network.scale)]
+            self._sets[Path(folder).name] = _BenchmarkSet(network, pairs)
+
+    def measure(self, upscale: Upscale) -> dict[str, dict[str, dict[str, float]]]:
+        return {"benchmarks": {name: each.measure(upscale) for name, each in self._sets.items()}}
+
+
+class _BenchmarkSet:
     def __init__(self, network: SuperResolutionNetwork, pairs: Sequence[ImagePair]) -> None:
         self.scale, self.pairs = network.scale, pairs
         self._float = [self._of(network, pair) for pair in pairs]
@@ -235,21 +253,35 @@ def _peer(
 
 
 def to_markdown(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows as one table."""
-    head = ["network", "bits", "", "PSNR-Y (lost)", "PSNR to float", "quantized MACs", "processor seconds"]
+    """The rows as one table: PSNR-Y on each benchmark set, what is lost there, and the PSNR to float."""
+    sets = list(dict.fromkeys(name for row in rows.values() for name in row["benchmarks"]))
+    head = [
+        "network",
+        "bits",
+        "",
+        *(f"{name}: PSNR-Y (lost) / to float, dB" for name in sets),
+        "quantized MACs",
+        "seconds",
+    ]
     lines = [
         [
             row["network"],
             row["bits"],
             row["row"],
-            f"{row['psnr_y_db']:.3f} ({row['psnr_y_db'] - row['float_db']:+.3f}) dB",
-            f"{row['between_db']:.1f} dB",
+            *(_on_set(row["benchmarks"].get(name)) for name in sets),
             "" if row["quantized_share_of_macs"] is None else f"{row['quantized_share_of_macs']:.1%}",
             f"{row['seconds']:.0f}",
         ]
         for row in rows.values()
     ]
     return markdown_table(head, lines)
+
+
+def _on_set(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    lost = found["psnr_y_db"] - found["float_db"]
+    return f"{found['psnr_y_db']:.3f} ({lost:+.3f}) / {found['between_db']:.1f}"
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ _NAMED = 8
 @click.command("quantize", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("weights", type=_PATH)
 @image_options("Images to calibrate on.", 32)
-@click.option("-o", "output", default="model.pt", show_default=True, type=_PATH, help="Result.")
+@click.option("-o", "output", type=_PATH, help="Result; a file that is there is replaced.  [default: a new model.pt]")
 @weights_options
 @policy_options
 @range_options
@@ -50,7 +50,7 @@ _NAMED = 8
 def command(
     weights: Path,
     image_source: str,
-    output: Path,
+    output: Path | None,
     network: str | None,
     scale: int | None,
     settings: dict[str, Any],
@@ -82,8 +82,7 @@ def command(
 
     started = time.monotonic()
     # Everything that can be wrong about the call is found before the minutes of work, not after.
-    if output.is_dir():
-        raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
+    output = _place_of(output)
     keep_input(weights, output)
     _check_export(bundle, shapes)
     policies, ranges = to_policies(options), to_settings(options)
@@ -176,6 +175,19 @@ def command(
                 "seconds": seconds,
             }
         )
+
+
+def _place_of(output: Path | None) -> Path:
+    """Where the result goes: what was named, or a new model.pt, since hours of training may be in one that is there."""
+    if output is None:
+        if (output := Path("model.pt")).exists():
+            raise UsageError(
+                f"{output} is there already", fix="name the result: -o other.pt, or -o model.pt to replace it"
+            )
+        return output
+    if output.is_dir():
+        raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
+    return output
 
 
 def _say_what_stays_float(model: QuantizedModel) -> list[FloatShare]:

@@ -119,7 +119,8 @@ def upscale_files(
     elif len(todo) > failed:
         say(f"wrote {counted(len(todo) - failed, 'image')} to {folder}, {seconds:.2f} s on {described['runtime']}")
     if failed:
-        raise OdmError(f"{failed} of {len(todo)} images were not upscaled", why="each is named above")
+        verb = "was" if failed == 1 else "were"
+        raise OdmError(f"{failed} of {counted(len(todo), 'image')} {verb} not upscaled", why="each is named above")
 
 
 def _narrows(engine: Engine, image: Image) -> bool:

@@ -48,6 +48,22 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "=8;" in outcome.stderr
 
 
+def test_what_nobody_named_is_not_replaced(weights, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call = ("quantize", weights, "--images", images, "--lr", "--no-fit")
+    first = run_cli(*call)
+    assert first.code == 0, first.stderr
+    made = (tmp_path / "model.pt").read_bytes()
+    second = run_cli(*call, "--bits", "4")
+    assert second.code == 2
+    assert second.stderr.splitlines() == [
+        "error: model.pt is there already; name the result: -o other.pt, or -o model.pt to replace it"
+    ]
+    assert (tmp_path / "model.pt").read_bytes() == made
+    assert run_cli(*call, "--bits", "4", "-o", "model.pt").code == 0
+    assert (tmp_path / "model.pt").read_bytes() != made
+
+
 def test_json_has_the_same(weights, images, tmp_path):
     outcome = quantize(weights, images, tmp_path / "model.pt", "--lr", "--json")
     document = outcome.document

@@ -129,6 +129,11 @@ def test_a_wrong_model_is_shown_and_ends_with_3(tiny_bundle, tiny_checkpoint, ti
     outcome = run_cli("report", bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", page, "--no-bench")
     assert outcome.code == 3, outcome.stderr
     assert "does NOT compute the reference" in Page(page.read_text()).text
+    # A quick look says no only after the layers were compared, too: a rounding tie on a small image is none.
+    quick = run_cli("report", bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", page, "--no-bench", "--quick")
+    assert quick.code == 3, quick.stderr
+    assert "comparing layer by layer" in quick.stderr
+    assert "Agreement layer by layer" in Page(page.read_text()).text
 
 
 def test_bad_calls_end_before_any_work(tiny_bundle, tiny_set, tmp_path):
