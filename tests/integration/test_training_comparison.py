@@ -117,6 +117,14 @@ def test_full_budgets_may_differ_when_asked_for(recipes):
     assert compare(recipes[:2], "--own-budgets").returncode == 0
 
 
+def test_an_equalized_start_is_a_variant(recipes):
+    done = compare(recipes[:1], "--variant", "network.equalize=true")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((recipes[0].parent / "out" / "results.json").read_text())
+    start, plain, evened = [row["psnr_y_db"]["Set"] for row in rows]
+    assert len({start, plain, evened}) == 3
+
+
 def test_unlike_runs_are_refused(recipes):
     recipes[1].write_text('extends = "base.toml"\n[method]\nname = "daq"\n[run]\nbatch = 4\n')
     result = compare(recipes)
