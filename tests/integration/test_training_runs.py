@@ -205,6 +205,7 @@ def test_what_is_not_there_names_the_variable_and_the_setting(
     assert f"set {variable} to the folder" in line
     assert f"--set {setting}=PATH" in line
     assert ("/nowhere, from" if is_set else "is not set") in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_there_must_be_something_to_finish(recipe, tmp_path):

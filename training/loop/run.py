@@ -24,7 +24,7 @@ from training.loop.preparation import (
     load_float_network,
     load_images,
 )
-from training.loop.state import Progress, claim_folder, load_state, save_state
+from training.loop.state import Progress, check_folder, claim_folder, load_state, save_state
 from training.loop.step import MovingAverage, build_optimizer, follow, rate_factor, set_rates
 from training.methods.registry import build_method
 from training.model import TrainableModel
@@ -74,7 +74,7 @@ class _Run:
         self.method = build_method(recipe.method)
         check_device(recipe.run.device)
         if world.is_main:
-            claim_folder(folder, recipe)
+            check_folder(folder, recipe)
         float_network, self.images = self.method.adapt(load_float_network(recipe)), load_images(recipe)
         self.scaled_channels = equalize(float_network, self.images, recipe)
         world.wait()
@@ -89,7 +89,9 @@ class _Run:
         self.state_path = folder / "last.pt"
 
     def start(self, tensorboard: bool) -> None:
-        """Resume from last.pt, or calibrate a fresh model."""
+        """Resume from last.pt, or calibrate a fresh model; before this, a run that cannot be has left nothing."""
+        if self.world.is_main:
+            claim_folder(self.folder, self.recipe)
         resumed = self.state_path.exists()
         if resumed:
             self.progress = load_state(self.state_path, self.model, self.optimizer, self.average)

@@ -105,22 +105,30 @@ def load_state(path: Path, model: TrainableModel, optimizer: torch.optim.Optimiz
         raise InputError(f"cannot resume from {path}", why=reason[:200], fix="choose another --out") from None
 
 
-def claim_folder(folder: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe into the run's folder, or check that it is the one already there.
+def check_folder(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder that belongs to a run with other settings.
 
     Raises:
-        UsageError: the folder belongs to a run with other settings; the line names them.
+        UsageError: it does; the line names them.
+    """
+    path = folder / "config.json"
+    if not (folder / "last.pt").exists() or not path.exists():
+        return
+    changed = _differences(json.loads(path.read_text(encoding="utf-8")), to_tables(recipe))
+    if changed:
+        raise UsageError(
+            f"{folder} belongs to another run", why="; ".join(changed[:4]), fix="choose another --out, or remove it"
+        )
+
+
+def claim_folder(folder: Path, recipe: Recipe) -> None:
+    """Make the run's folder and write the resolved recipe into it.
+
+    Raises:
         InputError: the folder cannot be written to.
     """
-    tables, path = to_tables(recipe), folder / "config.json"
-    if (folder / "last.pt").exists() and path.exists():
-        changed = _differences(json.loads(path.read_text(encoding="utf-8")), tables)
-        if changed:
-            raise UsageError(
-                f"{folder} belongs to another run", why="; ".join(changed[:4]), fix="choose another --out, or remove it"
-            )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(tables, indent=2) + "\n", encoding="utf-8")
+    with atomic_path(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(to_tables(recipe), indent=2) + "\n", encoding="utf-8")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
