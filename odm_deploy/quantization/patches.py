@@ -44,8 +44,6 @@ class LayerPatches:
     """float32 [O], or None."""
     kernel_size: int
     """Values of a kernel per channel: 1 of a linear layer, 9 of a 3x3 convolution."""
-    takes_offsets: bool
-    """Whether its channels can be scaled in front of the quantizer: a convolution's."""
     padded: bool
     """Whether zeros are padded, which a shift would move."""
     runs: int
@@ -149,7 +147,6 @@ def _patches(name: str, layer: nn.Module, inputs: Tensor, runs: int) -> LayerPat
         weight.reshape(groups, len(weight) // groups, -1),
         None if layer.bias is None else layer.bias.detach().float(),
         prod(weight.shape[2:]),
-        isinstance(layer, nn.Conv2d),
         isinstance(layer, nn.Conv2d) and layer.padding != (0, 0),
         runs,
     )

@@ -48,7 +48,7 @@ def fit_input(
         symmetric: at 8 bits zero stays in the middle of the grid.
     """
     tried = dataclasses.replace(patches, inputs=patches.inputs[:, :: max(patches.inputs.shape[1] // TRIED_ON, 1)])
-    choices = _choices(patches) if equalize and patches.takes_offsets else (None,)
+    choices = _choices(patches) if equalize else (None,)
     candidates = [_Candidate.of(layer, tried, offsets, adaptive, symmetric) for offsets in choices]
     candidates.sort(key=lambda candidate: candidate.error)
     if search:

@@ -99,7 +99,14 @@ def tune(
         fine_tuned = fine_tune(network, model, list(images), budget, unfinished=unfinished, track=track, say=say)
         model = _better(model, fine_tuned, held_back, say)
     if goal is not None:
-        mixed = keep_goal(network, model, held_back, goal, wide=make_wide if wide else None, track=track, say=say)
+        try:
+            mixed = keep_goal(network, model, held_back, goal, wide=make_wide if wide else None, track=track, say=say)
+        except InputError as error:
+            if goal.float_share is None:
+                raise
+            # Nobody asked for it.
+            say(f"no layer stays float for quality: {error}")
+    if goal is not None and mixed is not None:
         known.update({name: wider[name] for name in mixed.widened})
         if fine_tuned is None and mixed.model.exact is None and (apart or mixed.in_float):
             say("fitting the layers again, with the widths chosen")
