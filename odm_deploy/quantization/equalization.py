@@ -14,8 +14,8 @@ too. So the gain is a compromise,
 
 and `reconstruction` takes the exponents with which a layer's output has the smallest error.
 
-Where nothing is padded, as in 1x1 convolutions and linear layers, channels can be centred, too: a shift before the gain, and a bias that
-takes it back.
+Where nothing is padded, as in 1x1 convolutions and linear layers, channels can be centred, too: a shift before the
+gain, and a bias that takes it back.
 """
 
 from __future__ import annotations

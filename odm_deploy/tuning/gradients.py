@@ -27,7 +27,8 @@ _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
 
 class _OutOfPlace(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _OUT_OF_PLACE.get(getattr(func, "__name__", ""), func)(*args, **(kwargs or {}))
+        chosen: Callable[..., Any] = _OUT_OF_PLACE.get(getattr(func, "__name__", "")) or func
+        return chosen(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

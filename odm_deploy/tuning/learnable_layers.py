@@ -23,6 +23,9 @@ from odm_deploy.quantization.weights import WeightCodes, per_output
 
 _IN_CELL = 0.49
 """How far from its code a float weight may start, in steps: less than half, or it would be another code."""
+_FITTED = 0.25
+"""The same where calibration did not choose the nearest code. At the cell's edge the first few steps, which are mostly
+noise, would take all of these choices back: 80 of them cost Compact 2.1 dB at 4 bits, and bring 0.3 dB from here."""
 _SMALLEST = 0.05
 """Of a learned width or bound, in units of its first value."""
 
@@ -150,5 +153,6 @@ def _inside_cells(codes: WeightCodes, weight: Tensor | None) -> Tensor:
     levels = codes.codes.float() * scale
     if weight is None:
         return levels
-    reach = _IN_CELL * codes.step * scale
+    cell = codes.step * scale
+    reach = torch.where((weight - levels).abs() > 0.5 * cell, _FITTED * cell, _IN_CELL * cell)
     return torch.minimum(torch.maximum(weight, levels - reach), levels + reach)

@@ -46,6 +46,23 @@ def test_a_learnable_layer_starts_as_the_frozen_one_and_freezes_to_it(grid, weig
     assert inside.float().mean() > 0.8
 
 
+def test_what_calibration_fitted_is_not_a_step_from_being_undone():
+    """A code that is not the nearest one was chosen for the output; at the cell's edge noise would take it back."""
+    network = tiny_network()
+    model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(4, 4)), CalibrationSettings(equalize=False))
+    fitted = 0
+    for name, frozen in model.layers.items():
+        given = network.get_submodule(name).get_parameter("weight").detach()
+        layer = LearnableLayer(frozen, given)
+        codes = frozen.weight_codes
+        scale = codes.scale.reshape(-1, 1, 1, 1)
+        away = (layer.weight.detach() - codes.codes * scale).abs() / scale
+        other = (given - codes.codes * scale).abs() > 0.5 * scale
+        fitted += int(other.sum())
+        assert float(away[other].max()) < 0.26
+    assert fitted > 100
+
+
 def test_gradients_reach_everything_that_learns():
     name, frozen = next(iter(tiny_model(4).layers.items()))
     layer = LearnableLayer(frozen, tiny_network().get_submodule(name).get_parameter("weight"))
