@@ -23,6 +23,7 @@ from odm_deploy.files import atomic_directory, file_sha256, path_from
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.lowering.lower import LoweringOptions, lower_each
 from odm_deploy.lowering.receptive_field import receptive_radius_px
+from odm_deploy.lowering.written_by import written_by
 from odm_deploy.machine.builders import choose_builder
 from odm_deploy.progress import Say
 from odm_deploy.proof.golden import golden_of
@@ -104,7 +105,8 @@ def _write_golden(model: QuantizedModel, protos: dict[str, onnx.ModelProto], fol
 def _describe_graph(
     model: QuantizedModel, proto: onnx.ModelProto, path: Path, lowering: LoweringOptions
 ) -> dict[str, Any]:
-    facts = {"sha256": file_sha256(path), "opset": proto.opset_import[0].version, **dataclasses.asdict(lowering)}
+    facts: dict[str, Any] = {"sha256": file_sha256(path), "opset": proto.opset_import[0].version}
+    facts |= {**dataclasses.asdict(lowering), "written_by": written_by(model)}
     if path.name == CPU_ONNX_FILE:
         # ONNX Runtime gains where outputs of convolutions are quantized, and rounds the biases of those it fuses.
         facts["runtimes"] = ["openvino", *(["onnxruntime"] if model.signals else [])]

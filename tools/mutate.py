@@ -106,7 +106,7 @@ class _Pool:
             return self._executor.submit(_judge, fault, sound).result()
         except BrokenProcessPool:
             self._executor = None
-            return to_dict(Verdict("?", verify=CRASHED))
+            return to_dict(Verdict("?", verify=CRASHED, computed=CRASHED))
 
     def close(self) -> None:
         """End the process."""
@@ -120,7 +120,7 @@ def _judge(fault: str, sound: Sound) -> dict[str, Any]:
 
 
 def to_markdown(verdicts: dict[str, dict[str, Any]]) -> str:
-    """A line a fault: mutants, who caught them first, and the median and largest share of values changed."""
+    """A line a fault: mutants, who caught them, and the median and largest share of values changed."""
     by_fault: dict[str, list[Verdict]] = defaultdict(list)
     for key, verdict in verdicts.items():
         by_fault[key.split("|")[2]].append(Verdict(**verdict))
@@ -128,15 +128,16 @@ def to_markdown(verdicts: dict[str, dict[str, Any]]) -> str:
     for fault, found in by_fault.items():
         noticed: Counter[str] = Counter()
         for verdict in found:
-            noticed.update(name for name in ("lint", "inspect", "verify") if getattr(verdict, name))
+            noticed.update(name for name in ("lint", "inspect", "verify", "computed") if getattr(verdict, name))
             noticed["nothing"] += verdict.caught_by == "nothing"
         unseen = [verdict.changed for verdict in found if verdict.caught_by == "nothing"]
         shares = sorted(verdict.changed / max(verdict.values, 1) for verdict in found)
-        columns = [str(noticed[name] or "") for name in ("lint", "inspect", "verify", "nothing")]
+        columns = [str(noticed[name] or "") for name in ("lint", "inspect", "verify", "computed", "nothing")]
         most = f"{max(unseen)} values" if unseen else ""
         median = f"{shares[len(shares) // 2]:.2%}"
         rows.append((fault, len(found), *columns, median, most, sum(verdict.escaped for verdict in found)))
-    head = ("fault", "mutants", "lint", "inspect", "verify", "nothing", "values changed, median")
+    catchers = ("lint", "inspect", "verify", "verify, by values alone", "nothing")
+    head = ("fault", "mutants", *catchers, "values changed, median")
     return markdown_table((*head, "most by one that nobody caught", "escaped"), rows)
 
 

@@ -43,12 +43,13 @@ def command(
     noise floor: how far the reference is from itself, computed in float64 or with jittered roundings. Exact models
     (`--profile exact`) must agree in every bit, also on the golden images.
 
-    Without a gate, the verdict is yes if each layer, fed with the reference's codes, flips no more codes than rounding
-    ties explain, and the output is no further away than the noise floor. With gates, only they decide. A model.onnx
-    that is not the manifest's is always refused. If the verdict is no, the exit code is 3.
+    Without a gate, the verdict is yes if the graph is the one that model.pt lowers to, in every constant, if each
+    layer, fed with the reference's codes, flips no more codes than rounding ties explain, and if the output is no
+    further away than the noise floor. With gates, only they decide. A model.onnx that is not the manifest's, or not
+    the model.pt's, is always refused. If the verdict is no, the exit code is 3.
 
     Without --images, or with --golden, only the golden images of an exact model are compared: a production machine
-    proves itself, with neither model.pt nor torch.
+    proves itself, with neither model.pt nor torch. That its graph is the model.pt's is not looked at then.
     """
     if golden and images is not None:
         raise UsageError("--golden goes without --images", why="its images are made here", fix="leave one of them out")

@@ -12,6 +12,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.proof.evaluation import Quality
 from odm_deploy.proof.golden import GoldenReport
+from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
 
 FLOOR_FACTOR_DB = 2.0
@@ -103,6 +104,8 @@ class ParityReport:
     """Whether the bundle's model.onnx is another file than its manifest describes."""
     contradictions: list[str] = field(default_factory=list[str])
     """What the manifest says of the model and is not so, one clause each."""
+    graphs: list[GraphCheck] = field(default_factory=list[GraphCheck])
+    """How each graph compares with what the model.pt lowers to; empty where there is none."""
     golden: GoldenReport | None = None
     """How the runtime fared on an exact bundle's golden images; None for other bundles."""
 
@@ -144,6 +147,10 @@ class ParityReport:
         if self.changed:
             found.append("model.onnx is not the file that the manifest describes (its SHA-256 differs)")
         found += self.contradictions
+        for graph in self.graphs:
+            # Gates decide about files from elsewhere; those written here have to be what they are said to be.
+            if gates == NO_GATES or graph.written_by is None:
+                found += graph.failures
         if gates == NO_GATES and self.golden is not None:
             found += self.golden.failures
         if gates == NO_GATES and not self.within_floor:
@@ -194,6 +201,7 @@ class ParityReport:
             "exact": self.exact,
             "changed": self.changed,
             "contradictions": self.contradictions,
+            "graphs": [graph.to_dict() for graph in self.graphs],
             "golden": None if self.golden is None else self.golden.to_dict(),
             "within_noise_floor": self.within_floor,
             "failures": self.failures(gates),

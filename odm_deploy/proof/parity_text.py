@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport, floor_text
 from odm_deploy.terminal import table
@@ -63,7 +64,8 @@ def visibility(psnr_db: float, largest: int) -> str:
 def rows(report: ParityReport) -> list[tuple[str, str, str]]:
     """Figure, runtime against reference, and the same for the noise floor."""
     reference, runtime = report.reference_quality.to_dict(), report.runtime_quality.to_dict()
-    table = [
+    table = [(f"constants of {graph.file}", _constants(graph), "") for graph in report.graphs]
+    table += [
         (name, found, floor)
         for (name, found), (_, floor) in zip(_distance(report.distance), _distance(report.floor), strict=True)
     ]
@@ -114,6 +116,13 @@ def _layer_figures(layer: LayerParity) -> list[str]:
 
 def _steps(count: int) -> str:
     return f"{count} step{'' if count == 1 else 's'}"
+
+
+def _constants(graph: GraphCheck) -> str:
+    """How many are what the model.pt lowers to."""
+    if graph.remark:
+        return "not compared"
+    return f"{graph.compared - len(graph.constants)} of {graph.compared}"
 
 
 def _images(report: ParityReport) -> str:

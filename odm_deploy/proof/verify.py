@@ -17,7 +17,9 @@ from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.progress import Say, Track, silent, untracked
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
+from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
+from odm_deploy.proof.lowered_again import check_graphs
 from odm_deploy.proof.parity import compare
 from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.proof.reference import reference_of
@@ -27,6 +29,9 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
+
+LARGE_GRAPH = 500
+"""Nodes of a graph from which on its lowering takes many seconds."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,9 @@ def verify(
 ) -> ParityReport:
     """Compare a runtime with the reference on real images: layer by layer, end to end, and on golden outputs.
 
-    The same image bytes go through the fake-quantized torch model and the runtime. Whether what differs is more than
-    rounding explains is for `ParityReport.failures` to say:
+    The graph has to be the one that the model.pt lowers to, in every constant. The same image bytes go through the
+    fake-quantized torch model and the runtime. Whether what differs is more than rounding explains is for
+    `ParityReport.failures` to say:
 
     >>> report = verify("model/", "Set5/LR_bicubic/X4")  # doctest: +SKIP
     >>> report.failures(), report.distance.identical     # doctest: +SKIP
@@ -134,6 +140,15 @@ def prove(
     for reason in runtime.passed_over:
         say(f"passed over: {reason}")
     taken, layers = bundle.seen_by(runtime.name), list[LayerParity]()
+    graphs = list[GraphCheck]()
+    if bundle.onnx_path is None:
+        say("the graph is not compared with what model.pt lowers to: there is no model.onnx")
+    else:
+        if len(bundle.graph.graph.node) > LARGE_GRAPH:
+            say("lowering model.pt again, to compare every constant")
+        graphs = check_graphs([bundle, *([] if taken is bundle else [taken])], model)
+        for remark in filter(None, (graph.remark for graph in graphs)):
+            say(remark)
     if options.layers:
         few = files[:LAYER_IMAGES]
         layers = _compare_layers(taken, model, runtime, few, options, say)
@@ -149,6 +164,7 @@ def prove(
     report.golden = _check_golden(taken, runtime, options, say)
     report.changed = bundle.is_changed or taken.is_changed
     report.contradictions = contradictions(bundle, model)
+    report.graphs = graphs
     return report
 
 

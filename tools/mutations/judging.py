@@ -53,6 +53,8 @@ class Verdict:
     inspect: str = ""
     verify: str = ""
     """Why verify said no; empty where it said yes."""
+    computed: str = ""
+    """Why it would have said no had it seen only what the runtime computes, not the constants and the wiring."""
 
     @property
     def escaped(self) -> bool:
@@ -119,7 +121,7 @@ def judge(fault: Fault, sound: Sound) -> Verdict | None:
         verdict.lint = _linted(bundle, sound)
         if sound.int8_layers is not None:
             verdict.inspect = _inspected(bundle, sound.int8_layers)
-        verdict.verify = _verified(bundle, sound)
+        verdict.verify, verdict.computed = _verified(bundle, sound)
         try:
             pictures = upscaled(bundle, sound.images, sound.runtime)
             pairs = zip(pictures, sound.pictures, strict=True)
@@ -167,12 +169,14 @@ def upscaled(bundle: Path, images: Path, runtime: str) -> list[NDArray[np.uint8]
         return [engine.upscale(read_rgb(path), tile=tile, bits=8) for path in list_images(images)]
 
 
-def _verified(bundle: Path, sound: Sound) -> str:
+def _verified(bundle: Path, sound: Sound) -> tuple[str, str]:
     try:
         report = verify(bundle, sound.images, VerifyOptions(runtime=sound.runtime))
     except OdmError as error:
-        return str(error)
-    return "; ".join(report.failures())
+        return str(error), str(error)
+    everything = "; ".join(report.failures())
+    report.graphs = []
+    return everything, "; ".join(report.failures())
 
 
 def _linted(bundle: Path, sound: Sound) -> str:
