@@ -1,4 +1,4 @@
-"""What is written, and what the checkpoint lowers to later, are one graph in every network and profile: no false alarm."""
+"""What is written, and what the checkpoint lowers to later, are one graph in every network and profile."""
 
 from __future__ import annotations
 
