@@ -33,6 +33,8 @@ class GraphDifferences:
     """Constants that are others, one clause each, with both values."""
     compared: int = 0
     """Places with a constant that were compared."""
+    names: dict[str, str] = field(default_factory=dict[str, str])
+    """Of computed tensors, inputs included, the name in the expected graph -> that of the one in its place."""
 
     def __bool__(self) -> bool:
         return bool(self.wiring or self.constants)
@@ -71,8 +73,6 @@ class _Comparison:
     def __init__(self, found: ModelProto, expected: ModelProto, rounded: Callable[[str], bool]) -> None:
         self._found, self._expected, self._rounded = _Side(found), _Side(expected), rounded
         self._result = GraphDifferences()
-        self._mates: dict[str, str] = {}
-        """Of each computed tensor of the expected graph, the one in its place."""
         self._constants: set[tuple[str, str]] = set()
 
     def run(self) -> GraphDifferences:
@@ -105,18 +105,17 @@ class _Comparison:
             return
         if not found and not expected:
             return
-        if expected in self._mates:
-            if self._mates[expected] != found:
+        if expected in self._result.names:
+            if self._result.names[expected] != found:
                 self._other(f"one tensor {expected}", "two", "one")
             return
-        self._mates[expected] = found
-        nodes = self._found.producer(found), self._expected.producer(expected)
-        if nodes[0] is None or nodes[1] is None or self._found.constant(found) or self._expected.constant(expected):
+        self._result.names[expected] = found
+        a, b = self._found.producer(found), self._expected.producer(expected)
+        if a is None or b is None or self._found.constant(found) or self._expected.constant(expected):
             if (place := self._expected.inputs.get(expected)) is None or self._found.inputs.get(found) != place:
                 self._other(expected, self._kind(self._found, found), self._kind(self._expected, expected))
-            return
-        if self._same_operator(found, *nodes, expected):
-            yield from zip(_given(nodes[0]), _given(nodes[1]), strict=True)
+        elif self._same_operator(found, a, b, expected):
+            yield from zip(_given(a), _given(b), strict=True)
 
     def _same_operator(self, found: str, a: NodeProto, b: NodeProto, expected: str) -> bool:
         where = b.name or expected

@@ -25,7 +25,7 @@ from odm_deploy.bundle.manifest import CPU_ONNX_FILE
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.graphs.differences import differences
 from odm_deploy.lowering.lower import LoweringOptions, Precision, lower_each
-from odm_deploy.lowering.metadata import read_taps
+from odm_deploy.lowering.metadata import Tap, read_taps
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.quantization.model import QuantizedModel
@@ -61,9 +61,16 @@ def check_graph(bundle: Bundle, model: QuantizedModel, expected: onnx.ModelProto
     """Compare the graph of a bundle with `expected`, what `model` lowers to the same way. Raises as `check_graphs`."""
     graph = bundle.graph
     found = differences(graph, expected, _computed(model, expected))
-    if not found.wiring and read_taps(graph) != read_taps(expected):
+    if not found.wiring and read_taps(graph) != [_renamed(tap, found.names) for tap in read_taps(expected)]:
         found.wiring.append("its metadata says otherwise where its quantizers are")
     return GraphCheck(_name(bundle), found.compared, found.constants, found.wiring, _other_writer(bundle, model))
+
+
+def _renamed(tap: Tap, names: Mapping[str, str]) -> Tap:
+    """A tap of a graph whose tensors have these names elsewhere."""
+    joined = {names.get(codes, codes): is_rectified for codes, is_rectified in tap.joined.items()}
+    source, codes = (names.get(name, name) for name in (tap.source, tap.codes))
+    return replace(tap, source=source, codes=codes, joined=joined)
 
 
 def _name(bundle: Bundle) -> str:
@@ -109,8 +116,8 @@ def _told_from(model: onnx.ModelProto) -> LoweringOptions:
     zeros = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     of_cpus = any(kinds.get(name) == onnx.TensorProto.UINT8 for name in zeros)
-    half = next((_HALF[kind] for kind in kinds.values() if kind in _HALF), "fp32")
-    options = LoweringOptions("fp32" if of_cpus else half, target="cpu" if of_cpus else "tensorrt")
+    half = next((_HALF[kind] for kind in kinds.values() if kind in _HALF), None)
+    options = LoweringOptions(target="cpu") if of_cpus else LoweringOptions(half or "fp32")
     edge = graph.input[0]
     if edge.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
         return options

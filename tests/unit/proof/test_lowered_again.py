@@ -16,6 +16,7 @@ from odm_deploy.bundle.manifest import CPU_ONNX_FILE, ONNX_FILE, Manifest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.export import write_bundle
 from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.lowering.metadata import read_taps, write_taps
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.progress import silent
 from odm_deploy.proof.graph_check import GraphCheck
@@ -130,11 +131,26 @@ def test_another_constant_by_another_program_is_a_fault(model, tmp_path):
 
 
 def test_names_are_no_fault(model, tmp_path):
+    """Other versions of the exporter name tensors otherwise, and the taps then say so, too."""
     graph = lowered(model)
+    kept = {edge.name for edge in (*graph.graph.input, *graph.graph.output)}
+    names = {name: f"{name}.renamed" for node in graph.graph.node for name in (*node.input, *node.output)}
+    names = {name: new for name, new in names.items() if name not in kept}
+    for node in graph.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
     for tensor in graph.graph.initializer:
-        for node in graph.graph.node:
-            node.input[:] = [f"{name}.renamed" if name == tensor.name else name for name in node.input]
-        tensor.name += ".renamed"
+        tensor.name = names.get(tensor.name, tensor.name)
+    taps = [
+        dataclasses.replace(
+            tap, **{key: names.get(getattr(tap, key), getattr(tap, key)) for key in ("source", "codes")}
+        )
+        for tap in read_taps(graph)
+    ]
+    metadata: dict[str, str] = {}
+    write_taps(metadata, taps)
+    for entry in graph.metadata_props:
+        entry.value = metadata.get(entry.key, entry.value)
     assert check(written(tmp_path, model, graph), model).identical
 
 
