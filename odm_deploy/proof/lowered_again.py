@@ -116,8 +116,9 @@ def _told_from(model: onnx.ModelProto) -> LoweringOptions:
     zeros = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     of_cpus = any(kinds.get(name) == onnx.TensorProto.UINT8 for name in zeros)
-    half = next((_HALF[kind] for kind in kinds.values() if kind in _HALF), None)
-    options = LoweringOptions(target="cpu") if of_cpus else LoweringOptions(half or "fp32")
+    options = LoweringOptions(target="cpu" if of_cpus else "tensorrt")
+    if not of_cpus and (halves := [_HALF[kind] for kind in kinds.values() if kind in _HALF]):
+        options = replace(options, precision=halves[0])
     edge = graph.input[0]
     if edge.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
         return options
