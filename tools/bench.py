@@ -42,8 +42,8 @@ from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.terminal import SIZE, run, say
 
-FORMS = ("paper 8", "deploy 8", "deploy 4", "integer 8", "integer 4", "integer 2", "engine 8", "exact 8", "exact 4")
-"""Profiles and widths."""
+FORMS = ("paper 8", "deploy 8", "integer 8", "integer 4", "integer 2", "engine 8", "engine 4", "exact 8", "exact 4")
+"""Profiles and widths; `integer 8 head 8` has the first layer's, too."""
 FLOAT = "float"
 BASE = "float, onnxruntime"
 COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
@@ -51,7 +51,7 @@ COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
 
 @click.command(context_settings=COMMAND)
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(SUBJECTS)), help="Repeatable. [all]")
-@click.option("--form", "forms", multiple=True, help=f"Repeatable: PROFILE BITS, of {', '.join(FORMS)}. [all]")
+@click.option("--form", "forms", multiple=True, help=f"Repeatable: PROFILE BITS [head BITS]. [{', '.join(FORMS)}]")
 @click.option("--size", "sizes", multiple=True, type=SIZE, metavar="WxH", help="Input; repeatable. [each network's]")
 @click.option("--weights", type=click.Path(path_type=Path), help="Folder of weights. [$ODM_WEIGHTS]")
 @click.option("--images", type=click.Path(path_type=Path), help="To calibrate on. [the samples of this repository]")
@@ -269,10 +269,13 @@ class _Bench:
 
 
 def _policy(form: str) -> QuantizationPolicy:
-    profile, _, bits = form.partition(" ")
-    if not bits:
-        raise UsageError(f"no form {form!r}", fix="write a profile and a width, such as --form 'integer 8'")
-    return QuantizationPolicy.parse(profile, bits)
+    match form.split():
+        case [profile, bits]:
+            return QuantizationPolicy.parse(profile, bits)
+        case [profile, bits, "head", head]:
+            return QuantizationPolicy.parse(profile, bits, head=head)
+        case _:
+            raise UsageError(f"no form {form!r}", fix="write --form 'integer 8', or --form 'integer 8 head 8'")
 
 
 def _is_known(rows: list[dict[str, Any]], network: str, size: tuple[int, int]) -> bool:

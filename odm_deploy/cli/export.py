@@ -9,6 +9,7 @@ import click
 
 from odm_deploy.cli.engine_options import build_progress, engine_options, to_build_options, write_triton
 from odm_deploy.cli.options import trust_option
+from odm_deploy.collecting import collecting_rarely
 from odm_deploy.terminal import emit_json, json_option, say
 
 
@@ -49,6 +50,7 @@ from odm_deploy.terminal import emit_json, json_option, say
 @engine_options
 @trust_option
 @json_option
+@collecting_rarely()
 def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> None:
     """Lower MODEL (a model.pt) to a bundle: model.onnx, model.cpu.onnx, manifest.json and engine.plan.
 

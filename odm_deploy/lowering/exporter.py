@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 _QUADRATIC_RULE = "SlicesSplit"
+_ATEN = "aten"
 
 
 @contextmanager
@@ -69,6 +70,67 @@ def without_second_trace() -> Generator[None]:
 
     with _changed(_fx_passes, "decompose_with_registry", where_needed):
         yield
+
+
+@contextmanager
+def with_translations_of(program: torch.export.ExportedProgram) -> Generator[None]:
+    """Let the exporter prepare translations of the operators that a trace calls, and of no others.
+
+    It parses the source of all of onnxscript's five hundred, which takes half a second. Where the trace has to be
+    traced again, other operators may come of it, and all are prepared.
+    """
+    from onnxscript.function_libs.torch_lib import registration
+
+    called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}  # pyright: ignore[reportPrivateUsage]
+    names = {operator.name() for operator in called if operator.namespace == _ATEN}
+
+    def used(registry: Any) -> Any:
+        translations = dict(registry.items())
+        if names - set(translations) or any(map(_writes, called)):
+            return registry
+        return {name: each for name, each in translations.items() if name in names or not name.startswith(f"{_ATEN}:")}
+
+    with _changed(registration, "default_registry", used):
+        yield
+
+
+@contextmanager
+def without_needless_promotion() -> Generator[None]:
+    """Keep the exporter from running a trace once more to convert types where operators mix none."""
+    from torch.onnx._internal.exporter import _fx_passes
+    from torch.onnx._internal.fx.passes import type_promotion
+
+    def where_needed(insert: Callable[..., None]) -> Callable[..., None]:
+        def inserted(graph_module: torch.fx.GraphModule) -> None:
+            rules = type_promotion.TypePromotionTable()
+            promoted = [
+                node
+                for module in graph_module.modules()
+                for node in getattr(module, "graph", torch.fx.Graph()).nodes
+                if node.op == "call_function" and type_promotion.get_type_promotion_rule(node, rules) is not None
+            ]
+            if not all(map(_is_of_one_type, promoted)):
+                insert(graph_module)
+
+        return inserted
+
+    with _changed(_fx_passes, "insert_type_promotion_nodes", where_needed):
+        yield
+
+
+def _is_of_one_type(node: torch.fx.Node) -> bool:
+    """Whether what an operator reads are float tensors of the type of its result, and float numbers."""
+    result = node.meta.get("val")
+    if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+        return False
+    for operand in (*node.args, *node.kwargs.values()):
+        if isinstance(operand, torch.fx.Node):
+            value = operand.meta.get("val")
+            if not isinstance(value, torch.Tensor) or value.dtype != result.dtype:
+                return False
+        elif not isinstance(operand, (float, str, type(None))):
+            return False
+    return True
 
 
 @contextmanager

@@ -94,7 +94,13 @@ def _translate(
 ) -> torch.onnx.ONNXProgram:
     """The trace in ONNX."""
     try:
-        with exporter.quiet(), exporter.without_quadratic_rewriting(), exporter.without_second_trace():
+        with (
+            exporter.quiet(),
+            exporter.without_quadratic_rewriting(),
+            exporter.without_second_trace(),
+            exporter.with_translations_of(program),
+            exporter.without_needless_promotion(),
+        ):
             translated = torch.onnx.export(
                 program,
                 dynamo=True,

@@ -11,6 +11,7 @@ from typing import Any
 
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
+from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.foreign import ForeignConfig, foreign_network
 from odm_deploy.networks.registry import network_from_state_dict, own_network_of, require_known, scale_of
 from odm_deploy.networks.spandrel_models import UnknownNetworkError, network_from_spandrel
@@ -154,5 +155,10 @@ def _built(path: str, readings: list[StateDict], scale: int | None, settings: Ma
     own = set(module.state_dict())
     # The reading that shares most keys with the network is the one whose differences are worth reading about.
     state = max(readings, key=lambda reading: 2 * len(own & set(reading)) - len(reading))
+    if is_spandrel(path) and not own <= set(state):
+        # Weights of what its authors deploy.
+        fold_branches(module)
     load_state(module, state)
+    if is_spandrel(path):
+        fold_branches(module)
     return state, foreign_network(module, builder=path, arguments=arguments, scale=scale, **of_input)

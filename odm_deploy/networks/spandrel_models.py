@@ -42,7 +42,7 @@ def network_from_spandrel(
         UnknownNetworkError: spandrel does not know it.
         InputError: the weights do not fit, or it is no network that enlarges RGB images by `scale`.
     """
-    spandrel = _import_spandrel()
+    spandrel = import_spandrel()
     try:
         descriptor: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
     except spandrel.UnsupportedModelError:
@@ -66,7 +66,7 @@ def network_from_spandrel(
     )
 
 
-def _import_spandrel() -> Any:
+def import_spandrel() -> Any:
     """The package. Raises MissingError where it, or the torchvision it imports, is missing or unusable."""
     if importlib.util.find_spec("spandrel") is None:
         raise MissingError(

@@ -70,6 +70,7 @@ def build_module(path: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises:
         UntrustedBuilderError: the builder is not trusted.
         BuilderError: there is no such builder, it is no builder of modules, or it does not take these arguments.
+        MissingError: spandrel is not installed, or does not work here.
     """
     if not is_builder_path(path):
         raise BuilderError(f"{path!r} names no builder", fix="a builder is package.module:Name")
@@ -104,6 +105,11 @@ def is_spandrel(path: str) -> bool:
 
 def _find(path: str) -> object:
     module_name, _, names = path.partition(":")
+    if is_spandrel(path):
+        # Not on top: it imports this module.
+        from odm_deploy.networks.spandrel_models import import_spandrel
+
+        import_spandrel()
     try:
         found: object = importlib.import_module(module_name)
     except Exception as error:  # what fails may be anything in somebody else's module

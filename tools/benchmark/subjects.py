@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sample_networks import load_crops, random_network
+import torch
+from sample_networks import load_crops, random_network, spread_out
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.folding import fold_branches
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.loading import load_network
+from odm_deploy.networks.trusted_builders import build_module, is_builder_path
 
 SMALL, MIDDLE, LARGE = (96, 96), (180, 320), (270, 480)
 """Inputs: height and width in pixels."""
@@ -24,7 +28,8 @@ class Subject:
     weights: str | None = None
     """File below the folder of weights; None: there is none."""
     stand_in: tuple[str, dict[str, Any]] | None = None
-    """This project's network, and its hyper-parameters, that takes random weights where there is no file."""
+    """This project's network, or the path of spandrel's, and its settings: what takes random weights where there
+    is no file."""
     sizes: tuple[tuple[int, int], ...] = (SMALL, MIDDLE, LARGE)
     """Inputs it is timed at."""
 
@@ -35,12 +40,25 @@ class Subject:
             InputError: its file is not in `folder`, and nothing stands in for it.
         """
         if self.weights is not None and (folder / self.weights).is_file():
-            return load_network(folder / self.weights), True
+            builder, settings = self.stand_in or ("", {})
+            told = {"network": builder, "settings": settings} if is_builder_path(builder) else {}
+            return load_network(folder / self.weights, **told), True
         if self.stand_in is None:
             raise InputError(f"no {folder / (self.weights or '')}", fix="name the folder that holds it with --weights")
         name, config = self.stand_in
+        if is_builder_path(name):
+            return spread_out(_of_spandrel(name, config), load_crops(1)), False
         return random_network(name, load_crops(1), {"scale": 4, **config}), False
 
+
+def _of_spandrel(builder: str, arguments: dict[str, Any]) -> SuperResolutionNetwork:
+    torch.manual_seed(0)
+    module = build_module(builder, arguments).eval()
+    fold_branches(module)
+    return foreign_network(module, builder=builder, arguments=arguments)
+
+
+_SPAN = {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 48, "upscale": 4}
 
 SUBJECTS: dict[str, Subject] = {
     subject.name: subject
@@ -49,6 +67,7 @@ SUBJECTS: dict[str, Subject] = {
         Subject("srresnet", None, ("srresnet", {})),
         Subject("rdn-small", None, ("rdn", {"blocks": 4, "convolutions": 4, "growth": 32}), sizes=(SMALL, MIDDLE)),
         Subject("swinir-light", None, ("swinir", {}), sizes=(SMALL,)),
+        Subject("span", "public/span_x4_ch48.pth", ("spandrel.architectures.SPAN:SPAN", _SPAN), sizes=(SMALL, MIDDLE)),
         Subject("compact", "public/realesr-animevideov3-x4.pth"),
         Subject("rrdb-anime", "public/realesrgan-x4plus-anime.pth", sizes=(SMALL,)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import onnx
 import pytest
@@ -79,6 +81,56 @@ def test_only_what_needs_it_is_traced_again(network, again):
     with torch.no_grad():
         expected = network(torch.from_numpy(image.copy())).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+class _Whole(nn.Module):
+    """Adds whole numbers, whose type the exporter converts."""
+
+    def forward(self, x):
+        return x + torch.arange(x.shape[-1]) * 2
+
+
+@pytest.mark.parametrize(("network", "converted"), [(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 0), (_Whole(), 1)])
+def test_types_are_converted_only_where_they_are_mixed(network, converted, monkeypatch):
+    from torch.onnx._internal.exporter import _fx_passes
+
+    times: list[int] = []
+    insert = _fx_passes.insert_type_promotion_nodes
+    monkeypatch.setattr(_fx_passes, "insert_type_promotion_nodes", lambda module: (times.append(1), insert(module)))
+    program = torch.export.export(network.eval(), (torch.zeros(1, 3, 8, 9),))
+    with exporter.quiet(), exporter.without_needless_promotion():
+        made = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+    assert made is not None
+    assert len(times) == converted
+    image = np.random.default_rng(0).normal(size=(1, 3, 8, 9)).astype(np.float32)
+    (found,) = ReferenceEvaluator(made.model_proto).run(None, {made.model_proto.graph.input[0].name: image})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, network(torch.from_numpy(image)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "all_of_them"), [(nn.Sequential(nn.Conv2d(3, 4, 3)), False), (_Untranslated(), True)]
+)
+def test_only_translations_that_are_called_are_prepared(network, all_of_them):
+    from onnxscript.function_libs.torch_lib import registration
+
+    before = registration.default_registry
+    program = torch.export.export(network.eval(), (torch.zeros(1, 3, 8, 9),))
+    with exporter.with_translations_of(program):
+        prepared = dict(registration.default_registry.items())
+    assert registration.default_registry is before
+    assert (len(prepared) == len(dict(before.items()))) == all_of_them
+    assert ("aten::gelu" in prepared) == all_of_them
+
+
+@pytest.mark.parametrize("name", ["edsr", "swinir"])
+@pytest.mark.parametrize("step", ["with_translations_of", "without_needless_promotion"])
+def test_what_is_left_out_changes_no_byte(name, step, monkeypatch):
+    network = tiny_network("swinir") if name == "swinir" else small_network(name)
+    model = quantized(network, lambda *_: (4, "asymmetric", "per_channel"))
+    without = lower(model)
+    monkeypatch.setattr(exporter, step, lambda *_: nullcontext())
+    assert lower(model).SerializeToString(deterministic=True) == without.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("name", ["edsr", "srresnet", "swinir"])
