@@ -11,6 +11,7 @@ Runtime in the same run. Calibrated models are kept in the folder, so a run that
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,7 @@ from toolbox import COMMAND, ROOT, SAMPLES, read_json, write_json
 from odm_deploy.accounting import count_macs, float_shares
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.cli import odm_deploy
 from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.files import write_text
 from odm_deploy.imaging.pairs import find_pairs
@@ -43,7 +45,9 @@ from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.terminal import SIZE, run, say
 
 FORMS = ("paper 8", "deploy 8", "integer 8", "integer 4", "integer 2", "engine 8", "engine 4", "exact 8", "exact 4")
-"""Profiles and widths; `integer 8 head 8` has the first layer's, too."""
+"""Profiles and widths. `integer 8 head 8` has the first layer's, too; `quantize --profile deploy` is what that command
+makes of the weights, on the same images, with its defaults."""
+COMMAND_FORM = "quantize "
 FLOAT = "float"
 BASE = "float, onnxruntime"
 COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
@@ -51,7 +55,7 @@ COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
 
 @click.command(context_settings=COMMAND)
 @click.option("--network", "networks", multiple=True, type=click.Choice(list(SUBJECTS)), help="Repeatable. [all]")
-@click.option("--form", "forms", multiple=True, help=f"Repeatable: PROFILE BITS [head BITS]. [{', '.join(FORMS)}]")
+@click.option("--form", "forms", multiple=True, help="Repeatable: PROFILE BITS [head BITS], or 'quantize OPTIONS'.")
 @click.option("--size", "sizes", multiple=True, type=SIZE, metavar="WxH", help="Input; repeatable. [each network's]")
 @click.option("--weights", type=click.Path(path_type=Path), help="Folder of weights. [$ODM_WEIGHTS]")
 @click.option("--images", type=click.Path(path_type=Path), help="To calibrate on. [the samples of this repository]")
@@ -89,7 +93,8 @@ def command(
         say(f"{len(worse)} ratios are more than {results.TOLERANCE:.0%} worse than in {COMMITTED.relative_to(ROOT)}")
         return 3 if worse else 0
     for form in forms:
-        _policy(form)
+        if not form.startswith(COMMAND_FORM):
+            _policy(form)
     folder = weights or Path(os.environ.get("ODM_WEIGHTS", ROOT.parent / "shared" / "weights"))
     output.mkdir(parents=True, exist_ok=True)
     path = output / "bench.json"
@@ -137,6 +142,7 @@ class _Bench:
         self.name = subject.name
         self.network, self.trained = subject.load(weights)
         source = images or SAMPLES / "HR"
+        self.call = [*subject.arguments(weights), "--images", str(source)]
         chosen = list(CalibrationImages(choose_images(source, 16), self.network.scale, 96))
         self.images: Images = [image.numpy() for image in chosen]
         self.pairs = [file.load() for file in find_pairs(benchmark or SAMPLES, self.network.scale)]
@@ -150,11 +156,13 @@ class _Bench:
             if not path.exists():
                 say(f"{self.name}: calibrating {form}")
                 try:
-                    model, _ = calibrate(self.network, images, _policy(form))
+                    if form.startswith(COMMAND_FORM):
+                        odm_deploy.main([*shlex.split(form), *self.call, "-o", str(path)], standalone_mode=False)
+                    else:
+                        save_model(calibrate(self.network, images, _policy(form))[0], path)
                 except OdmError as error:
                     say(f"{self.name} {form} left out: {error}")
                     continue
-                save_model(model, path)
             yield form, load_model(path)
 
     def _variants(self, nncf_python: Path | None) -> Iterator[Variant]:

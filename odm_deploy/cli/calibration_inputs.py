@@ -31,8 +31,8 @@ def image_options(text: str, count: int) -> Callable[[Command], Command]:
             "crop_px",
             metavar="PX",
             type=click.IntRange(min=8),
-            help="Use the middle of inputs that are larger; bounds memory and time.  [default: 256, less for networks "
-            "that would take many minutes]",
+            help="Use the middle of inputs that are larger; bounds memory and time.  [default: 256, in exact profiles "
+            "128, less for networks that would take many minutes]",
         ),
     )
 
@@ -53,15 +53,24 @@ def load_float(
 
 
 def inputs_of(
-    network: SuperResolutionNetwork, paths: Sequence[Path], low_resolution: bool, crop_px: int | None
+    network: SuperResolutionNetwork,
+    paths: Sequence[Path],
+    low_resolution: bool,
+    crop_px: int | None,
+    *,
+    refined: bool = False,
 ) -> CalibrationImages:
-    """The images as inputs of a network; says so where it is so large that less of each is used."""
-    from odm_deploy.quantization.calibration_images import CROP_PX, CalibrationImages
+    """The images as inputs of a network; says so where it is so large that less of each is used.
+
+    Grids that are chosen among few and `refined` by the output need less of each.
+    """
+    from odm_deploy.quantization.calibration_images import CROP_PX, REFINED_CROP_PX, CalibrationImages
     from odm_deploy.tuning.effort import CALIBRATION_MACS, affordable_px, macs_of
 
     if crop_px is None:
-        crop_px = affordable_px(network, len(paths), CALIBRATION_MACS, CROP_PX)
-        if crop_px < CROP_PX:
+        most_px = REFINED_CROP_PX if refined else CROP_PX
+        crop_px = affordable_px(network, len(paths), CALIBRATION_MACS, most_px)
+        if crop_px < most_px:
             macs = macs_of(network) / 1e6
             say(f"a network of {macs:.1f} million multiply-adds a pixel: the middle {crop_px}x{crop_px} of each input")
     return CalibrationImages(paths, 1 if low_resolution else network.scale, crop_px)

@@ -91,7 +91,8 @@ def command(
     say_what_is_not_read(image_source)
     loaded = load_float(weights, network, scale, settings, paths)
     seen_paths, unseen_paths = hold_back(paths)
-    seen = inputs_of(loaded, seen_paths, low_resolution, crop_px)
+    refined = all(policy.power_of_two for policy in policies.values())
+    seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
     unseen = dataclasses.replace(seen, paths=unseen_paths)
     metadata = {
         "method": f"post-training, {ranges.method.value}",

@@ -6,6 +6,7 @@ What quantization added is taken out, so that the twin costs exactly what the fl
 - the shift of asymmetric ranges: `Pad -> Sub(c) -> Q -> DQ -> Conv(pads=0)` becomes `Conv(pads=p)` again and the bias
   gives back c * sum(w). Grids that pad with another level than zero lose that detail, as their float network has none;
 - weight codes, which become float weights;
+- the place of a narrow convolution in front of a pixel shuffle, where it has four times its products: it goes behind;
 - casts to float32 and back around quantizers of a half-precision graph.
 
 Needs onnx and numpy only, so that a machine without torch can measure a speedup.
@@ -23,6 +24,7 @@ from onnx import helper, numpy_helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.index import GraphIndex, attribute
+from odm_deploy.lowering.scattering import gathered
 
 _BOUNDS = {"Max", "Min", "Clip"}
 
@@ -48,6 +50,7 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.each("QuantizeLinear", _Graph.bypass)
     graph.each("DequantizeLinear", _Graph.bypass)
     graph.each("Cast", _drop_cast_pair)
+    graph.each("DepthToSpace", _move_behind)
     graph.sweep()
     # Taps and other notes speak of tensors that are gone.
     del twin.metadata_props[:]
@@ -245,6 +248,32 @@ def _drop_integer_bounds(graph: _Graph, quantize: onnx.NodeProto) -> None:
     while node is not None and node.op_type in _BOUNDS:
         graph.bypass(node)
         node = graph.sole_reader(quantize.output[0])
+
+
+def _move_behind(graph: _Graph, shuffle: onnx.NodeProto) -> None:
+    """Undo `Conv' -> DepthToSpace` that was made of `DepthToSpace -> Conv`."""
+    conv = graph.producers.get(shuffle.input[0])
+    if conv is None or conv.op_type != "Conv" or graph.sole_reader(conv.output[0]) is None:
+        return
+    block: int = attribute(shuffle, "blocksize")
+    moved = graph.value(conv.input[1])
+    if moved is None or moved.ndim != 4 or attribute(shuffle, "mode", b"DCR") != b"CRD":
+        return
+    plain = all(set(attribute(conv, name, (1,))) == {1} for name in ("strides", "dilations"))
+    pads = [size // 2 for size in moved.shape[2:]] * 2
+    weight = gathered(moved, block) if plain and attribute(conv, "group", 1) == 1 else None
+    bias = graph.value(conv.input[2]) if len(conv.input) > 2 else None
+    if weight is None or list(attribute(conv, "pads", [0] * 4)) != pads or (bias is None and len(conv.input) > 2):
+        return
+    operands = [graph.add_constant(f"{conv.name}.weight_behind", weight)]
+    if bias is not None:
+        operands.append(graph.add_constant(f"{conv.name}.bias_behind", bias[:: block**2]))
+    pads = [size // 2 for size in weight.shape[2:]] * 2
+    source, between, result = conv.input[0], conv.output[0], shuffle.output[0]
+    behind = helper.make_node("Conv", [between, *operands], [result], name=conv.name, pads=pads)
+    before = helper.make_node("DepthToSpace", [source], [between], name=shuffle.name, blocksize=block, mode="CRD")
+    conv.CopyFrom(before)
+    shuffle.CopyFrom(behind)
 
 
 def _drop_cast_pair(graph: _Graph, down: onnx.NodeProto) -> None:

@@ -159,22 +159,28 @@ def rows_of(layer: nn.Module, x: Tensor, count: int) -> Tensor:
         return _evenly(x.reshape(-1, 1, x.shape[-1]), count)
     padding = layer.padding
     assert not isinstance(padding, str), "quantized layers pad explicitly"
-    # Image by image: all patches of one are many times what it takes itself.
-    return torch.cat(
-        [
-            _evenly(
-                F.unfold(image[None], layer.kernel_size, layer.dilation, padding, layer.stride)[0].T.unflatten(
-                    1, (layer.groups, -1)
-                ),
-                count // len(x),
-            )
-            for image in x
-        ],
-        1,
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    # Where each patch of one image begins, and what it reads from there: all patches are many times the image itself.
+    (height, row_step), (width, column_step) = (
+        ((size - dilation * (kernel - 1) - 1) // stride + 1, stride)
+        for size, kernel, stride, dilation in zip(
+            x.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True
+        )
     )
+    chosen = _evenly_spaced(height * width, count // len(x))
+    reach = [torch.arange(kernel) * by for kernel, by in zip(layer.kernel_size, layer.dilation, strict=True)]
+    rows = (chosen // width * row_step)[:, None, None] + reach[0][:, None]
+    columns = (chosen % width * column_step)[:, None, None] + reach[1]
+    # [N, C, n, k, l] -> [G, N*n, C/G*k*l]
+    patches = x[:, :, rows, columns].unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2, 4, 5)
+    return patches.flatten(3).flatten(1, 2).contiguous()
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:
     """At most `count` of the rows [n, G, K], as [G, count, K]."""
-    chosen = torch.arange(min(count, len(rows))) * max(len(rows) // max(count, 1), 1)
-    return rows[chosen].transpose(0, 1).contiguous()
+    return rows[_evenly_spaced(len(rows), count)].transpose(0, 1).contiguous()
+
+
+def _evenly_spaced(total: int, count: int) -> Tensor:
+    """Numbers of at most `count` of `total` things."""
+    return torch.arange(min(count, total)) * max(total // max(count, 1), 1)

@@ -38,8 +38,8 @@ PART_PX = 48
 """Height and width of that middle."""
 REFINED_ON = 8
 """Parts that decide between neighbouring power-of-two grids."""
-REFINED_PX = 40
-"""Height and width of what is taken of each: 8 such run in a second, and there are a hundred grids to try."""
+REFINED_PX = 32
+"""Height and width of what is taken of each: there are a hundred grids to try."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,12 @@ class Subject:
     sizes: tuple[tuple[int, int], ...] = (SMALL, MIDDLE, LARGE)
     """Inputs it is timed at."""
 
+    def arguments(self, folder: Path) -> list[str]:
+        """What `odm-deploy quantize` has to be told of it: its file, and what builds it where the file does not say."""
+        builder, settings = self.stand_in or ("", {})
+        told = [f"--set={key}={value}" for key, value in settings.items()] if is_builder_path(builder) else []
+        return [str(folder / (self.weights or "no-weights")), *([f"--network={builder}"] if told else []), *told]
+
     def load(self, folder: Path) -> tuple[SuperResolutionNetwork, bool]:
         """The float network, and whether its weights are trained, so that its pictures can be judged.
 

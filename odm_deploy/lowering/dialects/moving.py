@@ -24,6 +24,7 @@ import onnx_ir as ir
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers
+from odm_deploy.lowering.scattering import scattered
 
 VECTOR = 16
 """Output channels that a kernel computes at once (AVX-512, VNNI): fewer take as long."""
@@ -220,31 +221,3 @@ def _keeps_size(conv: ir.Node) -> bool:
         return False
     pads = list(conv.attributes["pads"].as_ints()) if "pads" in conv.attributes else [0] * 4
     return pads == [codes.shape[2] // 2, codes.shape[3] // 2] * 2
-
-
-def scattered(
-    codes: np.ndarray[tuple[int, ...], np.dtype[np.int8]], block: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
-    """Weights of the convolution before a pixel shuffle (CRD) that equals one behind it.
-
-    Args:
-        codes: int8 [O, C, k, l], odd k and l, of the convolution behind the shuffle; it pads k//2 and l//2 zeros.
-        block: of the shuffle.
-
-    Returns:
-        int8 [O*block^2, C*block^2, k', l']: channel o*block^2 + block*i + j computes what pixel (i, j) of each block
-        was; odd k' and l', just large enough.
-    """
-    outputs, inputs, height, width = codes.shape
-    reach = [-(-(size // 2) // block) for size in (height, width)]
-    shape = (outputs * block**2, inputs * block**2, 2 * reach[0] + 1, 2 * reach[1] + 1)
-    moved = np.zeros(shape, np.int8)
-    for i in range(block):
-        for j in range(block):
-            for u in range(height):
-                for v in range(width):
-                    cell_y, y = divmod(i + u - height // 2, block)
-                    cell_x, x = divmod(j + v - width // 2, block)
-                    into = moved[i * block + j :: block**2, block * y + x :: block**2]
-                    into[:, :, cell_y + reach[0], cell_x + reach[1]] = codes[:, :, u, v]
-    return moved

@@ -6,7 +6,7 @@ the network: where a step too coarse or a range too short hurts depends on the l
 closer to the float network's. On EDSR-baseline x4 that wins back most of what the exact profile costs at 4 bits.
 
 There are a hundred grids to try. A run computes nothing that an earlier one has computed (`replay`), and a grid that
-is clearly worse on the first images is not tried on the others.
+is no better on the first images is not tried on the others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from odm_deploy.quantization.model import QuantizedModel
 
 FIRST = 3
 """Images that every grid is tried on."""
-CLEARLY_WORSE = 1.05
-"""Squared error on these, in parts of the best so far, from which on a grid is dropped: 0.2 dB."""
 
 
 @torch.no_grad()
@@ -41,9 +39,10 @@ def refine_grids(
         images: float32 [N, 3, H, W] in 0..255; every layer costs up to four runs over them.
         track: for a progress bar; minutes pass on large networks.
     """
-    targets = [network(image) for image in images]
+    looks, first = _batches(images)
+    targets = [network(look) for look in looks]
     with replaying(model) as runs:
-        smallest = [_error(runs.first(*item), target) for item, target in zip(enumerate(images), targets, strict=True)]
+        smallest = [_error(runs.first(*item), target) for item, target in zip(enumerate(looks), targets, strict=True)]
         # At 8 bits steps are so fine that the search would follow noise.
         layers = [layer for layer in runs.order if layer.grid.bits < MAX_BITS]
         changed = 0
@@ -52,7 +51,7 @@ def refine_grids(
             for candidate in _neighbours(original):
                 kept, layer.grid = layer.grid, candidate
                 runs.begin()
-                errors = _errors(runs, layer, images, targets, smallest)
+                errors = _errors(runs, layer, looks, targets, smallest, first)
                 if sum(errors) < sum(smallest) and len(errors) == len(smallest):
                     smallest = errors
                     runs.keep()
@@ -62,19 +61,27 @@ def refine_grids(
     return changed
 
 
+def _batches(images: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """The images to be run together, where all are of one size, and how many runs the first `FIRST` of them are."""
+    if len({image.shape for image in images}) > 1:
+        return list(images), FIRST
+    return [torch.cat(list(some)) for some in (images[:FIRST], images[FIRST:]) if some], 1
+
+
 def _errors(
     runs: Replay,
     changed: QuantizedLayer,
-    images: Sequence[Tensor],
+    looks: Sequence[Tensor],
     targets: Sequence[Tensor],
     smallest: Sequence[float],
+    first: int,
 ) -> list[float]:
-    """Squared errors by image; of the first images only where they are clearly worse than the smallest so far."""
+    """Squared errors by run; of the first ones only where they are no smaller than the smallest so far."""
     errors: list[float] = []
-    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        if number == FIRST and sum(errors) > CLEARLY_WORSE * sum(smallest[:FIRST]):
+    for number, (look, target) in enumerate(zip(looks, targets, strict=True)):
+        if number == first and sum(errors) >= sum(smallest[:first]):
             break
-        errors.append(_error(runs.again(number, image, changed), target))
+        errors.append(_error(runs.again(number, look, changed), target))
     return errors
 
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from odm_deploy.errors import UsageError
 from odm_deploy.grid import Grid
-from odm_deploy.lowering.dialects.moving import scattered
+from odm_deploy.lowering import float_twin as float_twin_module
+from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.lowering.metadata import read_taps
+from odm_deploy.lowering.scattering import gathered, scattered
 from odm_deploy.networks.registry import build_network
 from odm_deploy.proof.layer_parity import OUTPUT
 from odm_deploy.proof.reference import TorchReference
@@ -104,6 +106,31 @@ def test_a_convolution_behind_a_shuffle_is_one_before_it(block, size):
     moved = torch.from_numpy(scattered(codes.numpy(), block)).double()
     before = nn.functional.conv2d(x, moved, padding=(moved.shape[2] // 2, moved.shape[3] // 2))
     assert torch.equal(nn.functional.pixel_shuffle(before, block), behind)
+    again = gathered(moved.numpy(), block)
+    assert again is not None
+    np.testing.assert_array_equal(again, codes.numpy())
+    moved[-1, -1, 0, 0] += 1
+    assert gathered(moved.numpy(), block) is None
+
+
+def test_the_float_twin_has_the_convolutions_of_the_float_network(monkeypatch):
+    model = all_quantized()
+    proto = lowered(model, target="cpu")
+    twin = float_twin(proto)
+    constants = {tensor.name: tensor for tensor in twin.graph.initializer}
+    kernels = {node.name: list(constants[node.input[1]].dims) for node in twin.graph.node if node.op_type == "Conv"}
+    assert kernels == {name: list(layer.codes.shape) for name, layer in model.layers.items()}
+    monkeypatch.setattr(float_twin_module, "gathered", lambda *_: None)
+    moved = float_twin(proto)
+    assert sum(np.prod(size) for size in kernels.values()) < sum(
+        np.prod(tensor.dims) for tensor in moved.graph.initializer if len(tensor.dims) == 4
+    )
+    image = random_images(11, 14)
+    results = []
+    for graph in (twin, moved):
+        with OPENERS["onnxruntime"](graph.SerializeToString()) as runtime:
+            results.append(runtime.upscale(image))
+    np.testing.assert_allclose(*results, atol=1e-2)
 
 
 def test_shuffling_codes_is_pixel_shuffle_and_has_an_inverse():
