@@ -19,6 +19,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
+from odm_deploy.networks.dataflow import Kind, watch
 from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
 from odm_deploy.torch_files import check_plain
@@ -82,6 +83,15 @@ class ForeignNetwork(SuperResolutionNetwork):
     def output_grid(self) -> Grid:
         """8-bit images, in the range the network computes in."""
         return Grid(self.config.input_range / _WHITE, 0, 8)
+
+    def align_input(self) -> Grid | None:
+        """8-bit images, in the range the network computes in, where its first layer reads them as they are."""
+        layer = next(each for each in watch(self) if each.kind is Kind.LAYER and each.name in self.config.head)
+        read = layer.operands[0].origin()
+        if read.is_made_by_the_network_itself() and len(read.operands) == 1:
+            # Brought to its range.
+            read = read.operands[0].origin()
+        return self.output_grid if read.kind is Kind.IMAGE else None
 
     def _reordered(self, x: Tensor) -> Tensor:
         """RGB as the network's order, and back; [N, 3, H, W]."""

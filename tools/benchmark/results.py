@@ -10,6 +10,10 @@ from toolbox import import_pyplot, markdown_table, save_figure
 
 TOLERANCE = 0.1
 """How much worse a ratio may be before somebody is told."""
+UNSEEN_DB = 0.03
+"""What our models may lose to be in the summary."""
+_RIVALS = ("NNCF", "onnxruntime.quantization")
+_FLOAT = "float"
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -19,7 +23,10 @@ def markdown(document: dict[str, Any]) -> str:
         for kind, value in document["peaks"].items()
         if value
     )
-    text = [f"{document['machine']} ({', '.join(document['features'])}); measured peaks: {peaks}\n"]
+    text = [
+        f"{document['machine']} ({', '.join(document['features'])}); measured peaks: {peaks}\n\n",
+        summary(document),
+    ]
     for (network, height, width), rows in _groups(document):
         head = ["variant", "ms", "speed", "dB lost", "int8 share"]
         lines = [
@@ -34,6 +41,33 @@ def markdown(document: dict[str, Any]) -> str:
         ]
         text.append(f"\n### {network}, {width}x{height}\n\n{markdown_table(head, lines)}")
     return "".join(text)
+
+
+def summary(document: dict[str, Any]) -> str:
+    """A line for each network, size and runtime: the fastest of ours that loses no more than `UNSEEN_DB` (of random
+    weights, which nobody can judge, the fastest of all), of each rival, and of float, as speeds.
+    """
+    head = ["network, input", "runtime", f"ours, at most {UNSEEN_DB} dB lost", *_RIVALS, _FLOAT]
+    lines: list[list[str]] = []
+    for (network, height, width), rows in _groups(document):
+        for runtime in ("openvino", "onnxruntime"):
+            here = [row for row in rows if row["variant"].partition(", ")[2].startswith(runtime)]
+            ours = [row for row in here if not row["variant"].startswith((*_RIVALS, _FLOAT))]
+            kinds = [[row for row in ours if (row["lost_db"] or 0.0) <= UNSEEN_DB]]
+            kinds += [[row for row in here if row["variant"].startswith(kind)] for kind in (*_RIVALS, _FLOAT)]
+            lines.append([f"{network}, {width}x{height}", runtime, *map(_fastest, kinds)])
+    return markdown_table(head, lines)
+
+
+def _fastest(rows: list[dict[str, Any]]) -> str:
+    """The fastest of some rows in a cell; empty where there are none."""
+    if not rows:
+        return ""
+    best = max(rows, key=lambda row: row["speedup"])
+    name, _, runtime = best["variant"].partition(", ")
+    form = " ".join([name, *runtime.split()[1:]])
+    lost = "" if best["lost_db"] is None else f", {best['lost_db']:.3f} dB"
+    return f"{best['speedup']:.2f} ({form}{lost})"
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

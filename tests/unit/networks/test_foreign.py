@@ -16,6 +16,7 @@ from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.trusted_builders import trusting
+from odm_deploy.quantization.fake_quant import fake_quantize
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
 from tests.foreign_networks import BUILT, Enlarger, seeded
@@ -54,6 +55,18 @@ def test_images_keep_their_range() -> None:
     with torch.no_grad():
         torch.testing.assert_close(foreign_network(copy.deepcopy(module))(x), module(x / 255) * 255)
         torch.testing.assert_close(foreign_network(copy.deepcopy(module), input_range=255)(x), module(x))
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_a_first_layer_that_reads_the_image_reads_its_levels_as_they_are(white) -> None:
+    network = foreign_network(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), input_range=white)
+    grid = network.align_input()
+    assert grid is not None
+    assert grid.bits == 8
+    levels = torch.arange(256) * (white / 255)
+    torch.testing.assert_close(fake_quantize(levels, grid), levels)
+    centred = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    assert foreign_network(centred, input_range=white).align_input() is None
 
 
 def test_the_callers_module_is_left_as_it_is(model) -> None:
