@@ -47,8 +47,9 @@ class Subject:
         """
         if self.weights is not None and (folder / self.weights).is_file():
             builder, settings = self.stand_in or ("", {})
-            told = {"network": builder, "settings": settings} if is_builder_path(builder) else {}
-            return load_network(folder / self.weights, **told), True
+            path = folder / self.weights
+            known = not is_builder_path(builder)
+            return load_network(path) if known else load_network(path, network=builder, settings=settings), True
         if self.stand_in is None:
             raise InputError(f"no {folder / (self.weights or '')}", fix="name the folder that holds it with --weights")
         name, config = self.stand_in
