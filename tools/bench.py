@@ -25,7 +25,7 @@ from benchmark.profile import against_roof, kernels
 from benchmark.rivals import Images, nncf, onnxruntime_static
 from benchmark.roofline import machine_peaks
 from benchmark.subjects import SUBJECTS, Subject
-from benchmark.variants import Variant
+from benchmark.variants import OpenVinoFile, Variant
 from toolbox import COMMAND, ROOT, SAMPLES, read_json, write_json
 
 from odm_deploy.accounting import count_macs, float_shares
@@ -42,6 +42,7 @@ from odm_deploy.quantization.calibration_images import CalibrationImages, choose
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
+from odm_deploy.runtimes.base import Runtime
 from odm_deploy.terminal import SIZE, run, say
 
 FORMS = ("paper 8", "deploy 8", "integer 8", "integer 4", "integer 2", "engine 8", "engine 4", "exact 8", "exact 4")
@@ -104,7 +105,7 @@ def command(
     for name in networks or SUBJECTS:
         subject = SUBJECTS[name]
         wanted = [(height, width) for width, height in sizes] or list(subject.sizes)
-        missing = [size for size in wanted if not _is_known(document["rows"], name, size)]
+        missing = [size for size in wanted if not results.is_known(document, name, size)]
         if not missing:
             continue
         try:
@@ -206,11 +207,16 @@ class _Bench:
         say(f"{self.name}: timing {len(self.variants)} variants at {size[1]}x{size[0]}")
         image = np.random.default_rng(0).integers(0, 256, (1, 3, *size)).astype(np.float32)
         with ExitStack() as stack:
-            opened = [variant.open(size) for variant in self.variants]
-            for each in opened:
-                stack.callback(each.close)
-            runs = time_runs(opened, {"input": image}, Effort(seconds=seconds))
-        latencies = {v.key: [each.latency_ms for each in times] for v, times in zip(self.variants, runs, strict=True)}
+            opened: dict[str, Runtime | OpenVinoFile] = {}
+            for variant in self.variants:
+                try:
+                    opened[variant.key] = variant.open(size)
+                except OdmError as error:
+                    say(f"{self.name}, {variant.key} left out: {error}")
+                    continue
+                stack.callback(opened[variant.key].close)
+            runs = time_runs(list(opened.values()), {"input": image}, Effort(seconds=seconds))
+        latencies = {key: [each.latency_ms for each in times] for key, times in zip(opened, runs, strict=True)}
         lost = self.lost()
         base = np.array(latencies[BASE])
         scale = self.network.scale
@@ -228,6 +234,7 @@ class _Bench:
                 "roof": self._roof(variant, size, macs, peaks),
             }
             for variant in self.variants
+            if variant.key in latencies
         ]
 
     def lost(self) -> dict[str, float]:
@@ -284,10 +291,6 @@ def _policy(form: str) -> QuantizationPolicy:
             return QuantizationPolicy.parse(profile, bits, head=head)
         case _:
             raise UsageError(f"no form {form!r}", fix="write --form 'integer 8', or --form 'integer 8 head 8'")
-
-
-def _is_known(rows: list[dict[str, Any]], network: str, size: tuple[int, int]) -> bool:
-    return any(row["network"] == network and tuple(row["size"]) == size for row in rows)
 
 
 if __name__ == "__main__":

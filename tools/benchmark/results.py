@@ -16,6 +16,11 @@ _RIVALS = ("NNCF", "onnxruntime.quantization")
 _FLOAT = "float"
 
 
+def is_known(document: dict[str, Any], network: str, size: tuple[int, int]) -> bool:
+    """Whether a network was measured at a size (height, width)."""
+    return any(row["network"] == network and tuple(row["size"]) == size for row in document["rows"])
+
+
 def markdown(document: dict[str, Any]) -> str:
     """Tables of all networks and sizes, fastest variant first."""
     peaks = ", ".join(
