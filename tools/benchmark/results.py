@@ -70,9 +70,13 @@ def _fastest(rows: list[dict[str, Any]]) -> str:
         return ""
     best = max(rows, key=lambda row: row["speedup"])
     name, _, runtime = best["variant"].partition(", ")
-    form = " ".join([name, *runtime.split()[1:]])
-    lost = "" if best["lost_db"] is None else f", {best['lost_db']:.3f} dB"
-    return f"{best['speedup']:.2f} ({form}{lost})"
+    # Some columns say the name themselves.
+    words = [*([] if name in (*_RIVALS, _FLOAT) else [name]), *runtime.split()[1:]]
+    told = [" ".join(words)] if words else []
+    if best["lost_db"] is not None:
+        # Without the sign of a loss that is none.
+        told.append(f"{round(best['lost_db'], 3) + 0.0:.3f} dB")
+    return f"{best['speedup']:.2f}" + (f" ({', '.join(told)})" if told else "")
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
