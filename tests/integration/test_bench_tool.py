@@ -72,3 +72,16 @@ def test_only_ratios_that_got_worse_are_told():
     committed = {"rows": [row("a", 4.0), row("b", 2.0)]}
     found = {"rows": [row("a", 3.5), row("b", 1.9), row("c", 0.1)]}
     assert part("results").worse_ratios(committed, found) == ["edsr 320x180, a: 3.50 against 4.00"]
+
+
+def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_each_rival():
+    rows = [
+        row("float, openvino", 1.2),
+        row("integer 8, openvino", 4.5) | {"lost_db": 0.02},
+        row("integer 2, openvino", 5.0) | {"lost_db": 1.5},
+        row("NNCF mixed, openvino bf16", 4.2) | {"lost_db": 0.1},
+        row("NNCF performance, openvino", 4.1) | {"lost_db": 0.2},
+    ]
+    table = part("results").summary({"rows": [{"lost_db": None, **each} for each in rows]})
+    line = next(line for line in table.splitlines() if "| openvino |" in line)
+    assert line.split(" | ")[2:] == ["4.50 (integer 8, 0.020 dB)", "4.20 (NNCF mixed bf16, 0.100 dB)", "", "1.20 |"]

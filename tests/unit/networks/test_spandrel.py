@@ -13,6 +13,8 @@ from odm_deploy import quantize
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError
 from odm_deploy.lowering.lower import lower
+from odm_deploy.networks.folding import fold_branches
+from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.spandrel_models import network_from_spandrel
 from odm_deploy.networks.trusted_builders import build_module
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
@@ -70,6 +72,26 @@ def test_quantized_it_comes_back_without_trust_and_runs(variant, tmp_path):
     assert np.array_equal(again(torch.from_numpy(x)).numpy(), expected)
     with OPENERS["onnxruntime"](lower(again).SerializeToString()) as runtime:
         assert np.quantile(np.abs(runtime.upscale(x) - expected), 0.9) < 0.01 * expected.std() + 0.05
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_weights_of_what_authors_deploy_load_by_the_name_of_the_builder(folded, tmp_path):
+    require_spandrel()
+    package, name, parameters, scale, layers = VARIANTS["SPAN"]
+    builder = f"spandrel.architectures.{package}:{name}"
+    torch.manual_seed(0)
+    module = build_module(builder, parameters).eval()
+    x = images()[0]
+    with torch.no_grad():
+        expected = module(x / 255) * 255
+    if folded:
+        fold_branches(module)
+    torch.save(module.state_dict(), tmp_path / "span.pth")
+    network = load_network(tmp_path / "span.pth", network=builder, settings=parameters)
+    assert network.scale == scale
+    assert len(quantizable_layers(network)) == layers
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_what_spandrel_does_not_know_is_refused():
