@@ -6,13 +6,14 @@ nodes: two tensors are the same if equal operators compute them from tensors tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from odm_deploy.graphs.index import GraphIndex
 
@@ -97,6 +98,9 @@ class _Comparison:
             self._other("its operators' versions", *map(str, versions))
         if found.functions:
             self._other("its functions", found.functions[0].name, "none")
+        for name in _named_twice(found.graph)[:1]:
+            # Which of the two is meant is for each runtime to choose.
+            self._other("its names", f"two of {name}", "one of each")
 
     def _compare(self, found: str, expected: str) -> Iterator[tuple[str, str]]:
         """Compare one tensor with what should be in its place; returns what is to be compared next."""
@@ -156,6 +160,13 @@ class _Comparison:
 
     def _other(self, where: str, found: str, expected: str) -> None:
         self._result.wiring.append(f"{where}: {found[:_EXCERPT]} instead of {expected[:_EXCERPT]}")
+
+
+def _named_twice(graph: GraphProto) -> list[str]:
+    """Names of tensors that are stored or computed more than once."""
+    stored = [*(each.name for each in graph.initializer), *(each.values.name for each in graph.sparse_initializer)]
+    counts = Counter([*stored, *(name for node in graph.node for name in node.output if name)])
+    return [name for name, count in counts.items() if count > 1]
 
 
 def _given(node: NodeProto) -> list[str]:

@@ -25,7 +25,7 @@ from odm_deploy.bundle.manifest import CPU_ONNX_FILE
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.graphs.differences import differences
 from odm_deploy.lowering.lower import LoweringOptions, Precision, lower_each
-from odm_deploy.lowering.metadata import Tap, read_taps
+from odm_deploy.lowering.metadata import Tap, is_marked_exact, read_taps
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.quantization.model import QuantizedModel
@@ -63,6 +63,8 @@ def check_graph(bundle: Bundle, model: QuantizedModel, expected: onnx.ModelProto
     found = differences(graph, expected, _computed(model, expected))
     if not found.wiring and read_taps(graph) != [_renamed(tap, found.names) for tap in read_taps(expected)]:
         found.wiring.append("its metadata says otherwise where its quantizers are")
+    if is_marked_exact(graph) != (model.exact is not None):
+        found.wiring.append(f"its metadata says {'that' if model.exact is None else 'nothing of it that'} it is exact")
     return GraphCheck(_name(bundle), found.compared, found.constants, found.wiring, _other_writer(bundle, model))
 
 

@@ -131,6 +131,14 @@ def _another_output(model):
     model.graph.output.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
 
 
+def _a_constant_twice(model):
+    model.graph.initializer.append(model.graph.initializer[0])
+
+
+def _a_constant_that_is_computed_too(model):
+    model.graph.node.append(helper.make_node("Neg", ["scale"], ["scale"]))
+
+
 def _nothing_computes_it(model):
     model.graph.node.remove(node(model, "Relu"))
 
@@ -149,6 +157,8 @@ def _nothing_computes_it(model):
         _a_fixed_size,
         _another_output,
         _nothing_computes_it,
+        _a_constant_twice,
+        _a_constant_that_is_computed_too,
     ],
 )
 def test_other_wiring_is_named(change):

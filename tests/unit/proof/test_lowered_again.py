@@ -16,11 +16,12 @@ from odm_deploy.bundle.manifest import CPU_ONNX_FILE, ONNX_FILE, Manifest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.export import write_bundle
 from odm_deploy.lowering.lower import LoweringOptions
-from odm_deploy.lowering.metadata import read_taps, write_taps
+from odm_deploy.lowering.metadata import mark_exact, read_taps, write_taps
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.progress import silent
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.lowered_again import check_graph, check_graphs, way_of
+from odm_deploy.quantization.exact.freeze import proven
 from tests.factories import exact_model, lowered, model_of_all_kinds, tiny_model
 
 
@@ -161,6 +162,22 @@ def test_taps_elsewhere_are_a_fault(model, tmp_path):
     documents[0]["code_offset"] += 1
     taps.value = json.dumps(documents)
     assert "quantizers" in check(written(tmp_path, model, graph), model).failures[0]
+
+
+@pytest.mark.parametrize("build", [tiny_model, exact_model])
+def test_the_mark_of_exact_models_counts(build, tmp_path):
+    """Runtimes compute faster and less exactly without it."""
+    model = tiny_model() if build is tiny_model else proven(exact_model(), coarsened_channels=0)
+    graph = lowered(model)
+    metadata: dict[str, str] = {}
+    mark_exact(metadata)
+    if build is tiny_model:
+        helper.set_model_props(graph, {**{each.key: each.value for each in graph.metadata_props}, **metadata})
+    else:
+        kept = [each for each in graph.metadata_props if each.key not in metadata]
+        del graph.metadata_props[:]
+        graph.metadata_props.extend(kept)
+    assert "exact" in check(written(tmp_path, model, graph), model).failures[0]
 
 
 @pytest.mark.parametrize(
