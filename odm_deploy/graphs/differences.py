@@ -21,6 +21,7 @@ ROUNDING = 1e-6
 """Distance, relative to the largest value of a constant, that is rounding where somebody summed it in float32."""
 
 _EXCERPT = 60
+_SHOWN = (AttributeProto.INT, AttributeProto.FLOAT, AttributeProto.STRING, AttributeProto.INTS, AttributeProto.FLOATS)
 
 
 @dataclass
@@ -133,6 +134,9 @@ class _Comparison:
         stated = [{each.name: each for each in node.attribute} for node in (a, b)]
         for name in sorted({*stated[0], *stated[1]}):
             values = [_plain(each.get(name)) for each in stated]
+            if name == "kernel_shape" and None in values:
+                # Who leaves it out means the weights' own, and their shapes are compared.
+                continue
             if values[0] != values[1]:
                 self._other(f"{name} of {where}", *(_value(each.get(name)) for each in stated))
         counts = [len(_given(node)) for node in (a, b)]
@@ -198,14 +202,12 @@ def _value(attribute: AttributeProto | None) -> str:
     """An attribute's value for people."""
     if attribute is None:
         return "none"
+    if attribute.type not in _SHOWN:
+        return "another"
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value[:_EXCERPT].decode("utf-8", "replace")
-    return (
-        str(value[:_EXCERPT] if isinstance(value, list) else value)
-        if isinstance(value, int | float | list)
-        else "another"
-    )
+    return str(value[:_EXCERPT] if isinstance(value, list) else value)
 
 
 def _near(a: NDArray[Any], b: NDArray[Any]) -> bool:

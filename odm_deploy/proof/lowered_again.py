@@ -121,9 +121,9 @@ def _told_from(model: onnx.ModelProto) -> LoweringOptions:
     options = LoweringOptions(target="cpu" if of_cpus else "tensorrt")
     if not of_cpus and (halves := [_HALF[kind] for kind in kinds.values() if kind in _HALF]):
         options = replace(options, precision=halves[0])
-    edge = graph.input[0]
-    if edge.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+    if not graph.input or graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.UINT8:
         return options
+    edge = graph.input[0]
     sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in edge.type.tensor_type.shape.dim]
     images = ImageFormat.told_from(edge.name, np.dtype(np.uint8), sizes)
     return replace(options, io="uint8", layout=images.layout, order=images.order)

@@ -95,19 +95,14 @@ def _built(name: str) -> SuperResolutionNetwork:
 
 def all_subjects() -> list[Subject]:
     """Every network in every profile it has at 4 and 8 bits, with the graph for CPUs, and some with uint8 edges."""
-    pairs = [(network, profile) for network in SIZES for profile in PROFILES if (network, profile) not in _LACKING]
+    networks = [*SIZES, *PUBLIC]
+    pairs = [(network, profile) for network in networks for profile in PROFILES if (network, profile) not in _LACKING]
     return [
         *(Subject(network, profile, bits) for network, profile in pairs for bits in BITS),
         *(Subject(network, profile, "4", graph=CPU_ONNX_FILE) for network, profile in pairs),
         *(Subject("edsr", profile, "4", "uint8") for profile in PROFILES),
-        *(
-            Subject(network, profile, bits)
-            for network in PUBLIC
-            for profile in ("ordinary", "integer")
-            for bits in BITS
-        ),
     ]
 
 
-_LACKING = {("swinir", "exact")}
+_LACKING = {("swinir", "exact"), ("compact", "exact")}
 """Profiles that a network does not have."""

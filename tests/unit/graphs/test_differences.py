@@ -88,6 +88,15 @@ def test_rounding_is_allowed_where_it_is_said_to_be():
     assert differences(graph(scale=far), graph(), lambda name: name == "scale").constants
 
 
+def test_a_kernel_shape_may_be_left_out():
+    model = graph()
+    node(model, "Conv").attribute.append(helper.make_attribute("kernel_shape", [1, 1]))
+    assert not differences(model, graph())
+    other = graph()
+    node(other, "Conv").attribute.append(helper.make_attribute("kernel_shape", [3, 3]))
+    assert differences(model, other).wiring
+
+
 def _without_relu(model):
     node(model, "Mul").input[0] = "a"
 

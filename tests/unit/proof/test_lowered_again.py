@@ -203,3 +203,5 @@ def test_an_edge_that_nothing_tells_of_is_no_traceback(model, tmp_path):
     graph = lowered(model)
     graph.graph.input[0].CopyFrom(helper.make_tensor_value_info("input_bgr", onnx.TensorProto.DOUBLE, [1, 5, 5, 3]))
     assert check(alone(tmp_path, graph), model).wiring
+    del graph.graph.input[:]
+    assert check(alone(tmp_path, graph), model).wiring
