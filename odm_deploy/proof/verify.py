@@ -147,8 +147,6 @@ def prove(
         if len(bundle.graph.graph.node) > LARGE_GRAPH:
             say("lowering model.pt again, to compare every constant")
         graphs = check_graphs([bundle, *([] if taken is bundle else [taken])], model)
-        for remark in filter(None, (graph.remark for graph in graphs)):
-            say(remark)
     if options.layers:
         few = files[:LAYER_IMAGES]
         layers = _compare_layers(taken, model, runtime, few, options, say)
@@ -165,6 +163,9 @@ def prove(
     report.changed = bundle.is_changed or taken.is_changed
     report.contradictions = contradictions(bundle, model)
     report.graphs = graphs
+    # Not before: of a graph that cannot be compared at all, it is beside the point.
+    for remark in filter(None, (graph.remark for graph in graphs)):
+        say(remark)
     return report
 
 
