@@ -59,8 +59,13 @@ def _fallback(graph: Graph) -> str | None:
     quantizer = graph.quantizer()
     if quantizer is None:
         return None
-    for node in graph.readers(quantizer.output[0]):
-        if node.op_type == "DequantizeLinear":
+    readers = list(graph.readers(quantizer.output[0]))
+    while readers:
+        node = readers.pop()
+        if node.op_type == "Clip":
+            # In graphs for CPUs, the codes' bounds.
+            readers += graph.readers(node.output[0])
+        elif node.op_type == "DequantizeLinear":
             graph.bypass(node, quantizer.input[0])
     return name_of(quantizer)
 
