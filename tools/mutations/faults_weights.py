@@ -108,6 +108,8 @@ def _bias_percent(graph: Graph) -> str | None:
         return None
     name = graph.own(*place)
     bias = graph.value(name)
+    if not bias.any():
+        return None
     bias.flat[int(np.abs(bias).argmax())] *= np.float32(1.01)
     graph.store(name, bias)
     return name_of(place[0])
