@@ -61,7 +61,8 @@ def latencies(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[st
             speed = f"int8 is {found['speedup']:.2f} times as fast"
             if queued := found.get("back_to_back_speedup"):
                 speed += f" ({queued:.2f} back to back)"
-            rows.append(_row(size, f"{twin['model']}, {speed}", twin))
+            steady = found.get("steady", True) and twin.get("steady", True)
+            rows.append(_row(size, f"{twin['model']}, {speed}{'' if steady else ', unsteady'}", twin))
         elif note := found.get("baseline_note", "").removesuffix("it was not asked for"):
             limits[f"{label}, at {size}: no float twin: {note}"] = None
     return [markdown_table(_HEAD, rows), *(f"- {limit}" for limit in limits)] if rows else []

@@ -5,12 +5,11 @@
 Takes folders that `compare_methods.py` wrote. Every exportable model is lowered and timed here, interleaved with all
 others and with the float network, so that the latencies of one picture come from one run. Quality is what was measured
 there. Beside the picture lies a table of the same name (.md): rows in bold are on the front, that is, no other model
-is at once better and faster.
+is at once better and faster. Latencies that stay unsteady when measured again are marked and are on no front.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ import numpy as np
 import onnx
 from toolbox import COMMAND, import_pyplot, markdown_table, read_json, save_figure
 
-from odm_deploy.bench.timing import Effort, time_runs
+from odm_deploy.bench.steadiness import Timing, deciding_ms, time_steadily
+from odm_deploy.bench.timing import Effort, Percentiles
 from odm_deploy.checkpoint import load_model
 from odm_deploy.errors import InputError
 from odm_deploy.files import write_text
@@ -45,6 +45,8 @@ class Point:
     """Weights, scales and everything else of the network, in 10^6 bytes."""
     latency_ms: float
     """Median of one run on an image of the chosen size."""
+    steady: bool = True
+    """Whether that median tells anything."""
 
 
 @click.command(context_settings=COMMAND)
@@ -66,8 +68,11 @@ def command(
     width, height = size
     quality = {name: value for folder in comparisons for name, value in read_results(folder).items()}
     graphs = exportable_graphs(comparisons)
-    latency_ms = latencies(graphs, runtime, (height, width), RuntimeOptions(threads=threads), seconds)
-    points = [Point(name, *quality[name], latency_ms[name]) for name in graphs]
+    timed = timings(graphs, runtime, (height, width), RuntimeOptions(threads=threads), seconds)
+    points = [
+        Point(name, *quality[name], Percentiles.of(deciding_ms(timing.runs)).p50, timing.steady)
+        for name, timing in timed.items()
+    ]
     place = f"{runtime}, {width}x{height} input"
     draw(points, place, output)
     write_text(output.with_suffix(".md"), markdown(points, place))
@@ -110,10 +115,10 @@ def exportable_graphs(comparisons: Sequence[Path]) -> dict[str, onnx.ModelProto]
     return {"float": float_twin(next(iter(graphs.values()))), **graphs}
 
 
-def latencies(
+def timings(
     graphs: Mapping[str, onnx.ModelProto], runtime: str, size: tuple[int, int], options: RuntimeOptions, seconds: float
-) -> dict[str, float]:
-    """Median milliseconds of a run of each graph on one image, interleaved."""
+) -> dict[str, Timing]:
+    """Runs of each graph on one image, interleaved, beside those of the first."""
     images = np.random.default_rng(0).integers(0, 256, (1, 3, *size)).astype(np.float32)
     chosen = runtime_class(runtime)
     with ExitStack() as stack:
@@ -122,14 +127,15 @@ def latencies(
             for name, graph in graphs.items()
         ]
         track = stack.enter_context(progress("timing"))
-        runs = time_runs(opened, {opened[0].inputs[0].name: images}, Effort(seconds=seconds), track)
-    return {name: statistics.median(run.latency_ms for run in times) for name, times in zip(graphs, runs, strict=True)}
+        found = time_steadily(opened, {opened[0].inputs[0].name: images}, Effort(seconds=seconds), track, say)
+    return dict(zip(graphs, found, strict=True))
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points than which no other is at once better and faster, fastest first."""
+    """The steady points than which no other is at once better and faster, fastest first."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.latency_ms, -point.psnr_y_db)):
+    steady = [point for point in points if point.steady]
+    for point in sorted(steady, key=lambda point: (point.latency_ms, -point.psnr_y_db)):
         if not best or point.psnr_y_db > best[-1].psnr_y_db:
             best.append(point)
     return best
@@ -142,7 +148,7 @@ def markdown(points: Sequence[Point], place: str) -> str:
         (
             f"**{point.name}**" if point.name in names else point.name,
             f"{point.psnr_y_db:.3f} dB",
-            f"{point.latency_ms:.1f} ms",
+            f"{point.latency_ms:.1f} ms{'' if point.steady else ' (unsteady)'}",
             f"{point.storage_mb:.2f} MB",
         )
         for point in sorted(points, key=lambda point: point.latency_ms)
@@ -161,7 +167,7 @@ def draw(points: Sequence[Point], place: str, output: Path) -> None:
     best = front(points)
     axes.step([p.latency_ms for p in best], [p.psnr_y_db for p in best], where="post", color="0.7", zorder=1)
     for point in points:
-        label = f"{point.name} ({point.storage_mb:.2g} MB)"
+        label = f"{point.name} ({point.storage_mb:.2g} MB{'' if point.steady else ', unsteady'})"
         axes.scatter(point.latency_ms, point.psnr_y_db, 60 * point.storage_mb, label=label, alpha=0.8)
     # Below the plot: within it, it would hide a model sooner or later.
     legend = figure.legend(fontsize=7, loc="outside lower center", ncols=min(3, len(points)))

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from odm_deploy.bench.gpu_watch import watch_gpu
 from odm_deploy.bench.limits import Limits, find_limits
 from odm_deploy.bench.report import BenchReport, LayerTime, Measurement
-from odm_deploy.bench.timing import Effort, time_queued, time_runs
+from odm_deploy.bench.steadiness import time_steadily
+from odm_deploy.bench.timing import Effort, time_queued
 from odm_deploy.bench.twin import open_twin
 from odm_deploy.building.layer_table import recorded_layers
 from odm_deploy.bundle import Bundle
@@ -83,8 +84,8 @@ def benchmark(
         timed = [opened] if twin is None else [opened, stack.enter_context(twin)]
         if watch is not None:
             watch.timing_begins()
-        runs = time_runs(timed, feeds, effort, track, say)
-        queued_ms = time_queued(timed, feeds, runs)
+        timing = time_steadily(timed, feeds, effort, track, say, base=len(timed) - 1)[0]
+        queued_ms = time_queued(timed, feeds, [timing.runs, timing.base])
         state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3
         limits = _limits(bundle, opened, shape)
@@ -92,8 +93,8 @@ def benchmark(
             opened.name,
             opened.device,
             shape,
-            Measurement.of(bundle.path.name or str(bundle), runs[0], batch, pixels, queued_ms[0]),
-            Measurement.of(note, runs[1], batch, pixels, queued_ms[1]) if twin is not None else None,
+            Measurement.of(bundle.path.name or str(bundle), timing.runs, batch, pixels, queued_ms[0]),
+            Measurement.of(note, timing.base, batch, pixels, queued_ms[1]) if twin is not None else None,
             "" if twin is not None else note,
             opened.describe(),
             opened.passed_over,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from odm_deploy.bench.gpu_watch import GpuState
 from odm_deploy.bench.limits import LayerLimit
+from odm_deploy.bench.steadiness import UNSTEADY
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.runtimes.base import RunTimes
@@ -64,13 +65,18 @@ class Measurement:
         )
 
     @property
-    def deciding_ms(self) -> float:
-        """The median that speedups compare: GPU compute where known (copies are the same for both), else latency."""
-        return (self.compute_ms or self.latency_ms).p50
+    def deciding_ms(self) -> Percentiles:
+        """Whose medians speedups compare: GPU compute where known (copies are the same for both), else latency."""
+        return self.compute_ms or self.latency_ms
+
+    @property
+    def steady(self) -> bool:
+        """Whether its median is worth naming."""
+        return self.deciding_ms.spread <= UNSTEADY
 
     def to_dict(self) -> dict[str, Any]:
         """JSON keys; the GPU's parts only where they were measured."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        return {**{key: value for key, value in asdict(self).items() if value is not None}, "steady": self.steady}
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,29 @@ class BenchReport:
     @property
     def speedup(self) -> float | None:
         """How many times faster than the float twin, by medians; below 1 the quantized model is slower."""
-        return None if self.baseline is None else self.baseline.deciding_ms / self.measurement.deciding_ms
+        return None if self.baseline is None else self.baseline.deciding_ms.p50 / self.measurement.deciding_ms.p50
+
+    @property
+    def slowdown_range(self) -> tuple[float, float] | None:
+        """Times the float twin's duration that the model takes, at least and at most, by the quartiles of both."""
+        if self.baseline is None:
+            return None
+        mine, twins = self.measurement.deciding_ms, self.baseline.deciding_ms
+        return mine.p25 / twins.p75, mine.p75 / twins.p25
+
+    @property
+    def steady(self) -> bool:
+        """Whether both medians, and so the speedup, are worth naming."""
+        return self.measurement.steady and (self.baseline is None or self.baseline.steady)
+
+    def unsteady_line(self) -> str:
+        """Which durations lie too far apart to be compared, as one line; empty where none do."""
+        found = [item for item in (self.measurement, self.baseline) if item is not None and not item.steady]
+        ranges = [
+            f"half of the runs of {item.model} took {plain_number(times.p25)} to {plain_number(times.p75)} ms"
+            for item, times in ((item, item.deciding_ms) for item in found)
+        ]
+        return f"unsteady, also when timed again: {', '.join(ranges)}; let nothing else run" if ranges else ""
 
     @property
     def back_to_back_speedup(self) -> float | None:
@@ -159,10 +187,11 @@ class BenchReport:
         speedup = "" if self.speedup is None else f", {self.speedup:.2f} times as fast as in float"
         if self.back_to_back_speedup is not None:
             speedup += f" ({self.back_to_back_speedup:.2f} back to back)"
+        speedup += "" if self.steady else ", unsteady"
         rows: list[tuple[str, ...]] = []
         for item in filter(None, (self.measurement, self.baseline)):
             rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))
-            rows.append((item.model, *_cells(item.latency_ms), *rates))
+            rows.append((item.model + ("" if item.steady else " (unsteady)"), *_cells(item.latency_ms), *rates))
             parts = (("GPU compute", item.compute_ms), ("H2D", item.h2d_ms), ("D2H", item.d2h_ms))
             rows += [(f"  {label}", *_cells(part), "", "", "") for label, part in parts if part is not None]
             if item.back_to_back_ms is not None:

@@ -53,7 +53,9 @@ class Effort:
 class Percentiles:
     """A distribution of durations, in milliseconds."""
 
+    p25: float
     p50: float
+    p75: float
     p90: float
     p99: float
     mean: float
@@ -61,8 +63,13 @@ class Percentiles:
     @classmethod
     def of(cls, samples_ms: Sequence[float]) -> Percentiles:
         """Percentiles (linear between neighbouring samples) and mean of at least one sample."""
-        p50, p90, p99 = np.percentile(samples_ms, (50, 90, 99))
-        return cls(float(p50), float(p90), float(p99), float(np.mean(samples_ms)))
+        p25, p50, p75, p90, p99 = map(float, np.percentile(samples_ms, (25, 50, 75, 90, 99)))
+        return cls(p25, p50, p75, p90, p99, float(np.mean(samples_ms)))
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles in parts of the median."""
+        return (self.p75 - self.p25) / self.p50
 
 
 class Timed(Protocol):

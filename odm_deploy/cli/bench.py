@@ -46,6 +46,7 @@ def command(
     """Time MODEL: a bundle, a model.onnx or an engine.plan.
 
     Its float twin is timed in alternation: the same network without quantization, with the same runtime and options.
+    Durations that lie far apart are measured again, and called unsteady if they stay so.
     """
     from odm_deploy.bench.benchmark import benchmark
     from odm_deploy.bench.timing import Effort
@@ -74,13 +75,22 @@ def command(
         for line in (report.gpu_line(), *report.explanation()):
             if line:
                 show(line)
+    if line := report.unsteady_line():
+        say(line)
     if baseline and report.baseline is None:
         say(f"no float twin: {report.baseline_note}")
     if fail_slower is None:
         return
-    if report.speedup is None:
+    if report.speedup is None or report.slowdown_range is None:
         raise GateError("--fail-slower cannot be judged", why=report.baseline_note)
     slower = 1 / report.speedup
+    least, most = report.slowdown_range
+    if not report.steady and least <= fail_slower < most:
+        raise GateError(
+            "--fail-slower cannot be judged",
+            why=f"the model takes {least:.2f} to {most:.2f} times as long as its float twin, too unsteady to tell",
+            fix="let nothing else run meanwhile, or measure longer with --seconds",
+        )
     if slower > fail_slower:
         raise GateError(
             "the quantized model is too slow",

@@ -65,7 +65,8 @@ class ReportContent:
             )
         if self.bench is not None and self.bench.speedup is not None:
             compared = f"that of the same network in float, on {self.bench.runtime}"
-            found.append(("speed", f"{self.bench.speedup:.2f} times", compared))
+            speed = f"{self.bench.speedup:.2f} times" if self.bench.steady else "unsteady"
+            found.append(("speed", speed, compared))
         return found
 
     def latency_rows(self) -> list[tuple[str, ...]]:
@@ -86,6 +87,8 @@ class ReportContent:
         where = f"{self.bench.runtime} on {self.bench.device}, {n} image{'s' if n > 1 else ''} of {width}x{height}"
         if self.bench.speedup is None:
             return f"{where}. No float twin: {self.bench.baseline_note}."
+        if not self.bench.steady:
+            return f"{where}: {self.bench.unsteady_line()}."
         return f"{where}: {self.bench.speedup:.2f} times as fast as the same network in float."
 
     def coverage_line(self) -> str:

@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from odm_deploy.bench import benchmark
+from odm_deploy.bench.report import BenchReport, Measurement
 from odm_deploy.bundle import Bundle
+from odm_deploy.cli import odm_deploy as cli
 from odm_deploy.errors import InputError
+from odm_deploy.runtimes.base import RunTimes
 from tests.sr_graphs import sr_model
 
 QUICK = ("--size", "12x16", "--iterations", "3", "--threads", "1")
@@ -79,6 +83,25 @@ def test_the_gate_fails_and_holds(bundle: Path) -> None:
     unknown = odm_deploy("bench", bundle / "float.onnx", "--fail-slower", 2, *QUICK)
     assert unknown.returncode == 3
     assert "cannot be judged" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("slowest_ms", "code", "words"),
+    # The float twin takes 100 ms, half of the model's runs 80 to as many as this.
+    [(84, 0, ""), (110, 3, "cannot be judged"), (96, 0, "unsteady, also when timed again: half of the runs of m took")],
+)
+def test_the_gate_does_not_judge_what_is_too_unsteady_to_tell(
+    monkeypatch: pytest.MonkeyPatch, slowest_ms: float, code: int, words: str
+) -> None:
+    mine, twins = (
+        Measurement.of(name, [RunTimes(ms) for ms in times], 1, 1)
+        for name, times in (("m", [80, 80, 80, slowest_ms, slowest_ms]), ("twin", [100] * 5))
+    )
+    report = BenchReport("openvino", "CPU", (1, 3, 8, 8), mine, twins)
+    monkeypatch.setattr(benchmark, "benchmark", lambda *_, **__: report)
+    done = CliRunner().invoke(cli, ["bench", "x", "--fail-slower", "1"], standalone_mode=False)
+    assert done.exit_code == code or getattr(done.exception, "exit_code", None) == code
+    assert words in f"{done.stderr} {done.exception}"
 
 
 @pytest.mark.parametrize(

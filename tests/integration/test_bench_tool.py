@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from odm_deploy.accounting import count_macs
 from odm_deploy.bench.timing import Effort, time_runs
+from odm_deploy.errors import OdmError
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.runtimes.base import RunTimes
 from tests.exact_models import small_network
 from tests.factories import random_images, tiny_model
 from tests.tool_modules import TOOLS
@@ -68,20 +73,98 @@ def row(variant: str, speedup: float) -> dict[str, object]:
     return {"network": "edsr", "size": [180, 320], "variant": variant, "speedup": speedup}
 
 
-def test_only_ratios_that_got_worse_are_told():
-    committed = {"rows": [row("a", 4.0), row("b", 2.0)]}
-    found = {"rows": [row("a", 3.5), row("b", 1.9), row("c", 0.1)]}
+UNSTEADY = {"steady": False, "spread_ms": [192.0, 378.0]}
+
+
+def test_only_ratios_that_got_worse_are_told_and_unsteady_rows_do_not_count():
+    committed = {"rows": [row("a", 4.0), row("b", 2.0), row("d", 3.0), row("e", 3.0) | UNSTEADY]}
+    found = {
+        "rows": [row("a", 3.5), row("b", 1.9), row("c", 0.1), row("d", 1.0) | UNSTEADY | {"ms": 200.0}, row("e", 1.0)]
+    }
     assert part("results").worse_ratios(committed, found) == ["edsr 320x180, a: 3.50 against 4.00"]
+    assert part("results").unsteady_rows(found) == ["edsr 320x180, d, 192.0 to 378.0 ms"]
 
 
 def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_each_rival():
     rows = [
         row("float, openvino", 1.2),
         row("integer 8, openvino", 4.5) | {"lost_db": 0.02},
+        row("integer 8, openvino bf16", 4.9) | {"lost_db": 0.02} | UNSTEADY,
         row("integer 2, openvino", 5.0) | {"lost_db": 1.5},
         row("NNCF mixed, openvino bf16", 4.2) | {"lost_db": 0.1},
         row("NNCF performance, openvino", 4.1) | {"lost_db": 0.2},
+        row("onnxruntime.quantization, openvino", 4.8) | UNSTEADY,
     ]
     table = part("results").summary({"rows": [{"lost_db": None, **each} for each in rows]})
     line = next(line for line in table.splitlines() if "| openvino |" in line)
-    assert line.split(" | ")[2:] == ["4.50 (integer 8, 0.020 dB)", "4.20 (NNCF mixed bf16, 0.100 dB)", "", "1.20 |"]
+    of_nncf, of_onnxruntime = "4.20 (NNCF mixed bf16, 0.100 dB)", "unsteady"
+    assert line.split(" | ")[2:] == ["4.50 (integer 8, 0.020 dB)", of_nncf, of_onnxruntime, "1.20 |"]
+
+
+def test_tables_put_unsteady_rows_last_and_name_no_speed():
+    rows = [row("a", 9.0) | UNSTEADY | {"ms": 200.0}, row("b", 2.0) | {"ms": 100.0, "spread_ms": [99.0, 101.0]}]
+    document = {"machine": "m", "features": [], "peaks": {}, "rows": [row | REST for row in rows]}
+    lines = [line for line in part("results").markdown(document).splitlines() if line.startswith(("| a", "| b"))]
+    assert lines == ["| b | 100.0 (99.0 to 101.0) | 2.00 |  |  |", "| a | 200.0 (192.0 to 378.0) | unsteady |  |  |"]
+
+
+REST = {"lost_db": None, "int8_share": None}
+
+
+class Shelf:
+    """So much memory that three models of one unit fit, and who is open in it."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+        self.most = 0
+
+    def available(self) -> int:
+        return (9 << 30) - (2 << 30) * len(self.open)
+
+    def variant(self, key: str) -> Any:
+        class Model:
+            def timed_run(self, _feeds: object) -> RunTimes:
+                return RunTimes(float(len(key)))
+
+            close = partial(self.open.remove, key)
+
+        def open_it(_size: object) -> Model:
+            if key == "broken":
+                raise OdmError("it does not load")
+            self.open.append(key)
+            self.most = max(self.most, len(self.open))
+            return Model()
+
+        return SimpleNamespace(key=key, open=open_it)
+
+
+def test_variants_that_do_not_fit_together_are_timed_in_groups_beside_the_same_float_network():
+    shelf = Shelf()
+    variants = [shelf.variant(key) for key in ("float", "a", "bb", "broken", "ccc", "dddd")]
+    groups = list(part("measuring").timings(variants, variants[0], SIZE, 1e-3, shelf.available))
+    assert [list(group) for group in groups] == [["float", "a", "bb"], ["float", "ccc", "dddd"]]
+    assert shelf.most == 3
+    assert shelf.open == []
+    assert {run.latency_ms for run in groups[1]["ccc"].base} == {5.0}
+    assert {run.latency_ms for run in groups[1]["ccc"].runs} == {3.0}
+
+
+def test_a_variant_that_fits_nowhere_is_tried_alone_and_rows_before_it_are_known_by_then():
+    shelf = Shelf()
+    variants = [shelf.variant(key) for key in ("float", "a", "bb")]
+    groups = part("measuring").timings(variants, variants[0], SIZE, 1e-3, lambda: 1 << 29)
+    assert list(next(groups)) == ["float", "a"]
+    assert shelf.open == ["float"]
+    assert list(next(groups)) == ["float", "bb"]
+    assert next(groups, None) is None
+
+
+def test_memory_is_what_the_machine_has_or_what_the_container_may(tmp_path):
+    found = part("memory").available_bytes
+    (tmp_path / "meminfo").write_text("MemTotal: 8000 kB\nMemFree: 10 kB\nMemAvailable:    4000 kB\n")
+    assert found(tmp_path / "meminfo", tmp_path) == 4000 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, left in (("max", 4000 * 1024), ("3000", 2000)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert found(tmp_path / "meminfo", tmp_path) == left
+    assert found(tmp_path / "missing", tmp_path) is None

@@ -8,21 +8,25 @@ from typing import Any
 
 from toolbox import import_pyplot, markdown_table, save_figure
 
+from odm_deploy.bench.steadiness import UNSTEADY as LIMIT
+
 TOLERANCE = 0.1
 """How much worse a ratio may be before somebody is told."""
 UNSEEN_DB = 0.03
 """What our models may lose to be in the summary."""
+UNSTEADY = "unsteady"
+"""In place of a speed that nobody should rely on."""
 _RIVALS = ("NNCF", "onnxruntime.quantization")
 _FLOAT = "float"
 
 
-def is_known(document: dict[str, Any], network: str, size: tuple[int, int]) -> bool:
-    """Whether a network was measured at a size (height, width)."""
-    return any(row["network"] == network and tuple(row["size"]) == size for row in document["rows"])
+def known_variants(document: dict[str, Any], network: str, size: tuple[int, int]) -> set[str]:
+    """The variants of a network that were measured at a size (height, width)."""
+    return {row["variant"] for row in document["rows"] if row["network"] == network and tuple(row["size"]) == size}
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Tables of all networks and sizes, fastest variant first."""
+    """Tables of all networks and sizes, fastest variant first, those that ran unsteadily last."""
     peaks = ", ".join(
         f"{kind} {value:.0f} {'GB/s' if kind == 'copy_gb_s' else 'GMAC/s'}"
         for kind, value in document["peaks"].items()
@@ -38,11 +42,11 @@ def markdown(document: dict[str, Any]) -> str:
             [
                 row["variant"],
                 f"{row['ms']:.1f} ({row['spread_ms'][0]:.1f} to {row['spread_ms'][1]:.1f})",
-                f"{row['speedup']:.2f}",
+                f"{row['speedup']:.2f}" if _is_steady(row) else UNSTEADY,
                 "" if row["lost_db"] is None else f"{row['lost_db']:.3f}",
                 "" if row["int8_share"] is None else f"{row['int8_share']:.1%}",
             ]
-            for row in sorted(rows, key=lambda row: -row["speedup"])
+            for row in sorted(rows, key=lambda row: (not _is_steady(row), -row["speedup"]))
         ]
         text.append(f"\n### {network}, {width}x{height}\n\n{markdown_table(head, lines)}")
     return "".join(text)
@@ -65,10 +69,13 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def _fastest(rows: list[dict[str, Any]]) -> str:
-    """The fastest of some rows in a cell; empty where there are none."""
+    """The fastest of some rows in a cell, of those that ran steadily; empty where there are none."""
     if not rows:
         return ""
-    best = max(rows, key=lambda row: row["speedup"])
+    steady = [row for row in rows if _is_steady(row)]
+    if not steady:
+        return UNSTEADY
+    best = max(steady, key=lambda row: row["speedup"])
     name, _, runtime = best["variant"].partition(", ")
     # Some columns say the name themselves.
     words = [*([] if name in (*_RIVALS, _FLOAT) else [name]), *runtime.split()[1:]]
@@ -98,7 +105,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.barh([row["variant"] for row in ordered], [row["speedup"] for row in ordered], color=colours)
         for index, row in enumerate(ordered):
             lost = "" if row["lost_db"] is None else f"  -{max(row['lost_db'], 0):.2f} dB"
-            axes.text(row["speedup"], index, f" {row['speedup']:.2f}{lost}", va="center", fontsize=7)
+            speed = f"{row['speedup']:.2f}" if _is_steady(row) else UNSTEADY
+            axes.text(row["speedup"], index, f" {speed}{lost}", va="center", fontsize=7)
         axes.set_title(f"{network}, {columns_px}x{rows_px}", fontsize=9, loc="left")
         axes.tick_params(labelsize=7)
         axes.margins(x=0.2)
@@ -107,14 +115,36 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
 
 def worse_ratios(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """A line for every speed ratio that is more than `TOLERANCE` below the committed one; rivals' count as well."""
-    known = {_key(row): row["speedup"] for row in committed["rows"]}
+    """A line for every speed ratio that is more than `TOLERANCE` below the committed one; rivals' count as well.
+
+    Rows that ran unsteadily, then or now, are not compared.
+    """
+    known = {_key(row): row["speedup"] for row in committed["rows"] if _is_steady(row)}
     return [
-        f"{row['network']} {row['size'][1]}x{row['size'][0]}, {row['variant']}: {row['speedup']:.2f} against "
-        f"{known[_key(row)]:.2f}"
+        f"{_told(row)}: {row['speedup']:.2f} against {known[_key(row)]:.2f}"
         for row in found["rows"]
-        if _key(row) in known and row["speedup"] < known[_key(row)] * (1 - TOLERANCE)
+        if _is_steady(row) and _key(row) in known and row["speedup"] < known[_key(row)] * (1 - TOLERANCE)
     ]
+
+
+def unsteady_rows(document: dict[str, Any]) -> list[str]:
+    """A line for every row whose speed nobody should rely on."""
+    lines: list[str] = []
+    for row in document["rows"]:
+        if not _is_steady(row):
+            first, last = row["spread_ms"]
+            beside = ", beside a float network that was" if last - first <= LIMIT * row["ms"] else ""
+            lines.append(f"{_told(row)}, {first:.1f} to {last:.1f} ms{beside}")
+    return lines
+
+
+def _is_steady(row: dict[str, Any]) -> bool:
+    """Whether it and what it is compared with ran steadily; rows of earlier versions do not say otherwise."""
+    return bool(row.get("steady", True))
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{row['network']} {row['size'][1]}x{row['size'][0]}, {row['variant']}"
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -40,6 +40,24 @@ def test_speedup_compares_medians() -> None:
     assert report(cpu(10), None, "why").speedup is None
 
 
+def test_durations_that_lie_far_apart_are_called_unsteady_in_json_table_and_a_line() -> None:
+    unsteady = report(cpu(192, 200, 378), cpu(400, 400, 400, model="float twin (fp32)"))
+    document = unsteady.to_dict()
+    assert (document["steady"], document["baseline"]["steady"]) == (False, True)
+    text = io.StringIO()
+    Console(file=text, width=140).print(unsteady.to_table())
+    shown = " ".join(text.getvalue().split())
+    assert "2.00 times as fast as in float, unsteady" in shown
+    assert "m (unsteady)" in shown
+    assert "float twin (fp32) (unsteady)" not in shown
+    line = unsteady.unsteady_line()
+    assert line.startswith("unsteady, also when timed again: half of the runs of m took 196.0 to 289.0 ms;")
+    assert unsteady.slowdown_range == pytest.approx((196 / 400, 289 / 400))
+    steady = report(cpu(100, 101, 102), cpu(400, 400, 400))
+    assert steady.steady
+    assert steady.unsteady_line() == ""
+
+
 def test_on_a_gpu_the_speedup_leaves_copies_out() -> None:
     assert report(gpu(1.0, 5.0), gpu(2.0, 5.0)).speedup == pytest.approx(2.0)
 
@@ -62,7 +80,7 @@ def test_json_has_the_documented_keys() -> None:
     assert document["runtime"] == "openvino"
     assert document["device"] == "CPU"
     assert document["shape"] == [2, 3, 10, 20]
-    assert document["latency_ms"] == {"p50": 10.0, "p90": 10.0, "p99": 10.0, "mean": 10.0}
+    assert document["latency_ms"] == dict.fromkeys(("p25", "p50", "p75", "p90", "p99", "mean"), 10.0)
     assert document["speedup"] == pytest.approx(2.0)
     assert document["baseline"]["latency_ms"]["p50"] == 20.0
     assert {"images_per_s", "mpix_per_s"} <= document.keys() & document["baseline"].keys()

@@ -128,8 +128,9 @@ def test_a_real_runtime_is_timed() -> None:
 
 def test_percentiles_are_linear_between_samples() -> None:
     times = Percentiles.of([float(value) for value in range(101)])
-    assert times == Percentiles(50.0, 90.0, 99.0, 50.0)
-    assert Percentiles.of([2.0]) == Percentiles(2.0, 2.0, 2.0, 2.0)
+    assert times == Percentiles(25.0, 50.0, 75.0, 90.0, 99.0, 50.0)
+    assert times.spread == 1.0
+    assert Percentiles.of([2.0]) == Percentiles(*[2.0] * 6)
 
 
 @pytest.mark.parametrize(
