@@ -114,7 +114,8 @@ def test_latency_beside_the_float_twin(tiny_bundle, tiny_set, tmp_path):
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
     text = Page(page.read_text()).text
-    assert "times as fast as the same network in float" in text
+    # What a busy machine shows is called unsteady.
+    assert "times as fast as the same network in float" in text or "unsteady, also when timed again" in text
     assert "float twin (fp32)" in text
 
 
