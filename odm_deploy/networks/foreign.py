@@ -20,6 +20,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.dataflow import Kind, watch
+from odm_deploy.networks.explicit_padding import is_explicit, make_padding_explicit
 from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
 from odm_deploy.torch_files import check_plain
@@ -130,6 +131,7 @@ def foreign_network(
     Raises:
         InputError: it does not run on an RGB image, or does something else than enlarge it by a whole factor.
     """
+    make_padding_explicit(module)
     runs, found = _watch(module.eval(), _number(input_range))
     if scale not in (None, found):
         raise InputError(
@@ -168,6 +170,7 @@ def _build(config: ForeignConfig) -> nn.Module:
     module = build_module(config.builder, config.arguments).eval()
     if is_spandrel(config.builder):
         fold_branches(module)
+    make_padding_explicit(module)
     return module
 
 
@@ -211,6 +214,8 @@ def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer computes what its class says: subclasses with a forward of their own may do anything."""
+    if isinstance(layer, nn.Conv2d) and not is_explicit(layer):
+        return False
     return type(layer).forward in (nn.Conv2d.forward, nn.Linear.forward)
 
 
