@@ -115,6 +115,31 @@ def test_unsigned_weights_beyond_int8_get_a_channel_that_sums():
     assert fixed.equality.error < 1e-5
 
 
+@pytest.mark.parametrize(("kind", "zero"), [("int8", 0), ("int8", 5), ("uint8", 128), ("uint8", 100)])
+@pytest.mark.parametrize("activation_zero", [np.int8(0), np.uint8(128), np.int8(3)])
+def test_weights_stored_float_behind_q_and_dq_are_the_codes_they_become(kind, zero, activation_zero):
+    """As exporters write fake quantization of weights: rounded and clipped in the graph, to whatever type."""
+    b = Builder()
+    floats = np.random.default_rng(5).normal(0, 0.6, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+    scales = np.linspace(0.005, 0.02, CHANNELS, dtype=np.float32)
+    parameters = [b.constant("weight_s", scales), b.constant("weight_z", np.full(CHANNELS, zero, kind))]
+    codes = b.op("QuantizeLinear", [b.constant("weight", floats), *parameters], "weight_q", axis=0)
+    weight = b.op("DequantizeLinear", [codes, *parameters], "weight_dq", axis=0)
+    original = b.model(b.conv(b.qdq("x", "a", 0.5, activation_zero), weight))
+    fixed = fix(original)
+    assert failing(fixed.model) == set()
+    assert fixed.equality.holds
+    layers = find_layers(QdqGraph(fixed.model))
+    assert layers
+    assert all(layer.activation.quantized and layer.weight.quantized for layer in layers)
+    # The builder rounds what is int8 without zero points itself; anything else is rounded here.
+    floats_left = [each.name for each in fixed.model.graph.initializer if each.name == "weight"]
+    assert len(floats_left) == (kind == "int8" and zero == 0)
+    x = np.random.default_rng(3).uniform(-70, 70, (1, CHANNELS, 8, 10)).astype(np.float32)
+    before, after = reference(original, x), reference(fixed.model, x)
+    assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
+
+
 def test_shared_quantizer_serves_layers_of_any_padding_and_everybody_else():
     b = Builder()
     x = b.qdq("x", "a", 0.5, np.uint8(100))
