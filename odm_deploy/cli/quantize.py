@@ -104,7 +104,9 @@ def command(
     }
     unfinished = None
     if budget is not None:
-        depends_on = (policies, ranges, loaded.config, seen, [file_sha256(path) for path in seen.paths], budget)
+        judged_by = (goal, options["most_float_percent"], unseen_paths)
+        hashes = [file_sha256(path) for path in paths]
+        depends_on = (policies, ranges, loaded.config, seen, hashes, budget, judged_by)
         unfinished = Unfinished(output, {**metadata, "depends_on": repr(depends_on)})
         # Refuses what is of another call.
         unfinished.load()

@@ -21,8 +21,9 @@ tuning_options = group(
         "max_drop_db",
         type=float,
         metavar="DB",
-        help="Lose at most this much PSNR against the images, on those held back: the fewest layers stay float, or get "
-        "8 bits in models of fewer. Exit code 3 where it cannot be kept.",
+        help="Lose at most this much PSNR against the images, to be expected from those held back: the fewest layers "
+        "stay float, or get 8 bits in models of fewer. Images that the network restores much better than yours may "
+        "lose twice as much. Exit code 3 where it cannot be kept.",
     ),
     click.option(
         "--min-psnr",
@@ -48,8 +49,9 @@ tuning_options = group(
         "finetune_minutes",
         type=float,
         metavar="MINUTES",
-        help="Train on for so long, with the float network as the only teacher. Ctrl-C ends it early and keeps it. "
-        "After a kill the same command goes on, from a file beside the result that ends in .unfinished.",
+        help="Train on for so long, with the float network as the only teacher, once a goal is kept. Ctrl-C ends "
+        "it early and keeps it. After a kill the same command goes on, from a file beside the result that ends in "
+        ".unfinished.",
     ),
 )
 """What is done after calibration; `to_goal` and `to_budget` read them."""

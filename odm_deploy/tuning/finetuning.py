@@ -2,7 +2,8 @@
 
 The calibrated model learns to give the float network's output on random parts of the user's own images. Nothing else
 is asked of it, no ground truth: networks trained with an adversary keep the look they were trained for. What stays
-float is not touched. Learning rates are relative to the size of what they move, so that they suit anybody's network.
+float is not touched. Learning rates are relative to rounding steps, so that they suit anybody's network and any width:
+what moves fine codes by several steps is noise, and what moves coarse ones too little never reaches the next.
 
 Where a file for it is given, everything that the next step depends on is kept there now and then, and a killed run goes
 on to the same bits.
@@ -37,12 +38,12 @@ from odm_deploy.tuning.unfinished import Unfinished
 
 KEPT_EVERY_S = 30.0
 """Seconds of training that a kill may cost."""
-WEIGHT_RATE = 3e-3
-"""Learning rate of weights, in units of their layer's root mean square; 1e-4 for EDSR's."""
-RANGE_RATE = 2e-3
-"""Learning rate of ranges and clipping bounds, in units of their first width."""
-BIAS_RATE = 3e-4
-"""Learning rate of biases, in units of what the layer's products are about."""
+WEIGHT_RATE = 0.01
+"""Learning rate of weights, in steps between their layer's codes: about 1e-4 for EDSR's at 4 bits, 3e-4 at 2."""
+RANGE_RATE = 0.03
+"""Learning rate of ranges, in steps between their levels, and of clipping bounds, in steps between codes."""
+BIAS_RATE = 0.001
+"""Learning rate of biases, in units of what a step of all codes makes of the layer's products."""
 
 
 @dataclass(frozen=True)
@@ -252,13 +253,15 @@ def _groups(layers: Iterable[LearnableLayer]) -> list[dict[str, Any]]:
     """Adam's parameter groups, each with the `rate` its cosine starts from."""
     groups: list[dict[str, Any]] = []
     for layer in layers:
-        size = float(layer.weight.detach().square().mean().sqrt()) or 1.0
-        ranges = [each for each in (layer.lower, layer.upper, layer.bound) if each.requires_grad]
+        codes, grid = layer.frozen.weight_codes, layer.frozen.grid
+        step = codes.step * float(codes.scale.mean())
+        ranges = [each for each in (layer.lower, layer.upper) if each.requires_grad]
         groups += [
-            {"params": [layer.weight], "rate": WEIGHT_RATE * size},
-            {"params": ranges, "rate": RANGE_RATE},
+            {"params": [layer.weight], "rate": WEIGHT_RATE * step},
+            {"params": ranges, "rate": RANGE_RATE / (2**grid.bits - 1)},
+            {"params": [layer.bound], "rate": RANGE_RATE / (2**codes.bits - 1)},
         ]
         if layer.bias is not None:
             fan_in = layer.weight[0].numel()
-            groups.append({"params": [layer.bias], "rate": BIAS_RATE * size * fan_in**0.5 * float(layer.range_unit)})
+            groups.append({"params": [layer.bias], "rate": BIAS_RATE * step * fan_in**0.5 * float(layer.range_unit)})
     return groups

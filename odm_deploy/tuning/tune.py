@@ -1,4 +1,4 @@
-"""What follows calibration: fine-tuning and mixed widths where they are asked for, and the figures in the end."""
+"""What follows calibration: mixed widths and fine-tuning where they are asked for, and the figures in the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from odm_deploy.errors import InputError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.progress import Say, Track, counted, silent, untracked
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import LayerSummary
@@ -54,10 +54,11 @@ def tune(
     track: Track = untracked,
     say: Say = silent,
 ) -> Tuned:
-    """Calibrate a model, fine-tune it, mix widths until it keeps a goal, and measure what quantization cost.
+    """Calibrate a model, mix widths until it keeps a goal, fine-tune it, and measure what quantization cost.
 
     Widths are mixed of layers that were fitted each for itself. Once they are chosen, the network is calibrated again
-    with them, and layers make up for those in front.
+    with them, and layers make up for those in front. Training comes last: what it wins at a width is little beside what
+    layers lose by being mixed with others than they were trained with.
 
     Args:
         network: the float network.
@@ -76,7 +77,7 @@ def tune(
         InputError, UsageError: as `fine_tune` and `keep_goal`.
     """
     wide = widened(policy)
-    apart = goal is not None and wide is not None and budget is None
+    apart = goal is not None and wide is not None
     known: dict[str, LayerSummary] = {}
     wider: dict[str, LayerSummary] = {}
 
@@ -95,10 +96,6 @@ def tune(
     if goal is not None:
         # Known before minutes of work rather than after.
         goal.check(held_back.measure(model))
-    if budget is not None:
-        fine_tuned = fine_tune(network, model, list(images), budget, unfinished=unfinished, track=track, say=say)
-        model = _better(model, fine_tuned, held_back, say)
-    if goal is not None:
         try:
             mixed = keep_goal(network, model, held_back, goal, wide=make_wide if wide else None, track=track, say=say)
         except InputError as error:
@@ -108,11 +105,16 @@ def tune(
             say(f"no layer stays float for quality: {error}")
     if goal is not None and mixed is not None:
         known.update({name: wider[name] for name in mixed.widened})
-        if fine_tuned is None and mixed.model.exact is None and (apart or mixed.in_float):
+        if mixed.model.exact is None and (apart or mixed.in_float):
             say("fitting the layers again, with the widths chosen")
             mixed = _fitted_again(mixed, made(_chosen(policy, mixed), True, known), held_back, goal)
         model = mixed.model
-    cost = held_back.measure(model) if mixed is None else mixed.after
+    cost = held_back.measure(model)
+    if budget is not None:
+        fine_tuned = fine_tune(network, model, list(images), budget, unfinished=unfinished, track=track, say=say)
+        model, cost = _better(model, cost, fine_tuned, held_back, goal, say)
+    if mixed is not None:
+        mixed = dataclasses.replace(mixed, model=model, after=cost)
     if mixed is not None and goal is not None and goal.float_share is not None and not mixed.in_float:
         # Nobody asked for it, and nothing came of it.
         mixed = None
@@ -154,15 +156,18 @@ def _fitted_again(mixed: MixedWidths, model: QuantizedModel, held_back: HeldBack
     return dataclasses.replace(mixed, model=model, after=after)
 
 
-def _better(model: QuantizedModel, fine_tuned: FineTuned, held_back: HeldBack, say: Say) -> QuantizedModel:
-    """The fine-tuned model, unless it is further from float than the calibrated one on images neither has seen."""
-    before, after = held_back.measure(model).psnr_db, held_back.measure(fine_tuned.model).psnr_db
-    better = after >= before
+def _better(
+    model: QuantizedModel, cost: OutputCost, fine_tuned: FineTuned, held_back: HeldBack, goal: Goal | None, say: Say
+) -> tuple[QuantizedModel, OutputCost]:
+    """The fine-tuned model, unless on held-back images it is further from float, or misses a goal that was kept."""
+    after = held_back.measure(fine_tuned.model)
+    missed = [] if goal is None or goal.misses(cost) else goal.misses(after)
+    better = after.psnr_db >= cost.psnr_db and not missed
     say(
-        f"fine-tuning, {fine_tuned.steps} steps: {before:.1f} -> {after:.1f} dB between float and quantized output"
-        + ("" if better else "; not better, so the calibrated model is kept")
+        f"fine-tuning, {counted(fine_tuned.steps, 'step')}: {cost.psnr_db:.1f} -> {after.psnr_db:.1f} dB between float "
+        f"and quantized output" + ("" if better else "; not better, so the calibrated model is kept")
     )
-    return fine_tuned.model if better else model
+    return (fine_tuned.model, after) if better else (model, cost)
 
 
 def _refreshed(known: Mapping[str, LayerSummary], model: QuantizedModel) -> list[LayerSummary]:
