@@ -7,7 +7,7 @@ additions in float32.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TAPS = "odm.taps"
 _EXACT = "odm.exact"
-_NEWER: dict[str, object] = {"block": 1, "same_as": "", "joined": {}}
+_NEWER: dict[str, object] = {"block": 1, "by_pixel": 1, "same_as": "", "joined": {}}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Tap:
     block: int = 1
     """Block size of a pixel shuffle that the quantizer stands in front of, and the model behind: source and codes are
     still to be shuffled (DepthToSpace, CRD)."""
+    by_pixel: int = 1
+    """Block size of a pixel shuffle for which channels of source and codes are in DepthToSpace's order DCR, pixel by
+    pixel of a block; those of the model are in order CRD."""
     same_as: str = ""
     """The tap whose source and codes these are, where one quantizer stands for several of the model; or the first of
     those whose codes are joined here. Else empty."""
@@ -67,11 +70,18 @@ def _plain(tap: Tap) -> dict[str, object]:
     return {key: value for key, value in asdict(tap).items() if key not in _NEWER or value != _NEWER[key]}
 
 
+def change_taps(metadata: dict[str, str], change: Callable[[Tap], Tap]) -> list[Tap]:
+    """Follow a pass that changed what taps say; returns them."""
+    if _TAPS not in metadata:
+        return []
+    taps = [change(Tap(**plain)) for plain in json.loads(metadata[_TAPS])]
+    write_taps(metadata, taps)
+    return taps
+
+
 def rename_source(metadata: dict[str, str], old: str, new: str) -> None:
     """Follow a pass that gave a source tensor another name."""
-    if _TAPS in metadata:
-        taps = [Tap(**plain) for plain in json.loads(metadata[_TAPS])]
-        write_taps(metadata, [replace(tap, source=new) if tap.source == old else tap for tap in taps])
+    change_taps(metadata, lambda tap: replace(tap, source=new) if tap.source == old else tap)
 
 
 def read_taps(model: onnx.ModelProto) -> list[Tap]:
@@ -94,7 +104,7 @@ def _checked(tap: Tap) -> Tap:
     for name in ("layer", "source", "codes", "same_as"):
         if not isinstance(getattr(tap, name), str):
             raise TypeError(f"{name} is {getattr(tap, name)!r:.100}")
-    for name, least in (("code_offset", None), ("zero_code", None), ("padding", 0), ("block", 1)):
+    for name, least in (("code_offset", None), ("zero_code", None), ("padding", 0), ("block", 1), ("by_pixel", 1)):
         value = getattr(tap, name)
         if not isinstance(value, int) or (least is not None and value < least):
             raise TypeError(f"{name} is {value!r:.100}")

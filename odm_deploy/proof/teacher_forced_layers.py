@@ -23,7 +23,15 @@ from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.lowering.metadata import Tap, layer_of_run, run_name
 from odm_deploy.proof.layer_parity import OUTPUT, PIXELS, LayerParity
-from odm_deploy.proof.teacher_forcing import all_codes_from, bordered, feeds_for, force_by_teacher, shuffled, unshuffled
+from odm_deploy.proof.teacher_forcing import (
+    all_codes_from,
+    as_in_model,
+    bordered,
+    feeds_for,
+    force_by_teacher,
+    shuffled,
+    unshuffled,
+)
 from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime
@@ -91,7 +99,7 @@ def compare_layers(
                 expected, in_double = (bordered(tap, each.codes[name], grid.zero_point) for each in (trace, floor))
                 result[name].add(found, expected, in_double, bordered(tap, sources[name], 0.0), grid)
                 if tap.source in forced.given_sources:
-                    floats = shuffled(outputs[tap.source], tap.block)
+                    floats = as_in_model(tap, outputs[tap.source])
                     result[name].add_floats(floats, sources[name], floor.sources[name].numpy(), grid)
             picture = round_to_uint8(image_output.images.as_rgb(outputs[image_output.name]))
             result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)

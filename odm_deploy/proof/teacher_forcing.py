@@ -118,10 +118,10 @@ def feeds_for(
         if tap.same_as:
             continue
         kind = helper.tensor_dtype_to_np_dtype(kinds.get(tap.codes + GIVEN, onnx.TensorProto.INT8))
-        stored = unshuffled(codes[tap.layer].astype(np.int16) - tap.code_offset, tap.block).astype(kind)
+        stored = as_in_graph(tap, codes[tap.layer].astype(np.int16) - tap.code_offset).astype(kind)
         feeds[tap.codes + GIVEN] = bordered(tap, stored, tap.zero_code - tap.code_offset)
         if tap.source in forced.given_sources:
-            source = unshuffled(sources[tap.layer], tap.block)
+            source = as_in_graph(tap, sources[tap.layer])
             feeds[tap.source + GIVEN] = source.astype(forced.given_sources[tap.source])
     return feeds
 
@@ -161,9 +161,27 @@ def unshuffled(array: NDArray[_T], block: int) -> NDArray[_T]:
     return cells.reshape(n, c * block**2, h // block, w // block)
 
 
+def as_in_graph(tap: Tap, array: NDArray[_T]) -> NDArray[_T]:
+    """A quantizer's values, [N, C, H, W] of the model, as the graph has them."""
+    return _transposed(unshuffled(array, tap.block), -1, tap.by_pixel**2)
+
+
+def as_in_model(tap: Tap, array: NDArray[_T]) -> NDArray[_T]:
+    """What `as_in_graph` makes `array` of."""
+    return shuffled(_transposed(array, tap.by_pixel**2, -1), tap.block)
+
+
+def _transposed(array: NDArray[_T], rows: int, columns: int) -> NDArray[_T]:
+    """Channels [N, C, ...] that are a matrix, row by row, as those of its transpose."""
+    if 1 in (rows, columns):
+        return array
+    n, c, *rest = array.shape
+    return array.reshape(n, rows, columns, *rest).swapaxes(1, 2).reshape(n, c, *rest)
+
+
 def all_codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:
     """The grid's codes behind a runtime's integer output, with the border that the quantizer added."""
-    return shuffled(output.astype(np.int16) + tap.code_offset, tap.block)
+    return as_in_model(tap, output.astype(np.int16) + tap.code_offset)
 
 
 def codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:

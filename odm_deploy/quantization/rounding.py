@@ -68,13 +68,11 @@ def round_to_output(
         correct_bias: off keeps the bias.
     """
     damping = _damping(quantized)
-    hessian, cross = _moments(inputs, quantized, damping)
-    target = torch.cat([weight, bias[:, None]], 1).double()
+    outputs = inputs @ weight.T + bias
+    hessian, wanted = _moments(outputs, quantized, weight, damping)
     steps = scale.double()[:, None]
     codes = torch.clamp(torch.round(weight.double() / steps), -limit, limit)
     start = torch.cat([codes * steps, bias.double()[:, None]], 1)
-    wanted = target @ cross
-    outputs = inputs @ weight.T + bias
     constant = float(outputs.double().square().mean(0).sum()) + damping * float(weight.double().square().sum())
 
     def error(levels: Tensor) -> float:
@@ -130,11 +128,16 @@ def _damping(quantized: Tensor) -> float:
     return DAMPING * float(quantized.square().mean()) + torch.finfo(torch.float32).tiny
 
 
-def _moments(inputs: Tensor, quantized: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """E[q q^T] and E[x q^T], [K+1, K+1] float64, of patches with a one behind them for the bias, both damped alike."""
-    one = torch.ones(len(inputs), 1)
-    x, q = (torch.cat([values, one], 1) for values in (inputs, quantized))
-    hessian, cross = ((values.T @ q).double() / len(q) for values in (q, x))
-    for moment in (hessian, cross):
-        moment.diagonal()[:-1] += damping
-    return hessian, cross
+def _moments(outputs: Tensor, quantized: Tensor, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """E[q q^T] [K+1, K+1] and E[y q^T] [O, K+1], float64, of patches with a one behind them for the bias; damped alike.
+
+    The second is what descent goes to; E[x q^T], of which it is the weights' multiple, would take K/O times as long.
+    """
+    q = torch.cat([quantized, torch.ones(len(quantized), 1)], 1)
+    # numpy sees that the factors are one matrix, and computes half of the product.
+    rows = q.numpy()
+    hessian = torch.from_numpy(rows.T @ rows).double() / len(q)
+    wanted = (outputs.T @ q).double() / len(q)
+    hessian.diagonal()[:-1] += damping
+    wanted[:, :-1] += damping * weight.double()
+    return hessian, wanted

@@ -38,6 +38,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
+from odm_deploy.lowering.dialects.blocks import shuffle_by_pixel
 from odm_deploy.lowering.dialects.moving import prepare, swap
 from odm_deploy.lowering.dialects.shared import (
     add_behind,
@@ -69,6 +70,7 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "DepthToSpace":
             _shuffle_codes(model.graph, node)
+            shuffle_by_pixel(model, editor, node)
     for node in reversed(list(model.graph)):
         if node.op_type == "Add":
             _shift_zero_point(editor, node)

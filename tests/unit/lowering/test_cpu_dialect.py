@@ -195,13 +195,39 @@ NETWORKS = {
 }
 
 
-def dyadic_with_signals(name: str, bits: int = 8) -> QuantizedModel:
+def dyadic_with_signals(name: str, bits: int = 8, **wider: int) -> QuantizedModel:
     """A small network on dyadic scales, whose tensors between layers lie on grids; at 8 bits layers read codes."""
     torch.manual_seed(5)
-    network = build_network(name, NETWORKS[name]).eval()
+    network = build_network(name, {**NETWORKS[name], **wider}).eval()
     images = [torch.from_numpy(random_images(24, 20, seed=seed)) for seed in range(2)]
     policy = QuantizationPolicy.parse("exact-integer", str(bits))
     return calibrate(network, images, policy, CalibrationSettings(adaptive_rounding=False, correct_bias=False))[0]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("name", "scale"), [("edsr", 4), ("edsr", 3), ("srresnet", 4)])
+@pytest.mark.parametrize("opener", EXACT_OPENERS)
+def test_wide_shuffles_move_all_channels_of_a_pixel_at_once(opener, name, scale, bits):
+    model, images = dyadic_with_signals(name, bits, scale=scale, features=16), np.round(random_images(9, 12))
+    proto = lowered(model, target="cpu")
+    modes = [
+        attribute.s
+        for node in proto.graph.node
+        for attribute in node.attribute
+        if node.op_type == "DepthToSpace" and attribute.name == "mode"
+    ]
+    assert b"DCR" in modes
+    by_pixel = {tap.by_pixel for tap in read_taps(proto)}
+    assert by_pixel == {1, 3 if scale == 3 else 2}
+    expected = TorchReference(model).upscale(images)
+    with OPENERS[opener](proto.SerializeToString()) as runtime:
+        np.testing.assert_array_equal(runtime.upscale(images), expected)
+    layers = compare_layers(model, proto, OPENERS[opener], [images])
+    assert [layer.flips for layer in layers] == [0] * len(layers)
+    twin, plain = float_twin(proto), float_twin(lowered(model))
+    with OPENERS[opener](twin.SerializeToString()) as one, OPENERS[opener](plain.SerializeToString()) as other:
+        # A mean colour that is the last zero point is in the second alone.
+        assert np.ptp(one.upscale(images) - other.upscale(images)) < 1e-3
 
 
 @pytest.mark.parametrize("bits", [8, 4])
