@@ -27,6 +27,7 @@ from mutations.judging import Sound, Verdict, judge, judge_sound, to_dict
 from mutations.subjects import PROFILES, PUBLIC, RUNTIMES, SIZES, all_subjects
 from toolbox import COMMAND, markdown_table, read_json, write_json
 
+from odm_deploy.errors import UsageError
 from odm_deploy.terminal import run
 
 CRASHED = "the process crashed"
@@ -57,9 +58,12 @@ def command(
     verdicts: dict[str, dict[str, Any]] = read_json(out) if out is not None and out.exists() else {}
     faults = [name for name in all_faults() if wanted in name]
     pool, deadline = _Pool(), math.inf if minutes is None else time.monotonic() + 60 * minutes
-    for subject in all_subjects():
-        if subject.network not in networks or subject.profile not in profiles or only not in subject.name:
-            continue
+    subjects = [
+        each for each in all_subjects() if each.network in networks and each.profile in profiles and only in each.name
+    ]
+    if not subjects or not faults:
+        raise UsageError("nothing to plant", why=f"no bundle is called {only!r} or no fault {wanted!r}")
+    for subject in subjects:
         todo = [
             (runtime, fault)
             for runtime in runtimes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -25,6 +25,8 @@ SAMPLES = ROOT / "tests" / "data" / "samples"
 COMMAND = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """Settings of every command."""
 
+Thing = TypeVar("Thing")
+
 set_option = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override in every recipe.")
 variant_option = click.option(
     "--variant",
@@ -39,6 +41,17 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     """A table in markdown, one line a row, ending with a line break."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+def only_named(things: Mapping[str, Thing], wanted: str, what: str) -> dict[str, Thing]:
+    """Things by name, only the one of the name that is wanted; all where that is empty.
+
+    Raises:
+        UsageError: there is none; `what` is what they are.
+    """
+    if wanted and wanted not in things:
+        raise UsageError(f"--only {wanted}", why=f"there is no such {what}; there are {', '.join(things)}")
+    return {name: thing for name, thing in things.items() if wanted in ("", name)}
 
 
 def write_json(path: Path, document: Any) -> None:

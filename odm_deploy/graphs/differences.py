@@ -7,7 +7,7 @@ nodes: two tensors are the same if equal operators compute them from tensors tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ ROUNDING = 1e-6
 """Distance, relative to the largest value of a constant, that is rounding where somebody summed it in float32."""
 
 _EXCERPT = 60
+_NUMBERS = (AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.TENSOR)
 _SHOWN = (AttributeProto.INT, AttributeProto.FLOAT, AttributeProto.STRING, AttributeProto.INTS, AttributeProto.FLOATS)
 
 
@@ -33,8 +34,8 @@ class GraphDifferences:
     place is not compared any more."""
     constants: list[str] = field(default_factory=list[str])
     """Constants that are others, one clause each, with both values."""
-    compared: int = 0
-    """Places with a constant that were compared."""
+    pairs: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    """Constants that were compared: the name of the one found, and of the one expected."""
     names: dict[str, str] = field(default_factory=dict[str, str])
     """Of computed tensors, inputs included, the name in the expected graph -> that of the one in its place."""
 
@@ -42,25 +43,35 @@ class GraphDifferences:
         return bool(self.wiring or self.constants)
 
 
+Allow = Callable[[str, NDArray[Any], NDArray[Any]], bool]
+"""Whether a constant may be another: takes the name of the expected one, the value found, and the one expected."""
+
+
 def differences(
-    found: ModelProto, expected: ModelProto, rounded: Callable[[str], bool] = lambda name: False
+    found: ModelProto,
+    expected: ModelProto,
+    allow: Allow = lambda name, a, b: False,
+    anchors: Sequence[tuple[str, str]] | None = None,
 ) -> GraphDifferences:
     """Compare a graph with the one that it should be; constants bit for bit.
 
     Args:
         found: the graph in question, with its external data inside.
         expected: what it should be; clauses use its names.
-        rounded: tells of constants, by name, whose last digits are not fixed, and which may be `ROUNDING` apart.
+        allow: tells of constants that are others whether they may be.
+        anchors: of graphs that may be wired otherwise, tensors that stand for each other, found and expected: behind
+            each the comparison begins anew. Identities are passed by then.
     """
-    return _Comparison(found, expected, rounded).run()
+    return _Comparison(found, expected, allow, anchors).run()
 
 
 class _Side:
     """One of the two graphs."""
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, *, passes_identities: bool) -> None:
         self.model = model
         self.index = GraphIndex(model.graph)
+        self._passes_identities = passes_identities
         self.inputs = {value.name: place for place, value in enumerate(model.graph.input)}
 
     def constant(self, name: str) -> bool:
@@ -70,17 +81,34 @@ class _Side:
     def producer(self, name: str) -> NodeProto | None:
         return self.index.producers.get(name)
 
+    def origin(self, name: str) -> str:
+        """The tensor itself, or what Identities hand on as it; of a ring of them, any."""
+        passed = set[str]()
+        while self._passes_identities and (node := self.producer(name)) and node.op_type == "Identity":
+            if name in passed:
+                break
+            passed.add(name)
+            name = node.input[0]
+        return name
+
 
 class _Comparison:
-    def __init__(self, found: ModelProto, expected: ModelProto, rounded: Callable[[str], bool]) -> None:
-        self._found, self._expected, self._rounded = _Side(found), _Side(expected), rounded
+    def __init__(
+        self, found: ModelProto, expected: ModelProto, allow: Allow, anchors: Sequence[tuple[str, str]] | None
+    ) -> None:
+        sides = (_Side(model, passes_identities=anchors is not None) for model in (found, expected))
+        self._found, self._expected = sides
+        self._allow = allow
+        self._anchors = [(self._found.origin(a), self._expected.origin(b)) for a, b in anchors or ()]
         self._result = GraphDifferences()
-        self._constants: set[tuple[str, str]] = set()
 
     def run(self) -> GraphDifferences:
         self._compare_edges()
         ends = (side.model.graph.output for side in (self._found, self._expected))
         waiting = [(a.name, b.name) for a, b in zip(*ends, strict=False)]
+        self._result.names.update((b, a) for a, b in self._anchors)
+        for pair in self._anchors:
+            waiting += self._compare_computed(*pair)
         while waiting:
             waiting += self._compare(*waiting.pop())
         return self._result
@@ -105,6 +133,7 @@ class _Comparison:
 
     def _compare(self, found: str, expected: str) -> Iterator[tuple[str, str]]:
         """Compare one tensor with what should be in its place; returns what is to be compared next."""
+        found, expected = self._found.origin(found), self._expected.origin(expected)
         if self._found.constant(found) and self._expected.constant(expected):
             self._compare_constants(found, expected)
             return
@@ -115,6 +144,9 @@ class _Comparison:
                 self._other(f"one tensor {expected}", "two", "one")
             return
         self._result.names[expected] = found
+        yield from self._compare_computed(found, expected)
+
+    def _compare_computed(self, found: str, expected: str) -> Iterator[tuple[str, str]]:
         a, b = self._found.producer(found), self._expected.producer(expected)
         if a is None or b is None or self._found.constant(found) or self._expected.constant(expected):
             if (place := self._expected.inputs.get(expected)) is None or self._found.inputs.get(found) != place:
@@ -138,23 +170,23 @@ class _Comparison:
                 # Who leaves it out means the weights' own, and their shapes are compared.
                 continue
             if values[0] != values[1]:
-                self._other(f"{name} of {where}", *(_value(each.get(name)) for each in stated))
+                is_number = None not in values and stated[1][name].type in _NUMBERS
+                clauses = self._result.constants if is_number else self._result.wiring
+                clauses.append(_clause(f"{name} of {where}", *(_value(each.get(name)) for each in stated)))
         counts = [len(_given(node)) for node in (a, b)]
         if counts[0] != counts[1]:
             self._other(where, *(f"{count} inputs" for count in counts))
         return counts[0] == counts[1]
 
     def _compare_constants(self, found: str, expected: str) -> None:
-        if (found, expected) in self._constants:
+        if (found, expected) in self._result.pairs:
             return
-        self._constants.add((found, expected))
-        self._result.compared += 1
+        self._result.pairs.add((found, expected))
         a, b = self._found.index.stored_value(found), self._expected.index.stored_value(expected)
-        if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape:
-            kinds = ("unreadable" if each is None else f"{each.dtype} {list(each.shape)}" for each in (a, b))
-            self._result.constants.append("{} is {} instead of {}".format(expected, *kinds))
-        elif a.tobytes() != b.tobytes() and not (self._rounded(expected) and _near(a, b)):
-            self._result.constants.append(_first_other(expected, a, b))
+        if a is None or b is None:
+            self._result.constants.append(f"{expected} cannot be read")
+        elif (clause := difference(expected, a, b)) and not self._allow(expected, a, b):
+            self._result.constants.append(clause)
 
     def _kind(self, side: _Side, name: str) -> str:
         node = side.producer(name)
@@ -163,7 +195,11 @@ class _Comparison:
         return "an input" if name in side.inputs else "a constant" if side.constant(name) else "nothing"
 
     def _other(self, where: str, found: str, expected: str) -> None:
-        self._result.wiring.append(f"{where}: {found[:_EXCERPT]} instead of {expected[:_EXCERPT]}")
+        self._result.wiring.append(_clause(where, found, expected))
+
+
+def _clause(where: str, found: str, expected: str) -> str:
+    return f"{where}: {found[:_EXCERPT]} instead of {expected[:_EXCERPT]}"
 
 
 def _named_twice(graph: GraphProto) -> list[str]:
@@ -210,16 +246,21 @@ def _value(attribute: AttributeProto | None) -> str:
     return str(value[:_EXCERPT] if isinstance(value, list) else value)
 
 
-def _near(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    if a.dtype.kind != "f" or not a.size:
+def is_rounding(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Whether two constants are `ROUNDING` apart."""
+    if a.dtype != b.dtype or a.shape != b.shape or a.dtype.kind != "f" or not a.size:
         return False
     return bool(np.abs(a.astype(np.float64) - b).max() <= ROUNDING * np.abs(b).max())
 
 
-def _first_other(name: str, a: NDArray[Any], b: NDArray[Any]) -> str:
-    """The first value that is another, with as many digits as tell the two apart."""
+def difference(name: str, a: NDArray[Any], b: NDArray[Any]) -> str:
+    """How `a` is not `b`: the first other value, with as many digits as tell the two apart; empty where it is."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return f"{name} is {a.dtype} {list(a.shape)} instead of {b.dtype} {list(b.shape)}"
     raw = f"V{a.dtype.itemsize}"
     other = np.ascontiguousarray(a).reshape(-1).view(raw) != np.ascontiguousarray(b).reshape(-1).view(raw)
+    if not other.any():
+        return ""
     place = int(np.argmax(other))
     at = f"[{', '.join(str(int(each)) for each in np.unravel_index(place, a.shape))}]" if a.ndim else ""
     count = f" ({int(other.sum())} of {a.size} values differ)" if a.size > 1 else ""

@@ -29,9 +29,8 @@ class GraphCheck:
     @property
     def failures(self) -> list[str]:
         """Why the verdict is no, one clause; empty where it is not."""
-        if self.identical or (self.wiring and self.written_by is not None):
-            return []
-        return [f"{self.file} is not what model.pt lowers to: {self._named}"]
+        found = self.constants + (self.wiring if self.written_by is None else [])
+        return [f"{self.file} is not what model.pt lowers to: {_first(found)}"] if found else []
 
     @property
     def remark(self) -> str:
@@ -39,16 +38,10 @@ class GraphCheck:
         if self.identical or self.failures:
             return ""
         return (
-            f"{self.file} is not compared constant by constant, only by what it computes: it was written by "
-            f"{self.written_by}, and model.pt lowers to another graph here ({self._named}); "
+            f"{self.file} was written by {self.written_by}, and model.pt is wired otherwise here "
+            f"({_first(self.wiring)}): its constants are compared, its wiring only by what it computes; "
             "odm-deploy export writes it anew"
         )
-
-    @property
-    def _named(self) -> str:
-        """The first difference, and how many more there are."""
-        found = self.constants + self.wiring
-        return found[0] + (f", and {len(found) - 1} more" if len(found) > 1 else "")
 
     def to_dict(self) -> dict[str, Any]:
         """An entry of `graphs` in `verify --json`."""
@@ -60,3 +53,8 @@ class GraphCheck:
             "wiring": self.wiring,
             "written_by": self.written_by,
         }
+
+
+def _first(clauses: list[str]) -> str:
+    """The first clause, and how many more there are."""
+    return clauses[0] + (f", and {len(clauses) - 1} more" if len(clauses) > 1 else "")

@@ -5,13 +5,13 @@ one unit in its last place moves a few ties, as another runtime does. Here nothi
 is not the one that lowering gives is a fault, whatever it changes.
 
 Other versions of this program and of PyTorch's exporter may wire a graph otherwise. A manifest says who wrote it. By
-whoever runs here, any difference is a fault; by others, other constants in the same wiring are, while another wiring is
-named, and left to the comparison of what is computed.
+whoever runs here, any difference is a fault; by others, other constants are, while another wiring is named, and left to
+the comparison of what is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,12 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.image_format import ImageFormat
 from odm_deploy.bundle.manifest import CPU_ONNX_FILE
 from odm_deploy.errors import InputError, OdmError
-from odm_deploy.graphs.differences import differences
+from odm_deploy.graphs.differences import Allow, differences, is_rounding
 from odm_deploy.lowering.lower import LoweringOptions, Precision, lower_each
 from odm_deploy.lowering.metadata import Tap, is_marked_exact, read_taps
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.proof.graph_check import GraphCheck
+from odm_deploy.proof.other_wiring import differences_in_constants
 from odm_deploy.quantization.model import QuantizedModel
 
 _HALF: dict[int, Precision] = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
@@ -52,20 +53,34 @@ def check_graphs(bundles: Sequence[Bundle], model: QuantizedModel) -> list[Graph
     try:
         lowered = lower_each(model, [way_of(bundle) for bundle in bundles])
     except OdmError as error:
-        why = [f"model.pt cannot be lowered this way: {error}"]
-        return [GraphCheck(_name(bundle), wiring=why, written_by=_other_writer(bundle, model)) for bundle in bundles]
+        # By whomever: with nothing to compare, the graph may be any.
+        return [GraphCheck(_name(each), wiring=[f"model.pt cannot be lowered this way: {error}"]) for each in bundles]
     return [check_graph(bundle, model, expected) for bundle, expected in zip(bundles, lowered, strict=True)]
 
 
 def check_graph(bundle: Bundle, model: QuantizedModel, expected: onnx.ModelProto) -> GraphCheck:
     """Compare the graph of a bundle with `expected`, what `model` lowers to the same way. Raises as `check_graphs`."""
-    graph = bundle.graph
-    found = differences(graph, expected, _computed(model, expected))
+    graph, writer = bundle.graph, _other_writer(bundle, model)
+    allow = _computed(model, expected)
+    found = differences(graph, expected, allow)
     if not found.wiring and read_taps(graph) != [_renamed(tap, found.names) for tap in read_taps(expected)]:
         found.wiring.append("its metadata says otherwise where its quantizers are")
     if is_marked_exact(graph) != (model.exact is not None):
         found.wiring.append(f"its metadata says {'that' if model.exact is None else 'nothing of it that'} it is exact")
-    return GraphCheck(_name(bundle), found.compared, found.constants, found.wiring, _other_writer(bundle, model))
+    if found and writer is not None:
+        strictly = found
+        found = differences_in_constants(graph, expected, _for_others(bundle, model), model, allow)
+        # In the same wiring, too, constants may have other shapes.
+        found.wiring = strictly.wiring or [each for each in strictly.constants if each not in found.constants]
+    return GraphCheck(_name(bundle), len(found.pairs), found.constants, found.wiring, writer)
+
+
+def _for_others(bundle: Bundle, model: QuantizedModel) -> list[onnx.ModelProto]:
+    """What a model lowers to for the other kind of runtime."""
+    way = way_of(bundle)
+    if way.precision != "fp32":
+        return []
+    return lower_each(model, [replace(way, target="cpu" if way.target == "tensorrt" else "tensorrt")])
 
 
 def _renamed(tap: Tap, names: Mapping[str, str]) -> Tap:
@@ -129,8 +144,8 @@ def _told_from(model: onnx.ModelProto) -> LoweringOptions:
     return replace(options, io="uint8", layout=images.layout, order=images.order)
 
 
-def _computed(model: QuantizedModel, expected: onnx.ModelProto) -> Callable[[str], bool]:
-    """Which constants the exporter computed of others: sums of float32 among them come out differently elsewhere.
+def _computed(model: QuantizedModel, expected: onnx.ModelProto) -> Allow:
+    """Which constants may be rounded otherwise, those that the exporter computed of others: sums of float32 among them.
 
     Numbers of the checkpoint are the same everywhere, rearranged or not, and so is what a dialect makes of them value
     by value and names after their layer.
@@ -143,11 +158,12 @@ def _computed(model: QuantizedModel, expected: onnx.ModelProto) -> Callable[[str
         if tensor.data_type in _FLOATS and np.prod(tensor.dims) > 1 and not _is_named_after(tensor.name, known)
     ]
     if not candidates:
-        return lambda name: False
+        return lambda name, a, b: False
     tensors = (*state.values(), *model.network.buffers())
     numbers = np.abs(np.concatenate([each.detach().double().numpy().reshape(-1) for each in tensors]))
     values = {each.name: np.abs(numpy_helper.to_array(each).astype(np.float64)) for each in candidates}
-    return {name for name, value in values.items() if not np.isin(value, numbers).all()}.__contains__
+    computed = {name for name, value in values.items() if not np.isin(value, numbers).all()}
+    return lambda name, a, b: name in computed and is_rounding(a, b)
 
 
 def _is_named_after(name: str, known: Set[str]) -> bool:

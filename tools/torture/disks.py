@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from toolbox import only_named
+
 from torture.commands import Command
 from torture.forked import run_forked
 from torture.jobs import Job, jobs_of
@@ -55,11 +57,13 @@ def fill(tally: Tally, made: Material, seed: int, wanted: str = "", deadline: fl
     """Run every verb that writes on disks of one page, two, and so on up to what it needs less a page.
 
     Temporary files go to the same disk.
+
+    Raises:
+        UsageError: no such verb, or it writes nothing.
     """
     rng = random.Random(seed)
-    for name, job in jobs_of(made).items():
-        if not (job.writes or job.prints) or wanted not in ("", name):
-            continue
+    jobs = {name: job for name, job in jobs_of(made).items() if job.writes or job.prints}
+    for name, job in only_named(jobs, wanted, "verb").items():
         with _disk(_AMPLE) as out:
             if job.prepare is not None:
                 job.prepare(out)
@@ -110,11 +114,14 @@ def _fill_once(tally: Tally, name: str, job: Job, room: int, *, before: bool) ->
 def write_twice(
     tally: Tally, made: Material, rounds: int, seed: int, wanted: str = "", deadline: float = math.inf
 ) -> None:
-    """Two of the same command on one target at once: the result is one of theirs, whole, and nothing is left over."""
+    """Two of the same command on one target at once: the result is one of theirs, whole, and nothing is left over.
+
+    Raises:
+        UsageError: no such verb, or no two may write at once.
+    """
     rng = random.Random(seed)
-    for name, job in jobs_of(made).items():
-        if job.resumes or job.prints or not job.writes or wanted not in ("", name):
-            continue
+    jobs = {name: job for name, job in jobs_of(made).items() if job.writes and not (job.resumes or job.prints)}
+    for name, job in only_named(jobs, wanted, "verb").items():
         for _ in range(rounds):
             if time.monotonic() > deadline:
                 return

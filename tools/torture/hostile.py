@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolbox import only_named
+
 from torture.batches import run_batch
 from torture.commands import Command
 from torture.forked import Outcome, run_forked
@@ -37,10 +39,13 @@ def throw(
         seed: of what is drawn at random.
         wanted: one kind; all otherwise.
         deadline: when to stop, of time.monotonic.
+
+    Raises:
+        UsageError: no such kind.
     """
     rng = random.Random(seed)
     thrower = _Thrower(tally, kept, seed)
-    kinds = {name: kind for name, kind in kinds_of(made).items() if wanted in ("", name)}
+    kinds = only_named(kinds_of(made), wanted, "kind of file")
     names = [name for name, kind in kinds.items() for _ in range(kind.weight)]
     for index in range(count):
         if time.monotonic() > deadline:

@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from toolbox import only_named
+
 from torture.forked import run_forked
 from torture.jobs import Job, jobs_of
 from torture.material import Material, scratch_free
@@ -25,9 +27,13 @@ _FOREVER_S = 1.5
 
 
 def kill(tally: Tally, made: Material, count: int, seed: int, wanted: str = "", deadline: float = math.inf) -> None:
-    """Kill `count` commands, of one verb or of all, and look at what they leave; `deadline` is of time.monotonic."""
+    """Kill `count` commands, of one verb or of all, and look at what they leave; `deadline` is of time.monotonic.
+
+    Raises:
+        UsageError: no such verb, or it leaves nothing.
+    """
     rng = random.Random(seed)
-    jobs = {name: job for name, job in jobs_of(made).items() if wanted in ("", name) and not job.prints}
+    jobs = only_named({name: job for name, job in jobs_of(made).items() if not job.prints}, wanted, "verb")
     durations: dict[str, float] = {}
     expected: dict[str, str] = {}
     names = [name for name in jobs for _ in range(jobs[name].weight)]

@@ -118,7 +118,7 @@ def test_another_wiring_by_the_same_program_is_a_fault(model, tmp_path):
 def test_another_wiring_by_another_program_is_a_remark(writer, model, tmp_path):
     found = check(written(tmp_path, model, bypassed(lowered(model)), **writer), model)
     assert found.failures == []
-    assert "only by what it computes" in found.remark
+    assert "its wiring only by what it computes" in found.remark
     assert "odm-deploy" in found.remark or "an unknown version" in found.remark
 
 
@@ -187,6 +187,13 @@ def test_the_mark_of_exact_models_counts(build, tmp_path):
 def test_a_manifest_that_states_another_way_is_a_fault(stated, model, tmp_path):
     (found,) = check_graphs([written(tmp_path, model, lowered(model), **stated)], model)
     assert found.failures
+
+
+def test_a_way_that_cannot_be_lowered_is_a_fault_by_whomever(tmp_path):
+    model = proven(exact_model(), coarsened_channels=0)
+    bundle = written(tmp_path, model, lowered(model), precision="fp16", written_by="odm-deploy 0.0.9")
+    (found,) = check_graphs([bundle], model)
+    assert "cannot be lowered" in found.failures[0]
 
 
 def test_both_graphs_of_a_bundle_are_compared(model, tmp_path):
