@@ -91,7 +91,7 @@ def test_one_bit_of_any_constant_is_a_fault(build, target, tmp_path):
         value = numpy_helper.to_array(tensor).copy()
         value.reshape(-1).view(f"u{value.dtype.itemsize}")[-1] ^= 1
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-        found = check(alone(tmp_path, graph), model, target=target)
+        found = check(written(tmp_path, model, graph, target=target), model, target=target)
         assert not found.wiring
         (failure,) = found.failures
         assert f"is not what model.pt lowers to: {tensor.name}" in failure
