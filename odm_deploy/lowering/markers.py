@@ -200,12 +200,21 @@ def _name_layers(model: ir.Model) -> None:
     runs: Counter[str] = Counter()
     for node in model.graph:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            weights = [weight for value in node.inputs[:2] if (weight := stored_weight(value)[0]) is not None]
-            owners = [owner for weight in weights if (owner := (weight.name or "").rpartition(".")[0])]
-            if owners:
-                name = owners[0]
+            name = next(filter(None, map(_owner, node.inputs[:2])), None)
+            if name is not None:
                 node.name = run_name(name, runs[name])
                 runs[name] += 1
+
+
+def _owner(value: ir.Value | None) -> str:
+    """The layer whose weight an operand is: a layer under several names has its weight's under another than its own."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == DEQUANTIZE_WEIGHT:
+            return layer_of(node)
+        if node.op_type != "Transpose":
+            return ""
+        value = node.inputs[0]
+    return "" if value is None else (value.name or "").rpartition(".")[0]
 
 
 def _forget_origin(model: ir.Model) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.lowering import exporter
+from odm_deploy.lowering.adaptive_pooling import SizesFromImages
 from odm_deploy.networks.foreign import ForeignNetwork
 from odm_deploy.quantization.model import QuantizedModel
 
@@ -83,7 +84,8 @@ def _capture(model: QuantizedModel, shape: tuple[int, ...]) -> torch.export.Expo
     dynamic = dict.fromkeys((2, 3) if shape[0] == 1 else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         # As the exporter does: sizes of 0 and 1 are not told apart from others.
-        with exporter.quiet(), torch.fx.experimental._config.patch(backed_size_oblivious=True):  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        with exporter.quiet(), oblivious, SizesFromImages():
             return torch.export.export(model.network.eval(), (torch.zeros(shape),), dynamic_shapes=(dynamic,))
     except Exception as error:  # somebody else's code may raise anything, and the tracer whatever it met
         raise _refused(model, error) from error

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from odm_deploy.networks.base import StateDict
 
@@ -69,3 +72,24 @@ def fold_branches(module: nn.Module) -> None:
             block.update_params()
             conv = block.eval_conv
             setattr(parent, name, nn.Sequential(conv, nn.LeakyReLU(_SPAN_SLOPE)) if block.has_relu else conv)
+
+
+def fold_parametrizations(module: nn.Module) -> None:
+    """Replace, in place, weights that are computed anew in every run by what they come out as.
+
+    Weight norm (Salimans and Kingma, 2016), as WDSR and its heirs train with, spectral norm, and whatever else
+    `torch.nn.utils.parametrize` was told; a quantized layer has to own its weight.
+    """
+    for layer in module.modules():
+        for hook in list(layer._forward_pre_hooks.values()):  # pyright: ignore[reportPrivateUsage] - torch's own way
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(layer, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(layer, hook.name)
+        if parametrize.is_parametrized(layer):
+            # Not torch's own removal, which takes the weight from all copies: they share a class made for it.
+            values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # pyright: ignore[reportGeneralTypeIssues]
+            layer.__class__ = parametrize.type_before_parametrizations(layer)
+            del layer.parametrizations
+            for name, value in values.items():
+                layer.register_parameter(name, nn.Parameter(value))

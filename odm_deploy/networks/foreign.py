@@ -21,7 +21,7 @@ from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.dataflow import Kind, watch
 from odm_deploy.networks.explicit_padding import is_explicit, make_padding_explicit
-from odm_deploy.networks.folding import fold_branches
+from odm_deploy.networks.folding import fold_branches, fold_parametrizations
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
 from odm_deploy.torch_files import check_plain
 
@@ -131,7 +131,7 @@ def foreign_network(
     Raises:
         InputError: it does not run on an RGB image, or does something else than enlarge it by a whole factor.
     """
-    make_padding_explicit(module)
+    _make_plain(module)
     runs, found = _watch(module.eval(), _number(input_range))
     if scale not in (None, found):
         raise InputError(
@@ -139,7 +139,9 @@ def foreign_network(
         )
     layers = {name for name, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     plain = [name for name in runs if _is_plain(module.get_submodule(name))]
-    tail = [name for name in plain if prod(max(runs[name])) >= 2 * prod(PROBE_PX)] + plain[-1:]
+    # Networks such as VDSR enlarge the image first: what works on its size there is no tail.
+    size = max(prod(PROBE_PX), *(prod(max(runs[name])) for name in plain[:1]))
+    tail = [name for name in plain if prod(max(runs[name])) >= 2 * size] + plain[-1:]
     config = ForeignConfig(
         scale=found,
         builder=builder,
@@ -151,6 +153,12 @@ def foreign_network(
         float_only=_inside(sorted(layers - set(plain))),
     )
     return ForeignNetwork(config, module)
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Bring, in place, layers of a few other kinds to the kind that can be quantized; they compute the same."""
+    fold_parametrizations(module)
+    make_padding_explicit(module)
 
 
 def _number(input_range: Any) -> float:
@@ -170,7 +178,7 @@ def _build(config: ForeignConfig) -> nn.Module:
     module = build_module(config.builder, config.arguments).eval()
     if is_spandrel(config.builder):
         fold_branches(module)
-    make_padding_explicit(module)
+    _make_plain(module)
     return module
 
 

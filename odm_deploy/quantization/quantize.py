@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pixels import to_batch
@@ -65,7 +66,7 @@ def quantize(
         policy = QuantizationPolicy(body=LayerBits(policy, policy))
     if not isinstance(network, SuperResolutionNetwork):
         network = foreign_network(
-            copy.deepcopy(network),
+            _copied(network),
             builder=_home_of(network) if builder is None else builder,
             arguments=getattr(network, "hyperparameters", {}) if arguments is None else arguments,
             input_range=input_range,
@@ -73,6 +74,15 @@ def quantize(
     metadata = {"method": "post-training", "odm_deploy": __version__}
     model, _ = calibrate(network, _tensors(images), policy, settings, metadata)
     return model
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy of a caller's module; what weight norm computed in its last run cannot be copied, and is not needed."""
+    for layer in network.modules():
+        for hook in layer._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
+            if isinstance(hook, WeightNorm):
+                setattr(layer, hook.name, getattr(layer, hook.name).detach())
+    return copy.deepcopy(network)
 
 
 def _home_of(network: nn.Module) -> str:

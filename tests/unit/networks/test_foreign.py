@@ -49,6 +49,15 @@ def test_scale_regions_and_layers_are_seen() -> None:
     assert network.config.float_only == ("net.spare",)
 
 
+def test_a_network_that_enlarges_first_has_a_body() -> None:
+    # As VDSR and SRCNN: what works on the enlarged image is not all tail.
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)]
+    module = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 8, 3, padding=1), *layers, nn.Conv2d(8, 3, 1))
+    model = quantize(module.eval(), 8, images())
+    assert list(model.layers) == ["net.2", "net.3"]
+
+
 def test_images_keep_their_range() -> None:
     module = seeded()
     x = images(1)[0]

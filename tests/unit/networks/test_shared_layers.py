@@ -28,6 +28,8 @@ class Cascade(nn.Module):
         self.head = nn.Conv2d(3, features, 3, padding=1)
         self.grouped = nn.Conv2d(features, features, 3, padding=1, groups=2)
         self.plain = nn.Conv2d(features, features, 1)
+        # Under a second name, as CARN's blocks are.
+        self.same = self.plain
         self.fuse = nn.Conv2d(2 * features, features, 1)
         self.up = nn.Conv2d(features, 12, 3, padding=1)
 
@@ -38,7 +40,7 @@ class Cascade(nn.Module):
         return F.pixel_shuffle(self.up(self.block(deep)), 2) + F.interpolate(x, scale_factor=2)
 
     def block(self, x):
-        return F.relu(self.plain(F.relu(self.grouped(x))) + x)
+        return F.relu(self.same(F.relu(self.grouped(x))) + x)
 
 
 BUILDER = "tests.unit.networks.test_shared_layers:Cascade"

@@ -1,0 +1,59 @@
+"""Pooling to a size of the image's own: as PyTorch has it, at every size, also in the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odm_deploy import quantize
+from odm_deploy.lowering.adaptive_pooling import _largest, _mean, _pooled
+from odm_deploy.lowering.lower import lower
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from tests.factories import OPENERS, random_images
+
+
+class Pooling(nn.Module):
+    """Attention as SAFMN has it: pooled to an eighth, a convolution there, enlarged again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.coarse = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        height, width = x.shape[-2:]
+        largest = F.adaptive_max_pool2d(x, (height // 8, width // 8))
+        mean = F.adaptive_avg_pool2d(x, output_size=(height // 4, width // 4))
+        coarse = F.interpolate(self.coarse(largest), size=(height, width), mode="nearest")
+        x = torch.relu(coarse) * x + F.interpolate(mean, size=(height, width), mode="bilinear")
+        return F.pixel_shuffle(self.last(x * F.adaptive_avg_pool2d(x, 1)), 2)
+
+
+@pytest.mark.parametrize("length", [8, 9, 15, 16, 31, 41])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_it_is_pytorchs(length, count) -> None:
+    x = torch.randn(2, 3, length, 11, generator=torch.Generator().manual_seed(length))
+    assert torch.equal(_pooled(x, -2, count, _largest), F.adaptive_max_pool2d(x, (count, 11)))
+    torch.testing.assert_close(_pooled(x, -2, count, _mean), F.adaptive_avg_pool2d(x, (count, 11)))
+    x = x.transpose(2, 3)
+    assert torch.equal(_pooled(x, -1, count, _largest), F.adaptive_max_pool2d(x, (11, count)))
+    torch.testing.assert_close(_pooled(x, -1, count, _mean), F.adaptive_avg_pool2d(x, (11, count)))
+
+
+def test_the_graph_pools_at_every_size() -> None:
+    torch.manual_seed(4)
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(3)]
+    model = quantize(Pooling().eval(), QuantizationPolicy(*[LayerBits(8, 8)] * 4), images)
+    graph = lower(model).SerializeToString()
+    for runtime in ("onnxruntime", "openvino"):
+        with OPENERS[runtime](graph) as opened:
+            for size in ((24, 32), (41, 55), (17, 63)):
+                x = random_images(*size, seed=9)
+                with torch.no_grad():
+                    expected = model(torch.from_numpy(x)).numpy()
+                assert np.quantile(np.abs(opened.upscale(x) - expected), 0.95) < 0.5, (runtime, size)
