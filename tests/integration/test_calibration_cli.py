@@ -15,17 +15,14 @@ from odm_deploy.cli.quantize import command
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.terminal import run
+from tests.inputs import edsr_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A small EDSR x4 with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "edsr.pt"
-    torch.save(build_network("edsr", {"scale": 4, "features": 8, "blocks": 2}).state_dict(), path)
-    return path
+    return edsr_weights(tmp_path_factory.mktemp("weights") / "edsr.pt", scale=4)
 
 
 @pytest.fixture(scope="module")

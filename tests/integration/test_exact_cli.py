@@ -10,24 +10,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.cli.quantize import command
 from odm_deploy.engine import Engine
 from odm_deploy.imaging.reading import read_rgb
-from odm_deploy.networks.registry import build_network
 from odm_deploy.terminal import run
 from tests.command_line import run_cli
+from tests.inputs import edsr_weights
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "edsr.pt"
-    torch.save(build_network("edsr", {"scale": 4, "features": 8, "blocks": 2}).state_dict(), path)
-    return path
+    return edsr_weights(tmp_path_factory.mktemp("weights") / "edsr.pt", scale=4)
 
 
 def calibrate(weights: Path, images: Path, output: Path, *more: str) -> int:

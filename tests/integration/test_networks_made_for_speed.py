@@ -6,12 +6,11 @@ import importlib
 
 import pytest
 import torch
-from PIL import Image
 
 from odm_deploy.bundle import Bundle
 from odm_deploy.machine.builders import can_build, find_builder
 from tests.command_line import run_cli
-from tests.factories import random_images
+from tests.inputs import image_folder
 from tests.spandrel_here import require_spandrel
 
 RTX = find_builder("tensorrt_rtx")
@@ -30,12 +29,8 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Two network inputs."""
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(2):
-        pixels = random_images(48, 64, seed=index)[0].transpose(1, 2, 0).astype("uint8")
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
+    """Network inputs."""
+    return image_folder(tmp_path_factory.mktemp("images"), 2, 48, 64)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

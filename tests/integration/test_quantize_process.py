@@ -10,30 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from PIL import Image
-
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import load_model
-from odm_deploy.networks.registry import build_network
-from tests.factories import random_images
+from tests.inputs import edsr_weights, image_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def images(folder: Path, count: int, size: int) -> Path:
-    folder.mkdir()
-    for index in range(count):
-        pixels = random_images(size, size, seed=index)[0].transpose(1, 2, 0).astype("uint8")
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
-
-
-def weights(folder: Path, **config: int) -> Path:
-    torch.manual_seed(0)
-    path = folder / "edsr.pth"
-    torch.save(build_network("edsr", {"scale": 2, **config}).state_dict(), path)
-    return path
 
 
 def command(*arguments: object) -> list[str]:
@@ -45,8 +26,15 @@ def environment() -> dict[str, str]:
 
 
 def test_one_command_from_weights_to_a_bundle(tmp_path):
-    folder = images(tmp_path / "photos", 6, 64)
-    arguments = (weights(tmp_path, features=8, blocks=2), "--images", folder, "--export", "bundle", "--no-engine")
+    folder = image_folder(tmp_path / "photos", 6, 64, 64)
+    arguments = (
+        edsr_weights(tmp_path / "edsr.pth"),
+        "--images",
+        folder,
+        "--export",
+        "bundle",
+        "--no-engine",
+    )
     outcome = subprocess.run(
         command(*arguments), capture_output=True, text=True, env=environment(), cwd=tmp_path, check=False
     )
@@ -58,9 +46,16 @@ def test_one_command_from_weights_to_a_bundle(tmp_path):
 
 
 def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
-    folder = images(tmp_path / "photos", 32, 320)
+    folder = image_folder(tmp_path / "photos", 32, 320, 320)
     # Long enough that a line of progress, one every few seconds, comes before the end.
-    arguments = (weights(tmp_path, features=64, blocks=16), "--images", folder, "--export", "bundle", "--no-engine")
+    arguments = (
+        edsr_weights(tmp_path / "edsr.pth", features=64, blocks=16),
+        "--images",
+        folder,
+        "--export",
+        "bundle",
+        "--no-engine",
+    )
     before = {each.name for each in tmp_path.iterdir()}
     process = subprocess.Popen(
         command(*arguments),
@@ -83,8 +78,8 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
 
 
 def test_a_killed_fine_tuning_goes_on_with_the_same_command_and_no_other(tmp_path):
-    folder = images(tmp_path / "photos", 6, 96)
-    arguments = (weights(tmp_path, features=8, blocks=2), "--images", folder, "--bits", "3")
+    folder = image_folder(tmp_path / "photos", 6, 96, 96)
+    arguments = (edsr_weights(tmp_path / "edsr.pth"), "--images", folder, "--bits", "3")
     # Keeps what it has after every step, not only twice a minute.
     eager = "from odm_deploy.tuning import finetuning; finetuning.KEPT_EVERY_S = 0.0; from odm_deploy.cli import main"
     call = [sys.executable, "-c", f"{eager}; main()", *command(*arguments, "--finetune", "0.1")[3:]]

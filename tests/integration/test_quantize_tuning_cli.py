@@ -5,32 +5,21 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
-from PIL import Image
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.networks.registry import build_network
 from tests.command_line import run_cli
-from tests.factories import random_images
+from tests.inputs import edsr_weights, image_folder
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A small EDSR x2 with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "edsr.pt"
-    torch.save(build_network("edsr", {"scale": 2, "features": 8, "blocks": 2}).state_dict(), path)
-    return path
+    return edsr_weights(tmp_path_factory.mktemp("weights") / "edsr.pt")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Six images of high resolution."""
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(6):
-        pixels = random_images(96, 96, seed=index)[0].transpose(1, 2, 0).astype("uint8")
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
+    """Of high resolution."""
+    return image_folder(tmp_path_factory.mktemp("images"), 6, 96, 96)
 
 
 def quantize(weights, images, output, *more):

@@ -5,30 +5,19 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-import torch
-from PIL import Image
 
-from odm_deploy.networks.registry import build_network
 from tests.command_line import run_cli
-from tests.factories import random_images
+from tests.inputs import edsr_weights, image_folder
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A small EDSR x2 with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "edsr.pt"
-    torch.save(build_network("edsr", {"scale": 2, "features": 8, "blocks": 2}).state_dict(), path)
-    return path
+    return edsr_weights(tmp_path_factory.mktemp("weights") / "edsr.pt")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(2):
-        pixels = random_images(96, 96, seed=index)[0].transpose(1, 2, 0).astype("uint8")
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
+    return image_folder(tmp_path_factory.mktemp("images"), 2, 96, 96)
 
 
 COARSE = ("--bits", "8", "--layer", "body.1.body.2=2", "--profile", "paper")

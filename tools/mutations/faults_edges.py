@@ -34,14 +34,8 @@ def _shift(graph: Graph, which: int, amount: float) -> str | None:
     return name_of(node)
 
 
-@graph_fault("mean shift of one colour before, by 0.1 grey levels")
-def _before(graph: Graph) -> str | None:
-    return _shift(graph, 0, 0.1)
-
-
-@graph_fault("mean shift of one colour behind, by 0.1 grey levels")
-def _behind(graph: Graph) -> str | None:
-    return _shift(graph, -1, 0.1)
+graph_fault("mean shift of one colour before, by 0.1 grey levels")(lambda graph: _shift(graph, 0, 0.1))
+graph_fault("mean shift of one colour behind, by 0.1 grey levels")(lambda graph: _shift(graph, -1, 0.1))
 
 
 @graph_fault("channels of the output in the other order")

@@ -32,9 +32,7 @@ def widen_bounds(graph: Graph) -> str | None:
     return _move_bounds(graph, -1, 1)
 
 
-@graph_fault("bounds a code too narrow")
-def _narrow(graph: Graph) -> str | None:
-    return _move_bounds(graph, 1, -1)
+graph_fault("bounds a code too narrow")(lambda graph: _move_bounds(graph, 1, -1))
 
 
 def _pair(graph: Graph) -> tuple[onnx.NodeProto, list[onnx.NodeProto]] | None:
@@ -67,29 +65,11 @@ def _change(graph: Graph, slot: int, change: float, *, ulps: bool = False, both:
     return name_of(quantizer)
 
 
-@graph_fault("zero point by one, at Q and DQ")
-def _zero_point(graph: Graph) -> str | None:
-    return _change(graph, 2, 1)
-
-
-@graph_fault("zero point by one, at DQ")
-def _zero_point_dq(graph: Graph) -> str | None:
-    return _change(graph, 2, 1, both=False)
-
-
-@graph_fault("activation scale by 1 ulp")
-def _scale_ulp(graph: Graph) -> str | None:
-    return _change(graph, 1, 0.0, ulps=True)
-
-
-@graph_fault("activation scale by 1 %")
-def _scale_percent(graph: Graph) -> str | None:
-    return _change(graph, 1, 1.01)
-
-
-@graph_fault("activation scale by 1 %, at DQ")
-def _scale_dq(graph: Graph) -> str | None:
-    return _change(graph, 1, 1.01, both=False)
+graph_fault("zero point by one, at Q and DQ")(lambda graph: _change(graph, 2, 1))
+graph_fault("zero point by one, at DQ")(lambda graph: _change(graph, 2, 1, both=False))
+graph_fault("activation scale by 1 ulp")(lambda graph: _change(graph, 1, 0.0, ulps=True))
+graph_fault("activation scale by 1 %")(lambda graph: _change(graph, 1, 1.01))
+graph_fault("activation scale by 1 %, at DQ")(lambda graph: _change(graph, 1, 1.01, both=False))
 
 
 def _round_first(graph: Graph, add: float) -> str | None:
@@ -103,11 +83,5 @@ def _round_first(graph: Graph, add: float) -> str | None:
     return name_of(quantizer)
 
 
-@graph_fault("rounding down")
-def _floor(graph: Graph) -> str | None:
-    return _round_first(graph, 0.0)
-
-
-@graph_fault("rounding half up")
-def _half_up(graph: Graph) -> str | None:
-    return _round_first(graph, 0.5)
+graph_fault("rounding down")(lambda graph: _round_first(graph, 0.0))
+graph_fault("rounding half up")(lambda graph: _round_first(graph, 0.5))

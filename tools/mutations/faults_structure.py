@@ -30,19 +30,9 @@ def _drop(graph: Graph, which: int, keep: int) -> str | None:
     return name_of(node)
 
 
-@graph_fault("first residual dropped")
-def _first(graph: Graph) -> str | None:
-    return _drop(graph, 0, 0)
-
-
-@graph_fault("long skip dropped")
-def _last(graph: Graph) -> str | None:
-    return _drop(graph, -1, 0)
-
-
-@graph_fault("branch of a residual dropped")
-def _branch(graph: Graph) -> str | None:
-    return _drop(graph, -1, 1)
+graph_fault("first residual dropped")(lambda graph: _drop(graph, 0, 0))
+graph_fault("long skip dropped")(lambda graph: _drop(graph, -1, 0))
+graph_fault("branch of a residual dropped")(lambda graph: _drop(graph, -1, 1))
 
 
 @graph_fault("skip off by 1 %")
@@ -97,14 +87,8 @@ def _pad(graph: Graph, mode: str, steps: float) -> str | None:
     return name_of(node)
 
 
-@graph_fault("padding with one step instead of 0")
-def _pad_value(graph: Graph) -> str | None:
-    return _pad(graph, "constant", 1.0)
-
-
-@graph_fault("padding with the border's own values")
-def _pad_edge(graph: Graph) -> str | None:
-    return _pad(graph, "edge", 0.0)
+graph_fault("padding with one step instead of 0")(lambda graph: _pad(graph, "constant", 1.0))
+graph_fault("padding with the border's own values")(lambda graph: _pad(graph, "edge", 0.0))
 
 
 @graph_fault("pixel shuffle in the other order")
@@ -152,9 +136,7 @@ def _edit_taps(graph: Graph, keep: Any) -> str | None:
     return None
 
 
-@graph_fault("taps removed")
-def _no_taps(graph: Graph) -> str | None:
-    return _edit_taps(graph, lambda index, count: False)
+graph_fault("taps removed")(lambda graph: _edit_taps(graph, lambda index, count: False))
 
 
 @graph_fault("one tap removed, bounds a code too wide")

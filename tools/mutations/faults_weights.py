@@ -60,19 +60,9 @@ def _scales(graph: Graph, change: str) -> str | None:
     return name_of(layer)
 
 
-@graph_fault("weight scales by 1 ulp")
-def _scale_ulp(graph: Graph) -> str | None:
-    return _scales(graph, "ulp")
-
-
-@graph_fault("weight scales by 1 %")
-def _scale_percent(graph: Graph) -> str | None:
-    return _scales(graph, "percent")
-
-
-@graph_fault("two channels' scales swapped")
-def _swapped(graph: Graph) -> str | None:
-    return _scales(graph, "swap")
+graph_fault("weight scales by 1 ulp")(lambda graph: _scales(graph, "ulp"))
+graph_fault("weight scales by 1 %")(lambda graph: _scales(graph, "percent"))
+graph_fault("two channels' scales swapped")(lambda graph: _scales(graph, "swap"))
 
 
 def _bias(graph: Graph) -> tuple[onnx.NodeProto, int] | None:
@@ -141,11 +131,5 @@ def _float_layer(graph: Graph, *, last: bool) -> str | None:
     return name_of(layer)
 
 
-@graph_fault("float head: one weight by 1 %")
-def _head(graph: Graph) -> str | None:
-    return _float_layer(graph, last=False)
-
-
-@graph_fault("float tail: one weight by 1 %")
-def _tail(graph: Graph) -> str | None:
-    return _float_layer(graph, last=True)
+graph_fault("float head: one weight by 1 %")(lambda graph: _float_layer(graph, last=False))
+graph_fault("float tail: one weight by 1 %")(lambda graph: _float_layer(graph, last=True))

@@ -24,56 +24,36 @@ class Material:
     """Where everything lies; made by `make_material`, and not changed afterwards."""
 
     folder: Path
+    weights: Path
+    """Float weights of an EDSR x2."""
+    model: Path
+    """It in profile exact."""
+    bundle: Path
+    """The bundle of that, with golden outputs and without an engine."""
+    images: Path
+    """A folder of images."""
+    poster: Path
+    """An image whose result takes many writes."""
+    dataset: Path
+    """The images as a benchmark set with ground truth."""
+    clip: Path
+    """A video of `FRAMES` frames."""
+    frames: Path
+    """Two frames as y4m."""
+    recipe: Path
+    """A training run of a second or two."""
 
-    @property
-    def weights(self) -> Path:
-        """Float weights of an EDSR x2."""
-        return self.folder / "weights.pt"
 
-    @property
-    def model(self) -> Path:
-        """It in profile exact."""
-        return self.folder / "model.pt"
-
-    @property
-    def bundle(self) -> Path:
-        """The bundle of that, with golden outputs and without an engine."""
-        return self.folder / "bundle"
-
-    @property
-    def images(self) -> Path:
-        """A folder of images."""
-        return self.folder / "images"
-
-    @property
-    def poster(self) -> Path:
-        """An image whose result takes many writes."""
-        return self.folder / "poster.png"
-
-    @property
-    def dataset(self) -> Path:
-        """The images as a benchmark set with ground truth."""
-        return self.folder / "dataset"
-
-    @property
-    def clip(self) -> Path:
-        """A video of `FRAMES` frames."""
-        return self.folder / "clip.mp4"
-
-    @property
-    def frames(self) -> Path:
-        """Two frames as y4m."""
-        return self.folder / "frames.y4m"
-
-    @property
-    def recipe(self) -> Path:
-        """A training run of a second or two."""
-        return self.folder / "recipe.toml"
+_NAMES = (
+    *("weights.pt", "model.pt", "bundle", "images", "poster.png", "dataset"),
+    *("clip.mp4", "frames.y4m", "recipe.toml"),
+)
+"""Of what lies in the folder, in the order of the fields."""
 
 
 def make_material(folder: Path) -> Material:
     """Make all of it in processes of their own, so that this one stays without threads."""
-    made = Material(folder)
+    made = Material(folder, *(folder / name for name in _NAMES))
     folder.mkdir(parents=True, exist_ok=True)
     quantize = odm_deploy(
         *("quantize", made.weights, "--network", "edsr", "--scale", "2", "--bits", "4", "--profile", "exact"),
