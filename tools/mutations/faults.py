@@ -1,6 +1,6 @@
 """The list of faults. A fault is a function that changes a copy of a graph, or of a manifest, and says where.
 
-It returns None where a graph has no such place. Faults know QDQ graphs in general, not one dialect of them.
+It raises NoSuchPlaceError where a graph has no such place. Faults know QDQ graphs in general, not one dialect of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from mutations.graph import Graph
 
-GraphFault = Callable[[Graph], "str | None"]
-ManifestFault = Callable[[dict[str, Any]], "str | None"]
+GraphFault = Callable[[Graph], str]
+ManifestFault = Callable[[dict[str, Any]], str]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Fault:
     name: str
     """What is wrong, in a few words."""
     change: GraphFault | None = None
-    """Changes the graph in place and returns where, or None."""
+    """Changes the graph in place and returns where."""
     describe: ManifestFault | None = None
-    """Changes the manifest's document in place and returns where, or None."""
+    """Changes the manifest's document in place and returns where."""
 
 
 FAULTS: dict[str, Fault] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from mutations.faults import graph_fault, manifest_fault
-from mutations.graph import Graph, name_of
+from mutations.graph import Graph, NoSuchPlaceError, middle, name_of
 
 
 def _shifts(graph: Graph) -> list[tuple[onnx.NodeProto, int]]:
@@ -22,11 +22,9 @@ def _shifts(graph: Graph) -> list[tuple[onnx.NodeProto, int]]:
     return found
 
 
-def _shift(graph: Graph, which: int, amount: float) -> str | None:
+def _shift(graph: Graph, which: int, amount: float) -> str:
     found = _shifts(graph)
-    if not found:
-        return None
-    node, slot = found[which]
+    node, slot = middle(found[:1] if which == 0 else found[-1:])
     name = graph.own(node, slot)
     value = graph.value(name)
     value.flat[1] += np.float32(amount)
@@ -39,7 +37,7 @@ graph_fault("mean shift of one colour behind, by 0.1 grey levels")(lambda graph:
 
 
 @graph_fault("channels of the output in the other order")
-def _order(graph: Graph) -> str | None:
+def _order(graph: Graph) -> str:
     output = graph.model.graph.output[0]
     sizes = [size.dim_value for size in output.type.tensor_type.shape.dim]
     axis = sizes.index(3) if 3 in sizes else 1
@@ -59,40 +57,38 @@ def _last_casts(graph: Graph) -> list[onnx.NodeProto]:
 
 
 @graph_fault("bytes truncated, not rounded")
-def _truncated(graph: Graph) -> str | None:
+def _truncated(graph: Graph) -> str:
     casts = _last_casts(graph)
     rounding = [node for node in graph.nodes if node.op_type == "Round"]
     if not casts or not rounding:
-        return None
+        raise NoSuchPlaceError
     graph.bypass(rounding[-1], rounding[-1].input[0])
     return "the output"
 
 
 @graph_fault("no saturation to bytes")
-def _wrapping(graph: Graph) -> str | None:
-    casts = _last_casts(graph)
-    if not casts:
-        return None
+def _wrapping(graph: Graph) -> str:
+    cast = middle(_last_casts(graph))
     for node in [node for node in graph.nodes if node.op_type in ("Max", "Min", "Clip")][-2:]:
         graph.bypass(node, node.input[0])
     # Beyond a byte, casts of floats are undefined; over integers they wrap around, as a naive program's do.
-    graph.before(casts[0], 0, [("Cast", [], {"to": onnx.TensorProto.INT32})])
+    graph.before(cast, 0, [("Cast", [], {"to": onnx.TensorProto.INT32})])
     return "the output"
 
 
 @manifest_fault("tiles overlap by one pixel too few")
-def _radius(document: dict[str, Any]) -> str | None:
+def _radius(document: dict[str, Any]) -> str:
     if not document.get("receptive_radius_px"):
-        return None
+        raise NoSuchPlaceError
     document["receptive_radius_px"] -= 1
     return "receptive_radius_px"
 
 
 @manifest_fault("manifest: the other channel order")
-def _stated_order(document: dict[str, Any]) -> str | None:
+def _stated_order(document: dict[str, Any]) -> str:
     onnx_entry = document.get("onnx", {})
     for key in ("order", "channel_order"):
         if key in onnx_entry:
             onnx_entry[key] = "bgr" if onnx_entry[key] == "rgb" else "rgb"
             return key
-    return None
+    raise NoSuchPlaceError

@@ -6,15 +6,12 @@ import numpy as np
 import onnx
 
 from mutations.faults import graph_fault
-from mutations.graph import Graph, name_of
+from mutations.graph import Graph, NoSuchPlaceError, middle, name_of
 
 
-def _move_bounds(graph: Graph, lower: int, upper: int) -> str | None:
+def _move_bounds(graph: Graph, lower: int, upper: int) -> str:
     """Move the bounds of the middle quantizer that has any by so many codes."""
-    bounded = [quantizer for quantizer in graph.quantizers() if graph.bounds(quantizer)]
-    if not bounded:
-        return None
-    quantizer = bounded[len(bounded) // 2]
+    quantizer = middle([quantizer for quantizer in graph.quantizers() if graph.bounds(quantizer)])
     places = graph.bounds(quantizer)
     scale = graph.value(quantizer.input[1])
     for (node, slot), codes in zip((places[0], places[-1]), (lower, upper), strict=True):
@@ -27,7 +24,7 @@ def _move_bounds(graph: Graph, lower: int, upper: int) -> str | None:
 
 
 @graph_fault("bounds a code too wide")
-def widen_bounds(graph: Graph) -> str | None:
+def widen_bounds(graph: Graph) -> str:
     """Let codes be one beyond either end of the grid."""
     return _move_bounds(graph, -1, 1)
 
@@ -35,26 +32,21 @@ def widen_bounds(graph: Graph) -> str | None:
 graph_fault("bounds a code too narrow")(lambda graph: _move_bounds(graph, 1, -1))
 
 
-def _pair(graph: Graph) -> tuple[onnx.NodeProto, list[onnx.NodeProto]] | None:
+def _pair(graph: Graph) -> tuple[onnx.NodeProto, list[onnx.NodeProto]]:
     """The middle quantizer and what dequantizes its codes."""
     quantizer = graph.quantizer()
-    if quantizer is None:
-        return None
     readers = graph.readers(quantizer.output[0])
     # In graphs for CPUs, the codes' bounds come behind the quantizer.
     readers += [behind for node in readers if node.op_type == "Clip" for behind in graph.readers(node.output[0])]
     return quantizer, [node for node in readers if node.op_type == "DequantizeLinear"]
 
 
-def _change(graph: Graph, slot: int, change: float, *, ulps: bool = False, both: bool = True) -> str | None:
+def _change(graph: Graph, slot: int, change: float, *, ulps: bool = False, both: bool = True) -> str:
     """Scale (slot 1, by a factor or units in the last place) or zero point (slot 2, by adding), at Q and DQ or DQ."""
-    pair = _pair(graph)
-    if pair is None:
-        return None
-    quantizer, dequantizers = pair
+    quantizer, dequantizers = _pair(graph)
     for node in ([quantizer] if both else []) + dequantizers:
         if len(node.input) <= slot:
-            return None
+            raise NoSuchPlaceError
         name = graph.own(node, slot)
         value = graph.value(name)
         if ulps:
@@ -72,11 +64,9 @@ graph_fault("activation scale by 1 %")(lambda graph: _change(graph, 1, 1.01))
 graph_fault("activation scale by 1 %, at DQ")(lambda graph: _change(graph, 1, 1.01, both=False))
 
 
-def _round_first(graph: Graph, add: float) -> str | None:
+def _round_first(graph: Graph, add: float) -> str:
     """Let values be rounded to floor(x / s + add) before they are quantized."""
     quantizer = graph.quantizer()
-    if quantizer is None:
-        return None
     scale, half = quantizer.input[1], graph.new(np.float32(add))
     steps = [("Div", [scale], {}), ("Add", [half], {}), ("Floor", [], {}), ("Mul", [scale], {})]
     graph.before(quantizer, 0, steps)

@@ -10,7 +10,7 @@ import onnx
 
 from mutations.faults import graph_fault
 from mutations.faults_quantizers import widen_bounds
-from mutations.graph import Graph, name_of
+from mutations.graph import Graph, NoSuchPlaceError, middle, name_of
 
 _TAPS = "odm.taps"
 
@@ -21,11 +21,9 @@ def _residuals(graph: Graph) -> list[onnx.NodeProto]:
     return [node for node in graph.nodes if node.op_type == "Add" and not any(name in constants for name in node.input)]
 
 
-def _drop(graph: Graph, which: int, keep: int) -> str | None:
+def _drop(graph: Graph, which: int, keep: int) -> str:
     found = _residuals(graph)
-    if not found:
-        return None
-    node = found[which]
+    node = middle(found[:1] if which == 0 else found[-1:])
     graph.bypass(node, node.input[keep])
     return name_of(node)
 
@@ -36,19 +34,15 @@ graph_fault("branch of a residual dropped")(lambda graph: _drop(graph, -1, 1))
 
 
 @graph_fault("skip off by 1 %")
-def _skip(graph: Graph) -> str | None:
-    found = _residuals(graph)
-    if not found:
-        return None
-    graph.before(found[-1], 1, [("Mul", [graph.new(np.float32(1.01))], {})])
-    return name_of(found[-1])
+def _skip(graph: Graph) -> str:
+    node = middle(_residuals(graph)[-1:])
+    graph.before(node, 1, [("Mul", [graph.new(np.float32(1.01))], {})])
+    return name_of(node)
 
 
 @graph_fault("float fallback: one input not quantized")
-def _fallback(graph: Graph) -> str | None:
+def _fallback(graph: Graph) -> str:
     quantizer = graph.quantizer()
-    if quantizer is None:
-        return None
     readers = list(graph.readers(quantizer.output[0]))
     while readers:
         node = readers.pop()
@@ -60,7 +54,7 @@ def _fallback(graph: Graph) -> str | None:
     return name_of(quantizer)
 
 
-def _pad(graph: Graph, mode: str, steps: float) -> str | None:
+def _pad(graph: Graph, mode: str, steps: float) -> str:
     """Pad the middle quantized convolution's input in an operator of its own, by so many steps of its grid."""
     layers = [node for node in graph.nodes if node.op_type == "Conv" and graph.weight_quantizer(node) is not None]
     for node in layers[len(layers) // 2 :] + layers:
@@ -73,10 +67,7 @@ def _pad(graph: Graph, mode: str, steps: float) -> str | None:
             pads.ints[:] = [0] * len(pads.ints)
             return name_of(node)
     # A dialect that pads before it quantizes.
-    padding = [node for node in graph.nodes if node.op_type == "Pad"]
-    if not padding:
-        return None
-    node = padding[len(padding) // 2]
+    node = middle([node for node in graph.nodes if node.op_type == "Pad"])
     if mode == "constant":
         del node.input[2:]
         node.input.append(graph.new(np.float32(steps * graph.step_behind(node.output[0]))))
@@ -92,7 +83,7 @@ graph_fault("padding with the border's own values")(lambda graph: _pad(graph, "e
 
 
 @graph_fault("pixel shuffle in the other order")
-def _shuffle(graph: Graph) -> str | None:
+def _shuffle(graph: Graph) -> str:
     for node in graph.nodes:
         if node.op_type == "DepthToSpace":
             mode = next((each for each in node.attribute if each.name == "mode"), None)
@@ -101,29 +92,29 @@ def _shuffle(graph: Graph) -> str | None:
                 node.attribute.remove(mode)
             node.attribute.append(onnx.helper.make_attribute("mode", other))
             return name_of(node)
-    return None
+    raise NoSuchPlaceError
 
 
 @graph_fault("an activation function missing")
-def _no_activation(graph: Graph) -> str | None:
+def _no_activation(graph: Graph) -> str:
     for node in graph.nodes:
         if node.op_type in ("Relu", "PRelu", "LeakyRelu", "Gelu", "Erf"):
             graph.bypass(node, node.input[0])
             return name_of(node)
-    return None
+    raise NoSuchPlaceError
 
 
 @graph_fault("parts of a concatenation swapped")
-def _concat(graph: Graph) -> str | None:
+def _concat(graph: Graph) -> str:
     for node in graph.nodes:
         if node.op_type == "Concat" and len(node.input) > 1 and node.input[0] in graph.producers:
             # Parts of one size only: others would not even load.
             node.input[0], node.input[1] = node.input[1], node.input[0]
             return name_of(node)
-    return None
+    raise NoSuchPlaceError
 
 
-def _edit_taps(graph: Graph, keep: Any) -> str | None:
+def _edit_taps(graph: Graph, keep: Any) -> str:
     for entry in graph.model.metadata_props:
         if entry.key == _TAPS:
             taps = json.loads(entry.value)
@@ -133,13 +124,13 @@ def _edit_taps(graph: Graph, keep: Any) -> str | None:
             else:
                 graph.model.metadata_props.remove(entry)
             return "the metadata"
-    return None
+    raise NoSuchPlaceError
 
 
 graph_fault("taps removed")(lambda graph: _edit_taps(graph, lambda index, count: False))
 
 
 @graph_fault("one tap removed, bounds a code too wide")
-def _one_tap(graph: Graph) -> str | None:
-    where = widen_bounds(graph)
-    return None if where is None else _edit_taps(graph, lambda index, count: index != count // 2)
+def _one_tap(graph: Graph) -> str:
+    widen_bounds(graph)
+    return _edit_taps(graph, lambda index, count: index != count // 2)

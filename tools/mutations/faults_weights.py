@@ -6,21 +6,12 @@ import numpy as np
 import onnx
 
 from mutations.faults import graph_fault
-from mutations.graph import LAYERS, Graph, name_of
-
-
-def _quantized(graph: Graph) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    layer = graph.layer(quantized=True)
-    weights = graph.weight_quantizer(layer)
-    return None if layer is None or weights is None else (layer, weights)
+from mutations.graph import Graph, NoSuchPlaceError, middle, name_of
 
 
 @graph_fault("one weight code by one")
-def _code(graph: Graph) -> str | None:
-    found = _quantized(graph)
-    if found is None:
-        return None
-    layer, weights = found
+def _code(graph: Graph) -> str:
+    layer, weights = middle(graph.quantized_layers())
     codes = graph.value(weights.input[0])
     codes.flat[0] += 1 if codes.flat[0] <= 0 else -1
     graph.store(weights.input[0], codes)
@@ -28,28 +19,22 @@ def _code(graph: Graph) -> str | None:
 
 
 @graph_fault("least weight code of the last layer by one")
-def _quiet_code(graph: Graph) -> str | None:
+def _quiet_code(graph: Graph) -> str:
     """The least weight of the last quantized layer: what an image may not show."""
-    layers = [node for node in graph.nodes if node.op_type in LAYERS and graph.weight_quantizer(node) is not None]
-    weights = graph.weight_quantizer(layers[-1]) if layers else None
-    if weights is None:
-        return None
+    layer, weights = middle(graph.quantized_layers()[-1:])
     codes = graph.value(weights.input[0])
     place = int(np.abs(codes.astype(np.int16)).argmin())
     codes.flat[place] += 1 if codes.flat[place] <= 0 else -1
     graph.store(weights.input[0], codes)
-    return name_of(layers[-1])
+    return name_of(layer)
 
 
-def _scales(graph: Graph, change: str) -> str | None:
-    found = _quantized(graph)
-    if found is None:
-        return None
-    layer, weights = found
+def _scales(graph: Graph, change: str) -> str:
+    layer, weights = middle(graph.quantized_layers())
     scale = graph.value(weights.input[1])
     if change == "swap":
         if scale.size < 2 or scale[0] == scale[-1]:
-            return None
+            raise NoSuchPlaceError
         scale[[0, -1]] = scale[[-1, 0]]
     elif change == "ulp":
         scale = np.nextafter(scale, np.float32(np.inf))
@@ -65,64 +50,51 @@ graph_fault("weight scales by 1 %")(lambda graph: _scales(graph, "percent"))
 graph_fault("two channels' scales swapped")(lambda graph: _scales(graph, "swap"))
 
 
-def _bias(graph: Graph) -> tuple[onnx.NodeProto, int] | None:
-    """Where the middle quantized layer's bias stands: its own operand, or the addition behind a matrix product."""
-    found = _quantized(graph)
-    if found is None:
-        return None
-    layer = found[0]
+def _bias(graph: Graph) -> tuple[onnx.NodeProto, int]:
+    """Where the middle quantized layer's bias stands, if not all zeros: its operand, or behind a matrix product."""
+    layer, _ = middle(graph.quantized_layers())
     constants = graph.constants
-    if len(layer.input) > 2 and layer.input[2] in constants:
-        return layer, 2
+    places = [(layer, 2)] if len(layer.input) > 2 and layer.input[2] in constants else []
     for reader in graph.readers(layer.output[0]):
-        slots = [slot for slot, name in enumerate(reader.input) if name in constants]
-        if reader.op_type == "Add" and slots:
-            return reader, slots[0]
-    return None
+        if reader.op_type == "Add":
+            places += [(reader, slot) for slot, name in enumerate(reader.input) if name in constants]
+    if not places or not graph.value(places[0][0].input[places[0][1]]).any():
+        raise NoSuchPlaceError
+    return places[0]
 
 
 @graph_fault("bias missing")
-def _no_bias(graph: Graph) -> str | None:
+def _no_bias(graph: Graph) -> str:
     place = _bias(graph)
-    if place is None or not graph.value(place[0].input[place[1]]).any():
-        return None
     name = graph.own(*place)
     graph.store(name, np.zeros_like(graph.value(name)))
     return name_of(place[0])
 
 
 @graph_fault("bias of one channel by 1 %")
-def _bias_percent(graph: Graph) -> str | None:
+def _bias_percent(graph: Graph) -> str:
     place = _bias(graph)
-    if place is None:
-        return None
     name = graph.own(*place)
     bias = graph.value(name)
-    if not bias.any():
-        return None
     bias.flat[int(np.abs(bias).argmax())] *= np.float32(1.01)
     graph.store(name, bias)
     return name_of(place[0])
 
 
 @graph_fault("weights transposed")
-def _transposed(graph: Graph) -> str | None:
-    found = _quantized(graph)
-    if found is None:
-        return None
-    layer, weights = found
+def _transposed(graph: Graph) -> str:
+    layer, weights = middle(graph.quantized_layers())
     codes = graph.value(weights.input[0])
     if codes.shape[-1] != codes.shape[-2] or codes.shape[-1] == 1:
-        return None
+        raise NoSuchPlaceError
     graph.store(weights.input[0], np.ascontiguousarray(codes.swapaxes(-1, -2)))
     return name_of(layer)
 
 
-def _float_layer(graph: Graph, *, last: bool) -> str | None:
+def _float_layer(graph: Graph, *, last: bool) -> str:
     """One weight of the first or last float layer, by 1 % of the largest."""
-    layer = graph.layer(quantized=False, last=last)
-    if layer is None:
-        return None
+    found = graph.float_layers()
+    layer = middle(found[-1:] if last else found[:1])
     slot = next(slot for slot, name in enumerate(layer.input[:2]) if name in graph.constants)
     name = graph.own(layer, slot)
     weight = graph.value(name)

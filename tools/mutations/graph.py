@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,23 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+Place = TypeVar("Place")
+
 LAYERS = ("Conv", "Gemm", "MatMul")
 _BOUNDS = ("Max", "Min", "Clip")
 _WALK = 6
 """So many operators stand between a quantizer's source and its codes at most."""
+
+
+class NoSuchPlaceError(Exception):
+    """A graph or a manifest has no place for a fault."""
+
+
+def middle(found: Sequence[Place]) -> Place:
+    """The one in the middle. Raises NoSuchPlaceError where there is none."""
+    if not found:
+        raise NoSuchPlaceError
+    return found[len(found) // 2]
 
 
 class Graph:
@@ -43,10 +57,9 @@ class Graph:
         constants = self.constants
         return [node for node in self.nodes if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
 
-    def quantizer(self) -> onnx.NodeProto | None:
-        """The one in the middle of the graph."""
-        found = self.quantizers()
-        return found[len(found) // 2] if found else None
+    def quantizer(self) -> onnx.NodeProto:
+        """The one in the middle of the graph. Raises NoSuchPlaceError."""
+        return middle(self.quantizers())
 
     def bounds(self, quantizer: onnx.NodeProto) -> list[tuple[onnx.NodeProto, int]]:
         """Operators that bound a quantizer's values or codes, and which operand is the bound; lower bounds first."""
@@ -64,27 +77,22 @@ class Graph:
             found += [(each, slot) for slot, name in enumerate(each.input) if slot and name in constants]
         return sorted(found, key=lambda place: float(self.value(place[0].input[place[1]]).min()))
 
-    def layer(self, *, quantized: bool, last: bool = False) -> onnx.NodeProto | None:
-        """A convolution or product: the middle one of those quantized, or the first or last of those in float."""
+    def quantized_layers(self) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+        """Convolutions and products whose weights are codes, and the DequantizeLinear of these."""
+        pairs = [(node, self.weight_quantizer(node)) for node in self.nodes if node.op_type in LAYERS]
+        return [(layer, weights) for layer, weights in pairs if weights is not None]
+
+    def float_layers(self) -> list[onnx.NodeProto]:
+        """Those whose weights are floats."""
         constants = self.constants
-        weights = self.weight_quantizers()
-        if quantized:
-            found = [node for node in self.nodes if node.op_type in LAYERS and self.weight_quantizer(node) is not None]
-            return found[len(found) // 2] if found and weights else None
-        found = [
+        return [
             node for node in self.nodes if node.op_type in LAYERS and any(name in constants for name in node.input[:2])
         ]
-        return (found[-1] if last else found[0]) if found else None
 
-    def weight_quantizers(self) -> list[onnx.NodeProto]:
-        """The DequantizeLinear nodes of stored weights."""
-        constants = self.constants
-        return [node for node in self.nodes if node.op_type == "DequantizeLinear" and node.input[0] in constants]
-
-    def weight_quantizer(self, layer: onnx.NodeProto | None) -> onnx.NodeProto | None:
+    def weight_quantizer(self, layer: onnx.NodeProto) -> onnx.NodeProto | None:
         """The DequantizeLinear of a layer's weights, through a transpose if there is one."""
         producers, constants = self.producers, self.constants
-        for name in layer.input[:2] if layer is not None else ():
+        for name in layer.input[:2]:
             node = producers.get(name)
             while node is not None and node.op_type == "Transpose":
                 node = producers.get(node.input[0])

@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from mutations.faults import Fault
-from mutations.graph import Graph
+from mutations.graph import Graph, NoSuchPlaceError
 from odm_deploy.building.bundle_coverage import bundle_coverage
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.manifest import ONNX_FILE
@@ -113,8 +113,9 @@ def judge(fault: Fault, sound: Sound) -> Verdict | None:
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         bundle = Path(folder) / "bundle"
         shutil.copytree(sound.bundle, bundle)
-        where = plant(fault, bundle, sound.graph)
-        if where is None:
+        try:
+            where = plant(fault, bundle, sound.graph)
+        except NoSuchPlaceError:
             return None
         verdict = Verdict(where, explained=sound.explained)
         verdict.values = sum(picture.size for picture in sound.pictures)
@@ -131,8 +132,12 @@ def judge(fault: Fault, sound: Sound) -> Verdict | None:
         return verdict
 
 
-def plant(fault: Fault, bundle: Path, graph: str = ONNX_FILE) -> str | None:
-    """Change a bundle's graph or manifest as a faulty export would have written it; returns where, or None."""
+def plant(fault: Fault, bundle: Path, graph: str = ONNX_FILE) -> str:
+    """Change a bundle's graph or manifest as a faulty export would have written it; returns where.
+
+    Raises:
+        NoSuchPlaceError: there is no place for it; nothing is changed.
+    """
     manifest = bundle / "manifest.json"
     document = json.loads(manifest.read_text())
     path, entry = bundle / graph, "onnx" if graph == ONNX_FILE else "cpu_onnx"
@@ -145,10 +150,9 @@ def plant(fault: Fault, bundle: Path, graph: str = ONNX_FILE) -> str | None:
         assert fault.change is not None
         model = onnx.load(path)
         where = fault.change(Graph(model))
-        if where is not None:
-            path.write_bytes(model.SerializeToString(deterministic=True))
-            document[entry]["sha256"] = file_sha256(path)
-            _rewrite_golden(bundle, model, entry)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        document[entry]["sha256"] = file_sha256(path)
+        _rewrite_golden(bundle, model, entry)
     manifest.write_text(json.dumps(document))
     return where
 
