@@ -76,10 +76,7 @@ class Tally:
 def command(minutes: float, clients: int, rate: float | None, bundle: Path | None) -> None:
     """Let them at it, and print what happened."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        if bundle is None:
-            bundle = Path(folder) / "bundle"
-            export = [sys.executable, "-m", "odm_deploy", "export", str(DEMO), "-o", str(bundle), "--no-engine"]
-            subprocess.run(export, check=True)
+        bundle = bundle or exported(Path(folder))
         log = Path(folder) / "log"
         serve = [sys.executable, "-m", "odm_deploy", "serve", "--model", str(bundle), "--port", "0"]
         with log.open("wb") as stream, subprocess.Popen(serve, stderr=stream, stdout=stream) as server:
@@ -106,6 +103,13 @@ def command(minutes: float, clients: int, rate: float | None, bundle: Path | Non
     click.echo(f"log: {len(said)} bytes")
     click.echo("\n".join(problems[:20]))
     sys.exit(1 if problems else 0)
+
+
+def exported(folder: Path) -> Path:
+    """The demo's bundle, written into a folder."""
+    export = [sys.executable, "-m", "odm_deploy", "export", str(DEMO), "-o", str(folder / "bundle"), "--no-engine"]
+    subprocess.run(export, check=True)
+    return folder / "bundle"
 
 
 def _port_of(server: subprocess.Popen[bytes], log: Path) -> int:
@@ -135,7 +139,7 @@ def _soak(
         if server.poll() is not None:
             tally.note("server", f"it ended with {server.returncode}")
             break
-        sizes.append(_resident_mib(server.pid))
+        sizes.append(resident_mib(server.pid))
         time.sleep(1)
     for thread in threads:
         thread.join()
@@ -163,9 +167,13 @@ class _Images:
         return cls(good.getvalue(), oversize.getvalue())
 
 
-def _resident_mib(process: int) -> int:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+def resident_mib(process: int) -> int:
+    """What a process has in memory; 0 where it has just ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+    except (OSError, IndexError):
+        return 0
 
 
 def _post(port: int, body: bytes, path: str = "/upscale") -> tuple[int, bytes]:

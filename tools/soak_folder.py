@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
-from soak import DEMO, GROWTH_MIB, SIZE
+from soak import GROWTH_MIB, SIZE, exported, resident_mib
 from toolbox import COMMAND
 
 from odm_deploy.terminal import run
@@ -35,16 +35,13 @@ def command(frames: int, bundle: Path | None) -> None:
     """Upscale them, and print what happened."""
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         folder = Path(scratch)
-        if bundle is None:
-            bundle = folder / "bundle"
-            export = [sys.executable, "-m", "odm_deploy", "export", str(DEMO), "-o", str(bundle), "--no-engine"]
-            subprocess.run(export, check=True)
+        bundle = bundle or exported(folder)
         _draw(folder / "frames", frames)
         upscale = [sys.executable, "-m", "odm_deploy", "upscale", str(folder / "frames"), str(folder / "large")]
         started, sizes = time.monotonic(), list[int]()
         with subprocess.Popen([*upscale, "--model", str(bundle)], stderr=subprocess.DEVNULL) as running:
             while running.poll() is None:
-                sizes.append(_resident_mib(running.pid))
+                sizes.append(resident_mib(running.pid))
                 time.sleep(1 / _SAMPLES_A_SECOND)
         seconds = time.monotonic() - started
         problems = [f"it ended with {running.returncode}"] if running.returncode else []
@@ -82,15 +79,6 @@ def _wrong(folder: Path, frames: int) -> list[str]:
         if first.setdefault(index % PICTURES, found) != found:
             problems.append(f"{path.name} is another picture than before")
     return problems
-
-
-def _resident_mib(process: int) -> int:
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) >> 10
-    except (OSError, IndexError):
-        # It has just ended.
-        return 0
 
 
 if __name__ == "__main__":
