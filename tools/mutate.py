@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 from mutations.faults import all_faults
-from mutations.judging import Sound, Verdict, judge, judge_sound, to_dict
+from mutations.judging import Sound, Verdict, claim_another_version, judge, judge_sound, to_dict
 from mutations.subjects import PROFILES, PUBLIC, RUNTIMES, SIZES, all_subjects
 from toolbox import COMMAND, markdown_table, read_json, write_json
 
@@ -42,6 +42,7 @@ CRASHED = "the process crashed"
 @click.option(
     "--inspect/--no-inspect", "inspecting", default=True, help="Also build each mutant with TensorRT for RTX."
 )
+@click.option("--foreign", is_flag=True, help="Let each graph say that another version wrote it, with a node more.")
 @click.option("--minutes", type=float, help="Stop after so long.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file that verdicts are kept in and resumed from.")
 def command(
@@ -51,6 +52,7 @@ def command(
     only: str,
     wanted: str,
     inspecting: bool,
+    foreign: bool,
     minutes: float | None,
     out: Path | None,
 ) -> None:
@@ -64,16 +66,16 @@ def command(
     if not subjects or not faults:
         raise UsageError("nothing to plant", why=f"no bundle is called {only!r} or no fault {wanted!r}")
     for subject in subjects:
+        name = f"{subject.name}, of another version" if foreign else subject.name
         todo = [
-            (runtime, fault)
-            for runtime in runtimes
-            for fault in faults
-            if f"{subject.name}|{runtime}|{fault}" not in verdicts
+            (runtime, fault) for runtime in runtimes for fault in faults if f"{name}|{runtime}|{fault}" not in verdicts
         ]
         if not todo or time.monotonic() > deadline:
             continue
         with tempfile.TemporaryDirectory(prefix="subject-") as folder:
             bundle = subject.write(Path(folder))
+            if foreign:
+                claim_another_version(bundle, subject.graph)
             sounds: dict[str, Sound] = {}
             for runtime, fault in todo:
                 if time.monotonic() > deadline:
@@ -83,10 +85,10 @@ def command(
                     builds = inspecting and runtime == runtimes[0]
                     images = Path(folder) / "images"
                     sounds[runtime] = judge_sound(bundle, images, runtime, inspecting=builds, graph=subject.graph)
-                verdicts[f"{subject.name}|{runtime}|{fault}"] = pool.judge(fault, sounds[runtime])
+                verdicts[f"{name}|{runtime}|{fault}"] = pool.judge(fault, sounds[runtime])
                 if out is not None:
                     write_json(out, verdicts)
-        click.echo(f"{subject.name}: {len(todo)} mutants", err=True)
+        click.echo(f"{name}: {len(todo)} mutants", err=True)
     pool.close()
     chosen = {key: verdict for key, verdict in verdicts.items() if verdict}
     click.echo(to_markdown(chosen))

@@ -60,9 +60,18 @@ def differences_in_constants(
     result.constants += (
         f"{name} is nowhere in the graph"
         for name, value in missing.items()
-        if known.of(name) and value.size > 1 and len(np.unique(value)) > 1 and not contents & known.of(name)
+        if known.of(name) and _is_needed(name, value) and not contents & known.of(name)
     )
     return result
+
+
+def _is_needed(name: str, value: Array) -> bool:
+    """Whether a layer's number has to be there in any wiring: scales, and what is more than one value over and over.
+
+    Bounds, borders and zeros stand where one runtime or another wants them.
+    """
+    _, values, _ = _content(value)
+    return _role(name).endswith(".scale") or values > 1
 
 
 class _Known:
@@ -71,7 +80,7 @@ class _Known:
     def __init__(self, model: QuantizedModel, graphs: Sequence[ModelProto]) -> None:
         self._by_name: dict[str, set[Content]] = {}
         self.all: set[Content] = set()
-        layers = {name.rpartition(".")[0] for name, _ in self._of_checkpoint(model)}
+        layers = {*(name.rpartition(".")[0] for name, _ in self._of_checkpoint(model)), *model.signals}
         for name, value in self._of_checkpoint(model):
             self._add(name, value)
         for name, value in (item for graph in graphs for item in _reached(graph).items()):

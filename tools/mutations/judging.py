@@ -157,6 +157,22 @@ def plant(fault: Fault, bundle: Path, graph: str = ONNX_FILE) -> str:
     return where
 
 
+def claim_another_version(bundle: Path, graph: str = ONNX_FILE) -> None:
+    """Let a bundle say that another version wrote its graph, and wire that otherwise: with one node more."""
+    plant(Fault("a node more", change=_one_node_more), bundle, graph)
+    manifest = bundle / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["onnx" if graph == ONNX_FILE else "cpu_onnx"]["written_by"] = "odm-deploy 0.0.0"
+    manifest.write_text(json.dumps(document))
+
+
+def _one_node_more(graph: Graph) -> str:
+    output = graph.model.graph.output[0].name
+    graph.producers[output].output[:] = [f"{output}.before"]
+    graph.nodes.append(onnx.helper.make_node("Identity", [f"{output}.before"], [output]))
+    return output
+
+
 def _rewrite_golden(bundle: Path, model: onnx.ModelProto, entry: str) -> None:
     golden = Bundle.open(bundle).golden
     if golden is not None:

@@ -138,6 +138,20 @@ def test_a_bias_that_is_gone_is_a_fault(target):
     assert constants(model, graph, target) == [f"{bias} is nowhere in the graph"]
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("ending", [".scale_x", ".scale_w"])
+def test_a_scale_that_is_computed_is_a_fault(ending, target):
+    model = tiny_model()
+    graph = lowered(model, target=target)
+    scale = next(each for each in graph.graph.initializer if each.name.endswith(ending))
+    shape = numpy_helper.from_array(np.array(scale.dims, np.int64), "shape")
+    value = numpy_helper.from_array(numpy_helper.to_array(scale).reshape(-1)[:1] * np.float32(1.0000001))
+    graph.graph.node.insert(0, helper.make_node("ConstantOfShape", ["shape"], [scale.name], value=value))
+    graph.graph.initializer.remove(scale)
+    graph.graph.initializer.append(shape)
+    assert f"{scale.name} is nowhere in the graph" in constants(model, graph, target)
+
+
 def test_layers_with_each_others_weights_are_a_fault():
     model = tiny_model()
     graph = lowered(model)
