@@ -30,6 +30,7 @@ import click
 import numpy as np
 from PIL import Image
 from toolbox import COMMAND, ROOT
+from torture.forked import resident_bytes
 
 from odm_deploy.terminal import run
 
@@ -139,7 +140,7 @@ def _soak(
         if server.poll() is not None:
             tally.note("server", f"it ended with {server.returncode}")
             break
-        sizes.append(resident_mib(server.pid))
+        sizes.append(resident_bytes(server.pid) >> 20)
         time.sleep(1)
     for thread in threads:
         thread.join()
@@ -165,15 +166,6 @@ class _Images:
         Image.fromarray(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(good, "png")
         Image.new("1", (4000, 4000)).save(oversize, "png")
         return cls(good.getvalue(), oversize.getvalue())
-
-
-def resident_mib(process: int) -> int:
-    """What a process has in memory; 0 where it has just ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) >> 10
-    except (OSError, IndexError):
-        return 0
 
 
 def _post(port: int, body: bytes, path: str = "/upscale") -> tuple[int, bytes]:

@@ -18,8 +18,9 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
-from soak import GROWTH_MIB, SIZE, exported, resident_mib
+from soak import GROWTH_MIB, SIZE, exported
 from toolbox import COMMAND
+from torture.forked import resident_bytes
 
 from odm_deploy.terminal import run
 
@@ -41,7 +42,7 @@ def command(frames: int, bundle: Path | None) -> None:
         started, sizes = time.monotonic(), list[int]()
         with subprocess.Popen([*upscale, "--model", str(bundle)], stderr=subprocess.DEVNULL) as running:
             while running.poll() is None:
-                sizes.append(resident_mib(running.pid))
+                sizes.append(resident_bytes(running.pid) >> 20)
                 time.sleep(1 / _SAMPLES_A_SECOND)
         seconds = time.monotonic() - started
         problems = [f"it ended with {running.returncode}"] if running.returncode else []

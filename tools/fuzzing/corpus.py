@@ -34,7 +34,6 @@ def make_corpus() -> None:
     import torch
     from PIL import Image
 
-    from odm_deploy.bundle.plan_header import PlanHeader
     from odm_deploy.checkpoint import save_model
     from odm_deploy.export import write_bundle
     from odm_deploy.lowering.lower import LoweringOptions
@@ -43,7 +42,6 @@ def make_corpus() -> None:
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import calibrate
 
-    assert PlanHeader
     torch.manual_seed(0)
     network = build_network("edsr", {"scale": 2, "features": 4, "blocks": 1}).eval()
     rng = np.random.default_rng(0)
