@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TypeProto, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.constants import evaluate
 from odm_deploy.graphs.input_shapes import InputShapes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -115,11 +115,7 @@ def _evaluate(node: NodeProto, known: dict[str, NDArray[Any]], shapes: Shapes) -
         return None
     if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
         return None
-    try:
-        results: Any = ReferenceEvaluator(node).run(None, {name: known[name] for name in inputs})
-    except Exception:  # an operator the reference lacks costs a shape, nothing more
-        return None
-    arrays = [np.asarray(result) for result in results]
-    if any(array.dtype.kind not in "iub" or array.size > _MAX_SIZE for array in arrays):
+    arrays = evaluate(node, {name: known[name] for name in inputs})
+    if arrays is None or any(array.dtype.kind not in "iub" or array.size > _MAX_SIZE for array in arrays):
         return None
     return dict(zip(node.output, arrays, strict=False))
