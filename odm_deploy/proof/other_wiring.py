@@ -71,7 +71,7 @@ def _is_needed(name: str, value: Array) -> bool:
     Bounds, borders and zeros stand where one runtime or another wants them.
     """
     _, values, _ = _content(value)
-    return _role(name).endswith(".scale") or values > 1
+    return _role(name).endswith((".scale", ".scale_x")) or values > 1
 
 
 class _Known:
@@ -103,9 +103,10 @@ class _Known:
 
 
 def _role(name: str) -> str:
-    """`body.0.codes` of body.0.codes_moved: which number of which layer."""
+    """`body.0.codes` of body.0.codes_moved: which number of which layer. Names with _x are of a quantizer."""
     layer, _, what = name.rpartition(".")
-    return f"{layer}.{what.partition('_')[0]}"
+    kind = what.partition("_")[0]
+    return f"{layer}.{kind}_x" if "_x" in what else f"{layer}.{kind}"
 
 
 def _content(value: Array) -> Content:
