@@ -20,7 +20,7 @@ from odm_deploy.imaging.resize import downscale
 MOST_HELD_BACK = 8
 CROP_PX = 256
 """Largest height and width of an input, where nothing else is said."""
-REFINED_CROP_PX = 128
+REFINED_CROP_PX = 64
 """The same for power-of-two grids: there are few, and they are refined by what they do to the output."""
 
 

@@ -39,7 +39,7 @@ PART_PX = 48
 REFINED_ON = 8
 """Parts that decide between neighbouring power-of-two grids."""
 REFINED_PX = 32
-"""Height and width of what is taken of each: there are a hundred grids to try."""
+"""Height and width of a part for those: there are a hundred grids to try."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def calibrate(
     elif settings.exact_sums:
         network.round_float_edges()
     plan, pixels = SignalPlan(), None
-    images, parts = _with_parts(images)
+    images, parts = _with_parts(images, REFINED_PX if policy.power_of_two else PART_PX)
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
@@ -168,8 +168,7 @@ def calibrate(
         layers[first] = dataclasses.replace(layers[first], grid=network.pixel_grid)
         if settings.method is RangeMethod.MSE:
             rough = freeze(network, layers, signals=signals)
-            small = [_middle(part, REFINED_PX) for part in parts[:REFINED_ON]]
-            refine_grids(rough, network, small, partial(track, stage="refining grids"))
+            refine_grids(rough, network, parts[:REFINED_ON], partial(track, stage="refining grids"))
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         alone = {name: layer for name, layer in layers.items() if name not in shared and layer.grid is not pixels}
@@ -236,11 +235,11 @@ def _fit_inputs(
     return fitted
 
 
-def _with_parts(images: Iterable[Tensor]) -> tuple[Iterator[Tensor], list[Tensor]]:
-    """The images, and the middle of the first few of them."""
+def _with_parts(images: Iterable[Tensor], size: int) -> tuple[Iterator[Tensor], list[Tensor]]:
+    """The images, and the middle of the first few of them, at most `size` pixels high and wide."""
     coming = iter(images)
     first = list(itertools.islice(coming, PARTS))
-    return itertools.chain(first, coming), [_middle(image, PART_PX).clone() for image in first]
+    return itertools.chain(first, coming), [_middle(image, size).clone() for image in first]
 
 
 def _middle(image: Tensor, size: int) -> Tensor:
