@@ -37,7 +37,7 @@ tuning_options = group(
         "--most-float",
         "most_float_percent",
         type=click.FloatRange(0, 100),
-        default=15,
+        default=30,
         show_default=True,
         metavar="PERCENT",
         help="At 8 bits and without a goal: so much of the work may stay float where more than 0.015 dB would be lost "

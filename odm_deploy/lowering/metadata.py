@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from odm_deploy.errors import InputError
 
@@ -35,8 +35,8 @@ class Tap:
     """What to add to those integers to get the grid's codes 0 .. 2^bits - 1."""
     zero_code: int
     """The grid's code of a padded zero."""
-    padding: int = 0
-    """Border, in pixels on each side, that the quantizer adds around the source."""
+    padding: tuple[int, int] = (0, 0)
+    """Border that the quantizer adds around the source: pixels above and below, and at both sides."""
     block: int = 1
     """Block size of a pixel shuffle that the quantizer stands in front of, and the model behind: source and codes are
     still to be shuffled (DepthToSpace, CRD)."""
@@ -66,15 +66,27 @@ def write_taps(metadata: dict[str, str], taps: Iterable[Tap]) -> None:
 
 
 def _plain(tap: Tap) -> dict[str, object]:
-    """A tap's keys; those of newer versions only where they say something."""
-    return {key: value for key, value in asdict(tap).items() if key not in _NEWER or value != _NEWER[key]}
+    """A tap's keys; those of newer versions only where they say something, and a padding that is even as one number."""
+    rows, columns = tap.padding
+    plain = asdict(tap) | {"padding": rows if rows == columns else [rows, columns]}
+    return {key: value for key, value in plain.items() if key not in _NEWER or value != _NEWER[key]}
+
+
+def _tap(plain: Any) -> Tap:
+    """What `_plain` made keys of. Raises TypeError where a value is of another kind than its field's."""
+    padding = plain.get("padding", 0)
+    values: dict[str, Any] = {
+        **plain,
+        "padding": tuple(padding) if isinstance(padding, list) else (padding, padding),
+    }
+    return _checked(Tap(**values))
 
 
 def change_taps(metadata: dict[str, str], change: Callable[[Tap], Tap]) -> list[Tap]:
     """Follow a pass that changed what taps say; returns them."""
     if _TAPS not in metadata:
         return []
-    taps = [change(Tap(**plain)) for plain in json.loads(metadata[_TAPS])]
+    taps = [change(_tap(plain)) for plain in json.loads(metadata[_TAPS])]
     write_taps(metadata, taps)
     return taps
 
@@ -93,8 +105,8 @@ def read_taps(model: onnx.ModelProto) -> list[Tap]:
     for entry in model.metadata_props:
         if entry.key == _TAPS:
             try:
-                return [_checked(Tap(**plain)) for plain in json.loads(entry.value)]
-            except (ValueError, TypeError) as error:
+                return [_tap(plain) for plain in json.loads(entry.value)]
+            except (ValueError, TypeError, AttributeError) as error:
                 raise InputError("the model's metadata is damaged", why=f"{_TAPS}: {error}") from None
     return []
 
@@ -104,10 +116,13 @@ def _checked(tap: Tap) -> Tap:
     for name in ("layer", "source", "codes", "same_as"):
         if not isinstance(getattr(tap, name), str):
             raise TypeError(f"{name} is {getattr(tap, name)!r:.100}")
-    for name, least in (("code_offset", None), ("zero_code", None), ("padding", 0), ("block", 1), ("by_pixel", 1)):
+    for name, least in (("code_offset", None), ("zero_code", None), ("block", 1), ("by_pixel", 1)):
         value = getattr(tap, name)
         if not isinstance(value, int) or (least is not None and value < least):
             raise TypeError(f"{name} is {value!r:.100}")
+    sides: tuple[Any, ...] = tap.padding
+    if len(sides) != 2 or not all(isinstance(each, int) and each >= 0 for each in sides):
+        raise TypeError(f"padding is {tap.padding!r:.100}")
     return tap
 
 

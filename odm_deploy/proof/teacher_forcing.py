@@ -128,9 +128,9 @@ def feeds_for(
 
 def bordered(tap: Tap, array: NDArray[_T], value: float) -> NDArray[_T]:
     """A quantizer's values, [N, C, H, W], with the border that it adds to them, filled with `value`."""
-    if not tap.padding:
+    if not any(tap.padding):
         return array
-    return np.pad(array, [(0, 0), (0, 0), (tap.padding,) * 2, (tap.padding,) * 2], constant_values=value)
+    return np.pad(array, [(0, 0), (0, 0), *((each, each) for each in tap.padding)], constant_values=value)
 
 
 def code_type(model: onnx.ModelProto, codes: str) -> int:
@@ -187,7 +187,8 @@ def all_codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:
 def codes_from(tap: Tap, output: NDArray[np.integer]) -> NDArray[np.int16]:
     """The same without the border."""
     codes = all_codes_from(tap, output)
-    return codes[..., tap.padding : -tap.padding, tap.padding : -tap.padding] if tap.padding else codes
+    (rows, columns), (height, width) = tap.padding, codes.shape[-2:]
+    return codes[..., rows : height - rows, columns : width - columns]
 
 
 def forced_engine_opener(

@@ -68,7 +68,7 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
     grid, layer = markers.grid_of(marker), markers.layer_of(marker)
     source = marker.inputs[0]
     assert source is not None and source.name is not None
-    x, padding = source, 0
+    x, padding = source, (0, 0)
     if _fits_int8(grid):
         offset = grid.zero_point
     else:
@@ -78,8 +78,8 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
             raise InputError(f"cannot lower {layer}", why="its quantized input feeds several operators")
         center = center_of(grid)
         padding = _take_padding(consumer)
-        if padding:
-            pads = editor.constant(f"{layer}.pads", [0, 0, padding, padding] * 2, np.int64)
+        if any(padding):
+            pads = editor.constant(f"{layer}.pads", [0, 0, *padding] * 2, np.int64)
             x = editor.node_before(marker, "Pad", [x, pads], f"{layer}.padded")
         x = _centered(editor, marker, layer, grid, x)
         shift_bias(editor, layer, consumer, center)
@@ -146,12 +146,13 @@ def _quantize(
     return codes, levels
 
 
-def _take_padding(consumer: ir.Node) -> int:
-    """Set a convolution's padding to zero and return what it was; 0 for a matrix product."""
-    if consumer.op_type != "Conv":
-        return 0
-    pads = list(consumer.attributes["pads"].as_ints()) if "pads" in consumer.attributes else [0]
-    if len(set(pads)) != 1:
+def _take_padding(consumer: ir.Node) -> tuple[int, int]:
+    """Set a convolution's padding to zero and return what it was, rows and columns; none for a matrix product."""
+    if consumer.op_type != "Conv" or "pads" not in consumer.attributes:
+        return 0, 0
+    pads = list(consumer.attributes["pads"].as_ints())
+    top, left, bottom, right = pads
+    if (top, left) != (bottom, right):
         raise InputError(f"cannot lower {consumer.name}", why=f"its padding {pads} differs from side to side")
     consumer.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
-    return pads[0]
+    return top, left

@@ -11,7 +11,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.lowering.metadata import Tap, read_taps, rename_source, write_taps
 from tests.factories import lowered, model_of_all_kinds, tiny_model
 
-TAPS = [Tap("a", "input", "a.codes", 3, 3), Tap("b", "x", "b.codes", 128, 0, padding=1)]
+TAPS = [Tap("a", "input", "a.codes", 3, 3), Tap("b", "x", "b.codes", 128, 0, padding=(1, 2))]
 
 
 def with_metadata(metadata):
@@ -57,7 +57,7 @@ def test_every_layer_of_a_lowered_graph_is_tapped_with_its_offsets():
         assert tap.code_offset == (grid.code_half if shifted else grid.zero_point)
         assert tap.zero_code == grid.zero_point
         # Free grids are padded in the network, before the quantizer; unshifted ones in the convolution.
-        assert tap.padding == (1 if shifted and not grid.is_free else 0)
+        assert tap.padding == ((1, 1) if shifted and not grid.is_free else (0, 0))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

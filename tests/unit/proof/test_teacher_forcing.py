@@ -57,7 +57,7 @@ def test_sources_of_half_precision_graphs_are_given_in_half_precision():
 
 
 def test_given_codes_are_shifted_and_padded_like_the_quantizers():
-    tap = Tap("layer", "x", "codes", code_offset=128, zero_code=3, padding=1)
+    tap = Tap("layer", "x", "codes", code_offset=128, zero_code=3, padding=(1, 1))
     proto = lowered(tiny_model())
     forced = force_by_teacher(proto)
     forced = type(forced)(forced.model, [tap], {"x": "float16"})
