@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
@@ -32,7 +33,6 @@ from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.signals import attach, replace_layer
 from odm_deploy.tuning.examples import Examples, batch_size
-from odm_deploy.tuning.gradients import differentiable
 from odm_deploy.tuning.learnable_layers import LearnableLayer, PassingSignal
 from odm_deploy.tuning.unfinished import Unfinished
 
@@ -142,7 +142,6 @@ class _Run:
         self.optimizer = torch.optim.Adam(_groups(self.layers.values()), eps=1e-8)
         self.losses: list[float] = []
         self._examples = Examples(images, batch_size(network), seed)
-        self._context = differentiable(self.teacher, Examples(images, 1, seed).draw())
         self._seconds = 0.0
         """Of training before this run."""
 
@@ -202,20 +201,21 @@ class _Run:
         low = self._examples.draw()
         with torch.no_grad():
             expected = self.teacher(low)
-        with self._context():
-            loss = F.l1_loss(self.student(low), expected)
-        value = loss.item()
-        if not math.isfinite(value):
-            after = counted(len(self.losses), "step")
-            raise InputError("fine-tuning diverged", why=f"the loss is {value} after {after}")
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            loss.backward()
-        except RuntimeError as error:
-            raise InputError(
-                f"no gradients pass through {self.teacher.title}, so it cannot be fine-tuned",
-                why=str(error).splitlines()[0][:200],
-            ) from error
+        # Other people's code overwrites, as by `x *= y`, what gradients need.
+        with allow_mutation_on_saved_tensors():
+            loss = F.l1_loss(self.student(low), expected)
+            value = loss.item()
+            if not math.isfinite(value):
+                after = counted(len(self.losses), "step")
+                raise InputError("fine-tuning diverged", why=f"the loss is {value} after {after}")
+            try:
+                loss.backward()
+            except RuntimeError as error:
+                raise InputError(
+                    f"no gradients pass through {self.teacher.title}, so it cannot be fine-tuned",
+                    why=str(error).splitlines()[0][:200],
+                ) from error
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * 0.5 * (1.0 + math.cos(math.pi * used))
         self.optimizer.step()

@@ -18,12 +18,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from odm_deploy.accounting import count_macs
 from odm_deploy.errors import InputError
@@ -33,7 +34,6 @@ from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.signals import with_signals
-from odm_deploy.tuning.gradients import differentiable
 
 PART_PX = 48
 """Height and width of a part: more than the reach of most layers, and a multiple of what window attention needs."""
@@ -89,10 +89,12 @@ def layer_sensitivities(
     network = float_form(network, model).eval().requires_grad_(False)
     squares = dict.fromkeys(layers, 0.0)
     signs = torch.Generator().manual_seed(0)
-    context = differentiable(network, chosen[0])
     try:
         for part in track(chosen, len(chosen), "sensitivity of the layers"):
-            for name, square in _squares(network, layers, part, probes, signs, context).items():
+            # Other people's code overwrites, as by `x *= y`, what gradients need.
+            with allow_mutation_on_saved_tensors():
+                found = _squares(network, layers, part, probes, signs)
+            for name, square in found.items():
                 squares[name] += square / len(chosen)
     except RuntimeError as error:
         raise InputError(
@@ -163,7 +165,6 @@ def _squares(
     part: Tensor,
     probes: int,
     signs: torch.Generator,
-    context: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, float]:
     """Mean of (v^T J_i d_i)^2 over the probes, divided by the values of the output, for each layer on one part."""
     # What quantization changes in each run of a layer, and a zero added there whose gradient is v^T J_i.
@@ -185,8 +186,7 @@ def _squares(
     with ExitStack() as hooks, torch.enable_grad():
         for name, layer in layers.items():
             hooks.enter_context(modules[name].register_forward_hook(watched_by(name, layer)))
-        with context():
-            output = network(part).clamp(0.0, 255.0)
+        output = network(part).clamp(0.0, 255.0)
     squares = dict.fromkeys(layers, 0.0)
     for probe in range(probes):
         sign = torch.randint(0, 2, output.shape, generator=signs).to(output.dtype) * 2 - 1

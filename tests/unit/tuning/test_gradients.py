@@ -1,8 +1,6 @@
-"""Networks whose code computes in place are ranked and trained as those that do not, where that is the same."""
+"""Networks whose code computes in place are ranked and trained as those that do not."""
 
 from __future__ import annotations
-
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.tuning.finetuning import Budget, fine_tune
 from odm_deploy.tuning.goals import Goal
-from odm_deploy.tuning.gradients import differentiable
 from odm_deploy.tuning.held_back import HeldBack, Sample
 from odm_deploy.tuning.sensitivity import layer_sensitivities
 from odm_deploy.tuning.tune import tune
@@ -48,13 +45,30 @@ class InPlace(Gated):
 
 
 class Held(Gated):
-    """Another name for what is overwritten: out of place it would keep the old value."""
+    """Another name for what is overwritten."""
 
     def gated(self, x):
         out = torch.sigmoid(self.gate(x))
         kept = out
         out *= x
         return kept
+
+
+class Sliced(Gated):
+    """Written into the place of some channels, as networks of partial convolutions do."""
+
+    def gated(self, x):
+        out = torch.sigmoid(self.gate(x))
+        out[:, :4] = out[:, :4] * x[:, :4]
+        out[:, 4:] *= x[:, 4:]
+        return out
+
+
+class Detached(Gated):
+    """What nobody can differentiate."""
+
+    def forward(self, x):
+        return super().forward(x).detach()
 
 
 def made(kind: type[Gated]):
@@ -66,8 +80,9 @@ def images():
     return [torch.from_numpy(random_images(64, 64, seed=seed)) for seed in range(2)]
 
 
-def test_products_in_place_are_ranked_and_trained_like_others():
-    plain, in_place = made(Gated), made(InPlace)
+@pytest.mark.parametrize("kind", [InPlace, Held, Sliced])
+def test_what_is_computed_in_place_is_ranked_and_trained_like_anything_else(kind):
+    plain, in_place = made(Gated), made(kind)
     model, _ = calibrate(plain, images(), POLICY)
     same, _ = calibrate(in_place, images(), POLICY)
     assert layer_sensitivities(in_place, same, images()) == layer_sensitivities(plain, model, images())
@@ -78,9 +93,8 @@ def test_products_in_place_are_ranked_and_trained_like_others():
     assert learned.layers["net.gate"].grid == expected.layers["net.gate"].grid
 
 
-def test_where_somebody_holds_what_is_overwritten_nothing_is_computed_otherwise():
-    network = made(Held)
-    assert differentiable(network, images()[0]) is nullcontext
+def test_a_network_without_gradients_says_so():
+    network = made(Detached)
     model, _ = calibrate(network, images(), POLICY)
     with pytest.raises(InputError, match="no gradients pass through"):
         layer_sensitivities(network, model, images())
@@ -89,7 +103,7 @@ def test_where_somebody_holds_what_is_overwritten_nothing_is_computed_otherwise(
 
 
 def test_what_is_only_striven_for_is_let_go_where_layers_cannot_be_ranked():
-    network = made(Held)
+    network = made(Detached)
     calibrated = calibrate(network, images(), POLICY)
     held_back, said = HeldBack(network, map(Sample, images())), list[str]()
     goal = Goal(min_psnr_db=100.0, float_share=0.5)
