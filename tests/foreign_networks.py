@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from odm_deploy.checkpoint import load_model, save_model
+from odm_deploy.networks.trusted_builders import trusting
+from odm_deploy.quantization.model import QuantizedModel
 
 BUILT: list[str] = []
 """What was built here, for tests of what must not be."""
@@ -77,3 +83,15 @@ class DenseBlocks(nn.Module):
         first = torch.add(first, deep)
         first += deep
         return F.pixel_shuffle(self.up(first), 2)
+
+
+def check_it_stays_close_and_comes_back(
+    model: QuantizedModel, module: nn.Module, builder: str, x: Tensor, path: Path
+) -> None:
+    """That a model at 8 bits is near the `module` it was made of, and the same behind a model.pt; `x` in 0..255."""
+    with torch.no_grad():
+        error = model(x) - module(x / 255) * 255
+    assert 0 < float(error.abs().mean()) < 2.0
+    save_model(model, path)
+    with trusting(builder):
+        assert torch.equal(load_model(path)(x), model(x))

@@ -45,8 +45,9 @@ def command(
 
     Without a gate, the verdict is yes if the graph is the one that model.pt lowers to, in every constant, if each
     layer, fed with the reference's codes, flips no more codes than rounding ties explain, and if the output is no
-    further away than the noise floor. With gates, only they decide. A model.onnx that is not the manifest's, or not
-    the model.pt's, is always refused. If the verdict is no, the exit code is 3.
+    further away than the noise floor. With gates, only they decide, but for this: a model.onnx that is not the
+    manifest's is always refused, and so is one that this version wrote and that is not the model.pt's. If the verdict
+    is no, the exit code is 3.
 
     Without --images, or with --golden, only the golden images of an exact model are compared: a production machine
     proves itself, with neither model.pt nor torch. That its graph is the model.pt's is not looked at then.

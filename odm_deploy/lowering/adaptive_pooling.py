@@ -17,6 +17,9 @@ Reduction = Callable[[Tensor, Tensor], Tensor]
 """[N, C, windows, K] and which of the K belong to each window [windows, K] -> [N, C, windows, 1]."""
 
 
+_MAP_RANK = 4
+
+
 class SizesFromImages(TorchFunctionMode):
     """While this lasts, adaptive pooling to a size of the image's own gives what PyTorch's gives, at any size."""
 
@@ -25,17 +28,21 @@ class SizesFromImages(TorchFunctionMode):
         reduce = _REDUCTIONS.get(getattr(func, "__name__", ""))
         if reduce is None or kwargs.get("return_indices"):
             return func(*args, **kwargs)
-        x, sizes = (*args, kwargs.get("output_size"))[:2]
-        if not isinstance(sizes, (tuple, list)) or not any(isinstance(size, SymInt) for size in sizes):
+        x, sizes = (*args, *(kwargs[name] for name in ("input", "output_size") if name in kwargs))[:2]
+        known = not isinstance(sizes, (tuple, list)) or not any(isinstance(size, SymInt) for size in sizes)
+        if known or x.dim() != _MAP_RANK:
             return func(*args, **kwargs)
         for axis, size in zip((-2, -1), sizes, strict=True):
             if size is not None:
-                x = _pooled(x, axis, size, reduce)
+                x = pooled(x, axis, size, reduce)
         return x
 
 
-def _pooled(x: Tensor, axis: int, count: Any, reduce: Reduction) -> Tensor:
-    """Window i of `count` goes from floor(i n / count) to ceil((i + 1) n / count)."""
+def pooled(x: Tensor, axis: int, count: Any, reduce: Reduction) -> Tensor:
+    """`x`, [N, C, H, W], its last or last but one axis reduced to `count` windows, as PyTorch has them.
+
+    Of n values, window i has those from floor(i n / count) to ceil((i + 1) n / count).
+    """
     x = x.transpose(axis, -1)
     others, length = x.shape[-2:]
     window = torch.arange(count, device=x.device)
@@ -49,14 +56,16 @@ def _pooled(x: Tensor, axis: int, count: Any, reduce: Reduction) -> Tensor:
     return reduce(values, inside).flatten(2).unflatten(-1, (others, count)).transpose(axis, -1)
 
 
-def _largest(values: Tensor, inside: Tensor) -> Tensor:
+def largest(values: Tensor, inside: Tensor) -> Tensor:
+    """The largest value of each window."""
     # Places behind a window's end are its last one again.
     return values.amax(-1, keepdim=True)
 
 
-def _mean(values: Tensor, inside: Tensor) -> Tensor:
+def mean(values: Tensor, inside: Tensor) -> Tensor:
+    """The mean of each window's own."""
     weights = inside.to(values.dtype)
     return (values * weights).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
 
 
-_REDUCTIONS: dict[str, Reduction] = {"adaptive_max_pool2d": _largest, "adaptive_avg_pool2d": _mean}
+_REDUCTIONS: dict[str, Reduction] = {"adaptive_max_pool2d": largest, "adaptive_avg_pool2d": mean}

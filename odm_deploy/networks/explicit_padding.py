@@ -1,4 +1,4 @@
-"""Padding as numbers of zeros, which is what a quantized convolution has; other borders as a layer in front of it.
+"""Padding as numbers of zeros, which is all that quantized convolutions know; other borders as a layer in front of it.
 
 A border of reflected or repeated values is made of the input's own: quantized afterwards, it is the border of the
 quantized input. So it may stand in front, and the convolution pads nothing.

@@ -8,6 +8,7 @@ SPAN (Wan et al., CVPRW 2024) gives its blocks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,12 +81,12 @@ def fold_parametrizations(module: nn.Module) -> None:
     Weight norm (Salimans and Kingma, 2016), as WDSR and its heirs train with, spectral norm, and whatever else
     `torch.nn.utils.parametrize` was told; a quantized layer has to own its weight.
     """
+    for layer, hook in _norms(module):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(layer, hook.name)
+        else:
+            remove_spectral_norm(layer, hook.name)
     for layer in module.modules():
-        for hook in list(layer._forward_pre_hooks.values()):  # pyright: ignore[reportPrivateUsage] - torch's own way
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(layer, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(layer, hook.name)
         if parametrize.is_parametrized(layer):
             # Not torch's own removal, which takes the weight from all copies: they share a class made for it.
             values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # pyright: ignore[reportGeneralTypeIssues]
@@ -93,3 +94,20 @@ def fold_parametrizations(module: nn.Module) -> None:
             del layer.parametrizations
             for name, value in values.items():
                 layer.register_parameter(name, nn.Parameter(value))
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy of somebody's module. What weight norm computed in its last run cannot be copied, and is not needed."""
+    for layer, hook in _norms(module):
+        setattr(layer, hook.name, getattr(layer, hook.name).detach())
+    return copy.deepcopy(module)
+
+
+def _norms(module: nn.Module) -> list[tuple[nn.Module, WeightNorm | SpectralNorm]]:
+    """Layers with weight or spectral norm of the older kind, which are hooks in front of a layer's run."""
+    return [
+        (layer, hook)
+        for layer in module.modules()
+        for hook in layer._forward_pre_hooks.values()  # pyright: ignore[reportPrivateUsage] - torch's own way
+        if isinstance(hook, (WeightNorm, SpectralNorm))
+    ]

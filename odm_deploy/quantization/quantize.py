@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
@@ -10,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.weight_norm import WeightNorm
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.folding import copy_of
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
@@ -66,7 +65,7 @@ def quantize(
         policy = QuantizationPolicy(body=LayerBits(policy, policy))
     if not isinstance(network, SuperResolutionNetwork):
         network = foreign_network(
-            _copied(network),
+            copy_of(network),
             builder=_home_of(network) if builder is None else builder,
             arguments=getattr(network, "hyperparameters", {}) if arguments is None else arguments,
             input_range=input_range,
@@ -74,15 +73,6 @@ def quantize(
     metadata = {"method": "post-training", "odm_deploy": __version__}
     model, _ = calibrate(network, _tensors(images), policy, settings, metadata)
     return model
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy of a caller's module; what weight norm computed in its last run cannot be copied, and is not needed."""
-    for layer in network.modules():
-        for hook in layer._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
-            if isinstance(hook, WeightNorm):
-                setattr(layer, hook.name, getattr(layer, hook.name).detach())
-    return copy.deepcopy(network)
 
 
 def _home_of(network: nn.Module) -> str:

@@ -19,6 +19,7 @@ SPANDREL = "spandrel.architectures"
 NETWORKS = {
     "Compact": (f"{SPANDREL}.Compact", "Compact", {"num_feat": 16, "num_conv": 3, "upscale": 2}),
     "SPAN": (f"{SPANDREL}.SPAN", "SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 16, "upscale": 2}),
+    "SAFMN": (f"{SPANDREL}.SAFMN", "SAFMN", {"dim": 16, "n_blocks": 2, "upscaling_factor": 2}),
     "RRDB": (f"{SPANDREL}.ESRGAN", "ESRGAN", {"num_filters": 16, "num_blocks": 1, "scale": 4}),
     "RLFN": ("tests.public_networks", "RLFN", {"features": 16, "blocks": 1, "scale": 2}),
     "RFDN": ("tests.public_networks", "RFDN", {"features": 16, "scale": 2}),

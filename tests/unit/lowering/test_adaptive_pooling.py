@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy import quantize
-from odm_deploy.lowering.adaptive_pooling import _largest, _mean, _pooled
+from odm_deploy.lowering.adaptive_pooling import largest, mean, pooled
 from odm_deploy.lowering.lower import lower
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
@@ -27,10 +27,10 @@ class Pooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         height, width = x.shape[-2:]
-        largest = F.adaptive_max_pool2d(x, (height // 8, width // 8))
-        mean = F.adaptive_avg_pool2d(x, output_size=(height // 4, width // 4))
-        coarse = F.interpolate(self.coarse(largest), size=(height, width), mode="nearest")
-        x = torch.relu(coarse) * x + F.interpolate(mean, size=(height, width), mode="bilinear")
+        pooled = F.adaptive_max_pool2d(x, (height // 8, width // 8))
+        coarser = F.adaptive_avg_pool2d(x, output_size=(height // 4, width // 4))
+        coarse = F.interpolate(self.coarse(pooled), size=(height, width), mode="nearest")
+        x = torch.relu(coarse) * x + F.interpolate(coarser, size=(height, width), mode="bilinear")
         return F.pixel_shuffle(self.last(x * F.adaptive_avg_pool2d(x, 1)), 2)
 
 
@@ -38,11 +38,11 @@ class Pooling(nn.Module):
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_it_is_pytorchs(length, count) -> None:
     x = torch.randn(2, 3, length, 11, generator=torch.Generator().manual_seed(length))
-    assert torch.equal(_pooled(x, -2, count, _largest), F.adaptive_max_pool2d(x, (count, 11)))
-    torch.testing.assert_close(_pooled(x, -2, count, _mean), F.adaptive_avg_pool2d(x, (count, 11)))
+    assert torch.equal(pooled(x, -2, count, largest), F.adaptive_max_pool2d(x, (count, 11)))
+    torch.testing.assert_close(pooled(x, -2, count, mean), F.adaptive_avg_pool2d(x, (count, 11)))
     x = x.transpose(2, 3)
-    assert torch.equal(_pooled(x, -1, count, _largest), F.adaptive_max_pool2d(x, (11, count)))
-    torch.testing.assert_close(_pooled(x, -1, count, _mean), F.adaptive_avg_pool2d(x, (11, count)))
+    assert torch.equal(pooled(x, -1, count, largest), F.adaptive_max_pool2d(x, (11, count)))
+    torch.testing.assert_close(pooled(x, -1, count, mean), F.adaptive_avg_pool2d(x, (11, count)))
 
 
 def test_the_graph_pools_at_every_size() -> None:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy import quantize
-from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.lowering.lower import LoweringOptions, lower_each
 from odm_deploy.networks.explicit_padding import is_explicit, make_padding_explicit
-from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
+from tests.foreign_networks import check_it_stays_close_and_comes_back
 
 # Torch says so of even kernels.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -98,13 +97,7 @@ def test_every_layer_is_quantized_and_comes_back(tmp_path) -> None:
     model = quantize(module, THROUGHOUT, images(), builder=BUILDER)
     assert list(module.state_dict()) == list(kept), "the caller's module"
     assert len(model.layers) == len(PADDINGS) + 2
-    x = images()[0]
-    with torch.no_grad():
-        error = model(x) - module(x / 255) * 255
-    assert 0 < float(error.abs().mean()) < 2.0
-    save_model(model, tmp_path / "model.pt")
-    with trusting(BUILDER):
-        assert torch.equal(load_model(tmp_path / "model.pt")(x), model(x))
+    check_it_stays_close_and_comes_back(model, module, BUILDER, images()[0], tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(("runtime", "free"), [("onnxruntime", False), ("onnxruntime", True), ("openvino", False)])

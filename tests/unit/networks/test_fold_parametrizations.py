@@ -10,12 +10,11 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 from odm_deploy import quantize
-from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.networks.folding import fold_parametrizations
 from odm_deploy.networks.loading import load_network
-from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import random_images
+from tests.foreign_networks import check_it_stays_close_and_comes_back
 
 NORMS = {
     "weight norm": parametrizations.weight_norm,
@@ -80,13 +79,7 @@ def test_it_is_quantized_and_comes_back(norm, tmp_path) -> None:
     model = quantize(module, THROUGHOUT, images())
     assert list(module.state_dict()) == keys, "the caller's module"
     assert len(model.layers) == 4
-    x = images()[0]
-    with torch.no_grad():
-        error = model(x) - module(x / 255) * 255
-    assert 0 < float(error.abs().mean()) < 2.0
-    save_model(model, tmp_path / "model.pt")
-    with trusting(BUILDER):
-        assert torch.equal(load_model(tmp_path / "model.pt")(x), model(x))
+    check_it_stays_close_and_comes_back(model, module, BUILDER, images()[0], tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("norm", NORMS)
