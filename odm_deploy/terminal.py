@@ -182,11 +182,14 @@ def _told(description: str) -> Generator[Callable[..., Iterator[Any]]]:
 
     def tell() -> None:
         while not over.wait(_SECONDS_BETWEEN_LINES):
-            if state.total:
+            # A stage that is over stays over, however long what follows it takes.
+            if state.total and not state.told:
+                state.told = state.done >= state.total
                 say(str(state))
 
     def track(items: Iterable[Any], total: int, stage: str = description) -> Iterator[Any]:
         state.name, state.total, state.done, state.started = stage, total, 0, time.monotonic()
+        state.told = False
         for item in items:
             yield item
             state.done += 1
@@ -211,6 +214,8 @@ class _Stage:
     done: int = 0
     last: float = 0.0
     """When the last item was done."""
+    told: bool = False
+    """That all of it is done."""
 
     def __str__(self) -> str:
         now = time.monotonic()

@@ -30,22 +30,16 @@ EXPONENTS = ((0.5, 0.5), (0.7, 0.3), (0.85, 0.15), (1.0, 0.0))
 """(alpha, beta) that are tried."""
 _LARGEST_SPREAD = 1e3
 """Channels narrower than the widest one by more than this share its gain's bound: dead channels have no range."""
-_TAIL = 1e-3
-"""Share of a channel's largest values that does not widen it."""
 
 
 def channel_offsets(patches: LayerPatches, alpha: float, beta: float, *, shifted: bool) -> ChannelOffsets:
     """Gains float32 [C], all > 0, the smallest 1, for the input channels of one layer; `shifted`: centred first."""
-    kernel = patches.kernel_size
-    # [G, N, C/G * k] -> [C, N * k]
-    values = patches.inputs.unflatten(2, (-1, kernel)).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+    extremes, kernel = patches.extremes, patches.kernel_size
     shift = None
     if shifted:
-        beyond = max(int(values.shape[1] * _TAIL), 1)
-        ends = [values.topk(beyond, dim=1, largest=largest).values[:, -1] for largest in (False, True)]
-        shift = -(ends[0] + ends[1]) / 2
-        values = values + shift[:, None]
-    activation = values.abs().topk(max(int(values.shape[1] * _TAIL), 1), dim=1).values[:, -1]
+        shift = -(extremes.amin(1) + extremes.amax(1)) / 2
+        extremes = extremes + shift[:, None]
+    activation = extremes.abs().amax(1)
     # [G, O/G, C/G * k] -> [C]
     weight = patches.weight.unflatten(2, (-1, kernel)).abs().amax((1, 3)).flatten()
     gain = _bounded(weight) ** beta / _bounded(activation) ** alpha
@@ -59,6 +53,16 @@ def offset_inputs(inputs: Tensor, patches: LayerPatches, offsets: ChannelOffsets
     if offsets.shift is not None:
         inputs = inputs + patches.per_value(offsets.shift)
     return inputs if offsets.gain is None else inputs * patches.per_value(offsets.gain)
+
+
+def offset_extremes(patches: LayerPatches, offsets: ChannelOffsets | None) -> Tensor:
+    """The channels' extreme values [C, n] as they reach the quantizer."""
+    extremes = patches.extremes
+    if offsets is None:
+        return extremes
+    if offsets.shift is not None:
+        extremes = extremes + offsets.shift[:, None]
+    return extremes if offsets.gain is None else extremes * offsets.gain[:, None]
 
 
 def offset_weights(patches: LayerPatches, offsets: ChannelOffsets | None) -> tuple[Tensor, Tensor | None]:

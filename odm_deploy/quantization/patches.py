@@ -22,8 +22,14 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.in_step import in_step
 
-PATCHES = 4096
-"""Patches of a layer, over all images; as many of each time it runs."""
+PATCHES = (4096, 8192)
+"""Fewest and most patches of a layer, over all images; as many of each time it runs."""
+PATCH_VALUES = 8192 * 64 * 9
+"""Values that they hold together, within those bounds: the more patches, the better weights fit what was not seen, but
+of large layers 8192 take long."""
+EXTREMES = 64
+"""So many of the smallest and of the largest values of each channel are kept, each time the layer runs: patches miss
+what is rare, and a grid chosen by patches may cut it off."""
 
 
 class AllSeen(Exception):  # noqa: N818 - no error
@@ -48,6 +54,10 @@ class LayerPatches:
     """Whether zeros are padded, which a shift would move."""
     runs: int
     """How often the layer runs for one image."""
+    extremes: Tensor
+    """float32 [C, n]: the smallest and the largest values of each channel, over all pixels."""
+    pixels: int
+    """How many values of each channel those are the extremes of."""
 
     @property
     def channels(self) -> int:
@@ -87,15 +97,19 @@ def layer_patches(
     @torch.no_grad()
     def run(put: Callable[[LayerPatches], None]) -> None:
         seen: dict[str, list[Tensor]] = {name: [] for name in names}
+        ends: dict[str, list[Tensor]] = {name: [] for name in names}
 
         def taken_from(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 if name not in seen:
                     # It runs once for each image of a batch, and the first had enough.
                     return
-                seen[name].append(rows_of(layer, inputs[0], PATCHES))
+                seen[name].append(rows_of(layer, inputs[0]))
+                values = _by_channel(layer, inputs[0])
+                ends[name].append(_extremes(values))
                 if len(seen[name]) == runs[name]:
-                    put(_patches(name, layer, torch.cat(seen.pop(name), 1), runs[name]))
+                    rows, extremes = (torch.cat(each.pop(name), 1) for each in (seen, ends))
+                    put(_patches(name, layer, rows, runs[name], extremes, runs[name] * values.shape[1]))
                 if not seen:
                     raise AllSeen
 
@@ -137,7 +151,7 @@ def _runs(network: SuperResolutionNetwork, image: Tensor, names: Sequence[str]) 
     return runs
 
 
-def _patches(name: str, layer: nn.Module, inputs: Tensor, runs: int) -> LayerPatches:
+def _patches(name: str, layer: nn.Module, inputs: Tensor, runs: int, extremes: Tensor, pixels: int) -> LayerPatches:
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     weight = layer.weight.detach().float()
@@ -149,12 +163,28 @@ def _patches(name: str, layer: nn.Module, inputs: Tensor, runs: int) -> LayerPat
         prod(weight.shape[2:]),
         isinstance(layer, nn.Conv2d) and layer.padding != (0, 0),
         runs,
+        extremes,
+        pixels,
     )
 
 
-def rows_of(layer: nn.Module, x: Tensor, count: int) -> Tensor:
-    """At most `count` patches of a layer's input, evenly spaced and equally many of each image: float32 [G, n, K]."""
+def _by_channel(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer's input as [C, n]."""
     x = x.detach().float()
+    return x.transpose(0, 1).flatten(1) if isinstance(layer, nn.Conv2d) else x.flatten(0, -2).T
+
+
+def _extremes(values: Tensor) -> Tensor:
+    """The smallest and the largest of values [C, n]."""
+    count = min(EXTREMES, values.shape[1])
+    return torch.cat([values.topk(count, largest=largest).values for largest in (False, True)], 1)
+
+
+def rows_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """Some patches of a layer's input, evenly spaced and equally many of each image: float32 [G, n, K]."""
+    x = x.detach().float()
+    fewest, most = PATCHES
+    count = min(max(PATCH_VALUES // layer.get_parameter("weight")[0].numel(), fewest), most)
     if not isinstance(layer, nn.Conv2d):
         return _evenly(x.reshape(-1, 1, x.shape[-1]), count)
     padding = layer.padding

@@ -191,7 +191,7 @@ def calibrate(
             layers,
             signals,
             exact,
-            partial(track, stage="rounding"),
+            track,
             in_sequence=settings.in_sequence,
             round_weights=settings.adaptive_rounding,
             correct_bias=settings.correct_bias,

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from odm_deploy.grid import MAX_BITS, Grid
-from odm_deploy.quantization.equalization import EXPONENTS, channel_offsets, offset_inputs, offset_weights
+from odm_deploy.quantization.equalization import (
+    EXPONENTS,
+    channel_offsets,
+    offset_extremes,
+    offset_inputs,
+    offset_weights,
+)
 from odm_deploy.quantization.fake_quant import fake_quantize
 from odm_deploy.quantization.layers import ChannelOffsets, FrozenLayer
 from odm_deploy.quantization.observers import InputObserver
@@ -25,9 +31,9 @@ from odm_deploy.quantization.weights import per_output, quantize_weight
 
 TRIED_ON = 512
 """Patches that candidates are compared on; there are about a hundred for each layer."""
-ROUNDING_LEFT = 0.15
+ROUNDING_LEFT = 0.25
 """Share of the weights' error that adaptive rounding leaves, by the squared error: what a gain is judged with."""
-WIDENED = (0.55, 0.7, 0.8, 0.9, 1.1, 1.25)
+WIDENED = (0.55, 0.7, 0.8, 0.9, 1.1, 1.25, 1.6)
 """Factors of a bound that are tried."""
 SEARCHED = 2
 """Of the gains, those with the smallest error whose range is searched."""
@@ -132,6 +138,10 @@ class _Candidate:
     """Few patches, offset."""
     weight: Tensor
     """The float weights that fit them."""
+    extremes: Tensor
+    """Of every channel, offset, [C, n]: few patches miss them, and a gain may push them beyond the grid."""
+    extreme_share: Tensor
+    """What an extreme value's squared error adds to `error`, [C, 1]."""
     weights_error: float
     """Mean squared error of the output that comes from the weights' rounding."""
     error: float
@@ -151,23 +161,33 @@ class _Candidate:
         """With the grid of the smallest error on offset inputs, or without offsets on the layer's own."""
         inputs = offset_inputs(patches.inputs, patches, offsets)
         weight, bias = offset_weights(patches, offsets)
+        extremes = offset_extremes(patches, offsets)
+        # [G, O/G, C/G * k] -> [C, 1]
+        share = weight.unflatten(2, (-1, patches.kernel_size)).square().sum((1, 3)).reshape(-1, 1)
+        share = share / (patches.pixels * weight.shape[0] * weight.shape[1])
         codes, grid = layer.weight, layer.grid
+        grids = [grid]
         symmetric = symmetric and grid.bits == MAX_BITS
         if offsets is not None:
             shaped = weight.reshape(codes.codes.shape)
             codes = quantize_weight(shaped, codes.bits, per_channel=len(codes.scale) > 1, search_mse=True)
             observer = InputObserver(patches.name)
             observer.add(inputs)
-            grid = choose_grid(observer, grid.bits, RangeMethod.MSE, symmetric=symmetric)
+            grids = [choose_grid(observer, grid.bits, RangeMethod.MSE, symmetric=symmetric)]
+            observer.add(extremes)
+            grids.append(choose_grid(observer, grid.bits, RangeMethod.MINMAX, symmetric=symmetric))
         levels = (codes.codes.float() * per_output(codes.scale, codes.codes)).reshape(weight.shape)
         error = float((inputs @ (levels - weight).transpose(1, 2)).square().mean())
         chosen = FrozenLayer(codes, grid, layer.bias if offsets is None else bias, offsets)
-        return cls(chosen, inputs, weight, error * (ROUNDING_LEFT if adaptive else 1.0), torch.inf, symmetric).on(grid)
+        left = error * (ROUNDING_LEFT if adaptive else 1.0)
+        found = cls(chosen, inputs, weight, extremes, share, left, torch.inf, symmetric)
+        return min((found.on(each) for each in grids), key=lambda each: each.error)
 
     def on(self, grid: Grid) -> _Candidate:
         """The same offsets on another grid."""
         moved = (fake_quantize(self.inputs, grid) - self.inputs) @ self.weight.transpose(1, 2)
-        error = float(moved.square().mean()) + self.weights_error
+        beyond = self.extremes - self.extremes.clamp(grid.lower, grid.upper)
+        error = float(moved.square().mean()) + float((beyond.square() * self.extreme_share).sum()) + self.weights_error
         return dataclasses.replace(self, layer=dataclasses.replace(self.layer, grid=grid), error=error)
 
     def searched(self) -> _Candidate:

@@ -20,7 +20,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import freeze
-from odm_deploy.quantization.patches import PATCHES, AllSeen, LayerPatches, batch_of, layer_patches, rows_of
+from odm_deploy.quantization.patches import AllSeen, LayerPatches, batch_of, layer_patches, rows_of
 
 Fit = Callable[[FrozenLayer, LayerPatches, Tensor], FrozenLayer]
 """A layer, the float network's patches of its input, and the quantized network's, [G, N, K]: the fitted layer."""
@@ -67,7 +67,7 @@ def fit_in_sequence(
                 return
             patches = patches_of(layer.name)
             once = patches.runs == 1
-            arrived = rows_of(network.get_submodule(layer.name), inputs[0], PATCHES) if once else patches.inputs
+            arrived = rows_of(network.get_submodule(layer.name), inputs[0]) if once else patches.inputs
             found = fitted[layer.name] = fit(layers[layer.name], patches, arrived)
             layer.codes.copy_(found.weight.codes)
             if layer.bias is not None and found.bias is not None:

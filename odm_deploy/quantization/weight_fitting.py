@@ -11,6 +11,7 @@ nearest codes the model is taken whose output is closest to the float network's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def fit_all_weights(
         found = fit_weights(layer, patches, arrived, round_weights=round_weights, correct_bias=correct_bias)
         return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
 
-    stream = layer_patches(network, parts, list(layers), track)
+    stream = layer_patches(network, parts, list(layers), partial(track, stage="rounding"))
     apart = {patches.name: fit(layers[patches.name], patches, patches.inputs) for patches in stream}
     # In network order again.
     apart = {name: apart[name] for name in layers}
@@ -69,5 +70,8 @@ def fit_all_weights(
         model = freeze(network, candidate, signals=signals)
         return sum(float((model(part) - wanted).square().mean()) for part, wanted in zip(parts, expected, strict=True))
 
-    chained = fit_in_sequence(network, parts, layers, fit, signals, track)
-    return min(dict(layers), apart, chained, key=distance)
+    chained = fit_in_sequence(
+        network, parts, layers, fit, signals, partial(track, stage="rounding, after the layers in front")
+    )
+    candidates = (dict(layers), apart, chained)
+    return min(track(candidates, len(candidates), "comparing these with the nearest codes"), key=distance)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from odm_deploy.progress import counted
 from odm_deploy.proof.parity_text import INVISIBLE_DB, visibility
 from odm_deploy.terminal import table
 from odm_deploy.tuning.held_back import OutputCost
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 SMALL_DROP_DB = 0.03
 """A loss against the truth that no benchmark table shows."""
 _WORST = 5
+_NAMED = 3
 _BITS_OF_INT8 = 8
 
 
@@ -91,14 +93,20 @@ def mixed_text(mixed: MixedWidths) -> str:
     if not (mixed.widened or mixed.in_float):
         return f"the goal is kept as it is; {mixed.quantized_share:.1%} of MACs are quantized"
     parts = [
-        f"{len(names)} layer{'' if len(names) == 1 else 's'} {where} ({', '.join(names)})"
+        f"{counted(len(names), 'layer')} {where} ({_first_of(names)})"
         for where, names in (("at 8 bits", mixed.widened), ("in float", mixed.in_float))
         if names
     ]
+    all_of_them = max(len(mixed.widened), len(mixed.in_float)) > _NAMED
     return (
         f"mixed widths: {' and '.join(parts)}; quantized share of MACs {mixed.quantized_share_before:.1%} -> "
-        f"{mixed.quantized_share:.1%}"
+        f"{mixed.quantized_share:.1%}" + (" (odm-deploy inspect names all)" if all_of_them else "")
     )
+
+
+def _first_of(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join([*names[:_NAMED], *([f"{rest} more"] if rest > 0 else [])])
 
 
 def cost_document(cost: OutputCost) -> dict[str, Any]:

@@ -110,6 +110,15 @@ def test_where_there_is_no_terminal_progress_is_lines_with_what_is_left(capsys, 
     assert lines[-1].startswith("weighing: 1 of 2")
 
 
+def test_that_a_stage_is_over_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.05)
+    with progress("counting") as track:
+        for _ in track(range(3), 3):
+            pass
+        time.sleep(0.4)
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_what_is_left_shrinks_while_an_item_takes_its_time_and_is_not_told_at_the_end(monkeypatch):
     def told(at: float, done: int) -> str:
         monkeypatch.setattr(time, "monotonic", lambda: at)

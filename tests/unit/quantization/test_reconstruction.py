@@ -133,6 +133,32 @@ def test_each_ingredient_alone_comes_no_further_from_float(network, images, ingr
     assert psnr_to_float(model, network) > psnr_to_float(plain, network) - 0.3
 
 
+class Rarely(nn.Module):
+    """The second feature is tiny, but for pixels of pure red, where it is as large as the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 2, 1)
+        self.deep = nn.Conv2d(2, 3 * 4, 3, padding=1)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.tensor([[0.3, 0.3, 0.3], [1.0, -0.5, -0.5]]).reshape(2, 3, 1, 1))
+            self.first.bias.copy_(torch.tensor([0.0, -200.0]))
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.deep(nn.functional.leaky_relu(self.first(x), 1e-3)), 2)
+
+
+def test_gains_do_not_push_what_is_rare_beyond_the_grid():
+    torch.manual_seed(0)
+    network = foreign_network(Rarely(), input_range=255.0)
+    images = [torch.full((1, 3, 48, 48), 100.0) + 20 * torch.randn(1, 3, 48, 48) for _ in range(4)]
+    images[0][..., 5, 6] = torch.tensor([255.0, 0, 0])
+    policy = all_layers(8)
+    layer = calibrate(network, images, policy)[0].layers["net.deep"]
+    assert layer.gain is not None
+    assert 55 * float(layer.gain.flatten()[1]) <= layer.grid.upper
+
+
 @pytest.mark.parametrize(("bits", "gained_db"), [(4, 6.0), (8, 4.0)])
 def test_unequal_channels_are_where_it_pays(network, images, bits, gained_db):
     plain, _ = calibrate(network, images, all_layers(bits), CalibrationSettings(exact_sums=False, **OFF))

@@ -67,4 +67,7 @@ def test_the_price_of_mixed_widths_is_told():
     assert mixed_text(mixed) == (
         "mixed widths: 1 layer at 8 bits (a) and 2 layers in float (b, c); quantized share of MACs 90.0% -> 81.0%"
     )
+    many = mixed_text(MixedWidths(model, cost, cost, (), tuple("abcdef"), 0.9, 0.81, 7))
+    assert many.startswith("mixed widths: 6 layers in float (a, b, c, 3 more); quantized share of MACs 90.0% -> ")
+    assert many.endswith("(odm-deploy inspect names all)")
     assert mixed_text(MixedWidths(model, cost, cost, (), (), 0.9, 0.9, 1)).startswith("the goal is kept as it is")

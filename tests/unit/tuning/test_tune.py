@@ -66,9 +66,9 @@ def test_without_a_goal_layers_are_fitted_together_at_once(network):
 
 def test_what_is_trained_are_the_widths_that_were_chosen(network):
     held_back = HeldBack(network, map(Sample, images(5, 2)))
-    goal = Goal(min_psnr_db=held_back.measure(Calibrations(network)(NARROW, True)[0]).psnr_db + 2)
+    goal = Goal(min_psnr_db=held_back.measure(Calibrations(network)(NARROW, True)[0]).psnr_db + 1)
     calibrated = tune(network, NARROW, Calibrations(network), held_back, goal=goal)
-    budget = Budget(steps=80)
+    budget = Budget(steps=120)
     trained = tune(network, NARROW, Calibrations(network), held_back, goal=goal, budget=budget, images=images(0, 3))
     assert trained.mixed is not None
     assert calibrated.mixed is not None
