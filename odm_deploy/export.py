@@ -14,6 +14,7 @@ import torch
 from odm_deploy.building.build import BuildReport
 from odm_deploy.building.bundle_engine import build_bundle_engine, describe_engine
 from odm_deploy.building.options import BuildOptions
+from odm_deploy.building.padded import padded_before
 from odm_deploy.building.parent import BuildProgress
 from odm_deploy.bundle import Bundle
 from odm_deploy.bundle.golden import golden_images
@@ -80,6 +81,7 @@ def write_bundle(
             _write_golden(model, protos, temporary)
         built = None
         if engine is not None:
+            _warn_of_padding(protos[ONNX_FILE], say)
             built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
         # Seen from the bundle, unless an absolute path was given: commands run in any folder.
         seen = str(checkpoint) if checkpoint.is_absolute() else path_from(folder, checkpoint)
@@ -90,6 +92,15 @@ def write_bundle(
         radius = receptive_radius_px(protos[ONNX_FILE])
         _describe(model, checkpoint, seen, described, radius, built).write(temporary)
     return Bundle.open(folder)
+
+
+def _warn_of_padding(proto: onnx.ModelProto, say: Say) -> None:
+    """Say in time, before anybody measures it, what costs most of int8's speed on a GPU."""
+    if padded := padded_before(proto):
+        say(
+            f"note: {padded} convolutions need kernels of their own to pad their input, which can make int8 slower "
+            "than fp16 on a GPU; models of quantize --profile engine, or --symmetric, need none"
+        )
 
 
 def _write_golden(model: QuantizedModel, protos: dict[str, onnx.ModelProto], folder: Path) -> None:

@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from odm_deploy.building.coverage import Coverage, coverage, infer_shapes
 from odm_deploy.building.layer_table import LayerRecord
+from odm_deploy.building.padded import padded_before
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import find_layers
@@ -110,15 +111,9 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
         compute_kernels=compute,
         other_kernels=len(working) - compute,
         fallbacks=tuple(layer.name for layer in found.fallbacks) if known else (),
-        padded_before=_padded_before(model),
+        padded_before=padded_before(model),
         layers=tuple(_layer_limits(found, padding, known=known)),
     )
-
-
-def _padded_before(model: ModelProto) -> int:
-    """How many inputs of convolutions are padded in float, in front of the shift to signed codes."""
-    shifted = {node.input[0] for node in model.graph.node if node.op_type == "Sub"}
-    return sum(node.op_type == "Pad" and node.output[0] in shifted for node in model.graph.node)
 
 
 def _layer_limits(found: Coverage, padding: dict[str, float], *, known: bool) -> list[LayerLimit]:

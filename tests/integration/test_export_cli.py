@@ -100,6 +100,15 @@ def assert_all_int8(proto: onnx.ModelProto, folder: Path) -> None:
     assert {layer.name: layer.reason for layer in covered.fallbacks} == {}
 
 
+@needs_rtx
+@pytest.mark.parametrize(("grid", "padded"), [("asymmetric", 5), ("symmetric", 0)])
+def test_engines_that_pad_by_kernels_of_their_own_say_so(grid, padded, tmp_path):
+    save_model(tiny_model(8, grid), tmp_path / "model.pt")
+    outcome = run_cli("export", tmp_path / "model.pt", "--builder", "tensorrt_rtx", "--shapes", ENGINE_SHAPES)
+    assert outcome.code == 0, outcome.stderr
+    assert (f"note: {padded} convolutions need kernels of their own" in outcome.stderr + outcome.stdout) == bool(padded)
+
+
 def test_edges_and_precision_are_recorded_and_written(tiny_checkpoint, tmp_path):
     folder = tmp_path / "bundle"
     options = ("--no-engine", "--precision", "fp16", "--io", "uint8", "--layout", "nhwc")
