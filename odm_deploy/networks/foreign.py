@@ -7,6 +7,7 @@ names behind `net.`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -20,6 +21,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
 from odm_deploy.networks.dataflow import Kind, watch
+from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.explicit_padding import is_explicit, make_padding_explicit
 from odm_deploy.networks.folding import fold_branches, fold_parametrizations
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
@@ -29,6 +31,8 @@ PROBE_PX = (48, 64)
 """Height and width of the image the layers are watched on: many networks need multiples of 16."""
 
 _WHITE = 255.0
+_SAME = 0.25
+"""Grey levels that rounding in float32 may make."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,32 @@ class ForeignNetwork(SuperResolutionNetwork):
             # Brought to its range.
             read = read.operands[0].origin()
         return self.output_grid if read.kind is Kind.IMAGE else None
+
+    @torch.no_grad()
+    def make_exact(self) -> None:
+        """Fold the image's range into the biases, where all else is homogeneous, and round every slope.
+
+        What integers cannot compute is refused by name once the network is traced (`quantization.exact.trace`).
+
+        Raises:
+            InputError: images of another range would come out differently.
+        """
+        factor = _WHITE / self.config.input_range
+        if factor != 1.0:
+            height, width = PROBE_PX
+            image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(0)) * _WHITE
+            expected = self(image)
+            for layer in self.net.modules():
+                if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
+                    layer.bias.mul_(factor)
+            self.config = dataclasses.replace(self.config, input_range=_WHITE)  # pyright: ignore[reportIncompatibleVariableOverride]
+            if float((self(image) - expected).abs().max()) > _SAME:
+                raise InputError(
+                    f"{self.title} cannot be exact",
+                    why="brighter images do not come out proportionally brighter, so their range cannot be folded away",
+                    fix="use --profile deploy",
+                )
+        round_slopes(self)
 
     def _reordered(self, x: Tensor) -> Tensor:
         """RGB as the network's order, and back; [N, 3, H, W]."""

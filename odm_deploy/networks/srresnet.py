@@ -24,11 +24,8 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, StateDict, SuperResolutionNetwork
 from odm_deploy.networks.blocks import Sum, conv3x3, upsampler
 from odm_deploy.networks.config import NetworkConfig, count_numbers
+from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.folding import EPSILON, fold_batch_norms
-
-SLOPE_UNIT = 2.0**-4
-"""What the slopes of PReLUs are rounded to in an exact network; each bit of them is one less for its sums."""
-
 
 @dataclass(frozen=True)
 class SrresnetConfig(NetworkConfig):
@@ -120,9 +117,7 @@ class SRResNet(SuperResolutionNetwork):
         self.conv_input.weight.div_(factor)
         self.conv_output.weight.mul_(factor)
         self.config = dataclasses.replace(self.config, input_range=255.0)  # pyright: ignore[reportIncompatibleVariableOverride]
-        for module in self.modules():
-            if isinstance(module, nn.PReLU):
-                module.weight.copy_(torch.round(module.weight / SLOPE_UNIT) * SLOPE_UNIT)
+        round_slopes(self)
 
     def fold_batch_norms(self) -> None:
         """Make batch norms part of the convolutions before them, in place: the same function in evaluation mode.

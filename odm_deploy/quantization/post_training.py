@@ -17,7 +17,7 @@ from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, equalize_channels
 from odm_deploy.quantization.equalization import offset_inputs
-from odm_deploy.quantization.exact.freeze import freeze_exact
+from odm_deploy.quantization.exact.freeze import check_integer, freeze_exact
 from odm_deploy.quantization.exact.refine import refine_grids
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.layers import FrozenLayer
@@ -128,6 +128,7 @@ def calibrate(
     network = copy.deepcopy(network)
     if policy.power_of_two:
         network.make_exact()
+        check_integer(network, bits)
     elif settings.exact_sums:
         network.round_float_edges()
     plan, pixels = SignalPlan(), None

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.grid import MAX_BITS, Grid
+from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.exact.bounds import Channel, bounds_of, prove, widest
 from odm_deploy.quantization.exact.trace import integer_program
-from odm_deploy.quantization.layers import QuantizedLayer
-from odm_deploy.quantization.model import ExactProof, QuantizedModel
+from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
+from odm_deploy.quantization.model import ExactProof, QuantizedModel, freeze
 from odm_deploy.quantization.power_of_two import FLOAT32_BITS, round_to_multiples
-from odm_deploy.quantization.weights import nearest_codes
+from odm_deploy.quantization.weights import nearest_codes, quantize_weight
+
+
+@torch.no_grad()
+def check_integer(network: SuperResolutionNetwork, layers: Iterable[str]) -> None:
+    """Refuse a float network that could not be exact whatever its grids and codes, before any are chosen.
+
+    Args:
+        network: made exact (`SuperResolutionNetwork.make_exact`).
+        layers: that will be quantized.
+
+    Raises:
+        InputError: it computes more than integers can; the line names what.
+    """
+    modules = dict(network.named_modules())
+    plain = {name: modules[name].get_parameter("weight") for name in layers}
+    rough = {
+        name: FrozenLayer(quantize_weight(weight, MAX_BITS, power_of_two=True), Grid(1.0, 0, MAX_BITS), None)
+        for name, weight in plain.items()
+    }
+    integer_program(freeze(network, rough))
 
 
 @torch.no_grad()

@@ -85,6 +85,8 @@ def _run(step: Step, sources: list[_Value]) -> _Value:
             f = step.factor
             blocks = n.reshape(count, channels // f**2, f, f, height, width).transpose(0, 1, 4, 2, 5, 3)
             return blocks.reshape(count, channels // f**2, height * f, width * f), exponent
+        case steps.Enlarge():
+            return n.repeat(step.factor, 2).repeat(step.factor, 3), exponent
         case _:
             assert isinstance(step, steps.Concat), f"no arithmetic for {type(step).__name__}"
             return _aligned(sources, lambda *parts: np.concatenate(parts, 1))

@@ -94,7 +94,7 @@ class Relu(Step):
 
 @dataclass(frozen=True)
 class PRelu(Step):
-    """n << fraction_bits where n >= 0, else n * slope; the exponent falls by fraction_bits."""
+    """n << fraction_bits where n >= 0, else n * slope; the exponent falls by fraction_bits. A leaky ReLU is one, too."""
 
     slope: Integers
     """[C] or [1], in units of 2^-fraction_bits."""
@@ -104,6 +104,13 @@ class PRelu(Step):
 @dataclass(frozen=True)
 class PixelShuffle(Step):
     """[N, C * f^2, H, W] -> [N, C, f * H, f * W], channel-major (ONNX DepthToSpace, mode CRD)."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
+class Enlarge(Step):
+    """Every value f times along rows and columns, [N, C, H, W] -> [N, C, f * H, f * W] (ONNX Resize, mode nearest)."""
 
     factor: int
 

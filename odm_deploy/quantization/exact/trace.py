@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
@@ -30,7 +31,9 @@ from odm_deploy.quantization.signals import OUTPUT, SignalQuantizer
 LARGEST_DIGITS = 31
 """Binary digits a constant may have; what is left of float32's 24 is the proof's to judge."""
 
-_LEAVES = (QuantizedLayer, SignalQuantizer, nn.ReLU, nn.PReLU, nn.PixelShuffle, nn.Identity, nn.Conv2d, nn.Linear)
+_FUNCTIONS = (nn.ReLU, nn.PReLU, nn.LeakyReLU, nn.PixelShuffle, nn.Identity)
+_LEAVES = (QuantizedLayer, SignalQuantizer, *_FUNCTIONS, nn.Conv2d, nn.Linear)
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 class _Tracer(fx.Tracer):
@@ -96,8 +99,11 @@ class _Translator:
                 return getattr(arguments[0], str(node.target))(*arguments[1:])
             function: Callable[..., Any] = node.target  # pyright: ignore[reportAssignmentType] - call_function's target
             return function(*arguments)
-        if node.target in (operator.add, torch.add):
+        if node.target in _ADDITIONS:
             return self._sum(node, arguments)
+        if node.target is F.interpolate and (factor := _enlarges_by(*arguments[1:], **node.kwargs)):
+            source = self._name_of(node.args[0], node)
+            return self._add(steps.Enlarge(node.name, (source,), factor), self._exponents[source])
         if node.target is torch.cat:
             return self._concat(node)
         raise self._refusal(node, f"there is no integer step for {getattr(node.target, '__name__', node.target)}")
@@ -127,10 +133,11 @@ class _Translator:
                 return source
             case nn.ReLU():
                 return self._add(steps.Relu(node.name, (source,)), exponent)
-            case nn.PReLU():
-                slopes = module.weight.detach().double().numpy()
+            case nn.PReLU() | nn.LeakyReLU():
+                slopes = np.array([module.negative_slope], np.float32) if isinstance(module, nn.LeakyReLU) else None
+                slopes = module.weight.detach().numpy() if slopes is None else slopes
                 fraction_bits = max(-common_exponent(slopes), 0)
-                slope = np.ldexp(slopes, fraction_bits).astype(np.int64)
+                slope = np.ldexp(slopes.astype(np.float64), fraction_bits).astype(np.int64)
                 return self._add(steps.PRelu(node.name, (source,), slope, fraction_bits), exponent - fraction_bits)
             case nn.PixelShuffle():
                 return self._add(steps.PixelShuffle(node.name, (source,), module.upscale_factor), exponent)
@@ -219,6 +226,15 @@ def _in_units(values: NDArray[np.float64], exponent: int, name: str) -> NDArray[
             fix="round them to multiples of input scale * weight scale (`exact.freeze.freeze_exact` does)",
         )
     return units.astype(np.int64)
+
+
+def _enlarges_by(
+    size: Any = None, scale_factor: Any = None, mode: str = "nearest", *_others: Any, **_more: Any
+) -> int | None:
+    """The whole factor by which `F.interpolate`, called so, repeats values; None where it does something else."""
+    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor]
+    whole = size is None and mode == "nearest" and all(isinstance(f, (int, float)) and f == int(f) for f in factors)
+    return int(factors[0]) if whole and len(set(factors)) == 1 else None
 
 
 def _pair(sizes: Any) -> tuple[int, int]:

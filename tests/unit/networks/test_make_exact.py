@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from odm_deploy.errors import InputError
+from odm_deploy.networks.dyadic_slopes import SLOPE_UNIT
 from odm_deploy.networks.edsr import EXACT_MEAN, EXACT_MEAN_UNIT
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
-from odm_deploy.networks.srresnet import SLOPE_UNIT
 from tests.exact_models import SIZES, small_network
 from tests.factories import random_images, tiny_network
 
@@ -73,6 +74,37 @@ def test_srresnet_takes_grey_levels_and_rounds_slopes():
 def test_rdn_stays_as_it_is():
     before, after, _ = before_and_after("rdn")
     assert torch.equal(before, after)
+
+
+def test_the_range_of_somebody_elses_images_is_folded_into_biases():
+    def dyadic_slopes(network):
+        for module in network.modules():
+            if isinstance(module, nn.PReLU):
+                module.weight.data.fill_(0.25)
+            elif isinstance(module, nn.LeakyReLU):
+                module.negative_slope = 0.125
+
+    before, after, exact = before_and_after("compact", dyadic_slopes)
+    assert exact.config.input_range == 255.0
+    assert torch.allclose(before, after, rtol=1e-4, atol=2e-2)
+    rounded = before_and_after("compact")[2]
+    assert [m.negative_slope for m in rounded.modules() if isinstance(m, nn.LeakyReLU)] == [2 * SLOPE_UNIT]
+
+
+class Shifted(nn.Module):
+    """What it gives is no multiple of what it is given, beyond biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.conv(x - 0.5), 2)
+
+
+def test_a_range_that_cannot_be_folded_is_refused():
+    with pytest.raises(InputError, match="cannot be exact: brighter images do not come out proportionally brighter"):
+        foreign_network(Shifted()).make_exact()
 
 
 def test_doing_it_twice_changes_nothing():

@@ -19,6 +19,7 @@ NEIGHBOURS = {
     # What no layer's name is on belongs to the layer before it, or to the first.
     "edsr": {"reshape": "head.0", "reshape_1": "tail.1"},
     "rdn": {},
+    "compact": {"val_1": "net.body.0", "val_2": "net.body.0"},
     "srresnet": {
         "val_7": "conv_input",
         "val_8": "residual.0.conv1",

@@ -10,11 +10,14 @@ from torch import nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork, foreign_network
+from odm_deploy.quantization.exact.freeze import check_integer
 from odm_deploy.quantization.exact.program import (
     Add,
     AddConstant,
     Concat,
     Convolve,
+    Enlarge,
     PixelShuffle,
     PRelu,
     Quantize,
@@ -22,6 +25,8 @@ from odm_deploy.quantization.exact.program import (
 )
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.quantization.post_training import calibrate
 from tests.exact_models import SIZES, calibrated_exact
 from tests.factories import tiny_model, tiny_network
 
@@ -65,6 +70,46 @@ def test_what_lies_between_convolutions_is_there_once():
     assert [srresnet.count(kind) for kind in (AddConstant, Add, PRelu, PixelShuffle)] == [0, 3, 4, 1]
     rdn = kinds["rdn"]
     assert [rdn.count(kind) for kind in (Concat, Add, Relu, PixelShuffle)] == [5, 3, 4, 1]
+    compact = kinds["compact"]
+    assert [compact.count(kind) for kind in (Add, PRelu, Relu, PixelShuffle, Enlarge)] == [1, 2, 1, 1, 1]
+
+
+class Gated(nn.Module):
+    """A sigmoid, which integers have no step for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.last(torch.sigmoid(self.first(x))), 2)
+
+
+def test_what_integers_cannot_compute_is_refused_before_calibration():
+    network = foreign_network(Gated(), input_range=255.0)
+    seen = []
+
+    def images():
+        seen.append(1)
+        yield torch.zeros(1, 3, 16, 16)
+
+    with pytest.raises(InputError, match="there is no integer step for sigmoid"):
+        calibrate(network, images(), QuantizationPolicy.parse("exact", "8"))
+    assert not seen
+
+
+@pytest.mark.parametrize("how", [{"size": (8, 8)}, {"scale_factor": 1.5}, {"scale_factor": 2, "mode": "bilinear"}])
+def test_only_repeated_values_are_an_enlargement(how):
+    class Enlarged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(nn.functional.interpolate(x, **how))
+
+    with pytest.raises(InputError, match="there is no integer step for interpolate"):
+        check_integer(ForeignNetwork(ForeignConfig(scale=2, input_range=255.0), Enlarged()), ["net.conv"])
 
 
 def test_a_float_layer_is_refused_by_name():
