@@ -59,9 +59,7 @@ def small_network(name: str) -> SuperResolutionNetwork:
 
 
 def _compact(input_range: float, **sizes: int) -> SuperResolutionNetwork:
-    return foreign_network(
-        Chain(**sizes), builder="tests.exact_models:Chain", arguments=sizes, input_range=input_range
-    )
+    return foreign_network(Chain(**sizes), builder="tests.exact_models:Chain", arguments=sizes, input_range=input_range)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ class SuperResolutionNetwork(nn.Module):
         raise InputError(
             f"{self.title} cannot be exact",
             why="it computes more than convolutions, sums and (P)ReLU, and that rounds in floating point",
-            fix="use --profile deploy; chains of convolutions, sums and (P)ReLU, such as edsr, rdn and srresnet, can be",
+            fix="use --profile deploy; edsr, rdn, srresnet and Compact can be exact",
         )
 
     def align_output(self) -> None:

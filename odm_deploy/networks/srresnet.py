@@ -27,6 +27,7 @@ from odm_deploy.networks.config import NetworkConfig, count_numbers
 from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.folding import EPSILON, fold_batch_norms
 
+
 @dataclass(frozen=True)
 class SrresnetConfig(NetworkConfig):
     """Hyper-parameters of SRResNet; the defaults are the published size."""

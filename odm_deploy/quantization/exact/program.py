@@ -94,7 +94,7 @@ class Relu(Step):
 
 @dataclass(frozen=True)
 class PRelu(Step):
-    """n << fraction_bits where n >= 0, else n * slope; the exponent falls by fraction_bits. A leaky ReLU is one, too."""
+    """n << fraction_bits where n >= 0, else n * slope; the exponent falls by fraction_bits. Leaky ReLUs, too."""
 
     slope: Integers
     """[C] or [1], in units of 2^-fraction_bits."""

@@ -101,7 +101,8 @@ class _Translator:
             return function(*arguments)
         if node.target in _ADDITIONS:
             return self._sum(node, arguments)
-        if node.target is F.interpolate and (factor := _enlarges_by(*arguments[1:], **node.kwargs)):
+        options: dict[str, Any] = dict(node.kwargs)
+        if node.target is F.interpolate and (factor := _enlarges_by(*arguments[1:], **options)):
             source = self._name_of(node.args[0], node)
             return self._add(steps.Enlarge(node.name, (source,), factor), self._exponents[source])
         if node.target is torch.cat:
@@ -133,16 +134,20 @@ class _Translator:
                 return source
             case nn.ReLU():
                 return self._add(steps.Relu(node.name, (source,)), exponent)
-            case nn.PReLU() | nn.LeakyReLU():
-                slopes = np.array([module.negative_slope], np.float32) if isinstance(module, nn.LeakyReLU) else None
-                slopes = module.weight.detach().numpy() if slopes is None else slopes
-                fraction_bits = max(-common_exponent(slopes), 0)
-                slope = np.ldexp(slopes.astype(np.float64), fraction_bits).astype(np.int64)
-                return self._add(steps.PRelu(node.name, (source,), slope, fraction_bits), exponent - fraction_bits)
+            case nn.PReLU():
+                return self._leaky(node, source, module.weight.detach().double().numpy())
+            case nn.LeakyReLU():
+                return self._leaky(node, source, np.array([module.negative_slope]))
             case nn.PixelShuffle():
                 return self._add(steps.PixelShuffle(node.name, (source,), module.upscale_factor), exponent)
             case _:
                 raise self._refusal(node, f"{node.target} is a float {type(module).__name__}")
+
+    def _leaky(self, node: fx.Node, source: str, slopes: NDArray[np.float64]) -> str:
+        fraction_bits = max(-common_exponent(slopes), 0)
+        slope = np.ldexp(slopes, fraction_bits).astype(np.int64)
+        step = steps.PRelu(node.name, (source,), slope, fraction_bits)
+        return self._add(step, self._exponents[source] - fraction_bits)
 
     def _quantized(self, node: fx.Node, layer: QuantizedLayer, source: str) -> str:
         grid, weight = layer.grid, layer.weight_codes
