@@ -93,7 +93,7 @@ class _Translator:
             return getattr(self._network.get_submodule(owner), name)
         if node.op == "call_module":
             return self._module(node, self._modules[str(node.target)])
-        arguments = [self._results[value] if isinstance(value, fx.Node) else value for value in node.args]
+        arguments: list[Any] = [self._results[value] if isinstance(value, fx.Node) else value for value in node.args]
         if not any(isinstance(value, str) for value in arguments) and node.target is not torch.cat:
             if node.op == "call_method":
                 return getattr(arguments[0], str(node.target))(*arguments[1:])
