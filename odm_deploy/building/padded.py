@@ -1,4 +1,4 @@
-"""Convolutions that an engine pads by kernels of their own: most of int8's gain goes there (docs/measurements/gpu.md)."""
+"""Convolutions that an engine pads by kernels of their own: what that costs is in docs/measurements/gpu.md."""
 
 from __future__ import annotations
 
