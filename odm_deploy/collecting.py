@@ -6,7 +6,7 @@ import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_OBJECTS = 50_000
+_OBJECTS = 1_000_000
 """New ones between two looks; Python's own choice is 700."""
 
 

@@ -17,6 +17,20 @@ import torch
 
 _QUADRATIC_RULE = "SlicesSplit"
 _ATEN = "aten"
+_WHOLE = {torch.int32, torch.int64}
+_LEFT_OUT: set[Any] = {torch.ops.aten._assert_tensor_metadata.default}
+"""Operators of a trace that the exporter drops before it translates."""
+
+
+def _cast(x: Any, dtype: int, *_others: Any, **_more: Any) -> Any:
+    from onnxscript import opset20
+
+    return opset20.Cast(x, to=dtype)
+
+
+OWN_TRANSLATIONS: dict[Any, Callable[..., Any]] = {torch.ops.aten.to.dtype: _cast}
+"""Of operators for which the exporter has no translation, though ONNX has the very same. Without, it would trace the
+whole network once more to take them apart."""
 
 
 @contextmanager
@@ -60,7 +74,7 @@ def without_second_trace() -> Generator[None]:
 
     def where_needed(trace_again: Callable[..., Any]) -> Callable[..., Any]:
         def decompose(program: torch.export.ExportedProgram, registry: Any) -> torch.export.ExportedProgram:
-            known = {meta.fx_target for metas in registry.functions.values() for meta in metas}
+            known = {meta.fx_target for metas in registry.functions.values() for meta in metas} | _LEFT_OUT
             called = [node.target for node in program.graph.nodes if node.op == "call_function"]
             if any(operator not in known or _writes(operator) for operator in called):
                 return trace_again(program, registry)
@@ -82,7 +96,8 @@ def with_translations_of(program: torch.export.ExportedProgram) -> Generator[Non
     from onnxscript.function_libs.torch_lib import registration
 
     called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}  # pyright: ignore[reportPrivateUsage]
-    names = {operator.name() for operator in called if operator.namespace == _ATEN}
+    others = _LEFT_OUT | set(OWN_TRANSLATIONS)
+    names = {operator.name() for operator in called - others if operator.namespace == _ATEN}
 
     def used(registry: Any) -> Any:
         translations = dict(registry.items())
@@ -119,18 +134,21 @@ def without_needless_promotion() -> Generator[None]:
 
 
 def _is_of_one_type(node: torch.fx.Node) -> bool:
-    """Whether what an operator reads are float tensors of the type of its result, and float numbers."""
+    """Whether what an operator reads are tensors of the type of its result, and numbers of that kind; of a comparison
+    whole numbers of one type.
+    """
     result = node.meta.get("val")
-    if not isinstance(result, torch.Tensor) or not result.is_floating_point():
+    if not isinstance(result, torch.Tensor):
         return False
+    numbers = (float,) if result.is_floating_point() else (int, torch.SymInt)
+    types: set[torch.dtype] = set()
     for operand in (*node.args, *node.kwargs.values()):
-        if isinstance(operand, torch.fx.Node):
-            value = operand.meta.get("val")
-            if not isinstance(value, torch.Tensor) or value.dtype != result.dtype:
-                return False
-        elif not isinstance(operand, (float, str, type(None))):
+        value = operand.meta.get("val") if isinstance(operand, torch.fx.Node) else operand
+        if isinstance(value, torch.Tensor):
+            types.add(value.dtype)
+        elif isinstance(value, bool) or not isinstance(value, (*numbers, str, type(None))):
             return False
-    return True
+    return types == {result.dtype} or (result.dtype == torch.bool and len(types) == 1 and types <= _WHOLE)
 
 
 @contextmanager

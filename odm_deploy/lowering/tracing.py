@@ -107,7 +107,7 @@ def _translate(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=table,
+                custom_translation_table={**exporter.OWN_TRANSLATIONS, **table},
                 input_names=["input"],
                 output_names=["output"],
                 verbose=False,

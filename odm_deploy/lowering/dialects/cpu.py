@@ -40,6 +40,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers, quirks
 from odm_deploy.lowering.dialects.blocks import shuffle_by_pixel
 from odm_deploy.lowering.dialects.moving import prepare, swap
+from odm_deploy.lowering.dialects.padded_channels import pad_channels
 from odm_deploy.lowering.dialects.shared import (
     add_behind,
     bound_terms,
@@ -77,6 +78,9 @@ def lower_markers(model: ir.Model) -> None:
         elif node.op_type == "Concat" and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             # Its codes are joined instead.
             model.graph.remove(node, safe=True)
+    for node in list(model.graph):
+        if node.op_type == "Conv":
+            pad_channels(editor, node)
     editor.drop_unused_constants()
 
 
