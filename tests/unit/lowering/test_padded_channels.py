@@ -25,8 +25,9 @@ def test_the_last_convolution_is_padded_and_gives_the_same_bytes(monkeypatch):
         {len(numpy_helper.to_array(each)) for each in proto.graph.initializer if each.name.startswith("tail.1.codes")}
         for proto in (padded, plain)
     ]
-    assert widths == [{16}, {12}]
-    assert [node.op_type for node in padded.graph.node].count("Slice") == 1
+    assert widths[0] == {16}
+    assert max(widths[1]) < 16
+    assert "Slice" in {node.op_type for node in padded.graph.node} - {node.op_type for node in plain.graph.node}
     results = [
         onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
             None, {"input": images[0].numpy()}
