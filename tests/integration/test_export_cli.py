@@ -101,9 +101,9 @@ def assert_all_int8(proto: onnx.ModelProto, folder: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize(("grid", "padded"), [("asymmetric", 5), ("symmetric", 0)])
-def test_engines_that_pad_by_kernels_of_their_own_say_so(grid, padded, tmp_path):
-    save_model(tiny_model(8, grid), tmp_path / "model.pt")
+@pytest.mark.parametrize(("bits", "padded"), [(8, 5), (4, 0)])
+def test_engines_that_pad_by_kernels_of_their_own_say_so(bits, padded, tmp_path):
+    save_model(tiny_model(bits), tmp_path / "model.pt")
     outcome = run_cli("export", tmp_path / "model.pt", "--builder", "tensorrt_rtx", "--shapes", ENGINE_SHAPES)
     assert outcome.code == 0, outcome.stderr
     notes = [line for line in outcome.stderr.splitlines() if "need kernels of their own" in line]
