@@ -34,13 +34,13 @@ from torch import Tensor
 from odm_deploy.accounting import account
 from odm_deploy.checkpoint import load_model
 from odm_deploy.cli import odm_deploy
+from odm_deploy.cli.calibration_inputs import load_float
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
 from odm_deploy.imaging.reading import list_images
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.trusted_builders import is_builder_path, trusting
 from odm_deploy.proof.metrics import psnr_y
 from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images, hold_back
@@ -114,8 +114,10 @@ def command(
             common += ["--network", network] if network else []
             common += [text for each in overrides for text in ("--set", each)]
             settings = {key: float(value) for key, _, value in (each.partition("=") for each in overrides)}
-            loaded = load_network(weights, network=network, settings=settings)
-            seen = hold_back(choose_images(folder, max_images))[0]
+            chosen = choose_images(folder, max_images)
+            # Told how images go into it as the command is, or the float figures were another network's.
+            loaded = load_float(weights, network, None, settings, chosen)
+            seen = hold_back(chosen)[0]
             inputs = list(CalibrationImages(seen, loaded.scale, crop_px))
             judge = _Judge(loaded, benchmarks)
             for row in rows or (*INGREDIENTS, DEFAULT, *(PEERS if bits == PEER_BITS else ())):
