@@ -119,7 +119,7 @@ def command(
         ) -> tuple[QuantizedModel, list[LayerSummary]]:
             how = dataclasses.replace(ranges, in_sequence=in_sequence)
             described = {**metadata, "profile": profile}
-            return calibrate(loaded, track(seen, len(seen)), widths, how, described, track, known)
+            return calibrate(loaded, seen, widths, how, described, track, known)
 
         part_px = affordable_px(loaded, len(unseen), JUDGED_MACS, PART_PX)
         held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()), part_px)

@@ -102,5 +102,5 @@ def _quantized(
     from odm_deploy.quantization.post_training import calibrate
 
     policy, ranges = to_policy(options, options["profile"]), to_settings(options)
-    model, _ = calibrate(network, track(images, len(images), "calibrating"), policy, ranges, track=track)
+    model, _ = calibrate(network, images, policy, ranges, track=track)
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -112,7 +112,8 @@ def calibrate(
         policy: which layers, with how many bits.
         settings: how ranges are chosen.
         metadata: provenance to keep in the model, plain values.
-        track: for a progress bar while grids and weights are fitted, which happens after the images.
+        track: for a progress bar while the network runs over the images (if they have a length), and while grids and
+            weights are fitted, which happens after that.
         known: of earlier calibrations of this network on these images: what they chose for a layer at the same width is
             taken over, and what is chosen now is added. The result is the same without.
 
@@ -132,6 +133,7 @@ def calibrate(
     elif settings.exact_sums:
         network.round_float_edges()
     plan, pixels = SignalPlan(), None
+    count = len(images) if isinstance(images, Sized) else 0
     images, parts = _with_parts(images, REFINED_PX if policy.power_of_two else PART_PX)
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
@@ -153,7 +155,9 @@ def calibrate(
         known = {}
     new = [name for name, key in keys.items() if key not in known]
     with SignalObservers(network, plan, percentile) as watched:
-        observers = observe(network, images, new, percentile) if new else {}
+        # Told where the network runs: the parts have read most of the images already.
+        watching = track(images, count, "calibrating") if count else images
+        observers = observe(network, watching, new, percentile) if new else {}
     signals = watched.grids(
         policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two, symmetric=policy.symmetric
     )

@@ -159,3 +159,21 @@ def test_a_policy_that_does_not_fit_is_refused_before_any_image(network):
     policy = QuantizationPolicy(LayerBits(4, 4), overrides={"neck": None})
     with pytest.raises(UsageError, match="--layer neck matches nothing"):
         calibrate(network, stream(), policy)
+
+
+def test_progress_counts_images_that_the_network_has_run_over(network, images):
+    """Not those that have been read, or nothing is told while a large network works for minutes."""
+    runs, told = [], []
+
+    def track(items, total, stage=""):
+        for item in items:
+            if stage == "calibrating":
+                told.append((total, len(runs)))
+            yield item
+
+    handle = network.register_forward_pre_hook(lambda *_: runs.append(1))
+    try:  # the hook is copied with the network
+        calibrate(network, images, POLICY, track=track)
+    finally:
+        handle.remove()
+    assert told == [(3, 0), (3, 1), (3, 2)]
