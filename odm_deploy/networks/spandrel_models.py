@@ -53,7 +53,13 @@ def network_from_spandrel(
         raise InputError("spandrel cannot load these weights", why=f"{type(error).__name__}: {error}"[:300]) from error
     channels = (descriptor.input_channels, descriptor.output_channels)
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != (3, 3):
-        raise InputError(f"{descriptor.architecture.name} is no network from RGB image to RGB image")
+        raise InputError(
+            f"{descriptor.architecture.name} is no network from RGB image to RGB image",
+            why=f"it has {channels[0]} input and {channels[1]} output channels, where 3 are wanted"
+            if channels != (3, 3)
+            else "it takes a mask beside the image",
+            fix="take weights for RGB images",
+        )
     module: Any = descriptor.model
     fold_branches(module)
     return foreign_network(

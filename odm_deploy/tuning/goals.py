@@ -48,7 +48,7 @@ class Goal:
             raise UsageError(
                 "--max-drop cannot be measured",
                 why="the images are network inputs, so there is no truth to lose against",
-                fix="use --min-psnr, or images of high resolution",
+                fix="use --min-psnr; with a network that enlarges, images of high resolution without --lr do, too",
             )
 
     def misses(self, cost: OutputCost) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +40,41 @@ _CONTAINERS = (
 whoever sends one could have pictures of other files on this machine in the result."""
 
 
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Raise InputError where FFmpeg cannot read a video: nothing is wrong with the one that is written then."""
+    from av.error import FFmpegError
+
+    try:
+        yield
+    except FFmpegError as error:
+        raise InputError(
+            f"cannot read video {path}",
+            why=f"FFmpeg says: {error.strerror or error}",
+            fix="give a whole video file; `ffmpeg -i IN FIXED.mkv` saves what can be read of a damaged one",
+        ) from error
+
+
 def open_to_read(path: Path) -> Any:
     """A PyAV container of a file; what of its texts is not UTF-8 is replaced, and no reason to refuse a film.
 
     PyAV does so by itself from 19 on, where it no longer takes a word about it.
 
     Raises:
-        InputError: it is of a kind that is not read, such as a list that names other files or addresses.
-        Whatever PyAV raises on broken files.
+        InputError: it is broken, or of a kind that is not read, such as a list that names other files or addresses.
     """
     import av
     from av.error import ArgumentError
 
     told: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     told["container_options"] = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
-    try:
-        # Of a relative name, FFmpeg takes what comes before a colon for a protocol.
-        return av.open(str(path.absolute()), **told)
-    except ArgumentError:
-        why = "it is no container of its own pictures: a list, perhaps, of other files"
-        raise InputError(f"cannot read video {path}", why=why, fix="give the video itself") from None
+    with reading(path):
+        try:
+            # Of a relative name, FFmpeg takes what comes before a colon for a protocol.
+            return av.open(str(path.absolute()), **told)
+        except ArgumentError:
+            why = "it is no container of its own pictures: a list, perhaps, of other files"
+            raise InputError(f"cannot read video {path}", why=why, fix="give the video itself") from None
 
 
 def describe_alike(reader: Any, writer: Any, streams: Mapping[int, Any]) -> None:

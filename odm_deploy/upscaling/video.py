@@ -22,7 +22,7 @@ from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.installing import install_extra
 from odm_deploy.pipeline import ahead, map_ahead
 from odm_deploy.progress import Track, untracked
-from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike, open_to_read
+from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike, open_to_read, reading
 
 
 @dataclass(frozen=True)
@@ -240,20 +240,21 @@ def _read(path: Path, reader: Any, matrix: int, ends: Ends) -> Generator[Any]:
     """Pictures of the video stream and packets of the audio streams, in the order of the file."""
     video = reader.streams.video[0]
     times = PacketTimes() if reader.format.name == "avi" else None
-    for packet in reader.demux(video, *reader.streams.audio):
-        ends.note(packet)
-        if packet.stream.index != video.index:
-            if packet.dts is not None:
-                yield packet
-            continue
-        if times is not None:
-            times.note(packet)
-        for frame in packet.decode():
+    with reading(path):
+        for packet in reader.demux(video, *reader.streams.audio):
+            ends.note(packet)
+            if packet.stream.index != video.index:
+                if packet.dts is not None:
+                    yield packet
+                continue
             if times is not None:
-                frame.pts = times.next()
-            _check(path, frame, video.codec_context)
-            rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)
-            yield _Picture(rgb.to_ndarray(), frame.pts)
+                times.note(packet)
+            for frame in packet.decode():
+                if times is not None:
+                    frame.pts = times.next()
+                _check(path, frame, video.codec_context)
+                rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)
+                yield _Picture(rgb.to_ndarray(), frame.pts)
 
 
 def _check(path: Path, frame: Any, context: Any) -> None:

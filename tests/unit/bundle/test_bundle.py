@@ -44,6 +44,12 @@ def test_the_package_exports_it() -> None:
     assert odm_deploy.Bundle is Bundle
 
 
+def test_a_folder_may_have_the_name_of_a_checkpoint(bundle: Path) -> None:
+    # `quantize --export` of many files by a pattern gives such names, and the bundle is written by then.
+    folder = bundle.rename(bundle.with_name("weights.pth"))
+    assert Bundle.open(folder).folder == folder
+
+
 def test_every_way_in_finds_the_rest(bundle: Path) -> None:
     graph, plan = bundle / "model.onnx", bundle / "engine.plan"
     opened = {path: Bundle.open(path) for path in (bundle, graph, plan)}

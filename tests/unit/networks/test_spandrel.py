@@ -100,6 +100,15 @@ def test_what_spandrel_does_not_know_is_refused():
         network_from_spandrel(nn.Conv2d(3, 3, 1).state_dict(), 2)
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_that_are_not_rgb_are_refused_with_their_channels(channels):
+    require_spandrel()
+    kind = importlib.import_module("spandrel.architectures.Compact").Compact
+    module = kind(num_in_ch=channels, num_out_ch=channels, num_feat=4, num_conv=1, upscale=2)
+    with pytest.raises(InputError, match=rf"{channels} input and {channels} output channels.*; take weights for RGB"):
+        network_from_spandrel(module.state_dict())
+
+
 def test_the_scale_is_checked():
     require_spandrel()
     module = importlib.import_module("spandrel.architectures.Compact").Compact(num_feat=4, num_conv=1, upscale=2)

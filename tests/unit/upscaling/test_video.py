@@ -106,8 +106,12 @@ def test_what_is_no_video_is_named_and_leaves_nothing(clip, tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         container.add_stream("flac", rate=8000, layout="mono")
         container.start_encoding()
-    for name in ("noise.mp4", "half.mp4", "missing.mp4", "sound.mkv"):
-        with pytest.raises(InputError, match=name):
+    whole = clip.read_bytes()
+    middle = whole.index(b"mdat") + 4 + (len(whole) - whole.index(b"mdat")) // 3
+    (tmp_path / "scratched.mp4").write_bytes(whole[:middle] + bytes(600) + whole[middle + 600 :])
+    for name in ("noise.mp4", "half.mp4", "missing.mp4", "sound.mkv", "scratched.mp4"):
+        # What cannot be read is said to be so: another container, or other sound, for the result would not help.
+        with pytest.raises(InputError, match=f"cannot read video .*{name}"):
             upscale_video(tmp_path / name, out / "out.mp4", doubled, 2)
     assert not out.exists() or not list(out.iterdir())
 
