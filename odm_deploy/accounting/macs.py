@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from odm_deploy.errors import InputError, OdmError, UsageError
@@ -15,7 +19,8 @@ FULL_HD_PX = (1080, 1920)
 
 
 def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FULL_HD_PX) -> dict[str, int]:
-    """Multiply-adds of each module's own products (not its children's) for one image, by dotted name.
+    """Multiply-adds of each module's own products (not its children's) for one image, by dotted name; of a module that
+    is part of the network in several places, the first of its names, in all of its runs.
 
     The network runs on torch's meta device: shapes without data, so the full image costs milliseconds. Convolutions,
     linear layers and matrix products count, whichever module they are in.
@@ -32,8 +37,36 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
     shadow = copy.deepcopy(network).to("meta").eval()
     image = torch.empty(1, 3, height // network.scale, width // network.scale, device="meta")
     counter = FlopCounterMode(display=False)
+    # Not the counter's own names: it knows a module that is in several places by the last one alone.
+    operations: Counter[str] = Counter()
+    running: list[str] = []
+    seen = 0
+
+    def settle() -> None:
+        nonlocal seen
+        total = counter.get_total_flops()
+        if running:
+            operations[running[-1]] += total - seen
+        seen = total
+
+    def entering(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            settle()
+            running.append(name)
+
+        return hook
+
+    def leaving(*_: Any) -> None:
+        settle()
+        running.pop()
+
+    modules: dict[str, nn.Module] = dict(shadow.named_modules())
+    for name, module in modules.items():
+        module.register_forward_pre_hook(entering(name), prepend=True)
+        module.register_forward_hook(leaving)
     try:
-        with counter, torch.no_grad():
+        # What the code makes on its own has no data, either.
+        with torch.device("meta"), counter, torch.no_grad():
             shadow(image)
     except OdmError:
         raise
@@ -41,18 +74,5 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
         raise InputError(
             f"cannot count the operations of {network.name}", why=f"{type(error).__name__}: {error}"[:200]
         ) from error
-    totals = counter.get_flop_counts()
-    root = type(shadow).__name__
-
-    modules = dict(shadow.named_modules())
-
-    def children(name: str) -> list[str]:
-        return [f"{name}.{child}" if name else child for child, _ in modules[name].named_children()]
-
-    def total(name: str) -> int:
-        found = totals.get(f"{root}.{name}" if name else root)
-        # Lists of modules are never called themselves, so the counter does not know them. A multiply-add is two
-        # operations to it.
-        return sum(map(total, children(name))) if found is None else sum(found.values()) // 2
-
-    return {name: total(name) - sum(map(total, children(name))) for name in modules}
+    # A multiply-add is two operations to the counter.
+    return {name: operations[name] // 2 for name in modules}

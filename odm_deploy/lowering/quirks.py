@@ -53,6 +53,22 @@ def shape_of_channel_arithmetic(x: ir.Value) -> tuple[int, ...]:
     return ()
 
 
+def would_lose_weights(node: ir.Node) -> bool:
+    """Whether ONNX Runtime would round the float weights of a layer, unless another operator stands behind it.
+
+    Between DequantizeLinear and QuantizeLinear, with nothing but ReLU and Clip before the latter, ONNX Runtime 1.31 at
+    its defaults makes 8-bit integers of float weights, with one scale for all of them.
+    """
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or constant_array(node.inputs[1]) is None:
+        return False
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    reader = only_consumer(node.outputs[0])
+    while reader is not None and reader.op_type in ("Relu", "Clip"):
+        reader = only_consumer(reader.outputs[0])
+    quantized = reader is not None and reader.op_type == "QuantizeLinear"
+    return quantized and producer is not None and producer.op_type == "DequantizeLinear"
+
+
 def comes_from_concat(x: ir.Value) -> bool:
     """Whether `x` is a Concat, or computed from one point by point: then an upper bound belongs before the quantizer.
 

@@ -8,6 +8,7 @@ All channels that a sum or a concatenation ties together need the same g.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.dataflow import Kind, Value, watch
+from odm_deploy.networks.replacing import is_ordinary
 
 Indices = NDArray[np.int64]
 
@@ -64,14 +66,23 @@ class ScalableChannels:
 def scalable_channels(network: SuperResolutionNetwork) -> ScalableChannels:
     """The sets of channels of a float network; those that nobody may scale are set 0."""
     modules = dict(network.named_modules())
+    # Scaled for one layer, a parameter of two would be scaled for the other, too.
+    owners = Counter(id(parameter) for module in modules.values() for parameter in module.parameters(recurse=False))
+
+    def is_scalable(value: Value) -> bool:
+        module = modules.get(value.name)
+        if not (value.kind is Kind.LAYER and isinstance(module, nn.Conv2d) and is_ordinary(module)):
+            return False
+        shared = any(owners[id(parameter)] > 1 for parameter in module.parameters(recurse=False))
+        return network.can_quantize(value.name) and bool(value.operands) and not shared
+
     sets = _Sets()
     reads: dict[str, Indices] = {}
     writes: dict[str, Indices] = {}
     of_value: dict[int, Indices] = {}
     for value in watch(network):
         operands = [of_value[id(operand)] for operand in value.operands]
-        module = modules.get(value.name)
-        if value.kind is Kind.LAYER and _is_plain_convolution(module) and len(value.shape) == _MAP_RANK:
+        if is_scalable(value) and len(value.shape) == _MAP_RANK:
             if value.name in reads:
                 # It runs again.
                 sets.unite(reads[value.name], operands[0])
@@ -84,7 +95,8 @@ def scalable_channels(network: SuperResolutionNetwork) -> ScalableChannels:
             for each in operands:
                 sets.fix(each)
             found = sets.fixed(value.shape[1] if len(value.shape) > 1 else 1)
-        if value.is_result:
+        if value.is_result or not value.readers:
+            # What nobody is seen to read, code may read that is not seen to run.
             sets.fix(found)
         of_value[id(value)] = found
     numbers = sets.numbers()
@@ -117,10 +129,6 @@ def _passed_on(sets: _Sets, value: Value, operands: Sequence[Indices]) -> Indice
         return by_pixel[:, 0]
     same = value.kind is Kind.RECTIFIER or value.operation in _SAME_CHANNELS | _LINEAR | _HOMOGENEOUS
     return found if same and len(found) == value.shape[1] else None
-
-
-def _is_plain_convolution(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
 
 
 class _Sets:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.blocks import Sum
-from odm_deploy.networks.operations import ADDITIONS, FUNCTIONS, PRODUCTS, numbered, operation_of
+from odm_deploy.networks.operations import ADDITIONS, FUNCTIONS, PRODUCTS, QUOTIENTS, numbered, operation_of
 
 PROBE_PX = (48, 64)
 """Height and width of the image that a network is watched on: many networks need multiples of 16."""
@@ -135,7 +135,7 @@ def _run(network: SuperResolutionNetwork, image: Tensor) -> list[Value]:
             hooks.enter_context(after)
         with recorder:
             result = network(image)
-    recorder.value_of(result).is_result = True
+    recorder.note_result(result)
     return recorder.values
 
 
@@ -152,9 +152,10 @@ class _Recorder(TorchFunctionMode):
         self._layers_entered = 0
         self._note(image, Kind.IMAGE, "image", ())
 
-    def value_of(self, tensor: Tensor) -> Value:
-        """What is known of a tensor."""
-        return self._latest[id(tensor)]
+    def note_result(self, tensor: Tensor) -> None:
+        """Mark what the network returns, unless code made it that is not seen to run, such as TorchScript's."""
+        if (value := self._latest.get(id(tensor))) is not None:
+            value.is_result = True
 
     def entering(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         """A hook for before a module runs."""
@@ -188,13 +189,22 @@ class _Recorder(TorchFunctionMode):
             # Counted also where it has nothing to do with the image: whoever runs the network sees it, too.
             own = numbered(operation, counts)
             if operands:
+                if operation in QUOTIENTS and not self._is_share(args, kwargs or {}):
+                    name = f"other_{name}"
                 place = "" if hasattr(module, own) else f"{owner}.{own}".lstrip(".")
                 self._note_operation(output, name, operands, own, owner if _is_plain_function(module) else place)
             return output
-        for tensor in _tensors(output):
-            if operands and tensor.is_floating_point():
-                self._note_operation(tensor, name, operands, numbered(name.strip("_"), counts), "")
+        for tensor in tensors_in(output):
+            if operands:
+                # Comparisons and indices depend on the image, too, but whoever runs the network counts none of them.
+                own = numbered(name.strip("_"), counts) if tensor.is_floating_point() else name.strip("_")
+                self._note_operation(tensor, name, operands, own, "")
         return output
+
+    def _is_share(self, args: Any, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a division is one of what depends on the image, and does not round."""
+        divided = args[0] if args else kwargs.get("input")
+        return id(divided) in self._latest and not (len(args) > 2 or kwargs.get("rounding_mode"))
 
     def _note_operation(
         self, tensor: Tensor, operation: str, operands: tuple[Value, ...], own: str, place: str
@@ -226,7 +236,7 @@ class _Recorder(TorchFunctionMode):
         self._latest[id(tensor)] = value
 
     def _known(self, arguments: Any) -> tuple[Value, ...]:
-        return tuple(self._latest[id(tensor)] for tensor in _tensors(arguments) if id(tensor) in self._latest)
+        return tuple(self._latest[id(tensor)] for tensor in tensors_in(arguments) if id(tensor) in self._latest)
 
 
 _WHOLE = (nn.Conv2d, nn.Linear, Sum)
@@ -237,13 +247,13 @@ def _is_plain_function(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn") and next(module.children(), None) is None
 
 
-def _tensors(values: Any) -> Iterable[Tensor]:
+def tensors_in(values: Any) -> Iterable[Tensor]:
     """All tensors in nested tuples, lists and dicts."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, dict):
         for value in values.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(values, (tuple, list)):
         for value in values:
-            yield from _tensors(value)
+            yield from tensors_in(value)

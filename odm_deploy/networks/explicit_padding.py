@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from odm_deploy.networks.replacing import is_ordinary
+
 _BORDERS: dict[str, type[nn.Module]] = {
     "zeros": nn.ZeroPad2d,
     "reflect": nn.ReflectionPad2d,
@@ -25,7 +27,7 @@ def make_padding_explicit(module: nn.Module) -> None:
     explicit: dict[nn.Module, nn.Module] = {}
     for parent in list(module.modules()):
         for name, child in parent._modules.items():  # pyright: ignore[reportPrivateUsage] - shared ones under each name
-            if isinstance(child, nn.Conv2d) and type(child).forward is nn.Conv2d.forward:
+            if isinstance(child, nn.Conv2d) and is_ordinary(child):
                 if child not in explicit:
                     explicit[child] = _explicit(child)
                 setattr(parent, name, explicit[child])

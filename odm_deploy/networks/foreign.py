@@ -15,15 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
-from odm_deploy.networks.dataflow import Kind, watch
+from odm_deploy.networks.dataflow import Kind, tensors_in, watch
 from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.explicit_padding import is_explicit, make_padding_explicit
 from odm_deploy.networks.folding import fold_branches, fold_parametrizations
+from odm_deploy.networks.replacing import is_ordinary
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
 from odm_deploy.torch_files import check_plain
 
@@ -33,6 +35,8 @@ PROBE_PX = (48, 64)
 _WHITE = 255.0
 _SAME = 0.25
 """Grey levels that rounding in float32 may make."""
+_READING_NO_NUMBERS = ("_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "type_as")
+"""Functions of torch that ask a tensor for its type or shape alone."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class ForeignConfig(NetworkConfig):
     tail: tuple[str, ...] = ()
     """Layers that work on enlarged features, and the last one to run."""
     float_only: tuple[str, ...] = ()
-    """Layers that no static grid can serve: they do not run, or with a forward of their own."""
+    """Layers that no quantized one could stand for: they do not run, or with a forward of their own, or others read
+    their weights."""
 
     def __post_init__(self) -> None:
         if self.scale < 1 or not self.input_range > 0:
@@ -92,6 +97,8 @@ class ForeignNetwork(SuperResolutionNetwork):
     def align_input(self) -> Grid | None:
         """8-bit images, in the range the network computes in, where its first layer reads them as they are."""
         layer = next(each for each in watch(self) if each.kind is Kind.LAYER and each.name in self.config.head)
+        if not layer.operands:
+            return None
         read = layer.operands[0].origin()
         if read.is_made_by_the_network_itself() and len(read.operands) == 1:
             # Brought to its range.
@@ -135,7 +142,7 @@ class ForeignNetwork(SuperResolutionNetwork):
         return Region.TAIL if layer in self.config.tail else Region.BODY
 
     def can_quantize(self, layer: str) -> bool:
-        """Whether the layer ran, and as its class says; one of several runs has one grid for all of its inputs."""
+        """Whether a quantized layer could stand for it; one of several runs has one grid for all of its inputs."""
         return layer not in self.config.float_only
 
 
@@ -213,25 +220,40 @@ def _build(config: ForeignConfig) -> nn.Module:
 
 
 def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[int, int]]], int]:
-    """Rows and columns of the input of each run of each layer, in the order of first runs; and the scale."""
-    runs: dict[str, list[tuple[int, int]]] = {}
+    """Rows and columns of the input of each run of each layer, in the order of first runs; and the scale.
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # Tokens show no rows and columns.
-            rows, cols = inputs[0].shape[-2:] if inputs[0].dim() == 4 else (0, 0)
+    Layers that run in a way that no quantized one could are left out.
+    """
+    runs: dict[str, list[tuple[int, int]]] = {}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    parameters = _Parameters(layers)
+    unusual: set[str] = set()
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            parameters.running.append(name)
+            # Called by keyword, or without a batch: nobody else here expects that.
+            if not inputs or (isinstance(layer, nn.Conv2d) and inputs[0].dim() != 4):
+                unusual.add(name)
+                return
+            # Tokens show no rows and columns; linear layers read channels last.
+            shape = inputs[0].shape
+            rows, cols = (0, 0) if len(shape) != 4 else shape[2:] if isinstance(layer, nn.Conv2d) else shape[1:3]
             runs.setdefault(name, []).append((rows, cols))
 
         return hook
 
+    def after(*_: Any) -> None:
+        parameters.running.pop()
+
     handles = [
-        layer.register_forward_pre_hook(note(name))
-        for name, layer in module.named_modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
+        handle
+        for name, layer in layers.items()
+        for handle in (layer.register_forward_pre_hook(before(name)), layer.register_forward_hook(after))
     ]
     height, width = PROBE_PX
     try:
-        with torch.no_grad():
+        with torch.no_grad(), parameters:
             output = module(torch.full((1, 3, height, width), 0.5 * input_range))
     except Exception as error:  # somebody else's code may raise anything
         raise InputError(
@@ -245,16 +267,41 @@ def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[
     scale = shape[2] // height if isinstance(shape, tuple) and len(shape) == 4 else 0
     if not scale or shape != (1, 3, scale * height, scale * width):
         raise InputError("the network does not enlarge RGB images", why=f"1x3x{height}x{width} became {shape}")
+    unusual |= parameters.read_elsewhere
+    runs = {name: sizes for name, sizes in runs.items() if name not in unusual}
     if not runs:
-        raise InputError("nothing to quantize", why="no Conv2d or Linear ran")
+        raise InputError("nothing to quantize", why="no Conv2d or Linear ran that a quantized one could stand for")
     return runs, scale
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what its class says: subclasses with a forward of their own may do anything."""
-    if isinstance(layer, nn.Conv2d) and not is_explicit(layer):
-        return False
-    return type(layer).forward in (nn.Conv2d.forward, nn.Linear.forward)
+    """Whether a layer computes what its class says, and pads what quantized ones know."""
+    return is_ordinary(layer) and not (isinstance(layer, nn.Conv2d) and not is_explicit(layer))
+
+
+class _Parameters(TorchFunctionMode):
+    """Finds layers whose parameters are read by other code than their own, which no quantized layer could serve: the
+    weights of one are divided by the gains of its input's channels.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.read_elsewhere: set[str] = set()
+        self._owners: dict[int, set[str]] = {}
+        for name, layer in layers.items():
+            for parameter in layer.parameters(recurse=False):
+                self._owners.setdefault(id(parameter), set()).add(name)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if isinstance(output, Tensor) and output.is_floating_point() and not name.endswith(_READING_NO_NUMBERS):
+            for tensor in tensors_in((args, kwargs or {})):
+                owners = self._owners.get(id(tensor), set())
+                if not owners.intersection(self.running[-1:]):
+                    self.read_elsewhere |= owners
+        return output
 
 
 def _inside(names: Any) -> tuple[str, ...]:

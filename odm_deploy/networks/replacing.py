@@ -1,4 +1,4 @@
-"""Putting other modules in the place of a network's own."""
+"""Putting other modules in the place of a network's own, and which of them may be replaced."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def replace_modules(network: nn.Module, replacements: Mapping[str, nn.Module]) -
         if id(module) in new:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, new[id(module)])
+
+
+def is_ordinary(layer: nn.Module) -> bool:
+    """Whether a layer is a Conv2d or Linear that computes what its class says, so that another may take its place.
+
+    Subclasses with a forward of their own may do anything, and so may hooks.
+    """
+    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
+        return False
+    if isinstance(layer, nn.Conv2d):
+        same = type(layer)._conv_forward is nn.Conv2d._conv_forward  # pyright: ignore[reportPrivateUsage]
+        return same and type(layer).forward is nn.Conv2d.forward
+    return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
 
 
 def all_names(network: nn.Module, names: Container[str]) -> list[str]:

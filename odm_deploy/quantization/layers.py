@@ -200,6 +200,9 @@ class QuantizedConv2d(QuantizedLayer):
                 f"cannot quantize {name}", why="offsets in front of a free grid, whose border is not a level"
             )
         super().__init__(name, frozen)
+        # For networks whose code asks its layers.
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.padding_mode = conv.kernel_size, conv.padding_mode
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
 
     @property
@@ -225,6 +228,10 @@ class QuantizedLinear(QuantizedLayer):
 
     offset_shape = (-1,)
 
+    def __init__(self, name: str, linear: nn.Linear, frozen: FrozenLayer) -> None:
+        super().__init__(name, frozen)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply, add the bias."""
         return F.linear(x, weight, bias)
@@ -249,4 +256,4 @@ def quantized_layer(name: str, layer: nn.Module, frozen: FrozenLayer) -> Quantiz
         raise InputError(f"a gate does not fit {name}", why=f"{channels} channels on {frozen.grid}")
     if isinstance(layer, nn.Conv2d):
         return QuantizedConv2d(name, layer, frozen)
-    return QuantizedLinear(name, frozen)
+    return QuantizedLinear(name, layer, frozen)

@@ -8,6 +8,7 @@ from odm_deploy.accounting import account, accounted_network, body_policy, count
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.grid import Grid
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
@@ -141,3 +142,24 @@ def test_bad_requests_are_refused():
         accounted_network("vgg", 4, "paper")
     with pytest.raises(InputError, match="scale 7"):
         accounted_network("rdn", 7, "paper")
+
+
+class Shared(nn.Module):
+    """A convolution that two parts of the network have, and a tensor that its code makes without asking where."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        convolution = nn.Conv2d(4, 4, 1)
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        self.one, self.other = nn.Sequential(convolution, nn.ReLU()), nn.Sequential(nn.ReLU(), convolution)
+
+    def forward(self, x):
+        return self.last(self.other(self.one(self.first(x)) + torch.ones(1)))
+
+
+def test_a_layer_of_two_parts_counts_once_for_each_run():
+    macs = count_macs(foreign_network(Shared()), (6, 8))
+    pixels = 48
+    assert {name: count for name, count in macs.items() if count} == {
+        "net.first": pixels * 12, "net.last": pixels * 12, "net.one.0": 2 * pixels * 16
+    }  # fmt: skip

@@ -14,7 +14,7 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine.
 
-Three places need care, and are found by measurement only:
+Four places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
@@ -24,6 +24,7 @@ Three places need care, and are found by measurement only:
   quantizer and sum, even the one that codes have anyway, keeps them apart (a lower one does, too, both do not). On
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
+- ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
 """
 
@@ -81,7 +82,18 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Conv":
             pad_channels(editor, node)
+        if quirks.would_lose_weights(node):
+            _keep_weights(editor, node)
     editor.drop_unused_constants()
+
+
+def _keep_weights(editor: GraphEditor, layer: ir.Node) -> None:
+    """Put a bound that changes nothing behind a layer with float weights (`quirks.would_lose_weights`)."""
+    result = layer.outputs[0]
+    reader = only_consumer(result)
+    assert reader is not None
+    lowest = editor.constant(f"{result.name}.lowest", np.finfo(np.float32).min, np.float32)
+    reader.replace_input_with(0, editor.node_before(reader, "Max", [result, lowest], f"{result.name}.float"))
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:

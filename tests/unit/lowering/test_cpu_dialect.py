@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.errors import UsageError
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import float_twin as float_twin_module
@@ -284,3 +285,28 @@ def test_uint8_images_are_the_last_codes_as_they_are(opener, edges):
     expected = TorchReference(model).upscale(images)
     with OPENERS[opener](proto.SerializeToString()) as runtime:
         np.testing.assert_array_equal(runtime.upscale(images), expected)
+
+
+class FloatBetween(nn.Module):
+    """Float layers between grids: a transposed convolution, and one that a rectifier follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.plain = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 8, 3, padding=1)
+        self.wide, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        deep = self.deep(torch.relu(self.first(x)))
+        deep = deep + torch.relu(self.plain(deep))
+        return self.last(self.wide(torch.relu(self.up(deep))))
+
+
+def test_weights_of_float_layers_between_grids_stay_float():
+    policy = QuantizationPolicy.parse("integer", "8", overrides={"net.plain": "float"})
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(FloatBetween(), policy, images)
+    assert "net.plain" not in model.layers
+    layers = compare_layers(model, lowered(model, target="cpu"), OPENERS["onnxruntime"], [random_images(16, 20)])
+    assert sum(layer.flips for layer in layers) <= MOST_FLIPS * sum(layer.codes for layer in layers)

@@ -12,8 +12,10 @@ from onnx.reference import ReferenceEvaluator
 from onnxscript import rewriter
 from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.lowering import exporter
 from odm_deploy.lowering.lower import lower
+from odm_deploy.quantization.policy import QuantizationPolicy
 from tests.exact_models import small_network
 from tests.factories import quantized, tiny_model, tiny_network
 
@@ -38,6 +40,13 @@ class _InPlace(nn.Module):
         z = y * 2
         y.clamp_(0, 3)
         return y + z
+
+
+class _Clipped(nn.Module):
+    """Compares with whole numbers."""
+
+    def forward(self, x):
+        return torch.clamp(x, 0, 1)
 
 
 class _Untranslated(nn.Module):
@@ -121,6 +130,14 @@ def test_only_translations_that_are_called_are_prepared(network, all_of_them):
     assert registration.default_registry is before
     assert (len(prepared) == len(dict(before.items()))) == all_of_them
     assert ("aten::gelu" in prepared) == all_of_them
+
+
+def test_operators_that_mix_types_are_exported_a_second_time():
+    # The first export of a process finds no translations to leave out.
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 12, 1), nn.PixelShuffle(2), _Clipped())
+    model = quantize(module, QuantizationPolicy.parse("deploy", "8"), [torch.rand(1, 3, 16, 20) * 255])
+    first, second = (lower(model).SerializeToString(deterministic=True) for _ in range(2))
+    assert first == second
 
 
 @pytest.mark.parametrize("name", ["edsr", "swinir"])

@@ -1,6 +1,7 @@
 """Which channels have to be scaled alike, and that a network computes the same after scaling them."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -76,3 +77,54 @@ class Gated(nn.Module):
 def test_products_and_sigmoids_hold_channels_fast():
     channels = scalable_channels(foreign_network(Gated(), input_range=255.0))
     assert channels.count == 1
+
+
+class Read(nn.Module):
+    """Three convolutions, the second of which something else reads as well, or something that is not homogeneous."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.next, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 12, 1)
+        self.how = how
+        if how == "tied":
+            self.next.weight, self.next.bias = self.deep.weight, self.deep.bias
+        self.register_buffer("one", torch.ones(1))
+
+    def forward(self, x):
+        deep = self.deep(torch.relu(self.first(x)))
+        read = deep
+        if self.how == "divisor":
+            read = torch.div(self.one, deep)
+        elif self.how == "rounded":
+            read = torch.div(deep, 0.01, rounding_mode="floor")
+        elif self.how == "weight":
+            read = F.conv2d(deep, self.deep.weight, self.deep.bias, padding=1)
+        found = self.next(read)
+        if self.how == "compared":
+            found = found * (deep > 0.5).float()
+        elif self.how == "scripted":
+            return _scripted(F.pixel_shuffle(self.last(found), 2))
+        return F.pixel_shuffle(self.last(found), 2)
+
+
+def _gated(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x) + 0.1
+
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    _scripted = torch.jit.script(_gated)
+
+
+@pytest.mark.parametrize("how", ["tied", "divisor", "rounded", "weight", "compared", "scripted"])
+@torch.no_grad()
+def test_what_is_read_otherwise_is_not_scaled(how):
+    network = foreign_network(Read(how), input_range=255.0)
+    channels = scalable_channels(network)
+    factors = np.exp2(np.random.default_rng(0).integers(-3, 4, channels.count))
+    factors[0] = 1.0
+    scaled = copy.deepcopy(network)
+    channels.scaled(scaled, factors)
+    image = torch.from_numpy(random_images(12, 10))
+    assert torch.equal(scaled(image), network(image))

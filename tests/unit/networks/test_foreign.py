@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from odm_deploy import quantize
@@ -168,6 +169,58 @@ def test_layers_with_a_forward_of_their_own_stay_float() -> None:
 
     network = foreign_network(nn.Sequential(nn.Conv2d(3, 4, 1), Standardized(4, 4, 1), nn.Conv2d(4, 3, 1)))
     assert network.config.float_only == ("net.1",)
+
+
+class _Doubled(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 2 * weight, bias)
+
+
+class Unusual(nn.Module):
+    """Layers that run in ways which no quantized one could, and one that its network's code asks for its sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1)
+        self.tied, self.keyword, self.single, self.asked = (nn.Conv2d(8, 8, 1) for _ in range(4))
+        self.hooked, self.doubled = nn.Conv2d(8, 8, 1), _Doubled(8, 8, 1)
+        self.hooked.register_forward_hook(lambda _module, _inputs, output: 3 * output)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = F.conv2d(self.tied(x), self.tied.weight) + x.type_as(self.asked.weight)
+        x = self.keyword(input=x)
+        x = torch.stack([self.single(image) for image in x])
+        x = self.doubled(self.hooked(x))
+        x = self.asked(F.pad(x, [self.asked.kernel_size[0] // 2] * 4))[:, : self.asked.out_channels]
+        x = self.linear(x.movedim(1, -1))[..., : self.linear.out_features].movedim(-1, 1)
+        return F.pixel_shuffle(self.last(x), 2) + 0.5
+
+
+@pytest.mark.parametrize("profile", ["deploy", "integer"])
+@torch.no_grad()
+def test_layers_that_run_in_other_ways_stay_float(profile) -> None:
+    torch.manual_seed(2)
+    module = Unusual().eval()
+    model = quantize(module, QuantizationPolicy.parse(profile, "8"), images())
+    assert sorted(model.layers) == ["net.asked", "net.last", "net.linear"]
+    x = images(1)[0]
+    found, expected = (pixels.clamp(0, 255) for pixels in (model(x), module(x / 255) * 255))
+    assert float((found - expected).abs().mean()) < 1.0
+    assert float(expected.std()) > 10.0
+
+
+def test_linear_layers_that_read_channels_last_are_no_tail() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.mix, self.last = nn.Conv2d(3, 128, 1), nn.Linear(128, 128), nn.Conv2d(128, 12, 1)
+
+        def forward(self, x):
+            return F.pixel_shuffle(self.last(self.mix(self.first(x).movedim(1, -1)).movedim(-1, 1)), 2)
+
+    assert foreign_network(Wide()).config.tail == ("net.last",)
 
 
 class BlueFirst(nn.Module):
