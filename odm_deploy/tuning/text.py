@@ -41,8 +41,9 @@ def cost_text(cost: OutputCost) -> str:
 
 
 def _uncancelled(cost: OutputCost) -> str:
-    drop = cost.uncancelled_drop_db
-    return "" if drop is None else f"; {-drop:+.3f} may be lost on others"
+    expected = cost.expected_drop_db
+    # Where these images lose more than is reckoned for others, a smaller loss would contradict it.
+    return "" if expected is None or expected == cost.drop_db else f"; {-expected:+.3f} may be lost on others"
 
 
 def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity]) -> str:

@@ -27,6 +27,8 @@ def test_the_cost_is_a_figure_and_whether_it_is_seen():
     assert cost_text(known).endswith("hardly visible; against the originals 31.50 -> 31.44 dB (-0.060)")
     lucky = OutputCost(1, 38.0, 40.0, 31.5, 31.44, 0.12)
     assert cost_text(lucky).endswith("31.50 -> 31.44 dB (-0.060; -0.120 may be lost on others)")
+    unlucky = OutputCost(1, 38.0, 40.0, 31.5, 31.44, 0.03)
+    assert cost_text(unlucky).endswith("31.50 -> 31.44 dB (-0.060)")
     assert cost_text(OutputCost(1, math.inf, 0.0)) == (
         "cost, on 1 image: nothing, float and quantized output are equal"
     )
