@@ -116,6 +116,8 @@ def pairs_of(constants: Constants, quantize: ir.Node) -> list[Pair] | str:
     for node, low, high in _readers(constants, quantize.outputs[0], *_RANGES[given.kind]):
         if node.op_type != DEQUANTIZE:
             return f"{node.name} ({node.op_type}) computes with its codes"
+        if node.graph is not quantize.graph:
+            return "a branch of an If or the body of a loop reads its codes"
         taken = parameters(constants, node)
         if isinstance(taken, str):
             return taken

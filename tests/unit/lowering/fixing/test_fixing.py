@@ -200,6 +200,24 @@ def test_function_called_twice_is_inlined():
     assert fixed.equality.identical == 1
 
 
+def test_codes_that_a_branch_reads_stay_as_they_are():
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["" : 17]>
+        branched (float[1, 3, h, w] x) => (float[1, 3, h, w] y)
+        <float s = {0.02}, uint8 z = {90}, bool taken = {1}>
+        {
+            q = QuantizeLinear (x, s, z)
+            y = If (taken) <
+                then_branch = doubled () => (float[1, 3, h, w] a) { d = DequantizeLinear (q, s, z) a = Add (d, d) },
+                else_branch = plain () => (float[1, 3, h, w] b) { b = DequantizeLinear (q, s, z) }
+            >
+        }
+    """)
+    fixed = fix(model)
+    assert fixed.done == {}
+    assert "a branch of an If or the body of a loop reads its codes" in fixed.left[0]
+
+
 def test_graph_without_quantizers_is_refused():
     b = Builder()
     with pytest.raises(InputError, match="nothing to fix"):
