@@ -96,8 +96,8 @@ class ForeignNetwork(SuperResolutionNetwork):
         return self._reordered(self._run(x) if factor == 1.0 else self._run(x / factor) * factor)
 
     def _run(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            # Who traces wants to know where it failed.
+        if torch.compiler.is_compiling() or x.is_meta:
+            # Who traces, or counts without data, has words of their own for it.
             return self.net(x)
         try:
             return self.net(x)
