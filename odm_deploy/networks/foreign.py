@@ -33,8 +33,6 @@ PROBE_PX = (48, 64)
 """Height and width of the image the layers are watched on: many networks need multiples of 16."""
 
 _WHITE = 255.0
-_FAILURES = (RuntimeError, AssertionError, ValueError, IndexError)
-"""What code that meets a size it was not made for may raise."""
 _SAME = 0.25
 """Grey levels that rounding in float32 may make."""
 _READING_NO_NUMBERS = ("_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "type_as")
@@ -86,27 +84,10 @@ class ForeignNetwork(SuperResolutionNetwork):
     reversed: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Upscale.
-
-        Raises:
-            InputError: the module's own code cannot: it may be made for other sizes.
-        """
+        """Upscale."""
         factor = _WHITE / self.config.input_range
         x = self._reordered(x)
-        return self._reordered(self._run(x) if factor == 1.0 else self._run(x / factor) * factor)
-
-    def _run(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.is_meta:
-            # Who traces, or counts without data, has words of their own for it.
-            return self.net(x)
-        try:
-            return self.net(x)
-        except _FAILURES as error:
-            raise InputError(
-                f"the network cannot run on an image of {x.shape[3]}x{x.shape[2]} pixels",
-                why=f"{type(error).__name__}: {error}"[:300],
-                fix="if it takes only some sizes, give such images (quantize: --crop)",
-            ) from error
+        return self._reordered(self.net(x) if factor == 1.0 else self.net(x / factor) * factor)
 
     @property
     def output_grid(self) -> Grid:

@@ -15,7 +15,7 @@ from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import Region
-from odm_deploy.networks.foreign import PROBE_PX, foreign_network
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.quantization.fake_quant import fake_quantize
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
@@ -282,19 +282,3 @@ def test_a_network_that_is_another_for_other_sizes_is_not_exported() -> None:
     model = quantize(BranchesBySize(axis=2, largest=50), THROUGHOUT, images())
     with pytest.raises(InputError, match="fixes sizes while it is traced"):
         lower(model)
-
-
-class MadeForOneSize(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
-        self.place = nn.Parameter(torch.zeros(1, 3, *PROBE_PX))
-
-    def forward(self, x):
-        return self.net(x + self.place)
-
-
-def test_a_network_made_for_one_size_says_so():
-    network = foreign_network(MadeForOneSize())
-    with pytest.raises(InputError, match=r"cannot run on an image of 20x16 pixels: RuntimeError: .*--crop"):
-        network(torch.zeros(1, 3, 16, 20))
