@@ -26,15 +26,20 @@ def built(name):
     return build_network(name, NETWORKS[name]).eval()
 
 
+def scaled_by_powers_of_two(network):
+    """Which channels may be scaled, and the network with each of them scaled by a power of two of its own."""
+    channels, scaled = scalable_channels(network), copy.deepcopy(network)
+    factors = np.exp2(np.random.default_rng(0).integers(-3, 4, channels.count))
+    factors[0] = 1.0
+    channels.scaled(scaled, factors)
+    return channels, scaled
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_powers_of_two_change_no_bit_of_the_result(name):
     network = built(name)
-    channels = scalable_channels(network)
-    factors = np.exp2(np.random.default_rng(0).integers(-3, 4, channels.count))
-    factors[0] = 1.0
-    scaled = copy.deepcopy(network)
-    channels.scaled(scaled, factors)
+    channels, scaled = scaled_by_powers_of_two(network)
     image = torch.from_numpy(random_images(12, 10))
     assert torch.equal(scaled(image), network(image))
     moved = [layer for layer in channels.reads if not torch.equal(scaled.state_dict()[f"{layer}.weight"],
@@ -121,10 +126,6 @@ with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
 @torch.no_grad()
 def test_what_is_read_otherwise_is_not_scaled(how):
     network = foreign_network(Read(how), input_range=255.0)
-    channels = scalable_channels(network)
-    factors = np.exp2(np.random.default_rng(0).integers(-3, 4, channels.count))
-    factors[0] = 1.0
-    scaled = copy.deepcopy(network)
-    channels.scaled(scaled, factors)
+    _, scaled = scaled_by_powers_of_two(network)
     image = torch.from_numpy(random_images(12, 10))
     assert torch.equal(scaled(image), network(image))
