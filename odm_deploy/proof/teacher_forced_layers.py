@@ -32,7 +32,7 @@ from odm_deploy.proof.teacher_forcing import (
     shuffled,
     unshuffled,
 )
-from odm_deploy.quantization.fake_quant import grid_codes
+from odm_deploy.quantization.fake_quant import fake_quantize, grid_codes
 from odm_deploy.quantization.model import QuantizedModel, tapped
 from odm_deploy.runtimes.base import Runtime
 
@@ -97,12 +97,15 @@ def compare_layers(
                 name, found = tap.layer, all_codes_from(tap, outputs[tap.codes])
                 grid = grids[layer_of_run(name)]
                 expected, in_double = (bordered(tap, each.codes[name], grid.zero_point) for each in (trace, floor))
-                result[name].add(found, expected, in_double, bordered(tap, sources[name], 0.0), grid)
+                double_source = floor.sources[name].numpy()
+                values, in_double_values = (bordered(tap, each, 0.0) for each in (sources[name], double_source))
+                result[name].add(found, expected, in_double, values, in_double_values, grid)
                 if tap.source in forced.given_sources:
                     floats = as_in_model(tap, outputs[tap.source])
-                    result[name].add_floats(floats, sources[name], floor.sources[name].numpy(), grid)
+                    result[name].add_floats(floats, sources[name], double_source, grid)
             picture = round_to_uint8(image_output.images.as_rgb(outputs[image_output.name]))
-            result[OUTPUT].add(picture, round_to_uint8(trace.image), round_to_uint8(floor.image), trace.image, PIXELS)
+            codes, floor_codes = round_to_uint8(trace.image), round_to_uint8(floor.image)
+            result[OUTPUT].add(picture, codes, floor_codes, trace.image, floor.image, PIXELS)
     return list(result.values())
 
 
@@ -158,7 +161,7 @@ def center_crops(images: Iterable[Rgb]) -> list[NDArray[np.float32]]:
 def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) -> _Trace:
     """Run the reference and keep what arrives at each quantizer, and its codes.
 
-    With `given`, each quantizer hands on what arrived there instead: what float64 computes from float32's values.
+    With `given`, each quantizer hands on the codes that it had there: what float64 computes behind float32's codes.
     """
     trace, grids = _Trace(), model.grids
 
@@ -169,7 +172,9 @@ def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) ->
             name = run_name(layer, next(runs))
             trace.sources[name] = x
             trace.codes[name] = grid_codes(x, grids[layer]).numpy()
-            return x if given is None else given.sources[name].to(x.dtype)
+            # Its levels, not its values: between float32 and float64 a value on a tie would change its code here, and
+            # pass for rounding in the layers behind.
+            return x if given is None else fake_quantize(given.sources[name], grids[layer]).to(x.dtype)
 
         return tap
 

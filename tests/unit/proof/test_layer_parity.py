@@ -46,7 +46,7 @@ def test_not_one_code_outside_of_the_grid_is_excused(value, code):
     found = expected.astype(np.int16)
     found[0] = code
     layer = LayerParity("saturated")
-    layer.add(found, expected, expected, values, grid)
+    layer.add(found, expected, expected, values, values, grid)
     assert (layer.flips, layer.tie_flips) == (1, 0)
     assert not layer.is_clean
 
@@ -58,14 +58,14 @@ def test_flips_on_ties_are_told_from_flips_off_them():
     found = expected.copy()
     found[:5000] = 2
     layer = LayerParity("on a tie")
-    layer.add(found, expected, expected, values, grid)
+    layer.add(found, expected, expected, values, values, grid)
     assert (layer.flips, layer.tie_flips, layer.max_step, layer.furthest_steps) == (5000, 5000, 1, 0.0)
     assert layer.is_clean
     # The same codes for values that are nowhere near a tie, and the code on the wrong side of one.
     for wrong_values, wrong_code, steps in ((np.full(size, 0.3, np.float32), 2, 0.1), (values, 0, 1.0)):
         found[:5000] = wrong_code
         layer = LayerParity("off a tie")
-        layer.add(found, expected, expected, wrong_values, grid)
+        layer.add(found, expected, expected, wrong_values, wrong_values, grid)
         assert (layer.flips, layer.tie_flips) == (5000, 0)
         assert layer.furthest_steps == pytest.approx(steps, abs=1e-6)
         assert not layer.is_clean
@@ -76,14 +76,36 @@ def test_a_flip_far_from_any_tie_is_no_rounding_however_rare():
     assert not LayerParity("a", codes=10**6, flips=1, max_step=1, furthest_steps=1.01 * MAX_FLIP_STEPS).is_clean
 
 
+def test_a_flip_may_lie_as_far_from_a_tie_as_float32_and_float64_lie_apart():
+    # An attention that multiplies large floats moves what is behind it by parts of a step between the two.
+    grid, size = Grid(0.5, 0, 8), 100_000
+    values = np.full(size, 20.2, np.float32)
+    expected = grid.quantize(values)
+    found = expected.copy()
+    found[:5] += 1
+
+    def judged(values, moved):
+        layer = LayerParity("behind an attention")
+        layer.add(found, expected, expected, values, values.astype(np.float64) + moved, grid)
+        return layer
+
+    assert judged(values, 0.01).furthest_steps == pytest.approx(0.1, abs=1e-5)
+    assert judged(values, 0.01).is_clean
+    assert not judged(values, 0.001).is_clean
+    # What saturates moves no code, so it excuses none.
+    saturated = values.copy()
+    saturated[size // 2 :] = 500.0
+    assert not judged(saturated, np.where(saturated > 200, 50.0, 0.0)).is_clean
+
+
 def test_ties_excuse_no_flip_of_an_exact_model():
     assert not LayerParity("a", codes=10**6, flips=1, max_step=1, tie_flips=1, exact=True).is_clean
 
 
 def test_codes_of_another_shape_are_refused():
-    codes = np.zeros((1, 2, 3, 3), np.uint8)
+    codes, values = np.zeros((1, 2, 3, 3), np.uint8), np.zeros((1, 2, 3, 3), np.float32)
     with pytest.raises(InputError, match=r"codes of conv cannot be compared.*\(1, 3, 3, 3\)"):
-        LayerParity("conv").add(np.zeros((1, 3, 3, 3), np.uint8), codes, codes, codes.astype(np.float32), PIXELS)
+        LayerParity("conv").add(np.zeros((1, 3, 3, 3), np.uint8), codes, codes, values, values, PIXELS)
 
 
 def test_float_values_may_be_off_by_what_rounding_does_and_no_more():
