@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering import exporter
 from odm_deploy.lowering.adaptive_pooling import SizesFromImages
 from odm_deploy.networks.foreign import ForeignNetwork
@@ -144,7 +144,7 @@ def _run(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor | None:
     """What a network makes of an image; None where its code does not take that size."""
     try:
         return network(image)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
+    except (InputError, UsageError, RuntimeError, AssertionError, ValueError, TypeError, IndexError):
         return None
 
 

@@ -40,6 +40,8 @@ class SuperResolutionNetwork(nn.Module):
     """Name in the registry, and on the command line."""
     regions: ClassVar[Mapping[str, Region]] = {}
     """By the first part of a layer's dotted name."""
+    is_foreign: ClassVar[bool] = False
+    """Whether its `forward` is somebody else's code, which may raise anything."""
     config: NetworkConfig
 
     def __init__(self, config: NetworkConfig) -> None:

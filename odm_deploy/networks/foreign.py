@@ -26,6 +26,7 @@ from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.explicit_padding import is_explicit, make_padding_explicit
 from odm_deploy.networks.folding import fold_branches, fold_parametrizations
 from odm_deploy.networks.replacing import is_ordinary
+from odm_deploy.networks.running import refused
 from odm_deploy.networks.trusted_builders import build_module, is_spandrel
 from odm_deploy.torch_files import check_plain
 
@@ -74,6 +75,7 @@ class ForeignNetwork(SuperResolutionNetwork):
     """Any module that enlarges RGB images; float32 [N, 3, H, W] -> [N, 3, scale*H, scale*W], both in 0..255."""
 
     name = "foreign"
+    is_foreign = True
     config: ForeignConfig  # pyright: ignore[reportIncompatibleVariableOverride] - only ever its own kind
 
     def __init__(self, config: ForeignConfig, module: nn.Module | None = None) -> None:
@@ -167,6 +169,7 @@ def foreign_network(
 
     Raises:
         InputError: it does not run on an RGB image, or does something else than enlarge it by a whole factor.
+        UsageError: it runs on images of other sizes only.
     """
     _make_plain(module)
     runs, found = _watch(module.eval(), _number(input_range))
@@ -252,21 +255,23 @@ def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[
         for handle in (layer.register_forward_pre_hook(before(name)), layer.register_forward_hook(after))
     ]
     height, width = PROBE_PX
+    image = torch.full((1, 3, height, width), 0.5 * input_range)
     try:
         with torch.no_grad(), parameters:
-            output = module(torch.full((1, 3, height, width), 0.5 * input_range))
+            output = module(image)
     except Exception as error:  # somebody else's code may raise anything
-        raise InputError(
-            "the network does not run on an RGB image",
-            why=f"float32 [1, 3, {height}, {width}]: {type(error).__name__}: {error}"[:300],
-        ) from error
+        raise refused(module, image, error, first=True) from error
     finally:
         for handle in handles:
             handle.remove()
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     scale = shape[2] // height if isinstance(shape, tuple) and len(shape) == 4 else 0
     if not scale or shape != (1, 3, scale * height, scale * width):
-        raise InputError("the network does not enlarge RGB images", why=f"1x3x{height}x{width} became {shape}")
+        raise InputError(
+            "the network does not enlarge RGB images",
+            why=f"1x3x{height}x{width} became {shape}",
+            fix="let what builds it return the enlarged image alone" if isinstance(shape, str) else "",
+        )
     unusual |= parameters.read_elsewhere
     runs = {name: sizes for name, sizes in runs.items() if name not in unusual}
     if not runs:

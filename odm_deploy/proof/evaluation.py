@@ -90,9 +90,11 @@ def upscaler_of(network: Callable[[Tensor], Tensor], device: str = "cpu") -> Ups
     """A torch network as it is, without gradients; images go to `device` and come back."""
     import torch
 
+    from odm_deploy.networks.running import run_network
+
     @torch.no_grad()
     def upscale(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        return network(torch.from_numpy(images).to(device)).cpu().numpy()
+        return run_network(network, torch.from_numpy(images).to(device)).cpu().numpy()
 
     return upscale
 

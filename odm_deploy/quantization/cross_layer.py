@@ -33,6 +33,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.channels import Indices, ScalableChannels, scalable_channels
+from odm_deploy.networks.running import run_network
 from odm_deploy.quantization.policy import LayerBits
 
 EXPONENTS = ((0.0, 0.0), (0.35, 0.0), (0.5, 0.5), (0.5, 0.0), (0.7, 0.3), (0.7, 0.0), (0.85, 0.15), (1.0, 0.0))
@@ -255,7 +256,7 @@ def _seen(
             if name in outputs:
                 hooks.enter_context(module.register_forward_hook(writing(name)))
         for part in parts:
-            network(part)
+            run_network(network, part)
     readers = [
         _Reader(
             grids.get(name, name),

@@ -21,6 +21,7 @@ from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.imaging.resize import downscale
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.foreign import PROBE_PX, ForeignNetwork
+from odm_deploy.networks.running import run_network
 from odm_deploy.networks.trusted_builders import is_spandrel
 
 Rgb = NDArray[np.uint8]
@@ -102,7 +103,9 @@ def find_input_format(network: ForeignNetwork, photographs: Iterable[Rgb]) -> In
         low, truth = _probe(photograph, network.scale)
         for value, order in errors:
             config = dataclasses.replace(network.config, input_range=value, channel_order=order)
-            errors[value, order].append(_distance(ForeignNetwork(config, network.net)(low), truth, network.scale))
+            errors[value, order].append(
+                _distance(run_network(ForeignNetwork(config, network.net), low), truth, network.scale)
+            )
         plain = torch.nn.functional.interpolate(low, scale_factor=network.scale, mode="bicubic")
         enlarged.append(_distance(plain, truth, network.scale))
     if not enlarged:

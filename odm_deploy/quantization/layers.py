@@ -5,7 +5,7 @@ They are the reference every runtime is compared with, and what `lowering` expor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -115,6 +115,7 @@ class QuantizedLayer(nn.Module):
     bias: Tensor | None
     shift: Tensor | None
     gain: Tensor | None
+    typed: Tensor
 
     def __init__(self, name: str, frozen: FrozenLayer) -> None:
         super().__init__()
@@ -128,6 +129,8 @@ class QuantizedLayer(nn.Module):
         for key, value in (("shift", offsets.shift), ("gain", offsets.gain)):
             shaped = None if value is None else value.detach().clone().float().reshape(self.offset_shape)
             self.register_buffer(key, shaped)
+        # For code that asks the module around its layers for a parameter, to learn their type and device.
+        self.typed = nn.Parameter(torch.empty(0), requires_grad=False)
         channels_last = len(self.offset_shape) == 1
         self.gate = None if frozen.gate is None else PerImageGrid(frozen.gate, channels_last=channels_last)
         self._offset_steps = offsets.shift_step, offsets.gain_step
@@ -145,6 +148,16 @@ class QuantizedLayer(nn.Module):
     def weight(self) -> Tensor:
         """Real weights, in the dtype of the scale (float64 after `.double()`)."""
         return dequantize_weight(self.codes, self.scale, self.name)
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Weight and bias, as the float layer has them: networks ask their layers for a type, a device, a shape."""
+        del recurse, remove_duplicate
+        dot = "." if prefix else ""
+        for name, value in (("weight", self.weight), ("bias", self.bias)):
+            if value is not None:
+                yield f"{prefix}{dot}{name}", cast("nn.Parameter", value)
 
     @property
     def offsets(self) -> ChannelOffsets | None:

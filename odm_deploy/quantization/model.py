@@ -15,6 +15,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.replacing import replace_modules
+from odm_deploy.networks.running import run_network
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer, quantized_layer
 from odm_deploy.quantization.signals import SignalQuantizer, signals_of, with_signals
 
@@ -70,7 +71,7 @@ class QuantizedModel:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the network's dtype."""
-        return self.network(images)
+        return run_network(self.network, images)
 
 
 @contextmanager

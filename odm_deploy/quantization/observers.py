@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.running import run_network
 
 _HALF = 2**13
 """Bins on either side of zero: 2^13. A grid of 8 bits then has 16 bins a level or more, one of 4 bits 256."""
@@ -134,7 +135,7 @@ def observe(
         for name, observer in observers.items():
             hooks.enter_context(modules[name].register_forward_pre_hook(watched_by(observer)))
         for image in images:
-            network(image)
+            run_network(network, image)
     if unseen := [name for name, observer in observers.items() if not observer.images]:
         raise InputError(
             "nothing to calibrate on", why=f"no image reached {unseen[0]}", fix="give --images more images"

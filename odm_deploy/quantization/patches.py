@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.running import run_network
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.in_step import in_step
 
@@ -32,8 +33,11 @@ EXTREMES = 64
 what is rare, and a grid chosen by patches may cut it off."""
 
 
-class AllSeen(Exception):  # noqa: N818 - no error
-    """Ends a network's run behind the last layer that anything is done with: upsamplers are half of the work."""
+class AllSeen(BaseException):
+    """Ends a network's run behind the last layer that anything is done with: upsamplers are half of the work.
+
+    No error, and nothing for an `except Exception` in somebody else's code.
+    """
 
 
 @dataclass
@@ -119,7 +123,7 @@ def layer_patches(
             for name in names:
                 hooks.enter_context(modules[name].register_forward_pre_hook(taken_from(name)))
             with suppress(AllSeen):
-                network(images)
+                run_network(network, images)
 
     with closing(in_step(run)) as stream:
         yield from track(stream, len(names))
@@ -147,7 +151,7 @@ def _runs(network: SuperResolutionNetwork, image: Tensor, names: Sequence[str]) 
     with ExitStack() as hooks:
         for name in names:
             hooks.enter_context(modules[name].register_forward_pre_hook(lambda *_, name=name: runs.update([name])))
-        network(image)
+        run_network(network, image)
     return runs
 
 

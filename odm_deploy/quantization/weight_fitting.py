@@ -18,6 +18,7 @@ from torch import Tensor
 
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.running import run_network
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.exact.sums import with_sums_kept_exact
 from odm_deploy.quantization.layers import FrozenLayer
@@ -64,7 +65,7 @@ def fit_all_weights(
     apart = {name: apart[name] for name in layers}
     if not in_sequence:
         return apart
-    expected = [network(part) for part in parts]
+    expected = [run_network(network, part) for part in parts]
 
     def distance(candidate: Mapping[str, FrozenLayer]) -> float:
         model = freeze(network, candidate, signals=signals)

@@ -26,6 +26,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.replacing import replace_modules
+from odm_deploy.networks.running import run_network
 from odm_deploy.progress import PercentStage, Say, Track, counted, silent, untracked
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
@@ -200,7 +201,7 @@ class _Run:
     def _step(self, used: float) -> None:
         low = self._examples.draw()
         with torch.no_grad():
-            expected = self.teacher(low)
+            expected = run_network(self.teacher, low)
         self.optimizer.zero_grad(set_to_none=True)
         # Other people's code overwrites, as by `x *= y`, what gradients need.
         with allow_mutation_on_saved_tensors():

@@ -13,6 +13,7 @@ from torch import Tensor
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_pixels
+from odm_deploy.networks.running import run_network
 from odm_deploy.proof.metrics import luma_energy, psnr_y
 
 Network = Callable[[Tensor], Tensor]
@@ -122,7 +123,7 @@ class HeldBack:
 
 @torch.no_grad()
 def _run(network: Network, low: Tensor) -> Tensor:
-    output = network(low).float()
+    output = run_network(network, low).float()
     if not bool(torch.isfinite(output).all()):
         raise InputError("the output holds NaN or infinity", fix="check the weights and the input range")
     return output.clamp(0.0, 255.0)

@@ -29,6 +29,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 from odm_deploy.accounting import count_macs
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.running import run_network
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
@@ -186,7 +187,7 @@ def _squares(
     with ExitStack() as hooks, torch.enable_grad():
         for name, layer in layers.items():
             hooks.enter_context(modules[name].register_forward_hook(watched_by(name, layer)))
-        output = network(part).clamp(0.0, 255.0)
+        output = run_network(network, part).clamp(0.0, 255.0)
     squares = dict.fromkeys(layers, 0.0)
     for probe in range(probes):
         sign = torch.randint(0, 2, output.shape, generator=signs).to(output.dtype) * 2 - 1

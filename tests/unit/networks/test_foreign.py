@@ -282,3 +282,27 @@ def test_a_network_that_is_another_for_other_sizes_is_not_exported() -> None:
     model = quantize(BranchesBySize(axis=2, largest=50), THROUGHOUT, images())
     with pytest.raises(InputError, match="fixes sizes while it is traced"):
         lower(model)
+
+
+class LikeItsParameters(nn.Module):
+    """Brings what it reads to the type and the device of a layer's parameters, and of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        x = self.first(x.to(next(self.parameters()).device))
+        x = x.to(next(self.body.parameters()).dtype) * dict(self.last.named_parameters())["weight"].shape[0]
+        return F.pixel_shuffle(self.last(self.body(x)), 2)
+
+
+def test_code_that_asks_for_parameters_is_quantized_exported_and_computed_in_float64() -> None:
+    torch.manual_seed(5)
+    model = quantize(LikeItsParameters(), THROUGHOUT, images())
+    assert len(model.layers) == 3
+    x = random_images(18, 26, seed=5)
+    expected = model(torch.from_numpy(x)).numpy()
+    assert np.abs(model.double()(torch.from_numpy(x).double()).numpy() - expected).mean() < 0.1
+    with OPENERS["onnxruntime"](lower(model).SerializeToString()) as runtime:
+        assert np.quantile(np.abs(runtime.upscale(x) - expected), 0.95) < 0.5

@@ -111,3 +111,16 @@ def test_other_layers_are_refused():
 def test_codes_of_another_shape_are_refused():
     with pytest.raises(InputError, match=r"\[1, 1\] against \[3, 7\]"):
         quantized_layer("fc", nn.Linear(7, 3), FrozenLayer(quantize_weight(torch.ones(1, 1), 4), GRID, None))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.Linear(4, 6, bias=False)])
+def test_code_that_asks_a_layer_for_its_parameters_finds_those_of_the_float_one(layer):
+    weight = quantize_weight(layer.weight, 8)
+    quantized = quantized_layer("layer", layer, FrozenLayer(weight, GRID, layer.bias))
+    found = dict(quantized.named_parameters())
+    assert {name: value.shape for name, value in found.items()} == {n: p.shape for n, p in layer.named_parameters()}
+    assert torch.equal(next(quantized.parameters()), quantized.weight)
+    block = nn.Sequential(quantized, nn.ReLU())
+    assert next(block.parameters()).dtype == torch.float32
+    assert sum(parameter.numel() for parameter in block.parameters()) == 0
+    assert next(block.double().parameters()).dtype == next(quantized.parameters()).dtype == torch.float64

@@ -1,0 +1,97 @@
+"""Networks that do not run at every size: one line with the sizes, wherever the program runs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from odm_deploy import quantize
+from odm_deploy.errors import InputError, UsageError
+from odm_deploy.networks.foreign import foreign_network
+from odm_deploy.networks.running import run_network
+from odm_deploy.proof.evaluation import upscaler_of
+from odm_deploy.quantization.input_format import find_input_format
+from odm_deploy.quantization.observers import observe
+from odm_deploy.tuning.held_back import HeldBack, Sample
+from odm_deploy.tuning.sensitivity import layer_sensitivities
+
+
+class Places(nn.Module):
+    """Adds a table of its own to the features, of `table` rows and columns; all sizes that divide by it fit."""
+
+    def __init__(self, rows, columns, tiled=False):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 3, 3, padding=1)
+        self.places = nn.Parameter(torch.zeros(1, 4, rows, columns))
+        self.tiled = tiled
+
+    def forward(self, x):
+        x = self.first(x)
+        rows, columns = (x.shape[axis] // self.places.shape[axis] if self.tiled else 1 for axis in (2, 3))
+        return self.last(self.body(x) + self.places.repeat(1, 1, rows, columns))
+
+
+def image(height, width):
+    return torch.zeros(1, 3, height, width)
+
+
+def calls_of(network):
+    """What runs somebody's network on an image that it does not take."""
+    low = image(40, 50)
+    yield lambda: run_network(network, low)
+    yield lambda: observe(network, [low], ["net.body"])
+    yield lambda: HeldBack(network, [Sample(low)])
+    yield lambda: upscaler_of(network)(low.numpy())
+    yield lambda: quantize(network.net, 8, [low])
+    small = quantize(network.net, 8, [image(48, 48)])
+    yield lambda: small(low)
+    yield lambda: layer_sensitivities(network, small, [low])
+
+
+def test_wherever_it_is_run_the_sizes_are_told() -> None:
+    network = foreign_network(Places(16, 16, tiled=True))
+    calls = list(calls_of(network))
+    assert len(calls) == 7
+    for call in calls:
+        with pytest.raises(
+            UsageError,
+            match=r"^the network does not run on images of (50|48)x40 pixels: RuntimeError: The size of .*; "
+            r"it runs at 48x48, 64x48, 64x64, 96x96, 128x128: .*--crop 48$",
+        ):
+            call()
+
+
+def test_one_size_is_no_advice_to_crop() -> None:
+    network = foreign_network(Places(48, 64))
+    photograph = np.zeros((100, 100, 3), np.uint8)
+    assert find_input_format(network, [photograph]).psnr_db
+    with pytest.raises(UsageError, match=r"50x40 pixels.*it runs at 64x48, not at 48x48, .*every size$"):
+        run_network(network, image(40, 50))
+    for square in (Places(48, 48), Places(64, 64, tiled=True)):
+        with pytest.raises(UsageError, match=r"64x48 pixels.*it runs at (48x48|64x64), .*every size$"):
+            foreign_network(square)
+
+
+def test_what_runs_at_no_size_is_refused_as_such() -> None:
+    network = foreign_network(Places(16, 16, tiled=True))
+    network.net.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(InputError, match=r"40, 50\]: ZeroDivisionError.*nor does it at 48x48, "):
+        run_network(network, image(40, 50))
+
+
+def test_this_projects_own_faults_and_full_memory_are_no_fault_of_a_size() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_network(lambda _: 1 / 0, image(8, 8))  # type: ignore[arg-type]
+    network = foreign_network(Places(16, 16, tiled=True))
+    message = "DefaultCPUAllocator: can't allocate memory"
+
+    def full(*_):
+        raise RuntimeError(message)
+
+    network.net.register_forward_pre_hook(full)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        run_network(network, image(8, 8))
