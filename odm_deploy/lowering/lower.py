@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from odm_deploy.bundle import Target
 from odm_deploy.bundle.image_format import ChannelOrder, Layout
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering.dialects import cpu, tensorrt
 from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.lowering.markers import export_marked
 from odm_deploy.lowering.metadata import mark_exact
+from odm_deploy.lowering.tracing import network_name
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
 
@@ -25,6 +26,7 @@ ImageType = Literal["float32", "uint8"]
 
 
 _DIALECTS = {"tensorrt": tensorrt.lower_markers, "cpu": cpu.lower_markers}
+_LONGEST = 300
 _HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -100,5 +102,14 @@ def _lower_marked(graph: ir.Model, model: QuantizedModel, options: LoweringOptio
     graph.graph.name = model.network.name
     graph.producer_name, graph.producer_version = "odm-deploy", __version__
     proto = ir.to_proto(graph)
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        if not model.network.is_foreign:
+            raise
+        raise InputError(
+            f"cannot export {network_name(model)}",
+            why=f"ONNX does not allow what its code computes: {error}"[:_LONGEST],
+            fix="let its code compute in float32, without casts and autocast",
+        ) from error
     return proto

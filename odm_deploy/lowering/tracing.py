@@ -46,14 +46,15 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
         The program and its batch size: None for any, 1 where the network's code allows nothing else.
 
     Raises:
-        InputError: the exporter cannot follow the network, or its trace is another function at other sizes.
+        InputError: the exporter cannot follow the network, its trace is another function at other sizes, or what it
+            computes depends on more than the image.
     """
     if not isinstance(model.network, ForeignNetwork):
         return _translate(model, _capture(model, (2, 3, *_EXAMPLE_PX)), table), None
     size = next((size for size in (_ODD_EXAMPLE_PX, _EXAMPLE_PX) if _run(model, _image(size)) is not None), None)
     if size is None:
         raise InputError(
-            f"cannot export {_name(model)}",
+            f"cannot export {network_name(model)}",
             why=f"it does not run on images of {_EXAMPLE_PX[1]} x {_EXAMPLE_PX[0]} pixels",
             fix="pad to the sizes it needs inside the network",
         )
@@ -65,14 +66,15 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
             refused = error
             continue
         refused = None
+        _refuse_training(program, model)
         # Before the translation, which takes minutes for large networks.
         if _is_the_network(program, model):
             return _translate(model, program, table), batch
-    raise refused or InputError(
-        f"cannot export {_name(model)}",
-        why="its code fixes sizes while it is traced: for other images the graph computes something else",
-        fix="compute with tensors' sizes as they are, without int() and without branching on them",
+    why, fix = _changing(model, _image(size)) or (
+        "its code fixes sizes while it is traced: for other images the graph computes something else",
+        "compute with tensors' sizes as they are, without int() and without branching on them",
     )
+    raise refused or InputError(f"cannot export {network_name(model)}", why=why, fix=fix)
 
 
 def _capture(model: QuantizedModel, shape: tuple[int, ...]) -> torch.export.ExportedProgram:
@@ -119,7 +121,8 @@ def _translate(
 
 
 def _refused(model: QuantizedModel, cause: BaseException) -> InputError:
-    return InputError(f"cannot export {_name(model)}", why=(str(cause).strip().splitlines() or ["no reason given"])[0])
+    why = (str(cause).strip().splitlines() or ["no reason given"])[0]
+    return InputError(f"cannot export {network_name(model)}", why=why)
 
 
 def _is_the_network(program: torch.export.ExportedProgram, model: QuantizedModel) -> bool:
@@ -131,12 +134,41 @@ def _is_the_network(program: torch.export.ExportedProgram, model: QuantizedModel
         if expected is None:
             continue
         found = _run(traced, image)
-        if found is None or found.shape != expected.shape:
-            return False
-        # Written so that NaN fails.
-        if not float((found - expected).abs().mean() / expected.std()) < _TOLERANCE:
+        if found is None or found.shape != expected.shape or not _is_close(found, expected):
             return False
     return True
+
+
+def _refuse_training(program: torch.export.ExportedProgram, model: QuantizedModel) -> None:
+    """Refuse batch norms that normalize by the image's statistics and keep them: the exporter takes the kept ones."""
+    buffers = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5] and node.args[3] is not None:
+            name = buffers.get(node.args[3].name, "a buffer of its")
+            raise InputError(
+                f"cannot export {network_name(model)}",
+                why=f"{name} changes with every image: a batch norm runs in train mode",
+                fix="leave it in eval mode, or keep no statistics: nn.BatchNorm2d(.., track_running_stats=False)",
+            )
+
+
+def _changing(model: QuantizedModel, image: Tensor) -> tuple[str, str] | None:
+    """Why a network makes another picture of the same image each time, and what to do; None where it does not."""
+    before = {name: buffer.clone() for name, buffer in model.network.named_buffers()}
+    first, second = _run(model, image), _run(model, image)
+    if first is None or second is None or _is_close(second, first):
+        return None
+    changed = [name for name, buffer in model.network.named_buffers() if not torch.equal(buffer, before[name])]
+    what = f"its buffer {changed[0]} changes" if changed else "it draws random numbers"
+    return (
+        f"it computes something else each time it is given the same image: {what}",
+        "change nothing in eval mode" if changed else "leave out noise and dropout in eval mode",
+    )
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two pictures differ by no more than rounding. Written so that NaN fails."""
+    return bool(float((found - expected).abs().mean() / expected.std()) < _TOLERANCE)
 
 
 @torch.no_grad()
@@ -153,6 +185,7 @@ def _image(size_px: tuple[int, int]) -> Tensor:
     return torch.rand(1, 3, *size_px, generator=torch.Generator().manual_seed(0)) * 255
 
 
-def _name(model: QuantizedModel) -> str:
+def network_name(model: QuantizedModel) -> str:
+    """What a model's network goes by in errors: what builds it, where that is somebody's code."""
     network = model.network
     return network.config.builder or network.name if isinstance(network, ForeignNetwork) else network.name

@@ -196,7 +196,13 @@ def foreign_network(
 
 
 def _make_plain(module: nn.Module) -> None:
-    """Bring, in place, layers of a few other kinds to the kind that can be quantized; they compute the same."""
+    """Bring, in place, layers of a few other kinds to the kind that can be quantized; they compute the same.
+
+    Torch's attention runs operation by operation from then on, in the whole process. Unless somebody watches, it would
+    be one fused operation, which reads the weights of layers that do not run, and rounds otherwise than its trace.
+    """
+    if any(isinstance(part, (nn.MultiheadAttention, nn.TransformerEncoderLayer)) for part in module.modules()):
+        torch.backends.mha.set_fastpath_enabled(False)
     fold_parametrizations(module)
     make_padding_explicit(module)
 
@@ -235,8 +241,9 @@ def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[
     def before(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             parameters.running.append(name)
-            # Called by keyword, or without a batch: nobody else here expects that.
-            if not inputs or (isinstance(layer, nn.Conv2d) and inputs[0].dim() != 4):
+            # Called by keyword, without a batch, or in half precision: nobody else here expects that.
+            batched = inputs and not (isinstance(layer, nn.Conv2d) and inputs[0].dim() != 4)
+            if not batched or inputs[0].dtype != torch.float32:
                 unusual.add(name)
                 return
             # Tokens show no rows and columns; linear layers read channels last.
@@ -246,8 +253,11 @@ def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[
 
         return hook
 
-    def after(*_: Any) -> None:
-        parameters.running.pop()
+    def after(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        name = parameters.running.pop()
+        if output.dtype != torch.float32:
+            # Inside `torch.autocast`.
+            unusual.add(name)
 
     handles = [
         handle

@@ -25,7 +25,7 @@ def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
     Raises:
         UsageError: somebody else's network does not run at this size; with those at which it does.
-        InputError: nor at any other.
+        InputError: nor at any other, or not in float64.
     """
     try:
         return network(images)
@@ -45,9 +45,15 @@ def refused(
 
     What fails on the `first` image, which has the size that every network is watched at, no smaller part helps.
     """
+    why = f"{type(error).__name__}: {error}"[:_LONGEST]
+    if images.dtype == torch.float64:
+        return InputError(
+            "the network does not run in float64, which tells how far rounding alone moves its output",
+            why=why,
+            fix="let its code keep the type of what it is given, without .float() and .half()",
+        )
     running, failing = _tried(network, images)
     height, width = images.shape[2:]
-    why = f"{type(error).__name__}: {error}"[:_LONGEST]
     if not running:
         return InputError(
             "the network does not run on an RGB image",

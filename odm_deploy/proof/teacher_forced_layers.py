@@ -8,6 +8,7 @@ differs; here every code of every layer is an experiment of its own.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -78,17 +79,20 @@ def compare_layers(
     # A quantizer that stands for several of the model is judged once.
     taps = [tap for tap in forced.taps if not tap.same_as]
     result = {name: LayerParity(name, exact=exact) for name in (*(tap.layer for tap in taps), OUTPUT)}
-    double, grids = model.double(), model.grids
+    double, grids, twins = model.double(), model.grids, dict[str, str]()
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
         image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
         for image, mixing in [*((crop, False) for crop in crops), *((crop, True) for crop in crops[:1])]:
-            trace = teacher = _trace(model, torch.from_numpy(image))
+            trace = teacher = _trace(model, torch.from_numpy(image), twins)
+            if not twins and len(trace.codes) > len(forced.taps):
+                twins = _twins(trace, forced.taps)
+                trace = teacher = _trace(model, torch.from_numpy(image), twins)
             _check_taps(forced.taps, trace)
             if mixing:
                 teacher = _mixed(trace, forced.taps, grids)
-                trace = _trace(model, torch.from_numpy(image), teacher)
-            floor = _trace(double, torch.from_numpy(image).double(), teacher)
+                trace = _trace(model, torch.from_numpy(image), twins, teacher)
+            floor = _trace(double, torch.from_numpy(image).double(), twins, teacher)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
             outputs = runtime.run(
                 {image_input.name: image_input.images.from_rgb(image), **feeds_for(forced, sources, teacher.codes)}
@@ -136,6 +140,29 @@ def _mixed(trace: _Trace, taps: Iterable[Tap], grids: Mapping[str, Grid]) -> _Tr
     return mixed
 
 
+def _twins(trace: _Trace, taps: Iterable[Tap]) -> dict[str, str]:
+    """The names of all runs of layers that run more often than the graph has them -> those of runs on other inputs.
+
+    A layer that runs twice on the same input is computed once in a graph.
+    """
+    wanted = Counter(layer_of_run(tap.layer) for tap in taps)
+    runs: dict[str, list[str]] = {}
+    for name in trace.sources:
+        runs.setdefault(layer_of_run(name), []).append(name)
+    found: dict[str, str] = {}
+    for layer, names in runs.items():
+        if len(names) == wanted[layer]:
+            continue
+        apart: list[str] = []
+        for name in names:
+            source = trace.sources[name]
+            same = (index for index, other in enumerate(apart) if torch.equal(trace.sources[other], source))
+            index = next(same, len(apart))
+            apart += [name] if index == len(apart) else []
+            found[name] = run_name(layer, index)
+    return found
+
+
 def _check_taps(taps: Iterable[Tap], trace: _Trace) -> None:
     """Refuse a graph that does not say of each of the model's quantizers, and of no others, where it is."""
     said, ran = {tap.layer for tap in taps}, set(trace.codes)
@@ -158,8 +185,8 @@ def center_crops(images: Iterable[Rgb]) -> list[NDArray[np.float32]]:
 
 
 @torch.no_grad()
-def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) -> _Trace:
-    """Run the reference and keep what arrives at each quantizer, and its codes.
+def _trace(model: QuantizedModel, image: Tensor, twins: Mapping[str, str], given: _Trace | None = None) -> _Trace:
+    """Run the reference and keep what arrives at each quantizer, and its codes; runs with `twins` under their names.
 
     With `given`, each quantizer hands on the codes that it had there: what float64 computes behind float32's codes.
     """
@@ -170,6 +197,7 @@ def _trace(model: QuantizedModel, image: Tensor, given: _Trace | None = None) ->
 
         def tap(x: Tensor) -> Tensor:
             name = run_name(layer, next(runs))
+            name = twins.get(name, name)
             trace.sources[name] = x
             trace.codes[name] = grid_codes(x, grids[layer]).numpy()
             # Its levels, not its values: between float32 and float64 a value on a tie would change its code here, and

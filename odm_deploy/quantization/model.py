@@ -65,13 +65,25 @@ class QuantizedModel:
         return {name: quantizer.grid for name, quantizer in {**self.layers, **self.signals}.items()}
 
     def double(self) -> QuantizedModel:
-        """The same model computed in float64, to measure how far rounding alone moves the output."""
-        return QuantizedModel(copy.deepcopy(self.network).double(), self.metadata, self.exact)
+        """The same model computed in float64, to measure how far rounding alone moves the output.
+
+        What the network's code brings to another type is rounded by that, and goes on in float64.
+        """
+        network = copy.deepcopy(self.network).double()
+        for module in network.modules():
+            if any(tensor.is_floating_point() for tensor in module.state_dict().values()):
+                module.register_forward_pre_hook(_in_float64)
+        return QuantizedModel(network, self.metadata, self.exact)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the network's dtype."""
         return run_network(self.network, images)
+
+
+def _in_float64(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A hook that brings numbers to the type of the parameters that they meet."""
+    return tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 @contextmanager

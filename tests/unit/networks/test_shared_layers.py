@@ -108,3 +108,31 @@ def test_they_come_back_from_a_file(tmp_path):
     with trusting(BUILDER):
         again = load_model(tmp_path / "model.pt")
     assert torch.equal(again(images(1)[0]), model(images(1)[0]))
+
+
+class Repeated(nn.Module):
+    """A convolution that runs twice on one image of features, computed anew each time, and once on others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.up = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        x = self.head(x)
+        twice = self.body(F.relu(x)) + 0.5 * self.body(F.relu(x))
+        return F.pixel_shuffle(self.up(self.body(twice)), 2)
+
+
+def test_runs_on_the_same_input_are_one_in_the_graph_and_in_the_proof():
+    torch.manual_seed(1)
+    model = quantize(Repeated(), 8, images(2))
+    proto, crops = lower(model), [random_images(24, 30, seed=3)]
+    assert [tap.layer for tap in read_taps(proto)] == ["net.body", "net.body:1"]
+    found = compare_layers(model, proto, OnnxRuntime.open_bytes, crops)
+    assert [layer.name for layer in found][:-1] == ["net.body", "net.body:1"]
+    assert all(layer.is_clean for layer in found)
+    weight = next(each for each in proto.graph.initializer if each.name == "net.body.codes")
+    codes = np.array(onnx.numpy_helper.to_array(weight))
+    codes[0] += 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(codes, weight.name))
+    assert not all(layer.is_clean for layer in compare_layers(model, proto, OnnxRuntime.open_bytes, crops))
