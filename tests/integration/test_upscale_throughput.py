@@ -32,10 +32,22 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_way_is_timed_on_the_images_asked_for(tool, photos, tmp_path, capsys):
+@pytest.mark.parametrize("suffix", ["png", "mp4"])
+def test_every_way_is_timed_on_the_images_asked_for(tool, photos, tmp_path, capsys, suffix):
     save_model(exact_model(), tmp_path / "model.pt")
     assert run_cli("export", tmp_path / "model.pt", "-o", tmp_path / "bundle", "--no-engine").code == 0
-    arguments = [str(tmp_path / "bundle"), str(photos), "--size", "16x24", "--count", "3", "--rounds", "2"]
+    arguments = [
+        str(tmp_path / "bundle"),
+        str(photos),
+        "--size",
+        "16x24",
+        "--count",
+        "3",
+        "--rounds",
+        "2",
+        "--format",
+        suffix,
+    ]
     tool.command([*arguments, "--runtime", "onnxruntime", "--threads", "1", "--json"], standalone_mode=False)
     document = json.loads(capsys.readouterr().out)
     assert list(document["costs"]) == ["network", "upscale", "loop"]
@@ -50,10 +62,10 @@ def test_every_way_is_timed_on_the_images_asked_for(tool, photos, tmp_path, caps
 
 def test_inputs_are_cut_and_mirrored_to_size(tool, photos, tmp_path):
     paths = tool.cut_inputs(str(photos), tmp_path, (50, 10), 3)
-    first, again = read_rgb(paths[0]), read_rgb(paths[2])
+    first, further = read_rgb(paths[0]), read_rgb(paths[2])
     assert first.shape == (50, 10, 3)
-    np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[:20], first[20:40][::-1])
+    np.testing.assert_array_equal(first[tool.PAN_PX :, tool.PAN_PX :], further[: -tool.PAN_PX, : -tool.PAN_PX])
 
 
 def test_shares_are_medians_of_rounds(tool):
