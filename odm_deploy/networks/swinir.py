@@ -214,7 +214,8 @@ class SwinLayer(nn.Module):
         if self.shift:
             attended = torch.roll(attended, (self.shift, self.shift), (1, 2))
         x = x + attended
-        return x + self.mlp(self.norm2(x))
+        # One row of tokens: OpenVINO 2026.4 adds a bias to products of four dimensions in a pass of its own.
+        return x + self.mlp(self.norm2(x).flatten(1, 2)).reshape(x.shape)
 
 
 class Mlp(nn.Module):

@@ -1,10 +1,14 @@
 """SwinIR: parameter count, an independent definition, any image size, public keys and their errors."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from odm_deploy.building.cpu_layers import cpu_layers
 from odm_deploy.errors import InputError
+from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.registry import build_network, network_from_state_dict
 from odm_deploy.networks.swinir import SwinIR, SwinirConfig
@@ -15,6 +19,7 @@ from odm_deploy.networks.window_attention import (
     shifted_window_mask,
 )
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from tests.factories import lowered, quantized
 
 MEAN = torch.tensor([0.4488, 0.4371, 0.4040]).reshape(1, 3, 1, 1)
 
@@ -243,3 +248,12 @@ def test_the_papers_region_is_all_linears_and_the_convolutions_of_the_groups():
     assert network.region_of("upsample.0") is Region.TAIL
     with pytest.raises(InputError, match="no layer tail"):
         network.region_of("tail.0")
+
+
+def test_openvino_adds_what_linear_layers_add_in_their_kernels():
+    # It does so with products of three dimensions only; of four, a pass over all tokens followed each perceptron's.
+    model = lowered(quantized(small(), lambda *_: (8, "asymmetric", "per_channel")), target="cpu")
+    layers, _ = cpu_layers("openvino", model.SerializeToString(), model, InputShapes.static(1, 16, 16))
+    kinds = Counter(layer.kind for layer in layers)
+    assert sum(layer.precision == "int8" for layer in layers if layer.kind == "FullyConnected") == 16
+    assert not kinds["Eltwise"]
