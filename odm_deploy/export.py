@@ -26,7 +26,7 @@ from odm_deploy.lowering.lower import LoweringOptions, lower_each
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.machine.builders import choose_builder
-from odm_deploy.progress import Say
+from odm_deploy.progress import Say, counted
 from odm_deploy.proof.golden import golden_of
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
@@ -98,7 +98,7 @@ def _warn_of_padding(proto: onnx.ModelProto, say: Say) -> None:
     """Say in time, before anybody measures it, what costs most of int8's speed on a GPU."""
     if padded := padded_before(proto):
         say(
-            f"note: {padded} convolutions need kernels of their own to pad their input, which can make int8 slower "
+            f"note: kernels of their own pad the input of {counted(padded, 'convolution')}, which can make int8 slower "
             "than fp16 on a GPU; models of quantize --profile engine, or --symmetric, need none"
         )
 

@@ -14,6 +14,7 @@ from odm_deploy.building.padded import padded_before
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import find_layers
+from odm_deploy.progress import counted
 
 CHANNEL_BLOCK = 32
 """Channels that int8 tensor cores and AVX512-VNNI or AMX kernels take at a time; fewer are padded with zeros."""
@@ -64,20 +65,27 @@ class Limits:
         said: list[str] = []
         if self.fallbacks:
             some = ", ".join(self.fallbacks[:3]) + (" ..." if len(self.fallbacks) > 3 else "")
-            said.append(f"{len(self.fallbacks)} quantized layers run in float ({some}): see odm-deploy inspect")
+            verb = "runs" if len(self.fallbacks) == 1 else "run"
+            layers = counted(len(self.fallbacks), "quantized layer")
+            said.append(f"{layers} {verb} in float ({some}): see odm-deploy inspect")
         if 1 - self.int8_mac_share > _WORTH_SAYING:
             said.append(
                 f"{1 - self.int8_mac_share:.0%} of the multiply-accumulates are in float layers, so even int8 layers "
                 f"that took no time would give {self.best_speedup:.2g}x; quantize head and tail, too"
             )
         if self.other_kernels:
+            scale, move = ("scales", "moves") if self.other_kernels == 1 else ("scale", "move")
+            others = counted(self.other_kernels, "kernel")
+            computing = counted(self.compute_kernels, "convolution") + " and products"
             said.append(
-                f"{self.other_kernels} kernels beside {self.compute_kernels} convolutions and products only scale, "
-                "round and move feature maps; half precision for the rest (--precision fp16) halves what they move"
+                f"{others} beside {computing} only {scale}, "
+                f"round{scale[5:]} and {move} feature maps; half precision for the rest (--precision fp16) halves that"
             )
         if self.compute_kernels and self.padded_before:
+            have = "has its" if self.padded_before == 1 else "have their"
+            padded = f"{counted(self.padded_before, 'convolution')} {have}"
             said.append(
-                f"{self.padded_before} convolutions have their input padded and shifted by kernels before, because "
+                f"{padded} input padded and shifted by kernels before, because "
                 "zero is not the middle code of their grid: quantize with --profile engine, or --symmetric"
             )
         if self.padding_share > _WORTH_SAYING:

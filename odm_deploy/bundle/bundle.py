@@ -60,8 +60,10 @@ class Bundle:
         """
         if isinstance(path, Bundle):
             return path
+        if not Path(path).exists() and kind_by_name(path):
+            raise InputError(f"cannot load {path}", why="there is no such file", fix="check the path")
         if kind_by_name(path) == "a checkpoint" and not Path(path).is_dir():
-            # Whether or not it is there: what is wanted is another kind of thing. A bundle may have any name.
+            # What is wanted is another kind of thing. A bundle may have any name.
             raise InputError(
                 f"cannot load {path}",
                 why=f"{wanted}, and this is the name of a checkpoint",

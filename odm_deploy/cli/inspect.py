@@ -86,8 +86,8 @@ def _judge(found: Coverage, path: Path, runtime: str | None) -> None:
     from odm_deploy.errors import GateError
 
     # Work that cannot be counted is not none: behind an operator that ONNX does not know, shapes stay open.
-    counted = all(layer.macs is not None for layer in found.layers if layer.quantized)
-    if not found.quantized_layers or (counted and found.macs and not found.quantized_macs):
+    known = all(layer.macs is not None for layer in found.layers if layer.quantized)
+    if not found.quantized_layers or (known and found.macs and not found.quantized_macs):
         raise GateError(
             f"nothing in {path} is quantized",
             why=f"none of its {len(found.layers)} convolutions and matrix products has a DequantizeLinear before it",
@@ -98,8 +98,9 @@ def _judge(found: Coverage, path: Path, runtime: str | None) -> None:
     names = ", ".join(layer.name for layer in fallbacks[:3])
     explained = [layer for layer in fallbacks if layer.rules]
     shown = (explained or fallbacks)[0]
+    layers = counted(found.quantized_layers, "quantized layer")
     raise GateError(
-        f"{len(fallbacks)} of {found.quantized_layers} quantized layers do not run as int8",
+        f"{len(fallbacks)} of {layers} {'does' if len(fallbacks) == 1 else 'do'} not run as int8",
         why=f"{names}{' ...' if len(fallbacks) > 3 else ''}: {shown.reason}",
         fix=_what_to_do(path, runtime, is_explained=bool(explained)),
     )
@@ -131,7 +132,7 @@ def _print(found: Coverage, source: str) -> None:
     all_known = all(layer.macs is not None for layer in found.layers)
     if all_known and found.macs and found.int8_macs / found.macs < NO_SHARE:
         share += ": next to nothing, so it is no faster than in float"
-    click.echo(f"int8: {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
+    click.echo(f"int8: {found.int8_layers} of {counted(found.quantized_layers, 'quantized layer')}{share}")
 
 
 def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> None:

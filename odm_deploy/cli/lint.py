@@ -38,7 +38,7 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
     from odm_deploy.bundle import Bundle
     from odm_deploy.cli.lint_fix import fix_file
     from odm_deploy.graphs.files import read_onnx
-    from odm_deploy.lowering.lint import is_quantized, lint
+    from odm_deploy.lowering.lint import is_quantized, lint, quantizing_branches
 
     opened = Bundle.open(target, "an ONNX file or a bundle is wanted")
     graph = opened.graph if target.is_dir() else read_onnx(target)[0]
@@ -60,7 +60,11 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
         if findings
         else "no findings"
     )
-    say(f"{target}: {what}" + ("" if is_quantized(graph) else ", and nothing in it is quantized"))
+    if branching := quantizing_branches(graph):
+        what += f", but branches are not looked into: {', '.join(branching[:3])} quantizes in its own"
+    elif not is_quantized(graph):
+        what += ", and nothing in it is quantized"
+    say(f"{target}: {what}")
 
 
 def _show_rules(as_json: bool) -> None:

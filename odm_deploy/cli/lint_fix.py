@@ -22,6 +22,7 @@ from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.fixing import fix
 from odm_deploy.lowering.lint import Severity, lint
 from odm_deploy.machine.builders import choose_builder
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, say, show
 
 if TYPE_CHECKING:
@@ -97,9 +98,11 @@ def _print(fixed: Fixed, found: Coverage | None, builder: str, failing: Sequence
         show(f"left: {what}")
     for finding in failing:
         show(f"left: {finding.node}: {finding.message} [{finding.rule}]")
-    click.echo(f"proof: {fixed.equality} (ONNX Runtime, {fixed.equality.runs} random images)")
+    click.echo(f"proof: {fixed.equality} (ONNX Runtime, {counted(fixed.equality.runs, 'random image')})")
     if found is None:
         show(f"built: no, {builder}")
         return
     share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
-    click.echo(f"built: {builder}: int8 in {found.int8_layers} of {found.quantized_layers} quantized layers{share}")
+    click.echo(
+        f"built: {builder}: int8 in {found.int8_layers} of {counted(found.quantized_layers, 'quantized layer')}{share}"
+    )

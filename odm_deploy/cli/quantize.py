@@ -220,7 +220,8 @@ def _say_which_sums_stay_float(network: SuperResolutionNetwork, model: Quantized
     plan = plan_signals(network, model.layers.keys(), operations=model.exact is None)
     if plan.left:
         named = ", ".join([*plan.left[:_NAMED], *([f"{len(plan.left) - _NAMED} more"] if plan.left[_NAMED:] else [])])
-        say(f"{len(plan.left)} of {plan.sums} sums between layers stay float: {named}")
+        verb = "stays" if len(plan.left) == 1 else "stay"
+        say(f"{len(plan.left)} of {counted(plan.sums, 'sum')} between layers {verb} float: {named}")
 
 
 def _check_export(bundle: Path | None, shapes: str) -> None:

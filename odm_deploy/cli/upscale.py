@@ -57,8 +57,8 @@ def command(
     """Upscale the image IN to OUT (.png, .jpg or .webp), or the images of a folder or 'quoted/*.pattern' into OUT.
 
     A video becomes a video (.mp4, .mkv, .mov or .webm) with its sound, languages and chapters. Of one that was cut off,
-    what is there is upscaled, with exit code 1. With - for both, frames come from stdin and go to stdout:
-    y4m (ffmpeg -f yuv4mpegpipe -pix_fmt yuv444p), or raw ones of --size.
+    what is there is upscaled, and frames that cannot be decoded are left out, with exit code 1. With - for both, frames
+    come from stdin and go to stdout: y4m (ffmpeg -f yuv4mpegpipe -pix_fmt yuv444p), or raw ones of --size.
 
     Many images may be interrupted and resumed: results that are newer than their image and the model are skipped. An
     image that cannot be read or written costs a line and exit code 1, and the others are still done.

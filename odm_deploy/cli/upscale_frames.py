@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odm_deploy.errors import UsageError
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, one_line, progress, say
 
 if TYPE_CHECKING:
@@ -59,23 +60,16 @@ def upscale_pipe(engine: Engine, size: tuple[int, int] | None, pixel_format: str
         raise UsageError("the size of the frames is not known", why=why, fix=fix)
     start = time.perf_counter()
     count = upscale_stream(stdin, sys.stdout.buffer, partial(engine.upscale, bits=8), engine.scale, frames)
-    say(f"wrote {count} frames of {frames.enlarged(engine.scale)}, {_speed(count, start, engine)}")
+    say(f"wrote {counted(count, 'frame')} of {frames.enlarged(engine.scale)}, {_speed(count, start, engine)}")
 
 
 def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int | None, as_json: bool) -> int:
-    """One video file into another, of the given quality (see `upscale_video`); returns 1 where it was cut off."""
+    """One video file into another, of the given quality (see `upscale_video`); returns 1 where it is not whole."""
     from odm_deploy.upscaling.video import upscale_video
 
     start = time.perf_counter()
     with progress("frames", "fps") as track:
         result = upscale_video(source, destination, partial(engine.upscale, bits=8), engine.scale, crf=crf, track=track)
-    if result.missing_s:
-        say(
-            one_line(
-                f"{source} is cut off: {result.missing_s:.1f} s of what it claims are not there; "
-                f"{destination} holds the {result.frames} frames that are"
-            )
-        )
     if as_json:
         seconds = time.perf_counter() - start
         emit_json(
@@ -86,6 +80,7 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
                 "frames": result.frames,
                 "audio_streams": result.audio_streams,
                 "missing_s": result.missing_s,
+                "damaged_frames": result.damaged,
                 "runtime": engine.describe(),
                 "seconds": seconds,
                 "frames_per_s": result.frames / seconds,
@@ -93,8 +88,15 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
         )
     else:
         speed = _speed(result.frames, start, engine)
-        say(f"wrote {destination}: {result.frames} frames of {result.width}x{result.height}, {speed}")
-    return 1 if result.missing_s else 0
+        frames = counted(result.frames, "frame")
+        say(one_line(f"wrote {destination}: {frames} of {result.width}x{result.height}, {speed}"))
+    if result.missing_s:
+        why = f"{result.missing_s:.1f} s of what it claims are not there"
+        say(one_line(f"{source} is cut off: {why}; {destination} holds {counted(result.frames, 'frame')}"))
+    if result.damaged:
+        why = f"{counted(result.damaged, 'frame')} could not be decoded"
+        say(one_line(f"{source} is damaged: {why}; {destination} shows the one before for as long"))
+    return 1 if result.missing_s or result.damaged else 0
 
 
 def _speed(frames: int, start: float, engine: Engine) -> str:

@@ -64,7 +64,8 @@ def plan_files(source: str, folder: Path, bundle: Path, suffix: str, overwrite: 
     todo = [job for job in jobs if overwrite or not is_done(job, model_made)]
     skipped = len(jobs) - len(todo)
     if skipped:
-        say(f"{skipped} of {len(jobs)} images are done already; --overwrite does them again")
+        verb = "is" if skipped == 1 else "are"
+        say(f"{skipped} of {counted(len(jobs), 'image')} {verb} done already; --overwrite does them again")
     return todo, skipped
 
 
@@ -103,7 +104,7 @@ def upscale_files(
     seconds = time.perf_counter() - start
     failed = sum("error" in outcome for outcome in outcomes)
     if any_depth and narrowed:
-        say(_narrowed(f"{narrowed} of {len(todo)} images", engine))
+        say(_narrowed(f"{narrowed} of {counted(len(todo), 'image')}", engine))
     if as_json:
         emit_json(
             {

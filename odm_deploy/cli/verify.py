@@ -9,6 +9,7 @@ import click
 
 from odm_deploy.cli.options import precision_option, proof_options
 from odm_deploy.errors import UsageError
+from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, print_table, progress, say, show
 
 
@@ -95,7 +96,7 @@ def _verify_golden(path: Path, runtime: str | None, threads: int | None, as_json
     verdict = (
         f"{name} does not compute what was exported: {'; '.join(report.failures)}"
         if report.failures
-        else f"{name} computes what was exported, bit for bit, on {report.images} golden images"
+        else f"{name} computes what was exported, bit for bit, on {counted(report.images, 'golden image')}"
     )
     if as_json:
         passed = not report.failures

@@ -39,7 +39,9 @@ def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
             `limit` bytes.
     """
     with reading(path):
-        if path.exists() and not path.is_file():
+        if not path.exists():
+            raise InputError(f"cannot read {path}", why="there is no such file", fix="check the path")
+        if not path.is_file():
             raise InputError(f"cannot read {path}", why="it is no regular file")
         size = path.stat().st_size
         if limit is not None and size > limit:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.progress import Track, untracked
+from odm_deploy.progress import Track, counted, untracked
 
 _Array = NDArray[Any]
 
@@ -54,7 +54,7 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> list[tuple[S
     elif tile < 2 * overlap + 1:
         raise UsageError(
             f"tiles of {tile} pixels are too small",
-            why=f"the network sees {overlap} pixels far, so that nothing is left between the two margins",
+            why=f"the network sees {counted(overlap, 'pixel')} far, so that nothing is left between the two margins",
             fix=f"use --tile {2 * overlap + 1} or more (several times that to be fast), or --tile 0 for no tiles",
         )
     columns = _spans(width, tile, overlap)

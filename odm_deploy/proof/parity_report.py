@@ -10,6 +10,7 @@ import numpy as np
 
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
+from odm_deploy.progress import counted
 from odm_deploy.proof.evaluation import Quality
 from odm_deploy.proof.golden import GoldenReport
 from odm_deploy.proof.graph_check import GraphCheck
@@ -161,7 +162,7 @@ class ParityReport:
                 floor = f"noise floor {floor_text(self.furthest_floor_db)}"
                 found.append(f"PSNR between outputs {distance.psnr_db:.1f} dB, {floor}")
         if gates.max_lsb is not None and distance.max_lsb > gates.max_lsb:
-            found.append(f"largest difference {distance.max_lsb} steps (allowed: {gates.max_lsb})")
+            found.append(f"largest difference {counted(distance.max_lsb, 'step')} (allowed: {gates.max_lsb})")
         if gates.min_identical is not None and distance.identical < gates.min_identical:
             found.append(f"identical values {distance.identical:.4%} (required: {gates.min_identical:.4%})")
         if gates.max_psnr_drop_db is not None:
@@ -230,8 +231,8 @@ def _described(deviating: list[LayerParity]) -> list[str]:
     if drifting:
         worst = max(drifting, key=lambda layer: layer.float_error_max)
         found.append(
-            f"what goes past {len(drifting)} quantizers in float is further off than rounding explains, worst before "
-            f"{worst.name}: {worst.float_error_max:.2g} steps of its grid"
+            f"what goes past {counted(len(drifting), 'quantizer')} in float is further off than rounding explains, "
+            f"worst before {worst.name}: {worst.float_error_max:.2g} steps of its grid"
         )
     return found
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from odm_deploy.progress import counted
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport, floor_text
@@ -88,7 +89,7 @@ def summary_table(report: ParityReport) -> Table:
 def worst_layers_table(report: ParityReport) -> Table:
     """The layers whose codes flip most often, teacher-forced."""
     worst = sorted(report.layers, key=lambda layer: -layer.flip_rate)[:WORST_LAYERS]
-    title = f"codes that flip, worst {WORST_LAYERS} of {len(report.layers)} layers"
+    title = f"codes that flip, worst {len(worst)} of {counted(len(report.layers), 'layer')}"
     return table(title, _LAYER_HEAD, ((layer.name, *_layer_figures(layer)) for layer in worst))
 
 

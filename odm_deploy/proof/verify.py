@@ -15,7 +15,7 @@ from odm_deploy.bundle.manifest import ONNX_FILE
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError, UsageError
 from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.lowering.receptive_field import receptive_radius_px
-from odm_deploy.progress import Say, Track, silent, untracked
+from odm_deploy.progress import Say, Track, counted, silent, untracked
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
@@ -187,8 +187,8 @@ def contradictions(bundle: Bundle, model: QuantizedModel) -> list[str]:
     if stated is not None and bundle.onnx_path is not None:
         needed = receptive_radius_px(bundle.graph)
         if needed is None or stated < needed:
-            seen = "sees the whole image" if needed is None else f"sees {needed} pixels far"
-            found.append(f"the manifest says that an output pixel sees {stated} pixels far, but it {seen}")
+            seen = "sees the whole image" if needed is None else f"sees {counted(needed, 'pixel')} far"
+            found.append(f"the manifest says that an output pixel sees {counted(stated, 'pixel')} far, but it {seen}")
     return found
 
 

@@ -18,7 +18,7 @@ A *profile* is a starting point with a name, for command lines and recipes:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -242,8 +242,30 @@ class QuantizationPolicy:
             chosen.update(dict.fromkeys(matched, bits))
         selected = {name: bits for name, bits in chosen.items() if bits is not None}
         if not selected:
-            raise UsageError("the policy quantizes nothing", why="every layer is set to float")
+            raise UsageError("the policy quantizes nothing", **_why_nothing(network, names))
         return selected
+
+
+def _why_nothing(network: SuperResolutionNetwork, names: Sequence[str]) -> dict[str, str]:
+    """Why no layer has a width, by the layers' names, and what to do; parts of an error."""
+    if not names:
+        return {"why": "the network has no layer that could be quantized"}
+    regions: dict[Region, list[str]] = {}
+    for name in names:
+        regions.setdefault(network.region_of(name), []).append(name)
+    meant = {
+        Region.HEAD: "the first layer",
+        Region.BODY: "the body",
+        Region.BODY_END: "behind the body",
+        Region.TAIL: "the last layer, and those that run on enlarged features, be it on small ones, too",
+    }
+    found = [
+        f"{', '.join(layers[:4])}{' ..' if layers[4:] else ''} ({meant[region]})" for region, layers in regions.items()
+    ]
+    fix = "--profile deploy quantizes all but the first layer"
+    if Region.TAIL in regions:
+        fix += f"; --layer {regions[Region.TAIL][0]}=8 a single one"
+    return {"why": f"every layer is set to float: {'; '.join(found)}", "fix": fix}
 
 
 PROFILES: Mapping[str, Callable[..., QuantizationPolicy]] = {

@@ -118,6 +118,34 @@ class Ends:
         return missing_s if missing_s > max(_TOLERANCE_S, _TOLERANCE * claimed_s) else 0.0
 
 
+class Damage:
+    """Counts frames that cannot be decoded: of a scratched disc, players show the rest, too."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._shown: int | None = None
+
+    def comes_too_late(self, frame: Any) -> bool:
+        """Whether a later frame was shown already: behind damage, decoders lose the order. Such a one is counted."""
+        if self.frames and None not in (self._shown, frame.pts) and frame.pts <= self._shown:
+            self.frames += 1
+            return True
+        self._shown = frame.pts
+        return False
+
+    def decoded(self, packet: Any, times: PacketTimes | None) -> list[Any]:
+        """The frames that come of a packet of video; none of one that is damaged, whose time is then nobody's."""
+        from av.error import InvalidDataError
+
+        try:
+            return packet.decode()
+        except InvalidDataError:
+            self.frames += 1
+            if times is not None:
+                times.forget()
+            return []
+
+
 class PacketTimes:
     """Times of the frames of AVI files, which have none: the k-th frame to be shown has the place of the k-th packet.
 
@@ -131,6 +159,11 @@ class PacketTimes:
         """Take in a packet before its frames are decoded."""
         if packet.size and packet.dts is not None:
             self._waiting.append(packet.dts)
+
+    def forget(self) -> None:
+        """The packet that was noted last gives no frame."""
+        if self._waiting:
+            self._waiting.pop()
 
     def next(self) -> Any:
         """Time of the next decoded frame, int in the stream's time base; None where no packet is left."""

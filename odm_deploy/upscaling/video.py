@@ -21,8 +21,8 @@ from odm_deploy.files import atomic_path
 from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.installing import install_extra
 from odm_deploy.pipeline import ahead, map_ahead
-from odm_deploy.progress import Track, untracked
-from odm_deploy.upscaling.containers import Ends, PacketTimes, describe_alike, open_to_read, reading
+from odm_deploy.progress import Track, counted, untracked
+from odm_deploy.upscaling.containers import Damage, Ends, PacketTimes, describe_alike, open_to_read, reading
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class VideoResult:
     audio_streams: int
     missing_s: float = 0.0
     """Seconds that the file claims and does not hold: it was cut off, by a download, say. 0: it is whole."""
+    damaged: int = 0
+    """Frames that could not be decoded; those before them are shown until the next one that could."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,8 @@ def upscale_video(
 
     Video becomes H.264, in .webm VP9 (constant quality, 8 bits); every audio stream is copied as it is, with its
     language; title and chapters stay; subtitles and further video streams are left out. Frames keep their timestamps,
-    also where their rate varies. Of a file that was cut off, what is there is upscaled, and the result says so.
+    also where their rate varies. Of a file that was cut off, what is there is upscaled, and frames that cannot be
+    decoded are left out; the result says so.
 
     Args:
         source: any file FFmpeg reads.
@@ -120,8 +123,8 @@ def upscale_video(
         track: shows progress, one step a frame; called with the number of frames the file claims.
 
     Raises:
-        InputError: not a video, damaged, or of a kind that would come out wrong: HDR, interlaced, rotated by a flag,
-            without timestamps; or the container cannot hold its sound.
+        InputError: not a video, one without a frame that can be decoded, or of a kind that would come out wrong: HDR,
+            interlaced, rotated by a flag, without timestamps; or the container cannot hold its sound.
         MissingError: PyAV is not installed.
     """
     check_video(source, destination)
@@ -165,7 +168,7 @@ def _transcode(
     encoder = _add_video(writer, chosen, video, size, matrix)
     copies = {stream.index: _add_copy(path, writer, chosen, stream) for stream in reader.streams.audio}
     describe_alike(reader, writer, {video.index: encoder, **copies})
-    ends = Ends()
+    ends, damage = Ends(), Damage()
     _start(writer, chosen, size)
 
     def larger(item: Any) -> Any:
@@ -173,7 +176,7 @@ def _transcode(
 
     def written() -> Generator[int]:
         count = 0
-        with closing(map_ahead(larger, ahead(_read(path, reader, matrix, ends)))) as upscaled:
+        with closing(map_ahead(larger, ahead(_read(path, reader, matrix, ends, damage)))) as upscaled:
             for item in upscaled:
                 if not isinstance(item, _Picture):
                     item.stream = copies[item.stream.index]
@@ -193,8 +196,11 @@ def _transcode(
     for frames in track(written(), _expected_frames(video, reader)):  # noqa: B007
         pass
     if frames == 0:
-        raise InputError(f"cannot read video {path}", why="it holds no frames", fix="give a video with frames")
-    return VideoResult(frames, size[0], size[1], len(copies), ends.missing_s(reader))
+        none = (
+            f"none of its {counted(damage.frames, 'frame')} can be decoded" if damage.frames else "it holds no frames"
+        )
+        raise InputError(f"cannot read video {path}", why=none, fix="give a video with frames")
+    return VideoResult(frames, size[0], size[1], len(copies), ends.missing_s(reader), damage.frames)
 
 
 def _add_video(writer: Any, chosen: _Format, video: Any, size: tuple[int, int], matrix: int) -> Any:
@@ -236,7 +242,7 @@ def _start(writer: Any, chosen: _Format, size: tuple[int, int]) -> None:
         ) from error
 
 
-def _read(path: Path, reader: Any, matrix: int, ends: Ends) -> Generator[Any]:
+def _read(path: Path, reader: Any, matrix: int, ends: Ends, damage: Damage) -> Generator[Any]:
     """Pictures of the video stream and packets of the audio streams, in the order of the file."""
     video = reader.streams.video[0]
     times = PacketTimes() if reader.format.name == "avi" else None
@@ -249,9 +255,11 @@ def _read(path: Path, reader: Any, matrix: int, ends: Ends) -> Generator[Any]:
                 continue
             if times is not None:
                 times.note(packet)
-            for frame in packet.decode():
+            for frame in damage.decoded(packet, times):
                 if times is not None:
                     frame.pts = times.next()
+                if damage.comes_too_late(frame):
+                    continue
                 _check(path, frame, video.codec_context)
                 rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)
                 yield _Picture(rgb.to_ndarray(), frame.pts)

@@ -29,6 +29,7 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
         write_image(made / "photos" / name, random_images(12, 10)[0].transpose(1, 2, 0).astype(np.uint8))
     (made / "clip.mp4").write_bytes(b"no video at all")
     (made / "model.pt").symlink_to(tiny_checkpoint)
+    (made / "weights.pth").symlink_to(tiny_checkpoint)
     (made / "bundle").symlink_to(tiny_bundle)
     (made / "use.py").write_text("from odm_deploy import Engine\nEngine.open('model.pt')\n")
     return made
@@ -53,6 +54,17 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
         ("build model.pt", 1, TO_BUNDLE),
         ("report model.pt --images photos -o page.html", 1, TO_BUNDLE),
         ("bench weights.pth", 1, r"odm-deploy quantize weights\.pth --images DIR --export DIR"),
+        *(
+            (f"{verb} {name}", 1, rf"cannot (load|read) {name}: there is no such file; check the path$")
+            for verb, name in (
+                *((verb, "nowhere.onnx") for verb in ("lint", "inspect", "verify", "bench", "build", "export")),
+                *((verb, "nowhere.pt") for verb in ("lint", "inspect", "verify", "bench", "build", "export")),
+                *((f"{verb} --images photos", "nowhere.onnx") for verb in ("quantize -o q.pt", "sensitivity")),
+                ("eval --dataset photos", "nowhere.onnx"),
+                ("upscale photos/a.png out.png --model", "nowhere.onnx"),
+                ("serve --model", "nowhere.onnx"),
+            )
+        ),
         ("export bundle", 1, r"cannot read bundle: it is a bundle; .*model\.pt is wanted"),
         ("export photos", 1, r"cannot read photos: it is a folder; .*model\.pt is wanted"),
         ("export bundle/model.onnx -o other", 1, r"it is an ONNX file; .*model\.pt is wanted"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from odm_deploy.errors import UsageError
+from odm_deploy.progress import counted
 from training.acceleration import accelerate, check_device
 from training.distributed import World
 from training.loop.diagnostics import logged, quantization_errors, ranges, validate, weight_bounds
@@ -106,14 +107,14 @@ class _Run:
         if note:
             self.journal.tell(note)
         if self.images.skipped:
-            self.journal.tell(f"skipped {self.images.skipped} images smaller than a patch")
+            self.journal.tell(f"skipped {counted(self.images.skipped, 'image')} smaller than a patch")
         reason = self.method.why_not_exportable()
         if reason:
             self.journal.tell(f"note: this run cannot end in a model.pt: {reason}")
         where = f"resuming at iteration {self.progress.iteration}" if resumed else "starting"
         self.journal.tell(
-            f"{where}: {self.method.name}, {len(self.model.layers)} quantized layers, "
-            f"{len(self.images.pool.pairs)} images, {self.recipe.run.iterations} iterations"
+            f"{where}: {self.method.name}, {counted(len(self.model.layers), 'quantized layer')}, "
+            f"{counted(len(self.images.pool.pairs), 'image')}, {counted(self.recipe.run.iterations, 'iteration')}"
         )
 
     def iterate(self) -> None:

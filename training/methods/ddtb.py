@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from odm_deploy.accounting import FLOAT_BITS
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.progress import counted
 from odm_deploy.quantization.gates import FrozenGate
 from odm_deploy.quantization.straight_through.range import range_quantize
 from training.methods.base import Step, TransferMethod, TransferOptions
@@ -127,7 +128,7 @@ class Ddtb(TransferMethod[DdtbOptions]):
             return ""
         for quantizer in gated:
             quantizer.remove_gate()
-        return f"the gates of {len(gated)} layers became constants"
+        return f"the gates of {counted(len(gated), 'layer')} became constants"
 
 
 class GatedRange(LearnableRange):

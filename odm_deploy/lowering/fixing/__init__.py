@@ -28,6 +28,7 @@ from odm_deploy.lowering.fixing.equality import Equality, compare
 from odm_deploy.lowering.fixing.normal_form import normalize
 from odm_deploy.lowering.fixing.sinking import sink_quantizers
 from odm_deploy.lowering.fixing.weights import fix_weights
+from odm_deploy.lowering.lint import quantizing_branches
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE
 
 __all__ = ["Equality", "Fixed", "fix"]
@@ -59,6 +60,13 @@ def fix(model: ModelProto) -> Fixed:
     changes = Changes()
     flat = normalize(model, changes)
     if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in flat.graph.node):
+        if branching := quantizing_branches(model):
+            raise InputError(
+                "nothing to fix",
+                why=f"QuantizeLinear and DequantizeLinear are only inside of {', '.join(branching[:3])}, and branches "
+                "are kept as they are",
+                fix="export the network without control flow: onnxsim, or onnxslim, folds conditions that are constant",
+            )
         raise InputError("nothing to fix", why="the graph has no QuantizeLinear or DequantizeLinear")
     fixed = _rewrite(flat, changes)
     equality = compare(model, flat, fixed, changes.taps)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from odm_deploy.graphs.files import read_onnx
 from odm_deploy.lowering.lint import activations, bounds, scales, structure, weights
 from odm_deploy.lowering.lint.finding import RULES, Finding, Rule, Severity
-from odm_deploy.lowering.lint.graph import QdqGraph
+from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
 from odm_deploy.lowering.lint.operands import find_layers
 
 __all__ = [
@@ -61,3 +61,21 @@ def lint(model: ModelProto | Path | str) -> list[Finding]:
 def is_quantized(model: ModelProto) -> bool:
     """Whether any convolution or matrix product of a graph has a DequantizeLinear before it."""
     return any(layer.quantized for layer in find_layers(QdqGraph(model)))
+
+
+def quantizing_branches(model: ModelProto) -> list[str]:
+    """The If, Loop and Scan nodes whose branches quantize something, as `If out`; no rule looks into these."""
+    return [
+        f"{node.op_type} {node.name or node.output[0]}"
+        for node in model.graph.node
+        for attribute in node.attribute
+        if attribute.HasField("g") and _quantizes(attribute.g)
+    ]
+
+
+def _quantizes(graph: GraphProto) -> bool:
+    """Whether there is a Q or DQ in a graph, or in any branch of its own."""
+    return any(
+        node.op_type in (QUANTIZE, DEQUANTIZE) or any(a.HasField("g") and _quantizes(a.g) for a in node.attribute)
+        for node in graph.node
+    )

@@ -11,6 +11,7 @@ from odm_deploy.graphs.index import attribute
 from odm_deploy.lowering.lint.finding import Hit, Severity, rule
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE, QdqGraph
 from odm_deploy.lowering.lint.operands import Layer, Operand, find_layers
+from odm_deploy.progress import counted
 
 NEWEST_COMMON_OPSET = 20
 
@@ -91,7 +92,7 @@ def narrow_attention(graph: QdqGraph) -> Iterator[Hit]:
             continue
         channels = weights[1]
         if channels is not None and channels <= NARROW_CHANNELS and image[1] == channels:
-            yield layer.name, f"{channels} channels on a single pixel", (layer.name,)
+            yield layer.name, f"{counted(channels, 'channel')} on a single pixel", (layer.name,)
 
 
 @rule("integer-operators", Severity.ERROR, fix="export in the QDQ format (onnxruntime: quant_format=QuantFormat.QDQ)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from odm_deploy.progress import counted
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
 
 
@@ -67,6 +68,7 @@ class RoundingCensus:
         ties = [reached.ties for reached in self.layers.values() if reached.rounds]
         ends = [reached.lowest + reached.highest for reached in self.layers.values()]
         return (
-            f"{sum(ties)} rounding ties, at least {min(ties, default=0)} in each of {len(ties)} quantizers; "
-            f"{sum(ends)} codes at a grid's end, at least {min(ends, default=0)} in each"
+            f"{counted(sum(ties), 'rounding tie')}, at least {min(ties, default=0)} in each of "
+            f"{counted(len(ties), 'quantizer')}; "
+            f"{counted(sum(ends), 'code')} at a grid's end, at least {min(ends, default=0)} in each"
         )

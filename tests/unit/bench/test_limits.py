@@ -54,8 +54,11 @@ def test_the_engine_tells_what_really_runs() -> None:
     assert limits.fallbacks == (tail,)
     assert (limits.compute_kernels, limits.other_kernels) == (2, 1)
     first, *others = limits.sentences()
-    assert first.startswith(f"1 quantized layers run in float ({tail})")
-    assert any(sentence.startswith("1 kernels beside 2 convolutions") for sentence in others)
+    assert first.startswith(f"1 quantized layer runs in float ({tail})")
+    assert any(
+        sentence.startswith("1 kernel beside 2 convolutions and products only scales, rounds and moves ")
+        for sentence in others
+    )
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -1,6 +1,8 @@
 import pytest
+from torch import nn
 
 from odm_deploy.errors import UsageError
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy, quantizable_layers
 
@@ -44,8 +46,27 @@ def test_an_override_that_matches_nothing_is_refused(network):
 
 
 def test_quantizing_nothing_is_refused(network):
-    with pytest.raises(UsageError, match="quantizes nothing"):
+    with pytest.raises(UsageError, match=r"quantizes nothing: .*body\.1\.body\.2 \(the body\)"):
         QuantizationPolicy(LayerBits(4, 4), overrides={"*": None}).select(network)
+
+
+def test_layers_that_run_on_small_and_enlarged_features_are_named_with_what_quantizes_them():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.both, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)
+
+        def forward(self, x):
+            return self.last(self.both(nn.functional.interpolate(self.both(self.first(x)), scale_factor=2)))
+
+    shared = foreign_network(Shared())
+    with pytest.raises(
+        UsageError,
+        match=r"net\.first \(the first layer\); net\.both, net\.last \(the last layer, and .*enlarged.*"
+        r"--profile deploy .*--layer net\.both=8",
+    ):
+        QuantizationPolicy(LayerBits(8, 8)).select(shared)
+    assert list(QuantizationPolicy.parse("deploy", "8").select(shared)) == ["net.both", "net.last"]
 
 
 @pytest.mark.parametrize(

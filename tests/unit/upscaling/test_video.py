@@ -106,10 +106,7 @@ def test_what_is_no_video_is_named_and_leaves_nothing(clip, tmp_path):
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         container.add_stream("flac", rate=8000, layout="mono")
         container.start_encoding()
-    whole = clip.read_bytes()
-    middle = whole.index(b"mdat") + 4 + (len(whole) - whole.index(b"mdat")) // 3
-    (tmp_path / "scratched.mp4").write_bytes(whole[:middle] + bytes(600) + whole[middle + 600 :])
-    for name in ("noise.mp4", "half.mp4", "missing.mp4", "sound.mkv", "scratched.mp4"):
+    for name in ("noise.mp4", "half.mp4", "missing.mp4", "sound.mkv"):
         # What cannot be read is said to be so: another container, or other sound, for the result would not help.
         with pytest.raises(InputError, match=f"cannot read video .*{name}"):
             upscale_video(tmp_path / name, out / "out.mp4", doubled, 2)
@@ -145,6 +142,18 @@ def test_webm_holds_vp9_and_opus(tmp_path):
     with av.open(str(tmp_path / "out.webm")) as container:
         assert container.streams.video[0].codec_context.name == "vp9"
         assert len(list(container.decode(video=0))) == 5
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_of_a_scratched_video_the_rest_is_shown_in_order(clip, tmp_path, suffix):
+    whole = clip.read_bytes()
+    middle = whole.index(b"mdat") + 4 + (len(whole) - whole.index(b"mdat")) // 3
+    (tmp_path / "scratched.mp4").write_bytes(whole[:middle] + bytes(600) + whole[middle + 600 :])
+    result = upscale_video(tmp_path / "scratched.mp4", tmp_path / f"out{suffix}", doubled, 2)
+    times, every = frame_times_s(tmp_path / f"out{suffix}"), frame_times_s(clip)
+    assert result.frames == len(times) < len(every)
+    assert result.damaged > 0
+    assert times == sorted(set(times))
 
 
 def test_sound_that_a_container_cannot_hold_is_named(clip, tmp_path):

@@ -92,6 +92,49 @@ def test_a_file_that_was_cut_off_says_how_much_is_missing(tmp_path, share):
     assert result.missing_s == pytest.approx(5 - result.frames / 12, abs=0.4)
 
 
+def damage(path: Path, result: Path, packets: set[int]) -> None:
+    """The same file with these packets of its video, counted from 0, turned into noise."""
+    with av.open(str(path)) as reader, av.open(str(result), "w") as writer:
+        streams = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams}
+        count = 0
+        for packet in reader.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "video":
+                if count in packets:
+                    noise = av.Packet(b"\xff" * packet.size)
+                    noise.pts, noise.dts, noise.duration = packet.pts, packet.dts, packet.duration
+                    noise.time_base, noise.stream = packet.time_base, packet.stream
+                    packet = noise
+                count += 1
+            packet.stream = streams[packet.stream.index]
+            writer.mux(packet)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".avi"])
+def test_a_damaged_frame_costs_itself_and_is_counted(tmp_path, suffix):
+    recoded(tmp_path, suffix, "mpeg4")
+    damage(tmp_path / f"plain{suffix}", tmp_path / f"damaged{suffix}", {7, 11})
+    whole = upscale_video(tmp_path / f"plain{suffix}", tmp_path / "whole.mkv", twice, 2)
+    result = upscale_video(tmp_path / f"damaged{suffix}", tmp_path / "out.mkv", twice, 2)
+    assert (result.frames, result.damaged, whole.damaged) == (whole.frames - 2, 2, 0)
+    times = frame_times_s(tmp_path / "whole.mkv")
+    found = frame_times_s(tmp_path / "out.mkv")
+    assert found == sorted(found)
+    assert set(found) < set(times)
+    if suffix != ".mp4":
+        # There frames are not stored in the order they are shown in.
+        assert set(times) - set(found) == {times[7], times[11]}
+
+
+def test_a_video_of_noise_is_refused(tmp_path):
+    write_clip(tmp_path / "in.mkv")
+    damage(tmp_path / "in.mkv", tmp_path / "noise.mkv", set(range(24)))
+    with pytest.raises(InputError, match=r"noise\.mkv: none of its \d+ frames can be decoded"):
+        upscale_video(tmp_path / "noise.mkv", tmp_path / "out.mkv", twice, 2)
+    assert not (tmp_path / "out.mkv").exists()
+
+
 def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
     write_clip(tmp_path / "part:1.mp4")
     monkeypatch.chdir(tmp_path)

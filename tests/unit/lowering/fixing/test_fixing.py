@@ -13,7 +13,7 @@ from odm_deploy.errors import GateError, InputError
 from odm_deploy.lowering.fixing import fix
 from odm_deploy.lowering.fixing.changes import Changes
 from odm_deploy.lowering.fixing.equality import compare
-from odm_deploy.lowering.lint import lint
+from odm_deploy.lowering.lint import lint, quantizing_branches
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import find_layers
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
@@ -222,6 +222,23 @@ def test_graph_without_quantizers_is_refused():
     b = Builder()
     with pytest.raises(InputError, match="nothing to fix"):
         fix(b.model(b.conv("x", b.float_weights())))
+
+
+def test_quantizers_in_branches_alone_are_said_to_be_there():
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float[1,3,"h","w"] x, bool c) => (float[1,3,"h","w"] y) <float s = {0.1}, int8 z = {0}> {
+            [choice] y = If (c) <
+                then_branch = t () => (float[1,3,"h","w"] a) {
+                    q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)
+                },
+                else_branch = e () => (float[1,3,"h","w"] b) { b = Identity(x) }
+            >
+        }
+    """)
+    assert quantizing_branches(model) == ["If choice"]
+    with pytest.raises(InputError, match="only inside of If choice, and branches are kept as they are"):
+        fix(model)
 
 
 def test_proof_fails_for_another_graph():

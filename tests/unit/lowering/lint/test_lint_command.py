@@ -103,3 +103,19 @@ def test_linting_imports_no_torch(saved):
         f"import sys; from odm_deploy.lowering.lint import lint; lint({str(path)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_graph_that_quantizes_in_branches_is_not_said_to_be_float(saved, capsys):
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float[1,3,"h","w"] x, bool c) => (float[1,3,"h","w"] y) <float s = {0.1}, int8 z = {0}> {
+            y = If (c) <
+                then_branch = t () => (float[1,3,"h","w"] a) {
+                    q = QuantizeLinear(x, s, z) a = DequantizeLinear(q, s, z)
+                },
+                else_branch = e () => (float[1,3,"h","w"] b) { b = Identity(x) }
+            >
+        }
+    """)
+    command.callback(saved(model), False, False, None, False)
+    assert "no findings, but branches are not looked into: If y quantizes in its own" in capsys.readouterr().err
