@@ -97,8 +97,9 @@ def write_bundle(
 def _warn_of_padding(proto: onnx.ModelProto, say: Say) -> None:
     """Say in time, before anybody measures it, what costs most of int8's speed on a GPU."""
     if padded := padded_before(proto):
+        these = f"{counted(padded, 'convolution')} {'needs' if padded == 1 else 'need'}"
         say(
-            f"note: kernels of their own pad the input of {counted(padded, 'convolution')}, which can make int8 slower "
+            f"note: {these} kernels of their own to pad their input, which can make int8 slower "
             "than fp16 on a GPU; models of quantize --profile engine, or --symmetric, need none"
         )
 

@@ -44,7 +44,7 @@ def test_where_nothing_is_rounded_there_are_no_ties_to_miss():
     both = program(Quantize("a", ("shifted",), "whole", 0, 0, 8), Quantize("b", ("shifted",), "coarse", 1, 0, 8))
     census = RoundingCensus(both)
     interpret(both, pixels(1), census.watch)
-    assert census.summary().startswith("3 rounding ties, at least 3 in each of 1 quantizers")
+    assert census.summary().startswith("3 rounding ties, at least 3 in each of 1 quantizer;")
 
 
 def test_leaves_out_what_reads_the_image():
