@@ -32,7 +32,7 @@ def image_options(text: str, count: int) -> Callable[[Command], Command]:
             metavar="PX",
             type=click.IntRange(min=8),
             help="Use the middle of inputs that are larger; bounds memory and time.  [default: 256, in exact profiles "
-            "128, less for networks that would take many minutes]",
+            "64, less for networks that would take many minutes]",
         ),
     )
 

@@ -95,7 +95,11 @@ def with_translations_of(program: torch.export.ExportedProgram) -> Generator[Non
     It parses the source of all of onnxscript's five hundred, which takes half a second. Where the trace has to be
     traced again, other operators may come of it, and all are prepared.
     """
-    from onnxscript.function_libs.torch_lib import registration
+    # Translations are known once `ops` has been imported.
+    from onnxscript.function_libs.torch_lib import (
+        ops,  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        registration,
+    )
 
     called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}  # pyright: ignore[reportPrivateUsage]
     others = _LEFT_OUT | set(OWN_TRANSLATIONS)

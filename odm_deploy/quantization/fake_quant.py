@@ -21,13 +21,14 @@ def quantize_codes(x: Tensor, scale: float, zero_point: int, bits: int, center: 
         values = values - center
     # A tensor, not a Python number: CUDA divides by a number by multiplying with its reciprocal, which flips codes.
     step = torch.full((), scale, dtype=values.dtype, device=values.device)
-    return torch.clamp(torch.round(values / step) + zero_point, 0, 2**bits - 1)
+    # In place from here on: memory for features is most of what this costs.
+    return (values / step).round_().add_(zero_point).clamp_(0, 2**bits - 1)
 
 
 @torch.library.custom_op("odm::fake_quantize", mutates_args=())
 def _fake_quantize(x: Tensor, scale: float, zero_point: int, bits: int, center: float | None, name: str) -> Tensor:
-    levels = (quantize_codes(x, scale, zero_point, bits, center) - zero_point) * scale
-    return levels if center is None else levels + center
+    levels = quantize_codes(x, scale, zero_point, bits, center).sub_(zero_point).mul_(scale)
+    return levels if center is None else levels.add_(center)
 
 
 @_fake_quantize.register_fake

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from odm_deploy.networks.replacing import replace_modules
 from odm_deploy.networks.running import run_network
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer, quantized_layer
 from odm_deploy.quantization.signals import SignalQuantizer, signals_of, with_signals
+
+Layer = TypeVar("Layer", bound=QuantizedLayer)
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,23 @@ def tapped(model: QuantizedModel, tap_of: Callable[[str], Callable[[Tensor], Ten
     finally:
         for quantizer in quantizers.values():
             quantizer.tap = None
+
+
+@contextmanager
+def computed_by(
+    layers: Iterable[Layer], compute: Callable[[Layer, Callable[[Tensor], Tensor], Tensor], Tensor]
+) -> Generator[None]:
+    """While this lasts, `compute` is handed what each of the layers is given, after the layer and what it would do."""
+    before = {layer: vars(layer).get("forward") for layer in layers}
+    try:
+        for layer in before:
+            layer.forward = partial(compute, layer, layer.forward)  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+    finally:
+        for layer, own in before.items():
+            vars(layer).pop("forward", None)
+            if own is not None:
+                layer.forward = own
 
 
 def freeze(

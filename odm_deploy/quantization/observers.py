@@ -40,7 +40,8 @@ class Histogram:
 
     def add(self, values: Tensor) -> None:
         """Count finite values of any shape."""
-        largest = float(values.abs().max())
+        low, high = torch.aminmax(values)
+        largest = max(-float(low), float(high))
         if self._exponent is None or largest >= math.ldexp(_HALF, self._exponent):
             self._widen(largest)
         assert self._exponent is not None

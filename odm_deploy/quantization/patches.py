@@ -59,7 +59,8 @@ class LayerPatches:
     runs: int
     """How often the layer runs for one image."""
     extremes: Tensor
-    """float32 [C, n]: the smallest and the largest values of each channel, over all pixels."""
+    """float32 [C, n]: the smallest and the largest values of each channel, over all pixels; n is 0 where they were not
+    asked for."""
     pixels: int
     """How many values of each channel those are the extremes of."""
 
@@ -83,7 +84,12 @@ class LayerPatches:
 
 
 def layer_patches(
-    network: SuperResolutionNetwork, parts: Sequence[Tensor], names: Sequence[str], track: Track = untracked
+    network: SuperResolutionNetwork,
+    parts: Sequence[Tensor],
+    names: Sequence[str],
+    track: Track = untracked,
+    *,
+    extremes: bool = True,
 ) -> Generator[LayerPatches]:
     """The patches of each layer, in the order in which layers run for the last time.
 
@@ -92,6 +98,7 @@ def layer_patches(
         parts: parts of images, float32 [N, 3, H, W] in 0..255; see `batch_of`.
         names: dotted names of Conv2d and Linear layers.
         track: for a progress bar over the layers.
+        extremes: off where nobody needs the extreme values of channels, which take as long as the patches.
     """
     images = batch_of(parts)
     modules = dict(network.named_modules())
@@ -110,10 +117,10 @@ def layer_patches(
                     return
                 seen[name].append(rows_of(layer, inputs[0]))
                 values = _by_channel(layer, inputs[0])
-                ends[name].append(_extremes(values))
+                ends[name].append(_extremes(values, EXTREMES if extremes else 0))
                 if len(seen[name]) == runs[name]:
-                    rows, extremes = (torch.cat(each.pop(name), 1) for each in (seen, ends))
-                    put(_patches(name, layer, rows, runs[name], extremes, runs[name] * values.shape[1]))
+                    rows, found = (torch.cat(each.pop(name), 1) for each in (seen, ends))
+                    put(_patches(name, layer, rows, runs[name], found, runs[name] * values.shape[1]))
                 if not seen:
                     raise AllSeen
 
@@ -178,9 +185,9 @@ def _by_channel(layer: nn.Module, x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1) if isinstance(layer, nn.Conv2d) else x.flatten(0, -2).T
 
 
-def _extremes(values: Tensor) -> Tensor:
-    """The smallest and the largest of values [C, n]."""
-    count = min(EXTREMES, values.shape[1])
+def _extremes(values: Tensor, most: int) -> Tensor:
+    """The smallest and the largest of values [C, n], at most so many of each."""
+    count = min(most, values.shape[1])
     return torch.cat([values.topk(count, largest=largest).values for largest in (False, True)], 1)
 
 
@@ -205,9 +212,13 @@ def rows_of(layer: nn.Module, x: Tensor) -> Tensor:
     reach = [torch.arange(kernel) * by for kernel, by in zip(layer.kernel_size, layer.dilation, strict=True)]
     rows = (chosen // width * row_step)[:, None, None] + reach[0][:, None]
     columns = (chosen % width * column_step)[:, None, None] + reach[1]
-    # [N, C, n, k, l] -> [G, N*n, C/G*k*l]
-    patches = x[:, :, rows, columns].unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2, 4, 5)
-    return patches.flatten(3).flatten(1, 2).contiguous()
+    # Channel by channel last, values that stand side by side are taken together.
+    starts = torch.arange(len(x))[:, None] * (x.shape[2] * x.shape[3])
+    places = starts + (rows * x.shape[3] + columns).flatten()
+    patches = x.permute(0, 2, 3, 1).flatten(0, 2)[places.flatten()]
+    # [N*n*k*l, C] -> [G, N*n, C/G*k*l]
+    by_patch = patches.reshape(-1, prod(layer.kernel_size), layer.groups, x.shape[1] // layer.groups)
+    return by_patch.permute(2, 0, 3, 1).flatten(2).contiguous()
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:

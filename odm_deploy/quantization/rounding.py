@@ -24,7 +24,7 @@ DAMPING = 0.01
 """Added to the diagonal, in parts of its mean: patches that were not seen should not come out much worse."""
 SWEEPS = 4
 """Over all weights; later ones change next to nothing."""
-BLOCK = 64
+BLOCK = 32
 """Weights whose gradients are kept up to date at once."""
 
 Array = NDArray[np.float64]
@@ -116,7 +116,8 @@ def _descend(
                 best = np.rint((levels[k] - slope[k] / coupling[k, k]) / scale)
                 moved[k] = np.clip(best, -limit, limit) * scale - levels[k]
                 if moved[k].any():
-                    slope += np.outer(coupling[k], moved[k])
+                    # What was decided in this block is not looked at again.
+                    slope[k + 1 :] += coupling[k, k + 1 :, None] * moved[k]
             found[:, block] += moved.T
             gradient += moved.T @ hessian[block]
         if np.array_equal(found, before):

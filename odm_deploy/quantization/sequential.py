@@ -78,7 +78,7 @@ def fit_in_sequence(
         return hook
 
     with ExitStack() as cleanup:
-        stream = cleanup.enter_context(closing(layer_patches(network, parts, list(layers), track)))
+        stream = cleanup.enter_context(closing(layer_patches(network, parts, list(layers), track, extremes=False)))
         for layer in model.layers.values():
             cleanup.enter_context(layer.register_forward_pre_hook(arriving_at(layer)))
         with suppress(AllSeen):

@@ -20,6 +20,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.running import run_network
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.exact.integer_products import integer_products
 from odm_deploy.quantization.exact.sums import with_sums_kept_exact
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
@@ -59,20 +60,28 @@ def fit_all_weights(
         found = fit_weights(layer, patches, arrived, round_weights=round_weights, correct_bias=correct_bias)
         return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
 
-    stream = layer_patches(network, parts, list(layers), partial(track, stage="rounding"))
-    apart = {patches.name: fit(layers[patches.name], patches, patches.inputs) for patches in stream}
-    # In network order again.
-    apart = {name: apart[name] for name in layers}
     if not in_sequence:
-        return apart
+        stream = layer_patches(network, parts, list(layers), partial(track, stage="rounding"), extremes=False)
+        apart = {patches.name: fit(layers[patches.name], patches, patches.inputs) for patches in stream}
+        # In network order again.
+        return {name: apart[name] for name in layers}
+    apart: dict[str, FrozenLayer] = {}
+
+    def fit_twice(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
+        apart[patches.name] = fit(layer, patches, patches.inputs)
+        return fit(layer, patches, arrived)
+
+    # Each for itself besides: what the float network computes for it is the same.
+    chained = fit_in_sequence(network, parts, layers, fit_twice, signals, partial(track, stage="rounding"))
+    apart = {name: apart[name] for name in layers}
     expected = [run_network(network, part) for part in parts]
 
     def distance(candidate: Mapping[str, FrozenLayer]) -> float:
         model = freeze(network, candidate, signals=signals)
-        return sum(float((model(part) - wanted).square().mean()) for part, wanted in zip(parts, expected, strict=True))
+        with integer_products(model):
+            return sum(
+                float((model(part) - wanted).square().mean()) for part, wanted in zip(parts, expected, strict=True)
+            )
 
-    chained = fit_in_sequence(
-        network, parts, layers, fit, signals, partial(track, stage="rounding, after the layers in front")
-    )
     candidates = (dict(layers), apart, chained)
     return min(track(candidates, len(candidates), "comparing these with the nearest codes"), key=distance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.networks.running import run_network
 from odm_deploy.proof.metrics import luma_energy, psnr_y
+from odm_deploy.quantization.exact.integer_products import integer_products
+from odm_deploy.quantization.model import QuantizedModel
 
 Network = Callable[[Tensor], Tensor]
 """float32 [N, 3, H, W] in 0..255 -> float32 [N, 3, scale*H, scale*W], unclamped."""
@@ -104,7 +107,8 @@ class HeldBack:
         squared, values, largest = 0.0, 0, 0.0
         qualities: list[tuple[float, float, float]] = []
         for sample, expected in zip(self.samples, self._outputs, strict=True):
-            found = _run(model, sample.low)
+            with integer_products(model) if isinstance(model, QuantizedModel) else nullcontext():
+                found = _run(model, sample.low)
             difference = (found - expected).double()
             squared += float(difference.square().sum())
             values += difference.numel()

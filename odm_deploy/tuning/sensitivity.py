@@ -31,6 +31,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.running import run_network
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.exact.integer_products import integer_products
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
@@ -93,7 +94,7 @@ def layer_sensitivities(
     try:
         for part in track(chosen, len(chosen), "sensitivity of the layers"):
             # Other people's code overwrites, as by `x *= y`, what gradients need.
-            with allow_mutation_on_saved_tensors():
+            with allow_mutation_on_saved_tensors(), integer_products(model):
                 found = _squares(network, layers, part, probes, signs)
             for name, square in found.items():
                 squares[name] += square / len(chosen)
@@ -197,7 +198,7 @@ def _squares(
         moved = dict.fromkeys(layers, 0.0)
         for (name, change), gradient in zip(changes, gradients, strict=True):
             if gradient is not None:
-                moved[name] += float((gradient.double() * change).sum())
+                moved[name] += float((gradient * change).sum(dtype=torch.float64))
         for name, value in moved.items():
             squares[name] += value**2 / (probes * output.numel())
     return squares

@@ -19,6 +19,7 @@ from torch import Tensor
 from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.exact.integer_products import integer_products
 from odm_deploy.quantization.exact.replay import Replay, replaying
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
@@ -41,7 +42,7 @@ def refine_grids(
     """
     looks, first = _batches(images)
     targets = [network(look) for look in looks]
-    with replaying(model) as runs:
+    with integer_products(model), replaying(model) as runs:
         smallest = [_error(runs.first(*item), target) for item, target in zip(enumerate(looks), targets, strict=True)]
         # At 8 bits steps are so fine that the search would follow noise.
         layers = [layer for layer in runs.order if layer.grid.bits < MAX_BITS]

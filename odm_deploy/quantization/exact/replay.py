@@ -6,15 +6,14 @@ kept are held, and layers in front of the changed one hand theirs out instead of
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from odm_deploy.quantization.layers import QuantizedLayer
-from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.model import QuantizedModel, computed_by
 
 KEPT_MIB = 512
 """What the held outputs may take. Those of the first layers are held, which are handed out most often."""
@@ -59,7 +58,7 @@ class Replay:
         self._image, self._calls, self._first = number, 0, first
         return self._model(image)
 
-    def forward(self, layer: QuantizedLayer, x: Tensor) -> Tensor:
+    def forward(self, layer: QuantizedLayer, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """What `layer` makes of `x`, computed or handed out."""
         call = self._calls
         self._calls += 1
@@ -70,7 +69,7 @@ class Replay:
         # Copies, because networks write into tensors that they were given.
         if held is not None and call < self._first:
             return held.clone()
-        output = type(layer).forward(layer, x)
+        output = compute(x)
         if held is None and output.nbytes <= self._free_bytes:
             self._free_bytes -= output.nbytes
             held = output
@@ -83,12 +82,5 @@ class Replay:
 def replaying(model: QuantizedModel) -> Generator[Replay]:
     """While this lasts, runs of `model` go through what is yielded."""
     replay = Replay(model)
-    layers = list(model.layers.values())
-    try:
-        for layer in layers:
-            layer.forward = partial(replay.forward, layer)
-        with torch.no_grad():
-            yield replay
-    finally:
-        for layer in layers:
-            del layer.forward
+    with computed_by(model.layers.values(), replay.forward), torch.no_grad():
+        yield replay

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -132,8 +134,22 @@ def test_only_translations_that_are_called_are_prepared(network, all_of_them):
     assert ("aten::gelu" in prepared) == all_of_them
 
 
+def test_so_are_they_in_the_first_export_of_a_process():
+    code = """
+import torch
+from torch import nn
+from odm_deploy.lowering import exporter
+program = torch.export.export(nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 8, 9),))
+with exporter.with_translations_of(program):
+    from onnxscript.function_libs.torch_lib import ops, registration
+    prepared = dict(registration.default_registry.items())
+    print("aten::conv2d" in prepared, "aten::gelu" in prepared)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "True False"
+
+
 def test_operators_that_mix_types_are_exported_a_second_time():
-    # The first export of a process finds no translations to leave out.
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 12, 1), nn.PixelShuffle(2), _Clipped())
     model = quantize(module, QuantizationPolicy.parse("deploy", "8"), [torch.rand(1, 3, 16, 20) * 255])
     first, second = (lower(model).SerializeToString(deterministic=True) for _ in range(2))
