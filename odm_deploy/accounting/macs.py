@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.torch_tracer import import_tracer
 
 FULL_HD_PX = (1080, 1920)
 """Height and width of the output image that the papers count for."""
@@ -35,7 +34,6 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
         raise UsageError(
             f"cannot count for a {width}x{height} output", why=f"{network.name} upscales by {network.scale}"
         )
-    import_tracer()
     shadow = copy.deepcopy(network).to("meta").eval()
     image = torch.empty(1, 3, height // network.scale, width // network.scale, device="meta")
     counter = FlopCounterMode(display=False)

@@ -19,7 +19,6 @@ from odm_deploy.lowering import exporter
 from odm_deploy.lowering.adaptive_pooling import SizesFromImages
 from odm_deploy.networks.foreign import ForeignNetwork
 from odm_deploy.quantization.model import QuantizedModel
-from odm_deploy.torch_tracer import import_tracer
 
 OPSET = 20
 """The newest opset TensorRT 10.0 parses. From 21 on ONNX Runtime mishandles int8 DQ -> Transpose -> MatMul."""
@@ -84,7 +83,6 @@ def _capture(model: QuantizedModel, shape: tuple[int, ...]) -> torch.export.Expo
     Not left to `torch.onnx.export`, which after a failure tries other ways of tracing, for minutes and without success
     on any network seen so far.
     """
-    import_tracer()
     dynamic = dict.fromkeys((2, 3) if shape[0] == 1 else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         # As the exporter does: sizes of 0 and 1 are not told apart from others.
