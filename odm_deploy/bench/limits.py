@@ -74,12 +74,12 @@ class Limits:
                 f"that took no time would give {self.best_speedup:.2g}x; quantize head and tail, too"
             )
         if self.other_kernels:
-            scale, move = ("scales", "moves") if self.other_kernels == 1 else ("scale", "move")
+            s = "s" if self.other_kernels == 1 else ""
             others = counted(self.other_kernels, "kernel")
             computing = counted(self.compute_kernels, "convolution") + " and products"
             said.append(
-                f"{others} beside {computing} only {scale}, "
-                f"round{scale[5:]} and {move} feature maps; half precision for the rest (--precision fp16) halves that"
+                f"{others} beside {computing} only scale{s}, "
+                f"round{s} and move{s} feature maps; half precision for the rest (--precision fp16) halves that"
             )
         if self.compute_kernels and self.padded_before:
             have = "has its" if self.padded_before == 1 else "have their"
