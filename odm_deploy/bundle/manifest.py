@@ -86,11 +86,12 @@ def read_manifest(bundle: Path | str) -> Manifest:
     """
     path = Path(bundle) / MANIFEST_FILE
     if not path.is_file():
-        raise InputError(
-            f"{bundle} is not a bundle",
-            why=f"it has no {MANIFEST_FILE}" if Path(bundle).is_dir() else "there is no such directory",
-            fix="make one with: odm-deploy export model.pt -o DIR",
-        )
+        make = "make one with: odm-deploy export model.pt -o DIR"
+        why = f"it has no {MANIFEST_FILE}" if Path(bundle).is_dir() else "there is no such directory"
+        if Path(bundle).is_file():
+            why = f"it is a file, and a folder with a {MANIFEST_FILE} is wanted"
+            make += ", or from a float network with: odm-deploy quantize FILE --images DIR --export DIR"
+        raise InputError(f"{bundle} is not a bundle", why=why, fix=make)
     document: Any = read_json(path)
     with taken_from(path):
         if document["format"] != FORMAT:

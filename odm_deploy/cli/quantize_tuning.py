@@ -83,7 +83,7 @@ def say_cost(tuned: Tuned, *, held_back: bool) -> None:
     say(cost_text(tuned.cost) + ("" if held_back else " (seen in calibration, too; five images or more are held back)"))
     if tuned.sensitivities:
         say(worst_text(tuned.sensitivities))
-    if todo := advice(tuned.cost, tuned.sensitivities):
+    if todo := advice(tuned.cost, tuned.sensitivities, exact=tuned.model.exact is not None):
         say(todo)
 
 

@@ -81,6 +81,7 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
                 "audio_streams": result.audio_streams,
                 "missing_s": result.missing_s,
                 "damaged_frames": result.damaged,
+                "mended_frames": result.mended,
                 "runtime": engine.describe(),
                 "seconds": seconds,
                 "frames_per_s": result.frames / seconds,
@@ -96,7 +97,11 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
     if result.damaged:
         why = f"{counted(result.damaged, 'frame')} could not be decoded"
         say(one_line(f"{source} is damaged: {why}; {destination} shows the one before for as long"))
-    return 1 if result.missing_s or result.damaged else 0
+    if result.mended:
+        why = f"{counted(result.mended, 'frame')} could be decoded in part only"
+        shown = "shows them as FFmpeg filled them, and those that refer to them"
+        say(one_line(f"{source} is damaged: {why}; {destination} {shown}"))
+    return 1 if result.missing_s or result.damaged or result.mended else 0
 
 
 def _speed(frames: int, start: float, engine: Engine) -> str:

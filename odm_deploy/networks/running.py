@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.networks.base import SuperResolutionNetwork
@@ -54,6 +54,12 @@ def refused(
         )
     running, failing = _tried(network, images)
     height, width = images.shape[2:]
+    if not running and isinstance(error, (AttributeError, KeyError, TypeError)) and _is_quantized(network):
+        return InputError(
+            "the network's code does not run with quantized layers in place of its own",
+            why=f"{type(error).__name__}: {error}"[:_LONGEST],
+            fix="let it ask the layer itself, as in `self.conv.weight.dtype`, or its input, as in `x.dtype`",
+        )
     if not running:
         return InputError(
             "the network does not run on an RGB image",
@@ -65,6 +71,13 @@ def refused(
     if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first:
         fix += f", or calibrate on larger images with --crop {SMALLEST_PX}"
     return UsageError(f"the network does not run on images of {width}x{height} pixels", why=why, fix=fix)
+
+
+def _is_quantized(network: Callable[[Tensor], Tensor]) -> bool:
+    """Whether quantized layers stand in a network, where its code expects those it was written with."""
+    from odm_deploy.quantization.layers import QuantizedLayer
+
+    return isinstance(network, nn.Module) and any(isinstance(part, QuantizedLayer) for part in network.modules())
 
 
 def _tried(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[list[str], list[str]]:

@@ -159,6 +159,11 @@ class QuantizedLayer(nn.Module):
             if value is not None:
                 yield f"{prefix}{dot}{name}", cast("nn.Parameter", value)
 
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Weight or bias, as the float layer has them."""
+        value = dict(self.named_parameters()).get(target)
+        return super().get_parameter(target) if value is None else value
+
     @property
     def offsets(self) -> ChannelOffsets | None:
         """What happens to its input channels first, if anything does."""

@@ -46,13 +46,15 @@ def _uncancelled(cost: OutputCost) -> str:
     return "" if expected is None or expected == cost.drop_db else f"; {-expected:+.3f} may be lost on others"
 
 
-def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity]) -> str:
-    """One line: what to do about it; empty where there is nothing worth doing."""
+def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact: bool = False) -> str:
+    """One line: what to do about it; empty where there is nothing worth doing. `exact` models have no float layers."""
     if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.expected_drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
     worst = worst_layers(sensitivities)[:2]
     narrow = any(min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 for each in worst)
     width = str(_BITS_OF_INT8) if narrow else "float"
+    if exact and not narrow:
+        return "to lose less: train on: --finetune 5; or leave layers float, in another profile than exact"
     options = " ".join(f"--layer {each.name}={width}" for each in worst)
     loses = (cost.expected_drop_db or 0.0) > SMALL_DROP_DB
     goal = f"--max-drop {SMALL_DROP_DB:g}" if loses else f"--min-psnr {INVISIBLE_DB:g}"

@@ -100,7 +100,7 @@ def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator
 
     def upscaled(outcome: Outcome) -> Outcome:
         image = outcome.image
-        return outcome if image is None else _attempt(outcome.job, lambda: upscale(image))
+        return outcome if image is None else _named(outcome.job, _attempt(outcome.job, lambda: upscale(image)))
 
     with closing(map_ahead(upscaled, map_ahead(read, jobs))) as outcomes:
         for outcome in outcomes:
@@ -123,6 +123,15 @@ def _attempt(job: Job, work: Callable[[], Image]) -> Outcome:
         return Outcome(job, error=too_large)
     except OdmError as error:
         return Outcome(job, error=error)
+
+
+def _named(job: Job, outcome: Outcome) -> Outcome:
+    """The outcome, with the image in front of an error that knows its pixels only."""
+    error = outcome.error
+    if error is None or str(job.source) in str(error):
+        return outcome
+    because = f"{error.what}: {error.why}" if error.why else error.what
+    return Outcome(job, error=OdmError(f"cannot upscale {job.source}", why=because, fix=error.fix))
 
 
 def _fixed_part(source: Path | str) -> Path:

@@ -40,6 +40,10 @@ _CONTAINERS = (
 whoever sends one could have pictures of other files on this machine in the result."""
 
 
+_A_FRAME_A_PACKET = ("h264", "hevc")
+"""Codecs whose every packet becomes a frame of its time, if it is whole; others have packets that show nothing."""
+
+
 @contextmanager
 def reading(path: Path) -> Generator[None]:
     """Raise InputError where FFmpeg cannot read a video: nothing is wrong with the one that is written then."""
@@ -119,30 +123,62 @@ class Ends:
 
 
 class Damage:
-    """Counts frames that cannot be decoded: of a scratched disc, players show the rest, too."""
+    """Counts frames that cannot be decoded, or only in part: of a scratched disc, players show the rest, too."""
 
     def __init__(self) -> None:
-        self.frames = 0
+        self.mended = 0
+        """Frames that are shown although bits of them were wrong: the decoder filled what it could not read."""
+        self._refused = 0
+        self._too_late = 0
+        self._first: int | None = None
         self._shown: int | None = None
+        self._refused_times: set[int] = set()
+        self._awaited: set[int] = set()
 
-    def comes_too_late(self, frame: Any) -> bool:
-        """Whether a later frame was shown already: behind damage, decoders lose the order. Such a one is counted."""
-        if self.frames and None not in (self._shown, frame.pts) and frame.pts <= self._shown:
-            self.frames += 1
-            return True
+    @property
+    def left_out(self) -> int:
+        """Frames that are not shown, with those that decoders of H.264 and H.265 drop without a word.
+
+        Not those before the first one that came: a file cut between frames that refer to each other begins so.
+        """
+        silent = sum(self._first is None or time > self._first for time in self._awaited)
+        return self._refused + self._too_late + silent
+
+    def is_shown(self, frame: Any) -> bool:
+        """Whether a frame is to be shown: not where a later one was, because behind damage decoders lose the order."""
+        self._awaited.discard(frame.pts)
+        partly = frame.is_corrupt
+        if frame.pts in self._refused_times:
+            # A part of it was refused; the rest became a frame all the same.
+            self._refused_times.remove(frame.pts)
+            self._refused -= 1
+            partly = True
+        damaged = partly or self._refused or self._too_late or self.mended
+        if damaged and None not in (self._shown, frame.pts) and frame.pts <= self._shown:
+            self._too_late += 1
+            return False
+        self.mended += partly
         self._shown = frame.pts
-        return False
+        if self._first is None:
+            self._first = frame.pts
+        return True
 
     def decoded(self, packet: Any, times: PacketTimes | None) -> list[Any]:
         """The frames that come of a packet of video; none of one that is damaged, whose time is then nobody's."""
         from av.error import InvalidDataError
 
+        codec = packet.stream.codec_context.name
+        if times is None and codec in _A_FRAME_A_PACKET and packet.size and not packet.is_discard:
+            self._awaited.update(() if packet.pts is None else (packet.pts,))
         try:
             return packet.decode()
         except InvalidDataError:
-            self.frames += 1
+            self._refused += 1
             if times is not None:
                 times.forget()
+            elif packet.pts is not None:
+                self._awaited.discard(packet.pts)
+                self._refused_times.add(packet.pts)
             return []
 
 

@@ -67,6 +67,8 @@ class VideoResult:
     """Seconds that the file claims and does not hold: it was cut off, by a download, say. 0: it is whole."""
     damaged: int = 0
     """Frames that could not be decoded; those before them are shown until the next one that could."""
+    mended: int = 0
+    """Frames of which parts could not be decoded; they are shown as the decoder filled them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ def upscale_video(
     Video becomes H.264, in .webm VP9 (constant quality, 8 bits); every audio stream is copied as it is, with its
     language; title and chapters stay; subtitles and further video streams are left out. Frames keep their timestamps,
     also where their rate varies. Of a file that was cut off, what is there is upscaled, and frames that cannot be
-    decoded are left out; the result says so.
+    decoded are left out; the result says so, and how many could be in part.
 
     Args:
         source: any file FFmpeg reads.
@@ -197,10 +199,12 @@ def _transcode(
         pass
     if frames == 0:
         none = (
-            f"none of its {counted(damage.frames, 'frame')} can be decoded" if damage.frames else "it holds no frames"
+            f"none of its {counted(damage.left_out, 'frame')} can be decoded"
+            if damage.left_out
+            else "it holds no frames"
         )
         raise InputError(f"cannot read video {path}", why=none, fix="give a video with frames")
-    return VideoResult(frames, size[0], size[1], len(copies), ends.missing_s(reader), damage.frames)
+    return VideoResult(frames, size[0], size[1], len(copies), ends.missing_s(reader), damage.left_out, damage.mended)
 
 
 def _add_video(writer: Any, chosen: _Format, video: Any, size: tuple[int, int], matrix: int) -> Any:
@@ -258,7 +262,7 @@ def _read(path: Path, reader: Any, matrix: int, ends: Ends, damage: Damage) -> G
             for frame in damage.decoded(packet, times):
                 if times is not None:
                     frame.pts = times.next()
-                if damage.comes_too_late(frame):
+                if not damage.is_shown(frame):
                     continue
                 _check(path, frame, video.codec_context)
                 rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)

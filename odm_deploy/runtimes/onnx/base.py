@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from odm_deploy.bundle import Bundle, ModelKind
+from odm_deploy.errors import InputError
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.growth import may_grow
 from odm_deploy.runtimes.base import Runtime
@@ -16,7 +17,15 @@ from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx
+
+    from odm_deploy.runtimes.tensor_info import Array
+
+_DIVISORS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
+"""What networks may want the sides of images to be multiples of."""
+_SMALLEST_SIDE_PX = 48
 
 
 class GraphRuntime(Runtime):
@@ -28,6 +37,47 @@ class GraphRuntime(Runtime):
         super().__init__()
         self.inputs = graph_inputs(graph)
         self.outputs = graph_outputs(graph)
+        self._divisor: int | None = None
+
+    def _cannot_run(self, feeds: Mapping[str, Array], title: str, why: str) -> InputError:
+        """That the runtime called `title` failed on these feeds, with what it says, and the sizes of images it takes.
+
+        Somebody else's network may need sides that are multiples of a number, and the runtime names a node then.
+        """
+        shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
+        plain = InputError(f"{title} cannot run the model on {shapes}", why=why)
+        images = list(feeds.values())
+        if "alloc" in why or len(self.inputs) != 1 or images[0].ndim != 4:
+            return plain
+        rows = 1 if self.inputs[0].images.layout == "nhwc" else 2
+        height, width = images[0].shape[rows : rows + 2]
+        divisor = self._divisor_of_sides(images[0], rows)
+        if not divisor or not (height % divisor or width % divisor):
+            return plain
+        near = f"{-(-width // divisor) * divisor}x{-(-height // divisor) * divisor}"
+        return InputError(
+            f"the network does not run on images of {width}x{height} pixels",
+            why=f"{title} says: {why.rstrip('.')}",
+            fix=f"it runs where both sides are multiples of {divisor}: bring the image to such a size, {near} say, "
+            "or pad in the network's code to what it needs, and quantize and export it again",
+        )
+
+    def _divisor_of_sides(self, images: Array, rows: int) -> int:
+        """The smallest number whose multiples a network takes as sides of images; 0: none that is known."""
+        if self._divisor is None:
+            self._divisor = 0
+            for divisor in _DIVISORS:
+                # Two multiples in a row have no larger divisor in common.
+                times = max(-(-_SMALLEST_SIDE_PX // divisor), 3)
+                shape = list(images.shape)
+                shape[rows : rows + 2] = divisor * times, divisor * (times + 1)
+                try:
+                    self._execute({self.inputs[0].name: np.zeros(shape, images.dtype)})
+                except InputError:
+                    continue
+                self._divisor = divisor
+                break
+        return self._divisor
 
     @classmethod
     def _open_bundle(cls, bundle: Bundle, options: RuntimeOptions) -> Self:

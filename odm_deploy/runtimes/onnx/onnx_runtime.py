@@ -105,8 +105,7 @@ class OnnxRuntime(GraphRuntime):
         try:
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
-            shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds.items())
-            raise InputError(f"ONNX Runtime cannot run the model on {shapes}", why=_first_line(error)) from error
+            raise self._cannot_run(feeds, "ONNX Runtime", _first_line(error)) from error
 
     def describe(self) -> dict[str, Any]:
         """As every runtime, and the execution provider, threads and whether fusions are on."""

@@ -92,7 +92,7 @@ class OpenVinoCpu(GraphRuntime):
             # the request reuses its own output memory on the next run.
             results = request.infer(dict(feeds), share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            raise InputError("OpenVINO cannot run the model on these inputs", why=_cause(error)) from error
+            raise self._cannot_run(feeds, "OpenVINO", _cause(error)) from error
         return {name: np.array(results[port]) for name, port in ports.items()}
 
     def _request_for(self, shapes: Shapes) -> tuple[Any, dict[str, Any]]:

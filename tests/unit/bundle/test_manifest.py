@@ -112,6 +112,9 @@ def test_no_bundle_says_how_to_make_one(tmp_path):
         read_manifest(tmp_path)
     with pytest.raises(InputError, match="there is no such directory"):
         read_manifest(tmp_path / "missing")
+    (tmp_path / "net.onnx").write_bytes(b"a network")
+    with pytest.raises(InputError, match=r"it is a file, .*odm-deploy quantize FILE --images DIR --export DIR"):
+        read_manifest(tmp_path / "net.onnx")
 
 
 def test_bits_of_quantized_layers_are_told_and_of_others_none() -> None:

@@ -95,3 +95,35 @@ def test_this_projects_own_faults_and_full_memory_are_no_fault_of_a_size() -> No
     network.net.register_forward_pre_hook(full)
     with pytest.raises(RuntimeError, match="can't allocate"):
         run_network(network, image(8, 8))
+
+
+class Asking(nn.Module):
+    """Asks its layers for a type in one of the ways that torch has."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.body = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 3, 3, padding=1)
+        self.how = how
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.how == "layer":
+            x = x.to(self.body.get_parameter("weight").dtype).to(self.body.get_parameter("bias").device)
+        elif self.how == "network":
+            x = x.to(self.get_parameter("body.weight").dtype)
+        elif self.how == "dictionary":
+            x = x.to(dict(self.named_parameters())["body.weight"].dtype)
+        return self.last(self.body(x))
+
+
+def test_a_layer_that_is_asked_for_a_parameter_gives_it() -> None:
+    images = [np.full((48, 48, 3), 90, np.uint8)]
+    assert "net.body" in quantize(Asking("layer"), 8, images).layers
+
+
+@pytest.mark.parametrize(("how", "word"), [("network", "nn.Parameter"), ("dictionary", "body.weight")])
+def test_code_that_wants_its_own_layers_is_told_so_and_not_that_it_does_not_run(how, word) -> None:
+    images = [np.full((48, 48, 3), 90, np.uint8)]
+    with pytest.raises(InputError, match=f"with quantized layers in place of its own.*{word}.*self.conv.weight.dtype"):
+        quantize(Asking(how), 8, images)

@@ -46,6 +46,10 @@ def test_advice_names_the_layers_and_fits_what_is_known():
     assert "--min-psnr 45" in advice(OutputCost(1, 38.0, 40.0, 22.28, 22.27), LAYERS)
     assert "--layer only=8;" in advice(OutputCost(1, 38.0, 40.0), narrow)
     assert "--max-drop" in advice(OutputCost(1, 50.0, 3.0, 31.5, 31.6, 0.1), LAYERS)
+    # An exact model's layers get 8 bits and no more: `--layer NAME=float` and goals would be refused.
+    assert "=float" not in advice(drops, LAYERS, exact=True)
+    assert "--max-drop" not in advice(drops, LAYERS, exact=True)
+    assert "--layer only=8;" in advice(drops, narrow, exact=True)
     # A loss on a benchmark is worth a word though nobody sees it; what nobody sees or measures is not.
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.4), LAYERS)
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.49), LAYERS) == ""

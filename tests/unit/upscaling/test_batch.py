@@ -102,6 +102,7 @@ def test_what_the_network_or_the_disk_refuses_is_named(folder):
     jobs = plan_jobs(folder, folder.parent / "out", ".png")
     errors = [str(outcome.error) for outcome in run_jobs(jobs, refuse)]
     assert "not built for this size" in errors[0]
+    assert str(jobs[0].source) in errors[0]
     assert "out of memory" in errors[1]
     (folder.parent / "blocked").write_text("a file, not a folder")
     blocked = [Job(job.source, folder.parent / "blocked" / job.destination.name) for job in jobs]

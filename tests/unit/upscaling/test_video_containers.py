@@ -127,6 +127,71 @@ def test_a_damaged_frame_costs_itself_and_is_counted(tmp_path, suffix):
         assert set(times) - set(found) == {times[7], times[11]}
 
 
+def flipped(path: Path, result: Path, packets: set[int]) -> None:
+    """The same video with a byte changed in the middle of these packets, counted from 0."""
+    with av.open(str(path)) as reader, av.open(str(result), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for count, packet in enumerate(each for each in reader.demux(video=0) if each.size):
+            if count in packets:
+                content = bytearray(bytes(packet))
+                content[len(content) // 2] ^= 0xFF
+                changed = av.Packet(bytes(content))
+                changed.pts, changed.dts, changed.duration = packet.pts, packet.dts, packet.duration
+                changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
+                packet = changed
+            packet.stream = stream
+            writer.mux(packet)
+
+
+def noisy(path: Path, codec: str) -> None:
+    """A clip whose frames are hard to predict, so that every packet holds more than headers."""
+    draws = np.random.default_rng(0)
+    with av.open(str(path), "w") as writer:
+        stream = writer.add_stream(codec, rate=25, options={"x265-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(24):
+            pixels = draws.integers(0, 256, (64, 64, 3), np.uint8)
+            writer.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        writer.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_frames_that_can_be_decoded_in_part_are_shown_and_counted(tmp_path, suffix):
+    noisy(tmp_path / f"plain{suffix}", "libx264")
+    whole = upscale_video(tmp_path / f"plain{suffix}", tmp_path / "whole.mkv", twice, 2)
+    assert (whole.frames, whole.damaged, whole.mended) == (24, 0, 0)
+    flipped(tmp_path / f"plain{suffix}", tmp_path / f"in{suffix}", {6, 13, 20})
+    result = upscale_video(tmp_path / f"in{suffix}", tmp_path / "out.mkv", twice, 2)
+    assert result.mended > 0
+    assert result.mended + result.damaged == 3
+    assert result.frames == 24 - result.damaged
+
+
+def test_frames_that_a_decoder_drops_without_a_word_are_counted(tmp_path):
+    try:
+        noisy(tmp_path / "plain.mkv", "libx265")
+    except (ValueError, av.error.FFmpegError) as error:
+        pytest.skip(f"this FFmpeg does not encode H.265: {error}")
+    with av.open(str(tmp_path / "plain.mkv")) as reader:
+        sizes = [packet.size for packet in reader.demux(video=0)]
+    with av.open(str(tmp_path / "plain.mkv")) as reader, av.open(str(tmp_path / "in.mkv"), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        for count, packet in enumerate(each for each in reader.demux(video=0) if each.size):
+            if count in (6, 13):
+                # The header of the slice: FFmpeg 8 then gives neither an error nor a frame.
+                changed = av.Packet(bytes(packet)[:6] + bytes(sizes[count] - 6))
+                changed.pts, changed.dts, changed.duration = packet.pts, packet.dts, packet.duration
+                changed.time_base = packet.time_base
+                packet = changed
+            packet.stream = stream
+            writer.mux(packet)
+    whole = upscale_video(tmp_path / "plain.mkv", tmp_path / "whole.mkv", twice, 2)
+    result = upscale_video(tmp_path / "in.mkv", tmp_path / "out.mkv", twice, 2)
+    assert (whole.frames, whole.damaged) == (24, 0)
+    assert result.frames < 24
+    assert result.damaged == 24 - result.frames
+
+
 def test_a_video_of_noise_is_refused(tmp_path):
     write_clip(tmp_path / "in.mkv")
     damage(tmp_path / "in.mkv", tmp_path / "noise.mkv", set(range(24)))

@@ -167,3 +167,30 @@ def test_options_that_cannot_be_honoured_are_refused(kind: type[Runtime]) -> Non
         opened(kind, sr_model(), refused)
     with pytest.raises(UsageError, match="--threads 0"):
         RuntimeOptions(threads=0)
+
+
+def test_a_size_that_the_network_cannot_take_is_told_with_those_that_it_can(kind: type[Runtime]) -> None:
+    # Pooled and enlarged again, as U-Nets do: sums with what was not pooled need sides that divide.
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["image", "step", "zero"], ["codes"]),
+        onnx.helper.make_node("DequantizeLinear", ["codes", "step", "zero"], ["values"]),
+        onnx.helper.make_node("AveragePool", ["values"], ["small"], kernel_shape=[8, 8], strides=[8, 8]),
+        onnx.helper.make_node("Resize", ["small", "", "factors"], ["large"], mode="nearest"),
+        onnx.helper.make_node("Add", ["values", "large"], ["sr"]),
+    ]
+    edges = [
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3, f"{name}h", f"{name}w"])]
+        for name in ("image", "sr")
+    ]
+    constants = {"factors": np.array([1, 1, 8, 8], np.float32), "step": np.float32(1), "zero": np.uint8(0)}
+    filled = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "u", *edges, filled)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    with opened(kind, model) as runtime:
+        assert runtime.run({"image": np.zeros((1, 3, 64, 48), np.float32)})["sr"].shape == (1, 3, 64, 48)
+        expected = (
+            r"does not run on images of 97x71 pixels: .+; it runs where both sides are multiples of 8: .*104x72 say"
+        )
+        for _ in range(2):
+            with pytest.raises(InputError, match=expected):
+                runtime.run({"image": np.zeros((1, 3, 71, 97), np.float32)})
