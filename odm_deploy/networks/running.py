@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError, OdmError, UsageError
+from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 
 SMALLEST_PX = 48
@@ -75,9 +76,9 @@ def refused(
 
 def _is_quantized(network: Callable[[Tensor], Tensor]) -> bool:
     """Whether quantized layers stand in a network, where its code expects those it was written with."""
-    from odm_deploy.quantization.layers import QuantizedLayer
-
-    return isinstance(network, nn.Module) and any(isinstance(part, QuantizedLayer) for part in network.modules())
+    if not isinstance(network, nn.Module):
+        return False
+    return any(isinstance(getattr(part, "grid", None), Grid) for part in network.modules())
 
 
 def _tried(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[list[str], list[str]]:
