@@ -116,7 +116,9 @@ def _find(path: str) -> object:
         raise BuilderError(
             f"cannot import {module_name}",
             why=f"{type(error).__name__}: {error}"[:300],
-            fix="put its folder on PYTHONPATH, or install what it needs",
+            fix=f"a module is named without its suffix: {module_name.removesuffix('.py')}:{names}"
+            if module_name.endswith(".py")
+            else "put its folder on PYTHONPATH, or install what it needs",
         ) from error
     for name in names.split("."):
         if not hasattr(found, name):

@@ -67,7 +67,11 @@ def fix(model: ModelProto) -> Fixed:
                 "are kept as they are",
                 fix="export the network without control flow: onnxsim, or onnxslim, folds conditions that are constant",
             )
-        raise InputError("nothing to fix", why="the graph has no QuantizeLinear or DequantizeLinear")
+        raise InputError(
+            "nothing to fix",
+            why="the graph has no QuantizeLinear or DequantizeLinear",
+            fix="quantize the float graph first: odm-deploy quantize FILE.onnx --images DIR",
+        )
     fixed = _rewrite(flat, changes)
     equality = compare(model, flat, fixed, changes.taps)
     if not equality.holds:

@@ -87,3 +87,9 @@ def test_a_spandrel_path_reaches_spandrels_classes_only() -> None:
     for path in ("spandrel.architectures.SPAN.sys:exit", "spandrel.architectures:os", "spandrel.util:KeyCondition"):
         with pytest.raises(UsageError, match="not trusted"):
             build_module(path, {})
+
+
+def test_a_module_named_as_a_file_is_told_its_name() -> None:
+    path = "no_such_networks.py:Net"
+    with trusting(path), pytest.raises(InputError, match=r"without its suffix: no_such_networks:Net$"):
+        build_module(path, {})
