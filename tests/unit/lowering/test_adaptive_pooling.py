@@ -34,6 +34,26 @@ class Pooling(nn.Module):
         return F.pixel_shuffle(self.last(x * F.adaptive_avg_pool2d(x, 1)), 2)
 
 
+class Pyramid(nn.Module):
+    """Maps pooled to sizes that the code names, whatever the image's is, and rows of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.coarse = nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(8, 12, 3, padding=1)
+        self.averages, self.largest = nn.AdaptiveAvgPool2d(8), nn.AdaptiveMaxPool2d((3, None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        size = x.shape[-2:]
+        tokens = F.adaptive_avg_pool1d(x.flatten(2), 6).softmax(1).mean(-1)[..., None, None]
+        smaller = F.interpolate(x, scale_factor=0.4, mode="area")
+        maps = [F.interpolate(x, size=5, mode="area"), self.averages(x), self.largest(x), self.coarse(smaller)]
+        x = x * tokens + sum(F.interpolate(each, size=size, mode="nearest") for each in maps)
+        return F.pixel_shuffle(self.last(x), 2)
+
+
 @pytest.mark.parametrize("length", [8, 9, 15, 16, 31, 41])
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
 def test_it_is_pytorchs(length, count) -> None:
@@ -45,14 +65,15 @@ def test_it_is_pytorchs(length, count) -> None:
     torch.testing.assert_close(pooled(x, -1, count, mean), F.adaptive_avg_pool2d(x, (11, count)))
 
 
-def test_the_graph_pools_at_every_size() -> None:
+@pytest.mark.parametrize("network", [Pooling, Pyramid])
+def test_the_graph_pools_at_every_size(network) -> None:
     torch.manual_seed(4)
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(3)]
-    model = quantize(Pooling().eval(), QuantizationPolicy(*[LayerBits(8, 8)] * 4), images)
+    model = quantize(network().eval(), QuantizationPolicy(*[LayerBits(8, 8)] * 4), images)
     graph = lower(model).SerializeToString()
     for runtime in ("onnxruntime", "openvino"):
         with OPENERS[runtime](graph) as opened:
-            for size in ((24, 32), (41, 55), (17, 63)):
+            for size in ((24, 32), (41, 55), (17, 63), (64, 48), (96, 96)):
                 x = random_images(*size, seed=9)
                 with torch.no_grad():
                     expected = model(torch.from_numpy(x)).numpy()
