@@ -1,8 +1,8 @@
-"""Pooling to a given size, in operations that a trace can follow at every size of the image.
+"""Pooling to a given size and antialiased resizing, in operations that a trace can follow at every size of the image.
 
 PyTorch's own operators take numbers, so a trace holds the example's: SAFMN (Sun et al., ICCV 2023) and its heirs pool
-to an eighth of the image, whatever that is. Where the number is the code's own, as in pyramids of poolings, the exporter
-takes the operator apart into windows of the example's widths.
+to an eighth of the image, whatever that is. Where the number is the code's own, as in pyramids of poolings, the
+exporter takes the operator apart into windows of the example's widths.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ _MAP_RANK, _ROW_RANK = 4, 3
 
 
 class SizesFromImages(TorchFunctionMode):
-    """While this lasts, adaptive pooling gives what PyTorch's gives, at any size of the image."""
+    """While this lasts, adaptive pooling and antialiased resizing give what PyTorch's do, at any size of an image."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "interpolate":
             given = signature(func).bind(*args, **kwargs).arguments
-            if given.get("mode") != "area" or given["input"].dim() != _MAP_RANK:
-                return func(*args, **kwargs)
-            return _pooled_to(given["input"], _area_sizes(**given), mean)
+            x = given.pop("input")
+            if x.dim() == _MAP_RANK and given.get("mode") == "area":
+                return _pooled_to(x, _sizes(x, **given), mean)
+            if x.dim() == _MAP_RANK and given.get("antialias"):
+                return _antialiased(x, **given)
+            return func(*args, **kwargs)
         reduce = _REDUCTIONS.get(name)
         if reduce is None or kwargs.get("return_indices") or any(args[2:]):
             return func(*args, **kwargs)
@@ -47,12 +50,48 @@ class SizesFromImages(TorchFunctionMode):
         return _pooled_to(x, sizes, reduce)
 
 
-def _area_sizes(input: Tensor, size: Any = None, scale_factor: Any = None, **_others: Any) -> tuple[Any, ...]:
-    """Height and width that PyTorch's `interpolate` pools to, where its mode is `area`."""
+def _antialiased(x: Tensor, mode: str, **given: Any) -> Tensor:
+    """What PyTorch's `interpolate` gives with `antialias`, as products with weights that the sizes give.
+
+    ONNX's Resize has another scale where sizes are not whole multiples, and OpenVINO 2026.4 leaves antialiasing out.
+    """
+    known = not given.get("recompute_scale_factor") and given.get("size") is None
+    factors = _pair(given["scale_factor"]) if known else (None, None)
+    for axis, size, factor in zip((-2, -1), _sizes(x, **given), factors, strict=True):
+        x = x.transpose(axis, -1)
+        length, ends = x.shape[-1], 1 if given.get("align_corners") else 0
+        step = 1.0 / factor if factor and not ends else (length - ends) / (size - ends)
+        centers = (torch.arange(size, device=x.device) + 0.5) * step
+        reach = (torch.arange(length, device=x.device) + 0.5 - centers[:, None]) / torch.sym_max(step, 1.0)
+        weights = _KERNELS[mode](reach.abs())
+        x = (x @ (weights / weights.sum(1, keepdim=True)).T.to(x.dtype)).transpose(axis, -1)
+    return x
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    return (1.0 - distance).clamp(min=0.0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys (1981), with a = -1/2."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1.0
+    far = ((2.5 - 0.5 * distance) * distance - 4.0) * distance + 2.0
+    return torch.where(distance < 1.0, near, far * (distance < 2.0))
+
+
+_KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bilinear": _triangle, "bicubic": _cubic}
+
+
+def _pair(values: Any) -> tuple[Any, ...]:
+    return tuple(values) if isinstance(values, (tuple, list)) else (values, values)
+
+
+def _sizes(x: Tensor, size: Any = None, scale_factor: Any = None, **_others: Any) -> tuple[Any, ...]:
+    """Height and width of what PyTorch's `interpolate` gives."""
     if size is not None:
-        return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-    return tuple(torch.sym_int(length * factor) for length, factor in zip(input.shape[2:], factors, strict=True))
+        return _pair(size)
+    factors = zip(x.shape[2:], _pair(scale_factor), strict=True)
+    return tuple(torch.sym_int(length * factor) for length, factor in factors)
 
 
 def _pooled_to(x: Tensor, sizes: Sequence[Any], reduce: Reduction) -> Tensor:

@@ -49,6 +49,45 @@ def quiet() -> Generator[None]:
         logger.setLevel(level)
 
 
+def inline_regions(program: torch.export.ExportedProgram) -> None:
+    """Put, in place, what a network computes under `no_grad`, or with autocast off, where it is computed.
+
+    The tracer makes graphs of their own of it, which the exporter cannot translate. Gradients are nobody's business
+    here, and autocast that is off, or another device's, casts nothing.
+    """
+    module = program.graph_module
+    found = True
+    while found:
+        found = [node for node in module.graph.nodes if _changes_nothing(node)]
+        for node in found:
+            place = next(index for index, each in enumerate(node.args) if _is_part(each))
+            inside = getattr(module, node.args[place].target).graph
+            inputs = [each for each in inside.nodes if each.op == "placeholder"]
+            values = dict(zip(inputs, node.args[place + 1 :], strict=True))
+            with module.graph.inserting_before(node):
+                results = module.graph.graph_copy(inside, values)
+            for reader in list(node.users):
+                reader.replace_all_uses_with(results[reader.args[1]])  # pyright: ignore[reportOptionalSubscript, reportIndexIssue, reportArgumentType, reportCallIssue]
+                module.graph.erase_node(reader)
+            module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, torch.fx.Node) and value.op == "get_attr"
+
+
+def _changes_nothing(node: torch.fx.Node) -> bool:
+    """Whether a node runs a part of the network with other settings, which change no number of it on CPUs."""
+    if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+        return True
+    if node.target is torch.ops.higher_order.wrap_with_autocast:
+        device, _type, is_on = node.args[:3]
+        return device != "cpu" or not is_on
+    return False
+
+
 @contextmanager
 def without_quadratic_rewriting() -> Generator[None]:
     """Take from the exporter's optimizer the one rule that compares every node with every other.
@@ -66,8 +105,8 @@ def without_quadratic_rewriting() -> Generator[None]:
 
 
 @contextmanager
-def without_second_trace() -> Generator[None]:
-    """Let the exporter take a trace as it is where every operator in it has a translation.
+def without_second_trace(check: Callable[[torch.export.ExportedProgram], None]) -> Generator[None]:
+    """Let the exporter take a trace as it is where every operator in it has a translation; else `check` the second.
 
     It traces each trace once more, to take operators apart that it cannot translate and to replace those that write in
     place. For a network of neither kind that is half of the time it takes, for the same graph.
@@ -79,7 +118,9 @@ def without_second_trace() -> Generator[None]:
             known = {meta.fx_target for metas in registry.functions.values() for meta in metas} | _LEFT_OUT
             called = [node.target for node in program.graph.nodes if node.op == "call_function"]
             if any(operator not in known or _writes(operator) for operator in called):
-                return trace_again(program, registry)
+                again = trace_again(program, registry)
+                check(again)
+                return again
             return program
 
         return decompose

@@ -8,6 +8,7 @@ else's is compared with the network it came from.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,12 @@ _OTHER_PX = ((64, 48), (50, 43))
 """Sizes to compare a trace at: one to pad and one not to."""
 _TOLERANCE = 1e-5
 """Mean distance in standard deviations of the output: far below one changed code, above float32 rounding."""
+
+_OTHERWISE = "its code fixes sizes while it is traced: for other images the graph computes something else"
+_WITHOUT_INT = "compute with tensors' sizes as they are, without int() and without branching on them"
+_LONGEST = 300
+_FIXED = re.compile(r"size\(\)\[(\d)\] as dynamic but your code specialized it to be a constant \((\d+)\)")
+_OPERATOR = re.compile(r"Error when translating node .*?call_function\[target=([\w.:]+)\]")
 
 TranslationTable = dict[Callable[..., Any], Callable[..., Any]]
 
@@ -62,17 +69,16 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
     for batch in (None, 1):
         try:
             program = _capture(model, (batch or 2, 3, *size))
+            refused = None
+            _refuse_training(program, model)
+            # Before the translation, which takes minutes for large networks.
+            if _is_the_network(program, model):
+                return _translate(model, program, table), batch
         except InputError as error:
             refused = error
-            continue
-        refused = None
-        _refuse_training(program, model)
-        # Before the translation, which takes minutes for large networks.
-        if _is_the_network(program, model):
-            return _translate(model, program, table), batch
     why, fix = _changing(model, _image(size)) or (
-        "its code fixes sizes while it is traced: for other images the graph computes something else",
-        "compute with tensors' sizes as they are, without int() and without branching on them",
+        _OTHERWISE,
+        _WITHOUT_INT,
     )
     raise refused or InputError(f"cannot export {network_name(model)}", why=why, fix=fix)
 
@@ -88,7 +94,9 @@ def _capture(model: QuantizedModel, shape: tuple[int, ...]) -> torch.export.Expo
         # As the exporter does: sizes of 0 and 1 are not told apart from others.
         oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         with exporter.quiet(), oblivious, SizesFromImages():
-            return torch.export.export(model.network.eval(), (torch.zeros(shape),), dynamic_shapes=(dynamic,))
+            program = torch.export.export(model.network.eval(), (torch.zeros(shape),), dynamic_shapes=(dynamic,))
+            exporter.inline_regions(program)
+            return program
     except Exception as error:  # somebody else's code may raise anything, and the tracer whatever it met
         raise _refused(model, error) from error
 
@@ -97,11 +105,17 @@ def _translate(
     model: QuantizedModel, program: torch.export.ExportedProgram, table: TranslationTable
 ) -> torch.onnx.ONNXProgram:
     """The trace in ONNX."""
+
+    def check(again: torch.export.ExportedProgram) -> None:
+        # Operators that are taken apart may be by the example's sizes.
+        if isinstance(model.network, ForeignNetwork) and not _is_the_network(again, model):
+            raise InputError(f"cannot export {network_name(model)}", why=_OTHERWISE, fix=_WITHOUT_INT)
+
     try:
         with (
             exporter.quiet(),
             exporter.without_quadratic_rewriting(),
-            exporter.without_second_trace(),
+            exporter.without_second_trace(check),
             exporter.with_translations_of(program),
             exporter.without_needless_promotion(),
         ):
@@ -115,14 +129,23 @@ def _translate(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise _refused(model, error.__cause__ or error) from error
+        cause = error.__cause__ or error
+        raise cause if isinstance(cause, InputError) else _refused(model, cause) from error
     assert translated is not None
     return translated
 
 
 def _refused(model: QuantizedModel, cause: BaseException) -> InputError:
-    why = (str(cause).strip().splitlines() or ["no reason given"])[0]
-    return InputError(f"cannot export {network_name(model)}", why=why)
+    """What the tracer or the exporter met, in a line."""
+    what, text = f"cannot export {network_name(model)}", str(cause).strip()
+    if fixed := _FIXED.findall(text):
+        sizes = " and ".join(f"{('batch', 'channels', 'height', 'width')[int(axis)]} to {size}" for axis, size in fixed)
+        return InputError(what, why=f"its code fixes {sizes} while it is traced", fix=_WITHOUT_INT)
+    if operator := _OPERATOR.match(text):
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        text = f"its operator {operator[1]} has no translation to ONNX: {str(cause).strip()}"
+    return InputError(what, why=(text.splitlines() or ["no reason given"])[0][:_LONGEST])
 
 
 def _is_the_network(program: torch.export.ExportedProgram, model: QuantizedModel) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy import quantize
-from odm_deploy.lowering.adaptive_pooling import largest, mean, pooled
+from odm_deploy.lowering.adaptive_pooling import SizesFromImages, largest, mean, pooled
 from odm_deploy.lowering.lower import lower
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
@@ -50,6 +50,8 @@ class Pyramid(nn.Module):
         tokens = F.adaptive_avg_pool1d(x.flatten(2), 6).softmax(1).mean(-1)[..., None, None]
         smaller = F.interpolate(x, scale_factor=0.4, mode="area")
         maps = [F.interpolate(x, size=5, mode="area"), self.averages(x), self.largest(x), self.coarse(smaller)]
+        maps.append(F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True))
+        maps.append(F.interpolate(x, size=(9, 7), mode="bicubic", antialias=True))
         x = x * tokens + sum(F.interpolate(each, size=size, mode="nearest") for each in maps)
         return F.pixel_shuffle(self.last(x), 2)
 
@@ -63,6 +65,24 @@ def test_it_is_pytorchs(length, count) -> None:
     x = x.transpose(2, 3)
     assert torch.equal(pooled(x, -1, count, largest), F.adaptive_max_pool2d(x, (11, count)))
     torch.testing.assert_close(pooled(x, -1, count, mean), F.adaptive_avg_pool2d(x, (11, count)))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"scale_factor": 0.5},
+        {"scale_factor": (0.4, 1.7)},
+        {"scale_factor": 0.3, "recompute_scale_factor": True},
+        {"size": (9, 30)},
+        {"size": 8, "align_corners": True},
+    ],
+)
+def test_antialiased_resizing_is_pytorchs(mode, how) -> None:
+    x = torch.randn(2, 3, 21, 14, generator=torch.Generator().manual_seed(1))
+    expected = F.interpolate(x, mode=mode, antialias=True, **how)
+    with SizesFromImages():
+        torch.testing.assert_close(F.interpolate(x, mode=mode, antialias=True, **how), expected)
 
 
 @pytest.mark.parametrize("network", [Pooling, Pyramid])

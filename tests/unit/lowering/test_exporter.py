@@ -63,6 +63,7 @@ def _exported(network: nn.Module) -> tuple[onnx.ModelProto, int]:
     from torch.onnx._internal.exporter import _fx_passes
 
     times = 0
+    checked: list[torch.export.ExportedProgram] = []
     trace_again = _fx_passes.decompose_with_registry
 
     def counted(*arguments):
@@ -73,10 +74,11 @@ def _exported(network: nn.Module) -> tuple[onnx.ModelProto, int]:
     program = torch.export.export(network.eval(), (torch.zeros(1, 3, 8, 9),))
     with pytest.MonkeyPatch.context() as patch, exporter.quiet():
         patch.setattr(_fx_passes, "decompose_with_registry", counted)
-        with exporter.without_second_trace():
+        with exporter.without_second_trace(checked.append):
             made = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
         assert _fx_passes.decompose_with_registry is counted
     assert made is not None
+    assert len(checked) == times
     return made.model_proto, times
 
 

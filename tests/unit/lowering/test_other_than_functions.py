@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,28 @@ def in_training(net, x):
     return F.batch_norm(x, net.part.running_mean, net.part.running_var, training=True)
 
 
+def without_gradients(net, x):
+    with torch.no_grad():
+        first, second = net.part(x), x.mean((2, 3), keepdim=True)
+        with torch.set_grad_enabled(False):
+            first = first * 0.5
+    with torch.autocast("cpu", enabled=False):
+        return F.relu(first) + second
+
+
+def own_kernels(net, x):
+    count, channels = x.shape[:2]
+    kernels = net.part(x.mean((2, 3))).reshape(count * channels, 1, 3, 3)
+    found = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, padding=1, groups=count * channels)
+    return found.reshape(x.shape)
+
+
+def grid(_, x):
+    rows, columns = (torch.linspace(-1, 1, size) for size in x.shape[2:])
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1)
+    return F.grid_sample(x, places[None].expand(len(x), -1, -1, -1), align_corners=True)
+
+
 def images(count=1):
     return [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(count)]
 
@@ -83,6 +107,8 @@ def images(count=1):
             Around(autocast, nn.Conv2d(12, 12, 1)),
             r"ONNX does not allow .*tensor\(bfloat16\); .* without casts and autocast",
         ),
+        (Around(grid), "its code fixes height to 41 and width to 55 while it is traced; compute with tensors' sizes"),
+        (Around(lambda _, x: torch.special.bessel_j0(x)), "its operator .*bessel_j0.default has no translation"),
     ],
 )
 def test_what_no_graph_computes_is_refused_for_what_it_is(module, message):
@@ -99,8 +125,9 @@ def test_what_no_graph_computes_is_refused_for_what_it_is(module, message):
         Around(attention, nn.MultiheadAttention(12, 2, batch_first=True)),
         Around(lambda net, x: net.part(x), nn.BatchNorm2d(12, track_running_stats=False)),
         Around(tokens, nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12))),
+        Around(without_gradients, nn.Conv2d(12, 12, 1)),
     ],
-    ids=["half-layer", "half-cast", "encoder", "attention", "norm-of-the-image", "linear"],
+    ids=["half-layer", "half-cast", "encoder", "attention", "norm-of-the-image", "linear", "no-grad"],
 )
 def test_what_a_graph_computes_is_proven_layer_by_layer(module):
     model = quantize(module, THROUGHOUT, images())
@@ -148,3 +175,15 @@ def test_code_that_cannot_be_computed_in_float64_is_refused_in_words():
         model.double()(torch.zeros(1, 3, 48, 64, dtype=torch.float64))
     x = torch.from_numpy(random_images(48, 64, seed=1))
     assert np.isfinite(model(x).numpy()).all()
+
+
+def test_operators_taken_apart_by_the_examples_sizes_are_refused(monkeypatch):
+    monkeypatch.setattr("odm_deploy.lowering.tracing.SizesFromImages", nullcontext)
+    module = Around(lambda _, x: x + F.interpolate(F.adaptive_avg_pool2d(x, 8), x.shape[2:]))
+    with pytest.raises(InputError, match=r"^cannot export .*:Around: its code fixes sizes .* something else; compute"):
+        lower(quantize(module, THROUGHOUT, images()))
+
+
+def test_kernels_made_of_the_image_are_exported_for_single_images():
+    graph = lower(quantize(Around(own_kernels, nn.Linear(12, 12 * 9)), THROUGHOUT, images()))
+    assert [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim[:2]] == [1, 3]
