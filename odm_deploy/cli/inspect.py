@@ -61,6 +61,7 @@ def command(
     from odm_deploy.building.bundle_coverage import bundle_coverage
     from odm_deploy.building.cpu_layers import CPU_RUNTIMES
     from odm_deploy.bundle import Bundle
+    from odm_deploy.errors import MissingError
     from odm_deploy.graphs.input_shapes import parse_shapes
     from odm_deploy.runtimes.onnx.trial import try_in_child
 
@@ -73,7 +74,13 @@ def command(
         taken = bundle.seen_by(name)
         if not taken.is_as_exported:
             try_in_child(name, taken.onnx_bytes, str(path))
-    found, source = bundle_coverage(bundle, sizes, runtime=runtime, rebuild=rebuild, timeout_s=timeout_s, say=say)
+    try:
+        found, source = bundle_coverage(bundle, sizes, runtime=runtime, rebuild=rebuild, timeout_s=timeout_s, say=say)
+    except MissingError as error:
+        if runtime is not None:
+            raise
+        fix = f"{error.fix}; or ask what runs it on a CPU: --runtime openvino, --runtime onnxruntime"
+        raise MissingError(error.what, why=error.why, fix=fix) from error
     if as_json:
         emit_json({**found.to_dict(), "source": source})
     else:

@@ -70,7 +70,7 @@ def refused(
     other = f", not at {', '.join(failing)}" if failing else ""
     fix = f"it runs at {', '.join(running)}{other}: pad in its code to what it needs, since bundles take every size"
     if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first:
-        fix += f", or calibrate on larger images with --crop {SMALLEST_PX}"
+        fix += f", or calibrate on larger images with quantize --crop {SMALLEST_PX}"
     return UsageError(f"the network does not run on images of {width}x{height} pixels", why=why, fix=fix)
 
 

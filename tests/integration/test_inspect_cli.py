@@ -11,6 +11,7 @@ import pytest
 
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.grid import Grid
+from odm_deploy.machine import builders
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
@@ -211,3 +212,11 @@ def test_what_lint_cannot_fix_is_left_and_not_taken(tmp_path):
     assert outcome.stdout.splitlines()[0] == "fixed: nothing"
     assert "left: layer: " in outcome.stdout
     assert "export in the QDQ format" in outcome.stderr
+
+
+def test_without_a_builder_runtimes_that_look_at_it_are_named(tiny_bundle, monkeypatch):
+    nothing = builders.Builder("tensorrt_rtx", "", "tensorrt_rtx is not installed")
+    monkeypatch.setattr(builders, "find_builders", lambda: (nothing,))
+    outcome = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32")
+    assert outcome.code == 4
+    assert "--runtime openvino" in outcome.stderr
