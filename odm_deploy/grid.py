@@ -91,9 +91,10 @@ class Grid:
             raise InputError("no such range", why=f"[{lower}, {upper}]")
         lower, upper = min(lower, 0.0), max(upper, 0.0)
         code_max = 2**bits - 1
-        # An all-zero layer has no range; any positive scale represents it exactly. A range of denormals gets the
+        # An all-zero layer has no range; any positive scale represents it exactly, with zero in the middle so that
+        # engines need no shift, whose size would have nothing to do with the values. A range of denormals gets the
         # smallest scale there is.
-        symmetric = symmetric and bits == MAX_BITS
+        symmetric = (symmetric and bits == MAX_BITS) or lower == upper
         half = 2 ** (bits - 1)
         step = max(-lower / half, upper / (half - 1)) if symmetric else (upper - lower) / code_max
         scale = max(step, _SMALLEST_SCALE) if upper > lower else 1.0

@@ -126,8 +126,19 @@ def test_what_no_graph_computes_is_refused_for_what_it_is(module, message):
         Around(lambda net, x: net.part(x), nn.BatchNorm2d(12, track_running_stats=False)),
         Around(tokens, nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12))),
         Around(without_gradients, nn.Conv2d(12, 12, 1)),
+        Around(own_kernels, nn.Linear(12, 12 * 9)),
     ],
-    ids=["half-layer", "half-cast", "encoder", "attention", "norm-of-the-image", "linear", "no-grad"],
+    ids=[
+        "half-layer",
+        "half-cast",
+        "encoder",
+        "attention",
+        "norm-of-the-image",
+        "linear",
+        "no-grad",
+        "kernels",
+        "dead",
+    ],
 )
 def test_what_a_graph_computes_is_proven_layer_by_layer(module):
     model = quantize(module, THROUGHOUT, images())
