@@ -126,7 +126,8 @@ def calibrate(
     """
     settings = settings or CalibrationSettings()
     bits = policy.select(network)
-    network = copy.deepcopy(network)
+    # Nothing learns, whatever somebody's code switches on in the middle.
+    network = copy.deepcopy(network).requires_grad_(False)
     if policy.power_of_two:
         network.make_exact()
         check_integer(network, bits)

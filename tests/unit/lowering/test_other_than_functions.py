@@ -128,17 +128,7 @@ def test_what_no_graph_computes_is_refused_for_what_it_is(module, message):
         Around(without_gradients, nn.Conv2d(12, 12, 1)),
         Around(own_kernels, nn.Linear(12, 12 * 9)),
     ],
-    ids=[
-        "half-layer",
-        "half-cast",
-        "encoder",
-        "attention",
-        "norm-of-the-image",
-        "linear",
-        "no-grad",
-        "kernels",
-        "dead",
-    ],
+    ids=["half-layer", "half-cast", "encoder", "attention", "norm-of-the-image", "linear", "no-grad", "kernels"],
 )
 def test_what_a_graph_computes_is_proven_layer_by_layer(module):
     model = quantize(module, THROUGHOUT, images())
@@ -198,3 +188,13 @@ def test_operators_taken_apart_by_the_examples_sizes_are_refused(monkeypatch):
 def test_kernels_made_of_the_image_are_exported_for_single_images():
     graph = lower(quantize(Around(own_kernels, nn.Linear(12, 12 * 9)), THROUGHOUT, images()))
     assert [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim[:2]] == [1, 3]
+
+
+def test_gradients_that_code_switches_on_do_not_keep_it_from_any_profile():
+    def switched_on(net, x):
+        with torch.enable_grad():
+            return x + net.part(x)
+
+    for profile in ("paper", "integer"):
+        model = quantize(Around(switched_on, nn.Conv2d(12, 12, 1)), QuantizationPolicy.parse(profile, "8"), images())
+        assert "net.part" in model.layers
