@@ -27,6 +27,7 @@ from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
+from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.networks.replacing import all_names
@@ -124,6 +125,9 @@ def _from_document(document: dict[str, Any]) -> QuantizedModel:
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"its tensor {key} is unusable", why="it is not finite")
     network.load_state_dict(tensors, strict=False)
+    if document.get("exact"):
+        # Those of leaky ReLUs are code's, not the file's.
+        round_slopes(network)
     signals = {str(name): Grid.from_dict(plain) for name, plain in document.get("signals", {}).items()}
     if free := [name for name, grid in signals.items() if grid.is_free]:
         raise InputError(f"its signal {free[0]} is unusable", why="it lies on a free grid")

@@ -7,7 +7,8 @@ Integers decide (`interpret`), not a float engine. Whoever runs the bundle, on w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from odm_deploy.bundle.golden import Golden, GoldenImage, golden_images, hash_of
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.imaging.pixels import round_to_uint8
-from odm_deploy.lowering.metadata import read_taps
+from odm_deploy.lowering.metadata import Tap, layer_of_run, read_taps, run_name
 from odm_deploy.proof.teacher_forcing import code_type, codes_from
 from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
@@ -62,19 +63,30 @@ def golden_of(
     images: list[GoldenImage] = []
     outputs: dict[str, NDArray[np.uint8]] = {}
     for name, image in golden_images().items():
-        codes: dict[str, str] = {}
+        runs: defaultdict[str, list[str]] = defaultdict(list)
 
-        def watch(step: Step, integers: Integers, _: int, codes: dict[str, str] = codes) -> None:
+        def watch(step: Step, integers: Integers, _: int, runs: defaultdict[str, list[str]] = runs) -> None:
             if isinstance(step, Quantize):
-                codes[step.layer] = hash_of((integers + step.zero_point).astype(np.uint8))
+                runs[step.layer].append(hash_of((integers + step.zero_point).astype(np.uint8)))
 
         outputs[name] = interpret(program, image, watch)
+        codes = _by_run(runs, read_taps(lowered))
         images.append(GoldenImage(name, list(image.shape), hash_of(image), hash_of(outputs[name]), codes))
     graph, cpu_graph = (
         None if proto is None else hashes_by_layer(proto, [tap.layer for tap in read_taps(proto)])
         for proto in (lowered, for_cpus)
     )
     return Golden(graph or {}, images, cpu_graph=cpu_graph), outputs
+
+
+def _by_run(runs: Mapping[str, list[str]], taps: Iterable[Tap]) -> dict[str, str]:
+    """The hash of each run of each layer, by the names that taps have; runs on one input are one run of the graph."""
+    wanted = Counter(layer_of_run(tap.layer) for tap in taps)
+    return {
+        run_name(layer, run): found
+        for layer, hashes in runs.items()
+        for run, found in enumerate(hashes if len(hashes) == wanted[layer] else dict.fromkeys(hashes))
+    }
 
 
 def check_golden(

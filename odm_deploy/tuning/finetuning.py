@@ -32,6 +32,7 @@ from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze
+from odm_deploy.quantization.signal_calibration import on_sum_units
 from odm_deploy.quantization.signals import attach, replace_layer
 from odm_deploy.tuning.examples import Examples, batch_size
 from odm_deploy.tuning.learnable_layers import LearnableLayer, PassingSignal
@@ -196,6 +197,9 @@ class _Run:
         if metadata.get("exact_sums"):
             exact = with_exact_sums(layers, weights)
             layers, metadata["exact_sums"] = exact or layers, exact is not None
+        if signals:
+            # As in calibration: learned biases lie anywhere.
+            layers = {name: on_sum_units(layer) for name, layer in layers.items()}
         return freeze(network, layers, metadata, signals)
 
     def _step(self, used: float) -> None:

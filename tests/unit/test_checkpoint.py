@@ -11,6 +11,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
 from odm_deploy.grid import Grid
 from odm_deploy.networks.registry import build_network
+from odm_deploy.networks.trusted_builders import trusting
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.signals import with_signals
@@ -264,6 +265,15 @@ def test_an_exact_model_keeps_its_proof_and_older_programs_refuse_the_file(tmp_p
     assert loaded.exact == model.exact
     # Programs that read up to version 2 would let its engines use TF32.
     assert exact_document["version"] == 3
+
+
+def test_slopes_that_only_code_has_are_rounded_again(tmp_path):
+    model, path = calibrated_exact("compact"), tmp_path / "model.pt"
+    save_model(model, path)
+    with trusting("tests.exact_models:Chain"):
+        loaded = load_model(path)
+    assert_same(loaded, model)
+    assert loaded.exact == model.exact
 
 
 def test_a_claim_that_is_not_true_is_refused(tmp_path, document, exact_document):

@@ -96,11 +96,10 @@ def _scale_weights(graph: ir.Graph, editor: GraphEditor, product: ir.Node) -> No
     reader = only_consumer(product.outputs[0])
     if factor is None or factor.size != 1 or conv is None or conv.op_type != "Conv" or not markers.is_quantizer(reader):
         return
-    weight = conv.inputs[1].producer() if conv.inputs[1] is not None else None
+    weight = _own_weight(conv)
     times = float(factor.reshape(()))
-    if times <= 0.0 or only_consumer(conv.outputs[0]) is not product or not markers.is_weight(weight):
+    if times <= 0.0 or only_consumer(conv.outputs[0]) is not product or weight is None:
         return
-    assert weight is not None
     name = markers.layer_of(weight)
     for node, index, label in ((weight, 1, "scale_scaled"), (conv, 2, "bias_scaled")):
         array = constant_array(node.inputs[index]) if len(node.inputs) > index else None
@@ -170,10 +169,9 @@ def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node, cha
     block = shuffle.attributes["blocksize"].as_int()
     if conv is None or conv.op_type != "Conv" or not markers.is_quantizer(shuffle.inputs[0].producer()):  # type: ignore[union-attr]
         return
-    weight = conv.inputs[1].producer() if conv.inputs[1] is not None else None
-    if shuffle.attributes["mode"].as_string() != "CRD" or not markers.is_weight(weight) or not _keeps_size(conv):
+    weight = _own_weight(conv)
+    if shuffle.attributes["mode"].as_string() != "CRD" or weight is None or not _keeps_size(conv):
         return
-    assert weight is not None
     codes, scale = (constant_array(value) for value in weight.inputs)
     if codes is None or scale is None or codes.shape[0] * block**2 > channels:
         return
@@ -190,6 +188,14 @@ def _convolve_before(graph: ir.Graph, editor: GraphEditor, shuffle: ir.Node, cha
     conv.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", list(moved.shape[2:]))
     conv.attributes["pads"] = ir.AttrInt64s("pads", [moved.shape[2] // 2, moved.shape[3] // 2] * 2)
     swap(graph, shuffle, conv)
+
+
+def _own_weight(conv: ir.Node) -> ir.Node | None:
+    """The marker of a convolution's weight; None where other runs of the layer read it, too, or it is float."""
+    weight = conv.inputs[1].producer() if conv.inputs[1] is not None else None
+    if weight is None or not markers.is_weight(weight) or only_consumer(weight.outputs[0]) is not conv:
+        return None
+    return weight
 
 
 def swap(graph: ir.Graph, first: ir.Node, second: ir.Node) -> None:

@@ -6,6 +6,8 @@ cannot compute (a float convolution, a division, a grid whose scale is no power 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -199,6 +201,11 @@ class _Translator:
         return self._add(steps.Concat(node.name, names), min(self._exponents[name] for name in names))
 
     def _add(self, step: Step, exponent: int) -> str:
+        # A layer that runs several times is as many steps, which would have one name.
+        runs = itertools.count(1)
+        name = step.name
+        while step.name in self._exponents:
+            step = dataclasses.replace(step, name=f"{name}:{next(runs)}")
         self._steps.append(step)
         self._exponents[step.name] = exponent
         return step.name

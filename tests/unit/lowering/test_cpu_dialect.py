@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
+from torch.nn.functional import pixel_shuffle
 
 from odm_deploy import quantize
 from odm_deploy.errors import UsageError
@@ -310,3 +311,27 @@ def test_weights_of_float_layers_between_grids_stay_float():
     assert "net.plain" not in model.layers
     layers = compare_layers(model, lowered(model, target="cpu"), OPENERS["onnxruntime"], [random_images(16, 20)])
     assert sum(layer.flips for layer in layers) <= MOST_FLIPS * sum(layer.codes for layer in layers)
+
+
+class Recurrent(nn.Module):
+    """Layers that run twice: one whose results are multiplied, one behind pixel shuffles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.up, self.also_up = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.last = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        deep = self.first(x)
+        for _ in range(2):
+            deep = deep + self.shared(deep) * 0.1
+        return self.last(pixel_shuffle(self.up(deep), 2)) + self.last(pixel_shuffle(self.also_up(deep), 2))
+
+
+def test_a_layer_that_runs_several_times_keeps_its_weights():
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(Recurrent(), QuantizationPolicy.parse("integer", "8"), images)
+    layers = compare_layers(model, lowered(model, target="cpu"), OPENERS["onnxruntime"], [random_images(16, 20)])
+    assert [layer.name for layer in layers if not layer.is_clean] == []

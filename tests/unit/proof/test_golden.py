@@ -46,7 +46,9 @@ def one_code_off(codes):
     return codes
 
 
-@pytest.mark.parametrize(("name", "bits"), [("edsr", 8), ("edsr", 4), ("edsr", 2), ("srresnet", 4), ("rdn", 8)])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("edsr", 8), ("edsr", 4), ("edsr", 2), ("srresnet", 4), ("rdn", 8), ("again", 8)]
+)
 @pytest.mark.parametrize("opener", OPENERS)
 def test_every_runtime_reproduces_every_layer(name, bits, opener):
     report = checked(lowered(calibrated_exact(name, bits)), recorded(name, bits), opener)

@@ -9,10 +9,12 @@ import torch
 
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.quantization.exact.freeze import bias_unit
 from odm_deploy.quantization.exact.sums import sums_are_exact
 from odm_deploy.quantization.layers import quantized_layer
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
+from odm_deploy.quantization.power_of_two import round_to_multiples
 from odm_deploy.tuning.finetuning import Budget, fine_tune
 from odm_deploy.tuning.held_back import HeldBack, Sample
 from odm_deploy.tuning.learnable_layers import LearnableLayer
@@ -159,3 +161,7 @@ def test_signals_stay_on_their_grids_while_what_is_around_them_learns():
         name: signal.grid for name, signal in model.signals.items()
     }
     assert held_back.measure(tuned).psnr_db > held_back.measure(model).psnr_db
+    # Runtimes that fuse a layer with the quantizer behind it round its bias so.
+    for name, layer in tuned.layers.items():
+        assert layer.bias is not None, name
+        assert torch.equal(layer.bias, round_to_multiples(layer.bias, bias_unit(layer))), name

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
+from odm_deploy.imaging.pixels import round_to_uint8
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork, foreign_network
+from odm_deploy.proof.reference import TorchReference
 from odm_deploy.quantization.exact.freeze import check_integer
+from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import (
     Add,
     AddConstant,
@@ -28,7 +32,7 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from tests.exact_models import SIZES, calibrated_exact
-from tests.factories import tiny_model, tiny_network
+from tests.factories import random_images, tiny_model, tiny_network
 
 
 def edited(edit) -> QuantizedModel:
@@ -72,6 +76,14 @@ def test_what_lies_between_convolutions_is_there_once():
     assert [rdn.count(kind) for kind in (Concat, Add, Relu, PixelShuffle)] == [5, 3, 4, 1]
     compact = kinds["compact"]
     assert [compact.count(kind) for kind in (Add, PRelu, Relu, PixelShuffle, Enlarge)] == [1, 2, 1, 1, 1]
+
+
+def test_each_run_of_a_layer_is_a_step_of_its_own():
+    model, images = calibrated_exact("again"), np.round(random_images(9, 11))
+    program = integer_program(model)
+    assert len({step.name for step in program.steps}) == len(program.steps)
+    found = interpret(program, images.astype(np.uint8))
+    np.testing.assert_array_equal(found, round_to_uint8(TorchReference(model).upscale(images)))
 
 
 class Gated(nn.Module):
