@@ -25,6 +25,7 @@ from odm_deploy.networks.onnx_network import (
     pack_graph,
     refuse_unknown_operators,
 )
+from odm_deploy.networks.weight_files import check_finite
 from odm_deploy.terminal import say
 
 LARGEST_ERROR = 1e-4
@@ -42,6 +43,8 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Q
 _UNWANTED = ["MatMulAddFusion", "GeluFusionL1", "LayerNormFusionL1", "ConstantSharing", "TransposeOptimizer"]
 _RESIZES = ("Resize", "Upsample")
 _LARGEST_NUMBER = 8
+_FIRST_VERSION_WITH_CONSTANTS = 4
+"""Of the file format; before it every constant was an input as well."""
 
 
 def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: Any) -> ForeignNetwork:
@@ -59,12 +62,16 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
         MissingError: ONNX Runtime is not installed.
     """
     read = read_onnx(Path(path))[0]
+    first, *others = [value.name for value in read.graph.output]
     sizes = [*SIZES_PX, *_beyond_fixed_size(read)]
     reference = _plain_form(read, path)
     module, text = convert_graph(reference)
+    check_finite(module.state_dict(), path)
     error = _compare(module, reference, sizes, path)
     count = len(reference.graph.node)
     say(f"{path}: {count} ONNX operators converted, within {error:.1e} of ONNX Runtime's output")
+    if others:
+        say(f"{path}: its first output, {first}, is taken for the image; {', '.join(others[:3])} is left out")
     return foreign_network(module, builder=ONNX_BUILDER, arguments={"graph": text}, scale=scale, **of_input)
 
 
@@ -111,6 +118,11 @@ def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:
         )
     filled = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in filled]
+    # Constants that are inputs, too, are not computed with before the network runs.
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, _FIRST_VERSION_WITH_CONSTANTS)
+    inputs = list(model.graph.input)
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs)
         raise UsageError(f"{path} takes {len(inputs)} inputs", why=names, fix="one image is what is enlarged here")
@@ -223,6 +235,13 @@ def _compare(module: OnnxNetwork, reference: ModelProto, sizes: list[tuple[int, 
             ) from error
         if got.shape != wanted.shape:
             raise InputError(f"{path} cannot be converted", why=f"{got.shape} instead of {wanted.shape}")
+        if not np.isfinite(wanted).all():
+            bad = int((~np.isfinite(wanted)).sum())
+            raise InputError(
+                f"{path} makes no image",
+                why=f"{bad} of {wanted.size} values of its output are NaN or infinite",
+                fix="check its weights, and how it was exported",
+            )
         # A graph made for one size may run on another, and crop or pad the image to its own.
         factors.add((wanted.shape[-2] / height, wanted.shape[-1] / width))
         if len(factors) > 1:

@@ -123,7 +123,17 @@ def _plain(tensor: Tensor, key: str, path: Path | str) -> Tensor:
         raise InputError(f"cannot use {path}", why=f"{key} is complex, and real weights would lose its imaginary part")
     if tensor.is_quantized:
         raise InputError(f"cannot use {path}", why=f"{key} is quantized by torch", fix="give float weights")
-    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if not tensor.is_floating_point():
+        if key.split(".")[-1] in ("weight", "bias"):
+            # Taken for floats, codes would make a network without an error that computes something else.
+            why = f"{key} is {kind}: codes of weights that somebody quantized, without what makes numbers of them"
+            raise InputError(f"cannot use {path}", why=why, fix="give float weights")
+        return tensor.detach()
+    try:
+        return tensor.detach().float()
+    except (NotImplementedError, RuntimeError):  # formats of four bits, two of them in a byte
+        raise InputError(f"cannot use {path}", why=f"{key} is {kind}", fix="give float weights") from None
 
 
 def _unwrapped(content: Any) -> StateDict:

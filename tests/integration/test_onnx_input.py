@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.plain_run import run_plainly
 from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.registry import build_network
@@ -205,6 +205,51 @@ def test_what_cannot_be_converted_is_one_line_and_exit_2(tmp_path, image_folder)
         assert words in outcome.stderr
         assert len(outcome.stderr.strip().splitlines()) == 1
         assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_constants_that_are_inputs_too_are_constants(first, tmp_path):
+    torch.manual_seed(4)
+    network = Distilling().eval()
+    model = onnx.load(export(network, tmp_path / "model.onnx"))
+    constants = [
+        helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in model.graph.initializer
+    ]
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    model.graph.input.extend([*constants, *inputs] if first else [*inputs, *constants])
+    onnx.save(model, tmp_path / "model.onnx")
+    image = torch.rand(1, 3, 20, 28)
+    with torch.no_grad():
+        got = load_network(tmp_path / "model.onnx", settings={"input_range": 255})(image)
+        assert (got - network(image)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("where", ["weights", "arithmetic"])
+def test_file_that_computes_no_numbers_is_refused(where, tmp_path):
+    """No difference from ONNX Runtime is larger than any bound where both are NaN."""
+    network = Distilling().eval()
+    if where == "weights":
+        network.last.weight.data[0, 0, 0, 0] = float("nan")
+    model = onnx.load(export(network, tmp_path / "model.onnx"))
+    if where == "arithmetic":
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(-1e9), "far"))
+        result = model.graph.output[0].name
+        model.graph.node.append(helper.make_node("Min", [result, "far"], ["below"]))
+        model.graph.node.append(helper.make_node("Sqrt", ["below"], ["root"]))
+        model.graph.output[0].name = "root"
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"NaN or infinite"):
+        load_network(tmp_path / "model.onnx")
+
+
+def test_outputs_that_are_left_out_are_named(tmp_path, capsys):
+    model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["mask"]))
+    model.graph.output.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "model.onnx")
+    load_network(tmp_path / "model.onnx")
+    assert "its first output, y, is taken for the image; mask is left out" in capsys.readouterr().err
 
 
 def test_grey_images_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import pytest
 import torch
@@ -108,6 +109,21 @@ def test_floating_point_becomes_float32_and_integers_stay(dtype, tmp_path):
     assert first["a.weight"].dtype == torch.float32
     assert torch.equal(first["a.weight"], state["a.weight"].float())
     assert first["a.index"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("key", ["head.weight", "head.bias"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.uint8, torch.bool])
+def test_integers_are_no_weights(key, dtype, tmp_path):
+    with pytest.raises(InputError, match=rf"{key} is \w+: codes of weights") as refused:
+        readings({**STATE, key: (STATE[key] * 100).to(dtype)}, tmp_path)
+    assert refused.value.fix == "give float weights"
+
+
+def test_four_bit_floats_are_refused(tmp_path):
+    header = json.dumps({"a.weight": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(InputError, match=r"cannot use|cannot read"):
+        read_weights(tmp_path / "w.safetensors")
 
 
 def test_complex_weights_are_refused(tmp_path):
