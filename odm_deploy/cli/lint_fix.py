@@ -64,8 +64,9 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
     else:
         _print(fixed, found, builder, failing)
     fallbacks = () if found is None else found.fallbacks
-    if failing or fallbacks:
-        names = list(dict.fromkeys([*(each.node for each in failing), *(each.name for each in fallbacks)]))
+    if failing or fallbacks or fixed.left:
+        left = (what.split(":")[0].split(" runs in float")[0] for what in fixed.left)
+        names = list(dict.fromkeys([*(each.node for each in failing), *(each.name for each in fallbacks), *left]))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise GateError(
             f"{output} computes the same, but TensorRT will not run all of it as int8",

@@ -46,7 +46,7 @@ def _fix(editor: Rewriter, constants: Constants, changes: Changes, weights: dict
         changes.leave(f"{pair.quantize.name}: one scale a channel, so the layers behind it run in float")
         return
     if per_channel or pair.steps[1] - pair.steps[0] > 255 or pair.given.zero != pair.taken.zero:
-        _emulate(editor, changes, pair)
+        _emulate(editor, constants, changes, pair)
     elif pair.fits:
         source = pair.quantize.inputs[0]
         assert source is not None
@@ -101,10 +101,16 @@ def _shift(
             set_attribute(layer, "pads", [0] * len(pads))
             layer.attributes.pop("auto_pad", None)
         if is_layer:
-            _add_to_bias(editor, constants, layer, center * weights[layer].sums)
+            factor = attribute(layer, "alpha", 1.0) if layer.op_type == "Gemm" else 1.0
+            _add_to_bias(editor, constants, layer, weights[layer], center * factor)
         else:
             _add_product(editor, layer, index, center)
     changes.did("8-bit ranges beside zero shifted onto int8, the biases behind them corrected")
+    averages = [(use.node, use.idx) for use in values.uses() if _averages(use.node)]
+    if averages:
+        exact = _rounded(editor, constants, pair, f"{values.name}.exact")
+        for node, index in averages:
+            node.replace_input_with(index, exact)
     if values.uses() or values.is_graph_output():
         whole = made.get(()) or _shifted(editor, changes, pair, offset, ())
         middle = editor.floats(f"{values.name}.center_y", center)
@@ -119,8 +125,10 @@ def _shifted(editor: Rewriter, changes: Changes, pair: Pair, offset: int, pads: 
         half = len(pads) // 2
         amounts = [0, 0, *pads[:half], 0, 0, *pads[half:]]
         x = editor.before(anchor, "Pad", [x, editor.constant(f"{name}.pads", amounts, np.int64)], f"{name}.padded")
-    if offset % 2 and math.frexp(float(step))[0] == 0.5:
-        # Only on such scales do values fall exactly between two codes.
+    producer = pair.quantize.inputs[0].producer() if pair.quantize.inputs[0] is not None else None
+    between = producer is not None and _averages(producer)
+    if between or (offset % 2 and math.frexp(float(step))[0] == 0.5):
+        # Only averages of codes, and values on such scales, fall exactly between two codes.
         for op, operands in (("Div", [step]), ("Round", []), ("Mul", [step])):
             constants = [editor.floats(f"{name}.step", value) for value in operands]
             x = editor.before(anchor, op, [x, *constants], f"{name}.{op.lower()}")
@@ -143,8 +151,9 @@ def _explicit_pads(layer: ir.Node) -> tuple[int, ...] | None:
     return tuple([*less, *more] if mode == "SAME_UPPER" else [*more, *less])
 
 
-def _add_to_bias(editor: Rewriter, constants: Constants, layer: ir.Node, amount: np.ndarray) -> None:
-    """Add one number an output channel to what a layer computes."""
+def _add_to_bias(editor: Rewriter, constants: Constants, layer: ir.Node, weights: Weights, center: float) -> None:
+    """Add `center` times the sum of an output channel's weights to what a layer computes."""
+    amount = center * weights.sums
     bias = layer.inputs[2] if layer.op_type == "Conv" and len(layer.inputs) > 2 else None
     stored = None if bias is None else bias.const_value
     if layer.op_type == "Conv" and (bias is None or stored is not None or constants.is_constant(bias.name)):
@@ -153,8 +162,9 @@ def _add_to_bias(editor: Rewriter, constants: Constants, layer: ir.Node, amount:
         # In float64, rounded once: this sum must not add noise of its own.
         layer.replace_input_with(2, editor.floats(f"{layer.name}.bias", np.asarray(known, np.float64) + amount))
         return
-    shape = (1, -1, 1, 1) if layer.op_type == "Conv" else (-1,)
-    editor.behind(layer.outputs[0], "Add", editor.floats(f"{layer.name}.bias_shift", amount.reshape(shape)))
+    if layer.op_type == "Conv":
+        amount = amount.reshape(1, -1, *[1] * (weights.codes.ndim - 2))
+    editor.behind(layer.outputs[0], "Add", editor.floats(f"{layer.name}.bias_shift", amount))
 
 
 def _add_product(editor: Rewriter, layer: ir.Node, index: int, center: float) -> None:
@@ -174,10 +184,25 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return node is not None and node.op_type == DEQUANTIZE
 
 
-def _emulate(editor: Rewriter, changes: Changes, pair: Pair) -> None:
+def _averages(node: ir.Node) -> bool:
+    """Whether an operation puts codes exactly between two codes, where one bit decides how they are rounded."""
+    resizes = node.op_type in ("Resize", "Upsample") and attribute(node, "mode", "nearest") != "nearest"
+    return resizes or node.op_type in ("AveragePool", "GlobalAveragePool", "ReduceMean", "Mean")
+
+
+def _emulate(editor: Rewriter, constants: Constants, changes: Changes, pair: Pair) -> None:
     """The same rounding in float arithmetic: exact, and nothing for TensorRT to refuse."""
-    x, name, anchor = pair.quantize.inputs[0], pair.dequantize.outputs[0].name, pair.dequantize
+    values = pair.dequantize.outputs[0]
+    editor.replace(values, _rounded(editor, constants, pair, f"{values.name}"))
+    why = "16-bit codes" if pair.high - pair.low > 255 else "one scale or zero point a channel"
+    changes.leave(f"{pair.quantize.name}: {why}, so it is rounded in float and the layers behind it run in float")
+
+
+def _rounded(editor: Rewriter, constants: Constants, pair: Pair, name: str) -> ir.Value:
+    """What the DQ makes of a quantizer's input, computed in float to the same bits."""
+    x, anchor = pair.quantize.inputs[0], pair.dequantize
     assert x is not None
+    rank = constants.rank_of(x.name) or 4
     lows, highs = pair.low - pair.given.zero_point, pair.high - pair.given.zero_point
     drift = pair.given.zero_point - pair.taken.zero_point
     for op, operand in (
@@ -190,15 +215,14 @@ def _emulate(editor: Rewriter, changes: Changes, pair: Pair) -> None:
     ):
         if isinstance(operand, tuple):
             continue
-        constants = [] if operand is None else [editor.floats(f"{name}.{op.lower()}", _spread(pair.given, operand))]
-        x = editor.before(anchor, op, [x, *constants], f"{name}.{op.lower()}_result")
-    editor.replace(pair.dequantize.outputs[0], x)
-    why = "16-bit codes" if pair.high - pair.low > 255 else "one scale or zero point a channel"
-    changes.leave(f"{pair.quantize.name}: {why}, so it is rounded in float and the layers behind it run in float")
+        spread = None if operand is None else _spread(pair.given, operand, rank)
+        operands = [] if spread is None else [editor.floats(f"{name}.{op.lower()}", spread)]
+        x = editor.before(anchor, op, [x, *operands], f"{name}.{op.lower()}_result")
+    return x
 
 
-def _spread(parameters: Parameters, operand: np.ndarray) -> np.ndarray:
-    """One number a channel in the shape that broadcasts along the quantizer's axis of an image."""
+def _spread(parameters: Parameters, operand: np.ndarray, rank: int) -> np.ndarray:
+    """One number a channel in the shape that broadcasts along the quantizer's axis."""
     if operand.size == 1:
         return operand.reshape(())
-    return operand.reshape(-1, *[1] * (3 - parameters.axis % 4))
+    return operand.reshape(-1, *[1] * (rank - 1 - parameters.axis % rank))

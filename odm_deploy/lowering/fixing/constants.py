@@ -36,6 +36,10 @@ class Constants:
         """ONNX data type of a constant."""
         return self._graph.element_type(tensor)
 
+    def rank_of(self, tensor: str | None) -> int:
+        """Number of axes of a tensor; 0 where nothing is known."""
+        return len(self._graph.shape_of(tensor)) if tensor is not None else 0
+
     def value(self, tensor: str) -> NDArray[Any]:
         """A constant in the type it has."""
         return self._get(tensor, None)

@@ -114,7 +114,7 @@ def compare(original: ModelProto, flat: ModelProto, fixed: ModelProto, taps: lis
         given |= {tap.after: _padded(wanted[tap.before], tap).astype(kinds[tap.after]) for tap in taps}
         got = pieces({**feeds, **{f"{name}{_FED}": array for name, array in given.items()}})
         # Half precision rounds between operators, or not, as the runtime likes.
-        half = any(wanted[name].dtype == np.float16 for name in cuts)
+        half = any(wanted[name].dtype == np.float16 for name in (*outputs, *cuts))
         unit = HALF_ERROR / LARGEST_ERROR if half else 1.0
         for name in (*outputs, *cuts):
             error = max(error, _difference(wanted[name], got[name], share) / unit)

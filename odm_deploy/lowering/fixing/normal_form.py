@@ -25,6 +25,14 @@ def normalize(model: ModelProto, changes: Changes) -> ModelProto:
     if copy.functions:
         changes.did("local functions inlined", len(copy.functions))
         copy = onnx.inliner.inline_local_functions(copy)
+    stored = {tensor.name for tensor in copy.graph.initializer}
+    filled = [value for value in copy.graph.input if value.name in stored]
+    for value in filled:
+        copy.graph.input.remove(value)
+    if filled:
+        # Before version 4 of the format every constant had to be an input, too.
+        copy.ir_version = max(copy.ir_version, 4)
+    changes.did("inputs dropped that stored constants fill", len(filled))
     moved = [node for node in copy.graph.node if node.domain == _CONTRIB and node.op_type in (QUANTIZE, DEQUANTIZE)]
     for node in moved:
         node.domain = ""

@@ -35,10 +35,14 @@ class Weights:
     """One an output channel, or a single one, shape [C] or [1]."""
     axis: int
     """The axis of output channels."""
+    is_stack: bool = False
+    """Whether they are the matrices of a MatMul, one for each index of the leading axes."""
 
     @property
     def sums(self) -> NDArray[np.float64]:
-        """The sum of the weights of each output channel, float64 [C]."""
+        """The sum of the weights of each output channel, float64 [C]; [..., 1, C] for a stack of matrices."""
+        if self.is_stack:
+            return self.codes.sum(-2, keepdims=True) * self.scale.astype(np.float64)
         others = tuple(axis for axis in range(self.codes.ndim) if axis != self.axis)
         return self.codes.sum(others) * self.scale.astype(np.float64)
 
@@ -70,7 +74,13 @@ def _fix_layer(
     if not np.all(np.isfinite(scales)):
         changes.leave(f"{layer.name}: a weight scale is infinite or not a number")
         return
+    if codes.ndim < 2:
+        value = constants.value(weight.name)
+        layer.replace_input_with(1, editor.constant(f"{layer.name}.weight", value, value.dtype))
+        changes.leave(f"{layer.name} runs in float: its weights are a vector, without output channels")
+        return
     codes, scales = _positive(codes, scales)
+    is_stack = layer.op_type == "MatMul" and codes.ndim > 2
     axis = _output_axis(layer, codes.ndim)
     others = tuple(index for index in range(codes.ndim) if index != axis)
     by_channel = scales.max(others)
@@ -80,7 +90,7 @@ def _fix_layer(
     low, high = codes.min(others), codes.max(others)
     wide = bool(np.any((low < -128) | (high > 127)))
     if legal and not wide:
-        found[layer] = Weights(codes, by_channel, axis)
+        found[layer] = Weights(codes, by_channel, axis, is_stack)
         return
     if half or not uniform or np.any(high - low > 255) or (wide and not _can_add_sums(layer, codes)):
         why = "half-precision scales" if half else "scales within a channel" if not uniform else "codes beyond 8 bits"
@@ -96,7 +106,7 @@ def _fix_layer(
     if np.any(center):
         found |= _add_sums(editor, layer, (center * by_channel.astype(np.float64)).astype(np.float32), codes)
         changes.did("weights of more than 127 steps brought into int8, the rest times the sum of the inputs added")
-    found[layer] = Weights(codes, scale, axis)
+    found[layer] = Weights(codes, scale, axis, is_stack)
 
 
 def _leaves(weight: ir.Value) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -198,7 +208,7 @@ def _add_sums(
         weight = editor.before(layer, DEQUANTIZE, [*stored, zero], f"{name}.sum_w")
         kept = {key: value.value for key, value in layer.attributes.items()}
         sums = editor.before(layer, "Conv", [x, weight], f"{name}.sum", kept)
-        factor = factor.reshape(1, -1, 1, 1)
+        factor = factor.reshape(1, -1, *[1] * (codes.ndim - 2))
         node = sums.producer()
         assert node is not None
         summing[node] = Weights(ones, np.ones(1, np.float32), 0)

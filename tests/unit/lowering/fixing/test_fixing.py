@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.errors import GateError, InputError
+from odm_deploy.graphs.plain_run import run_plainly
 from odm_deploy.lowering.fixing import fix
 from odm_deploy.lowering.fixing.changes import Changes
 from odm_deploy.lowering.fixing.equality import compare
@@ -159,6 +160,78 @@ def test_power_of_two_scale_and_odd_zero_point_keep_every_tie():
     x = np.arange(-400, 400).reshape(1, 1, 20, 40).repeat(CHANNELS, 1).astype(np.float32) / 8
     fixed = fix(original)
     assert np.allclose(reference(original, x), reference(fixed.model, x), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("op", ["linear resize", "average pool"])
+def test_averages_of_codes_keep_every_tie(op):
+    """They lie exactly between two codes, where the last bit of a shifted value decides."""
+    b = Builder()
+    x = b.qdq("x", "a", 0.023, np.uint8(101))
+    if op == "linear resize":
+        sizes = [b.constant("roi", np.zeros(0, np.float32)), b.constant("factors", np.float32([1, 1, 2, 2]))]
+        x = b.op("Resize", [x, *sizes], "mean", mode="linear")
+    else:
+        x = b.op("AveragePool", [x], "mean", kernel_shape=[2, 2], strides=[2, 2])
+    original = b.model(b.conv(b.qdq(x, "b", 0.023, np.uint8(101)), b.weights()))
+    fixed = fix(original)
+    assert failing(fixed.model) == set()
+    assert fixed.equality.flips == 0
+    x = np.random.default_rng(4).uniform(-3, 4, (1, CHANNELS, 16, 20)).astype(np.float32)
+    before, after = reference(original, x), reference(fixed.model, x)
+    assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
+
+
+LAYERS_OF_OTHER_SHAPES = {
+    "Gemm with alpha": ("Gemm", (-1, 12), (12, 5), {"alpha": 0.5}),
+    "a stack of matrices": ("MatMul", (1, CHANNELS, -1, 12), (CHANNELS, 12, 5), {}),
+    "a vector": ("MatMul", (-1, 12), (12,), {}),
+    "convolution along a line": ("Conv", (1, CHANNELS, -1), (5, CHANNELS, 3), {"pads": [1, 1]}),
+    "convolution in a volume": ("Conv", (1, CHANNELS, -1, 4, 4), (5, CHANNELS, 3, 3, 3), {"pads": [1] * 6}),
+}
+
+
+@pytest.mark.parametrize("label", LAYERS_OF_OTHER_SHAPES)
+@pytest.mark.parametrize("kind", ["int8", "uint8", "scale a channel"])
+def test_layers_that_are_no_convolutions_of_images(label, kind):
+    op, shape, weights, attributes = LAYERS_OF_OTHER_SHAPES[label]
+    b = Builder()
+    b.batch = 1
+    x = b.op("Reshape", ["x", b.constant("shape", np.int64(shape))], "rows")
+    if kind == "scale a channel" and op == "Conv":
+        x = b.qdq(x, "a", np.linspace(0.3, 0.6, CHANNELS, dtype=np.float32), np.full(CHANNELS, 100, np.uint8))
+    else:
+        x = b.qdq(x, "a", 0.5, np.uint8(100))
+    unsigned = kind == "uint8"
+    codes = b.codes(*weights, low=0, high=255) if unsigned else b.codes(*weights)
+    w = [b.constant("w_q", codes.astype(np.uint8 if unsigned else np.int8)), b.constant("w_s", np.float32(0.01))]
+    w.append(b.constant("w_z", np.uint8(9) if unsigned else np.int8(0)))
+    original = b.model(b.op(op, [x, b.op("DequantizeLinear", w, "w_dq")], "y", **attributes))
+    fixed = fix(original)
+    x = np.random.default_rng(3).uniform(-70, 70, (1, CHANNELS, 24, 24)).astype(np.float32)
+    before, after = run_plainly(original, {"x": x}, ["y"])["y"], run_plainly(fixed.model, {"x": x}, ["y"])["y"]
+    assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
+    channels = kind == "scale a channel" and op == "Conv"
+    assert bool(fixed.left) == (label == "a vector" or channels or (label == "Gemm with alpha" and unsigned))
+
+
+def test_inputs_that_constants_fill_are_dropped_not_asked_for():
+    """As exporters before version 4 of the format write them, and torch with keep_initializers_as_inputs."""
+    b = Builder()
+    original = b.model(b.conv(b.qdq("x", "a", 0.5, np.uint8(100)), b.weights()))
+    entries = [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in b.initializers]
+    original.graph.input.extend(entries)
+    assert [value.name for value in fix(original).model.graph.input] == ["x"]
+
+
+def test_graph_of_halves_is_compared_by_what_halves_hold():
+    b = Builder()
+    b.input_type = TensorProto.FLOAT16
+    x = b.qdq("x", "a", np.asarray(0.02, np.float16), np.uint8(100))
+    codes = b.constant("w_q", b.codes(CHANNELS, CHANNELS, 3, 3).astype(np.int8))
+    weight = b.op("DequantizeLinear", [codes, b.constant("w_s", np.float16(0.01))], "w_dq")
+    original = b.model(b.conv(x, weight))
+    original.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    assert "not float32" in fix(original).left[0]
 
 
 def test_uint8_image_and_uint8_codes_at_the_edges():

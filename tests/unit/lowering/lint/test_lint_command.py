@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
 
 from odm_deploy.cli.lint import command
 from odm_deploy.errors import GateError, InputError, UsageError
-from tests.qdq_graphs import LEGAL, TRAPS
+from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
 
 def run(*arguments):
@@ -53,6 +54,21 @@ def test_warnings_do_not_fail_the_gate(saved, label):
     output, error = run(saved(TRAPS[label].build()))
     assert error is None
     assert f"[{TRAPS[label].rule}]" in output
+
+
+def test_layer_that_fix_leaves_in_float_fails_the_gate(saved, tmp_path):
+    """Neither a rule nor the builder knows that it was quantized."""
+    b = Builder()
+    codes = b.codes(CHANNELS, 2, 3, 3, low=0, high=255).astype(np.uint8)
+    codes[0, 0, 0] = [0, 255, 3]
+    weights = [b.constant("w_q", codes), b.constant("w_s", np.float32(0.01)), b.constant("w_z", np.uint8(7))]
+    grouped = b.op("DequantizeLinear", weights, "w_dq")
+    layer = b.op("Conv", [b.qdq("x", "a", 0.5, np.uint8(100)), grouped], "layer", group=CHANNELS // 2)
+    output, error = run("--fix", saved(b.model(layer)), "-o", tmp_path / "fixed.onnx")
+    assert isinstance(error, GateError)
+    assert error.why == "layer"
+    assert "left: layer runs in float: its weights have codes beyond 8 bits" in output
+    assert (tmp_path / "fixed.onnx").is_file()
 
 
 def test_bundle_folder_is_accepted(saved):
