@@ -111,10 +111,13 @@ def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:
         model = onnx.inliner.inline_local_functions(model)
     quantizers = sorted({node.op_type for node in model.graph.node if node.op_type in _QUANTIZERS})
     if quantizers:
+        fixable = set(quantizers) <= {"QuantizeLinear", "DequantizeLinear"}
         raise UsageError(
             f"{path} is quantized already",
             why=f"it holds {', '.join(quantizers)}",
-            fix=f"odm-deploy lint --fix {path} -o OUT.onnx makes it run, or take the float file",
+            fix=f"odm-deploy lint --fix {path} -o OUT.onnx makes it run, or take the float file"
+            if fixable
+            else "take the float file",
         )
     filled = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in filled]
@@ -128,8 +131,14 @@ def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:
         raise UsageError(f"{path} takes {len(inputs)} inputs", why=names, fix="one image is what is enlarged here")
     kind = inputs[0].type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
+    channels_last = dims[1:] == [None, None, 3]
     name = str(TensorProto.DataType.Name(kind.elem_type))  # pyright: ignore[reportArgumentType]
-    if kind.elem_type not in (TensorProto.FLOAT, *_HALVES) or len(dims) != 4 or dims[1] not in (3, None):
+    if (
+        kind.elem_type not in (TensorProto.FLOAT, *_HALVES)
+        or len(dims) != 4
+        or dims[1] not in (3, None)
+        or channels_last
+    ):
         shown = "x".join("?" if size is None else str(size) for size in dims)
         raise UsageError(f"{path} takes {name} {shown}", fix="an input of float images [N, 3, H, W] is wanted")
     for index in (0, 2, 3):

@@ -17,7 +17,7 @@ from odm_deploy.graphs.plain_run import run_plainly
 from odm_deploy.networks.loading import load_network
 from odm_deploy.networks.registry import build_network
 from tests.command_line import run_cli
-from tests.qdq_graphs import LEGAL
+from tests.qdq_graphs import LEGAL, TRAPS
 from tests.spandrel_here import require_spandrel
 
 CHANNELS = 12
@@ -250,6 +250,22 @@ def test_outputs_that_are_left_out_are_named(tmp_path, capsys):
     onnx.save(model, tmp_path / "model.onnx")
     load_network(tmp_path / "model.onnx")
     assert "its first output, y, is taken for the image; mask is left out" in capsys.readouterr().err
+
+
+def test_channels_last_are_refused_by_their_layout(tmp_path):
+    model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+    model.graph.node.insert(0, helper.make_node("Transpose", ["image"], ["x"], perm=[0, 3, 1, 2]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", "h", "w", 3]))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=r"FLOAT \?x\?x\?x3"):
+        load_network(tmp_path / "model.onnx")
+
+
+def test_integer_operators_are_not_sent_to_what_leaves_them(tmp_path):
+    onnx.save(TRAPS["QLinearConv"].build(), tmp_path / "model.onnx")
+    with pytest.raises(UsageError) as refused:
+        load_network(tmp_path / "model.onnx")
+    assert refused.value.fix == "take the float file"
 
 
 def test_grey_images_are_refused(tmp_path):
