@@ -14,7 +14,7 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine.
 
-Four places need care, and are found by measurement only:
+Five places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
@@ -25,6 +25,7 @@ Four places need care, and are found by measurement only:
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
 - ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
+- OpenVINO clips levels at whole codes (`quirks.truncates_upper_bound`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
 """
 
@@ -84,6 +85,8 @@ def lower_markers(model: ir.Model) -> None:
             pad_channels(editor, node)
         if quirks.would_lose_weights(node):
             _keep_weights(editor, node)
+        if quirks.truncates_upper_bound(node):
+            _clip_apart(editor, node)
     editor.drop_unused_constants()
 
 
@@ -94,6 +97,13 @@ def _keep_weights(editor: GraphEditor, layer: ir.Node) -> None:
     assert reader is not None
     lowest = editor.constant(f"{result.name}.lowest", np.finfo(np.float32).min, np.float32)
     reader.replace_input_with(0, editor.node_before(reader, "Max", [result, lowest], f"{result.name}.float"))
+
+
+def _clip_apart(editor: GraphEditor, clip: ir.Node) -> None:
+    """Clip from zero on by two operators (`quirks.truncates_upper_bound`)."""
+    name = clip.outputs[0].name
+    positive = editor.node_before(clip, "Relu", [clip.inputs[0]], f"{name}.positive")
+    replace_node(clip, editor.node_before(clip, "Min", [positive, clip.inputs[2]], f"{name}.bounded"))
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
-from torch.nn.functional import pixel_shuffle
+from torch.nn.functional import pad, pixel_shuffle, relu6
 
 from odm_deploy import quantize
 from odm_deploy.errors import UsageError
@@ -334,4 +334,26 @@ def test_a_layer_that_runs_several_times_keeps_its_weights():
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
     model = quantize(Recurrent(), QuantizationPolicy.parse("integer", "8"), images)
     layers = compare_layers(model, lowered(model, target="cpu"), OPENERS["onnxruntime"], [random_images(16, 20)])
+    assert [layer.name for layer in layers if not layer.is_clean] == []
+
+
+class Clipped(nn.Module):
+    """A ReLU6 between convolutions, whose bound is no level of the grid before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 12, 3)
+        self.deep.weight.data *= 40.0
+
+    def forward(self, x):
+        return pixel_shuffle(self.last(pad(relu6(self.deep(self.first(x))), [1] * 4, "reflect")), 2)
+
+
+@pytest.mark.parametrize("opener", ["onnxruntime", "openvino"])
+def test_what_is_clipped_ends_at_its_bound(opener):
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(Clipped(), QuantizationPolicy.parse("integer", "8"), images)
+    layers = compare_layers(model, lowered(model, target="cpu"), OPENERS[opener], [random_images(16, 20)])
     assert [layer.name for layer in layers if not layer.is_clean] == []
