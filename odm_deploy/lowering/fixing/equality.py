@@ -74,6 +74,7 @@ class Equality:
         )
 
 
+@np.errstate(invalid="ignore")
 def compare(original: ModelProto, flat: ModelProto, fixed: ModelProto, taps: list[Tap]) -> Equality:
     """Run all three on random images of three ranges and two sizes.
 

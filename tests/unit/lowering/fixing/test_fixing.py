@@ -234,6 +234,13 @@ def test_graph_of_halves_is_compared_by_what_halves_hold():
     assert "not float32" in fix(original).left[0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_infinite_bias_is_compared_without_warnings():
+    b = Builder()
+    bias = b.constant("bias", np.float32([np.inf] * CHANNELS))
+    assert fix(b.model(b.conv(b.qdq("x", "a", 0.5, np.uint8(100)), b.weights(), bias))).equality.holds
+
+
 def test_uint8_image_and_uint8_codes_at_the_edges():
     b = Builder()
     b.input_type = TensorProto.UINT8
