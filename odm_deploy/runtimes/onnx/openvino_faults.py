@@ -1,4 +1,4 @@
-"""What OpenVINO 2026.4 does wrong with quantized graphs: networks of convolutions on one side, all others on the other.
+"""What OpenVINO 2026.4 does wrong with quantized graphs: those with products of matrices apart from all others.
 
 Its low-precision passes can crash, and a crash of native code ends the process it happens in. The one known cause: a
 Gather along a dynamic axis behind per-channel arithmetic, in any graph that quantizes something
@@ -7,8 +7,9 @@ convolutional networks consist of have never crashed, so only others are compile
 
 It compiles a graph of dynamic height and width with other kernels and fusions than one of fixed size, and either may be
 wrong. At dynamic size it is the sum of two int8 convolutions' results (a network whose first convolution is quantized,
-too); at fixed size the attention of SwinIR. So convolutional networks are compiled for each size they meet, which is no
-slower to run and takes less than a second for EDSR-baseline; others are compiled once.
+too), and shifts and gains per channel of maps of one pixel, as in channel attention, whose quantizer gives code 0 then;
+at fixed size the attention of SwinIR. So networks without products of matrices are compiled for each size they meet,
+which is no slower to run and takes less than a second for EDSR-baseline; others are compiled once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _HARMLESS = {
     "QuantizeLinear", "Relu", "Resize", "Round", "Shape", "Sub", "Transpose",
 }
 # fmt: on
+_MULTIPLIES = {"Einsum", "Gemm", "MatMul"}
 _QUANTIZES = {"QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 _TIMEOUT_S = 300.0
 
@@ -47,9 +49,9 @@ def needs_probe(graph: ModelProto) -> bool:
 
 
 def wants_fixed_sizes(graph: ModelProto) -> bool:
-    """Whether a graph is a quantized network of convolutions and nothing else."""
+    """Whether a graph is a quantized network without products of matrices."""
     kinds = {node.op_type for node in graph.graph.node}
-    return bool(kinds & _QUANTIZES) and kinds <= _HARMLESS
+    return bool(kinds & _QUANTIZES) and not kinds & _MULTIPLIES
 
 
 def probe(model: bytes, label: str) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from odm_deploy import quantize
 from odm_deploy.networks.registry import build_network
+from odm_deploy.proof.teacher_forced_layers import compare_layers
+from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.onnx.openvino_faults import KEPT
 from tests.factories import lowered, quantized, random_images, tiny_model
@@ -37,3 +42,31 @@ def test_a_network_whose_first_convolution_is_quantized_too() -> None:
     with OpenVinoCpu.open_bytes(lowered(model).SerializeToString()) as runtime:
         found = runtime.upscale(images)
     assert np.abs(found - expected).mean() < 0.05 * expected.std()
+
+
+class ChannelAttention(nn.Module):
+    """Convolutions, and a factor for each channel that is computed from the whole map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.body, self.tail = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+        self.down, self.up = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        found: Tensor = self.body(F.relu(x))
+        factors = torch.sigmoid(self.up(F.relu(self.down(found.mean((2, 3), keepdim=True)))))
+        return F.pixel_shuffle(self.tail(x + found * factors), 2)
+
+
+def test_channel_attention_with_shifts_and_gains() -> None:
+    """Compiled for dynamic sizes, the quantizer of the one pixel's channels gives code 0 for all of them."""
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(4)]
+    model = quantize(ChannelAttention(), QuantizationPolicy.parse("deploy", "8"), images)
+    graph = lowered(model)
+    found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(24, 32, seed=5)])
+    assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
+    expected = model(images[0]).numpy()
+    with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
+        assert np.abs(runtime.upscale(images[0].numpy()) - expected).max() < 0.05
