@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from odm_deploy.accounting.macs import FULL_HD_PX, count_macs
+from odm_deploy.accounting.macs import count_macs, full_hd_px
 from odm_deploy.accounting.numbers import FLOAT_BITS, float_bits, numbers_of
 from odm_deploy.accounting.paper_rules import PAPER_RULES, Convention, PaperRule
 from odm_deploy.errors import UsageError
@@ -88,7 +88,7 @@ def account(
     policy: QuantizationPolicy | None = None,
     *,
     convention: Convention = "honest",
-    output_px: tuple[int, int] = FULL_HD_PX,
+    output_px: tuple[int, int] | None = None,
 ) -> Accounting:
     """Count what a quantized model costs, or what a float network would cost under a quantization policy.
 
@@ -97,7 +97,7 @@ def account(
             float network, whose weights do not matter and are not read.
         policy: what of a float network is quantized with how many bits; None counts it as it is.
         convention: see the module's docstring.
-        output_px: height and width of the output image, multiples of the scale.
+        output_px: height and width of the output image, multiples of the scale; None: 1080x1920, or a little less.
 
     Raises:
         UsageError: an unknown convention, an output size the scale does not divide, or a policy that fits nothing.
@@ -107,6 +107,7 @@ def account(
         raise UsageError(f"no convention {convention!r}", fix=f"use {' or '.join(get_args(Convention))}")
     network = subject.network if isinstance(subject, QuantizedModel) else subject
     bits = {} if policy is None else policy.select(network)
+    output_px = output_px or full_hd_px(network.scale)
     macs = count_macs(network, output_px)
     rule = PAPER_RULES.get(network.name, PaperRule())
     costs: list[LayerCost] = []

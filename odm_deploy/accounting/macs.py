@@ -18,6 +18,12 @@ FULL_HD_PX = (1080, 1920)
 """Height and width of the output image that the papers count for."""
 
 
+def full_hd_px(scale: int) -> tuple[int, int]:
+    """`FULL_HD_PX`, or the next smaller height and width that a scale divides."""
+    height, width = FULL_HD_PX
+    return height // scale * scale, width // scale * scale
+
+
 def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FULL_HD_PX) -> dict[str, int]:
     """Multiply-adds of each module's own products (not its children's) for one image, by dotted name; of a module that
     is part of the network in several places, the first of its names, in all of its runs.

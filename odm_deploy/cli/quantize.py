@@ -94,6 +94,8 @@ def command(
     refined = all(policy.power_of_two for policy in policies.values())
     seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
     unseen = dataclasses.replace(seen, paths=unseen_paths)
+    if goal is not None:
+        goal.check(with_truth=seen.downscale > 1)
     metadata = {
         "method": f"post-training, {ranges.method.value}",
         "bits": options["bits"],

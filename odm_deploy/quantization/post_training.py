@@ -145,7 +145,11 @@ def calibrate(
             pixels = network.align_input()
         plan = plan_signals(network, bits.keys(), fused=policy.fused, operations=not policy.power_of_two)
         if settings.equalize:
-            scaled = equalize_channels(network, parts, bits, plan.feeds, plan.outputs, power_of_two=policy.power_of_two)
+            # Layers of two calibrations fit together only where their channels are scaled alike, whatever their widths.
+            widths = bits if settings.in_sequence else dict.fromkeys(bits, LayerBits(MAX_BITS, MAX_BITS))
+            scaled = equalize_channels(
+                network, parts, widths, plan.feeds, plan.outputs, power_of_two=policy.power_of_two
+            )
         # A gain would stand between codes, and few scales are short enough to be shared.
         settings = dataclasses.replace(settings, equalize=False, exact_sums=False)
     percentile = settings.percentile if settings.method is RangeMethod.PERCENTILE else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from odm_deploy.errors import UsageError
@@ -35,16 +36,21 @@ class Goal:
     def __post_init__(self) -> None:
         if self.max_drop_db is None and self.min_psnr_db is None:
             raise UsageError("no goal for mixed widths", fix="give --max-drop or --min-psnr")
-        if (self.max_drop_db or 0.0) < 0.0:
+        if not (self.max_drop_db or 0.0) >= 0.0:
             raise UsageError(f"--max-drop {self.max_drop_db:g}", why="a loss is not negative", fix="write 0.05, say")
+        if math.isnan(self.min_psnr_db or 0.0):
+            raise UsageError("--min-psnr nan", why="nothing is larger than that", fix="write 45, say")
 
-    def check(self, cost: OutputCost) -> None:
-        """Refuse a cost that cannot be judged.
+    def check(self, *, with_truth: bool) -> None:
+        """Refuse images that cannot be judged by, before any work on them.
+
+        Args:
+            with_truth: whether a loss against the truth can be measured.
 
         Raises:
             UsageError: a limit on the loss, but no truth to measure it.
         """
-        if self.max_drop_db is not None and cost.drop_db is None:
+        if self.max_drop_db is not None and not with_truth:
             raise UsageError(
                 "--max-drop cannot be measured",
                 why="the images are network inputs, so there is no truth to lose against",

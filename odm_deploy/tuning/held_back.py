@@ -98,6 +98,11 @@ class HeldBack:
         """The network inputs, float32 [1, 3, H, W] each."""
         return [sample.low for sample in self.samples]
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether a loss against the truth can be measured."""
+        return all(sample.truth is not None for sample in self.samples)
+
     def measure(self, model: Network) -> OutputCost:
         """How far `model` is from the float network.
 

@@ -90,8 +90,8 @@ def keep_goal(
         UsageError: a goal that cannot be measured on these images.
     """
     search = _Search(network, model, held_back, goal)
+    goal.check(with_truth=held_back.has_truth)
     before = held_back.measure(model)
-    goal.check(before)
     share_before = search.share_of(model)
     if not goal.misses(before):
         return MixedWidths(model, before, before, (), (), share_before, share_before, 1)
@@ -183,7 +183,11 @@ class _Search:
         if misses := self.goal.misses(best):
             if striving:
                 return moves
-            quantized = len(self.model.layers) - len({move.layer for move in moves})
+            quantized = len(self.model.layers) - sum(move.wide is None for move in _latest(moves))
+            fix = "allow more" if self.model.exact else "allow more, or leave the network in float"
+            if self.model.signals:
+                other = "exact" if self.model.exact else "deploy"
+                fix += f"; --profile {other} has no 8-bit sums, which cost some of it"
             raise GateError(
                 "the goal cannot be kept",
                 why=f"{' and '.join(misses)}, with "
@@ -192,7 +196,7 @@ class _Search:
                     if self.model.exact
                     else f"all but {counted(quantized, 'layer')} in float"
                 ),
-                fix="allow more" if self.model.exact else "allow more, or leave the network in float",
+                fix=fix,
             )
         missed, kept = 0, len(moves)
         for _ in track(range((len(moves)).bit_length()), len(moves).bit_length(), "fewest layers"):

@@ -58,6 +58,8 @@ def choose_profile(
     Raises:
         UsageError: as `Goal.check`.
     """
+    if goal is not None:
+        goal.check(with_truth=held_back.has_truth)
     *tried, last = policies
     reasons: list[str] = []
     for name in tried:
@@ -80,7 +82,6 @@ def _judged(
         return _adds_little(cost, held_back.measure(freeze(model.network, {}, signals={})))
     if goal is None:
         goal = Goal(min_psnr_db=UNSEEN_PSNR_DB) if cost.drop_db is None else Goal(max_drop_db=UNSEEN_DB)
-    goal.check(cost)
     if misses := goal.misses(cost):
         return False, " and ".join(misses)
     lost = (

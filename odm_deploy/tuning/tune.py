@@ -91,11 +91,12 @@ def tune(
         say("calibrating at 8 bits, too")
         return made(wide, not apart, wider)
 
+    if goal is not None:
+        # Known before minutes of work rather than after.
+        goal.check(with_truth=held_back.has_truth)
     model = made(policy, not apart, known)
     fine_tuned = mixed = None
     if goal is not None:
-        # Known before minutes of work rather than after.
-        goal.check(held_back.measure(model))
         try:
             mixed = keep_goal(network, model, held_back, goal, wide=make_wide if wide else None, track=track, say=say)
         except InputError as error:

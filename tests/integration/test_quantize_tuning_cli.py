@@ -112,6 +112,8 @@ def test_a_goal_on_the_truth_needs_a_truth(weights, images, tmp_path):
     assert outcome.code == 2
     # Images of high resolution would not help a network that does not enlarge.
     assert "use --min-psnr; with a network that enlarges" in outcome.stderr
+    # Said at once, not after the minutes that calibration takes.
+    assert "calibrating" not in outcome.stderr
     assert quantize(weights, images, tmp_path / "model.pt", "--finetune", "0").code == 2
     assert list(tmp_path.iterdir()) == []
 

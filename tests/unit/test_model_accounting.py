@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from odm_deploy.accounting import account, body_policy
+from odm_deploy.accounting import account, body_policy, float_shares
 from odm_deploy.checkpoint import save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.foreign import foreign_network
@@ -84,6 +84,12 @@ def test_foreign_networks_count_too_and_say_when_they_cannot():
     assert first.macs == 24 * 32 * 3 * 8 * 9
     with pytest.raises(InputError, match="cannot count the operations of foreign"):
         account(freeze(foreign_network(Stubborn()), {}), output_px=OUTPUT_PX)
+
+
+def test_what_does_not_divide_full_hd_counts_a_little_less():
+    model = freeze(foreign_network(seeded(scale=7)), {})
+    assert account(model).output_px == (1078, 1918)
+    assert sum(share.macs_share for share in float_shares(model)) == pytest.approx(1.0)
 
 
 def test_unknown_conventions_and_sizes_are_refused():

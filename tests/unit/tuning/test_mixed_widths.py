@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from odm_deploy.errors import GateError, UsageError
+from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.cross_layer import SCALED_CHANNELS
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.tuning.goals import Goal, default_goal
@@ -89,6 +91,23 @@ def test_low_bit_layers_are_widened_before_any_is_left_float(network):
     assert more.after.psnr_db >= high + 1
 
 
+def test_layers_between_signals_fit_those_of_the_wider_model():
+    """Calibration scales their channels; scaled in two ways, layers of both models together gave noise, until all were
+    float."""
+    torch.manual_seed(1)
+    network = build_network("srresnet", {"scale": 2, "features": 8, "blocks": 2}).eval()
+    narrow, wide = (model_of(network, QuantizationPolicy.integer(LayerBits(bits, bits))) for bits in (3, 8))
+    assert narrow.metadata[SCALED_CHANNELS] == wide.metadata[SCALED_CHANNELS]
+    held = HeldBack(network, samples())
+    low, high = held.measure(narrow).psnr_db, held.measure(wide).psnr_db
+    found = keep_goal(network, narrow, held, Goal(min_psnr_db=0.4 * low + 0.6 * high), wide=lambda: wide)
+    assert found.in_float == ()
+    assert found.widened
+    # No width helps where 8-bit sums cost too much.
+    with pytest.raises(GateError, match=r"with all but 1 layer in float; .*--profile deploy has no 8-bit sums"):
+        keep_goal(network, narrow, held, Goal(min_psnr_db=150.0), wide=lambda: wide)
+
+
 def test_a_goal_that_is_striven_for_takes_what_may_become_float_and_is_not_refused(network, one_coarse):
     held = HeldBack(network, samples())
     before = held.measure(one_coarse)
@@ -140,5 +159,9 @@ def test_goals_that_mean_nothing_are_refused(network, one_coarse):
         Goal()
     with pytest.raises(UsageError, match="a loss is not negative"):
         Goal(max_drop_db=-0.1)
+    with pytest.raises(UsageError, match="--max-drop nan"):
+        Goal(max_drop_db=float("nan"))
+    with pytest.raises(UsageError, match="--min-psnr nan"):
+        Goal(min_psnr_db=float("nan"))
     with pytest.raises(UsageError, match="no truth to lose against"):
         keep_goal(network, one_coarse, HeldBack(network, samples()), Goal(max_drop_db=0.1))
