@@ -81,8 +81,8 @@ def say_cost(tuned: Tuned, *, held_back: bool) -> None:
     if tuned.mixed is not None:
         say(mixed_text(tuned.mixed))
     say(cost_text(tuned.cost) + ("" if held_back else " (seen in calibration, too; five images or more are held back)"))
-    if tuned.sensitivities:
-        say(worst_text(tuned.sensitivities))
+    if worst := worst_text(tuned.sensitivities):
+        say(worst)
     if todo := advice(tuned.cost, tuned.sensitivities, exact=tuned.model.exact is not None):
         say(todo)
 

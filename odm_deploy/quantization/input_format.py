@@ -2,6 +2,7 @@
 
 Photographs are shrunk and enlarged again in every format that is usual. Only in its own does a network restore them; in
 another it may still enlarge smoothly, so what counts is the distance from the photograph, not from a plain enlargement.
+Where nothing is enlarged they get noise: whatever a denoiser does less of leaves a clean photograph as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.imaging.resize import downscale
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.foreign import PROBE_PX, ForeignNetwork
@@ -31,6 +32,11 @@ PROBES = 3
 RANGES, ORDERS = (1.0, 255.0), ("rgb", "bgr")
 CLEAR_DB = 0.5
 """How much better the reversed order has to be: networks treat colours much alike, and most take RGB."""
+CLEAR_RANGE_DB = 0.2
+"""How much better 0..255 has to be: to rectifiers and small biases ranges are much alike, and most networks take 0..1.
+Those that take 0..255 have biases that spoil any image in 0..1."""
+NOISE = 12.0
+"""Standard deviation of the noise that a photograph gets where nothing is enlarged, in 8-bit steps."""
 FAR_DB, ALIKE_DB = 8.0, 18.0
 """A network that gets what it takes lies no further below a plain enlargement than this, or restores this much of the
 image anyway; those trained for looks lose 5 dB."""
@@ -111,7 +117,8 @@ def find_input_format(network: ForeignNetwork, photographs: Iterable[Rgb]) -> In
     if not enlarged:
         raise InputError("nothing to try the network on", why="there are no images")
     psnr = {key: _psnr(values) for key, values in errors.items()}
-    best = max(RANGES, key=lambda value: max(psnr[value, order] for order in ORDERS))
+    small, large = (max(psnr[value, order] for order in ORDERS) for value in RANGES)
+    best = RANGES[large > small + CLEAR_RANGE_DB]
     order = "bgr" if psnr[best, "bgr"] > psnr[best, "rgb"] + CLEAR_DB else "rgb"
     return InputFormat(best, order, psnr, _psnr(enlarged))
 
@@ -126,7 +133,11 @@ def _probe(photograph: Rgb, scale: int) -> tuple[Tensor, Tensor]:
     whole = np.pad(photograph, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric")
     top, left = ((size - side) // 2 for size, side in zip(whole.shape[:2], sides, strict=True))
     truth = np.ascontiguousarray(whole[top : top + sides[0], left : left + sides[1]])
-    low = downscale(truth, scale)[0] if scale > 1 else truth
+    if scale > 1:
+        low = downscale(truth, scale)[0]
+    else:
+        noise = np.random.default_rng(0).normal(0.0, NOISE, truth.shape)
+        low = round_to_uint8(truth + noise)
     return torch.from_numpy(to_batch(low)), torch.from_numpy(to_batch(truth))
 
 

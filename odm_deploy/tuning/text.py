@@ -50,12 +50,15 @@ def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact
     """One line: what to do about it; empty where there is nothing worth doing. `exact` models have no float layers."""
     if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.expected_drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
-    worst = worst_layers(sensitivities)[:2]
-    narrow = any(min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 for each in worst)
-    width = str(_BITS_OF_INT8) if narrow else "float"
-    if exact and not narrow:
+    widths = {
+        each.name: str(_BITS_OF_INT8) if min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 else "float"
+        for each in worst_layers(sensitivities)[:2]
+    }
+    if exact:
+        widths = {name: width for name, width in widths.items() if width != "float"}
+    if not widths:
         return "to lose less: train on: --finetune 5; or leave layers float, in another profile than exact"
-    options = " ".join(f"--layer {each.name}={width}" for each in worst)
+    options = " ".join(f"--layer {name}={width}" for name, width in widths.items())
     loses = (cost.expected_drop_db or 0.0) > SMALL_DROP_DB
     goal = f"--max-drop {SMALL_DROP_DB:g}" if loses else f"--min-psnr {INVISIBLE_DB:g}"
     return f"to lose less: {goal} finds the layers that need more; by hand, {options}; or train on: --finetune 5"
@@ -67,8 +70,9 @@ def worst_layers(sensitivities: Sequence[LayerSensitivity]) -> list[LayerSensiti
 
 
 def worst_text(sensitivities: Sequence[LayerSensitivity]) -> str:
-    """One line: the layers that cost most, with their share of the error."""
-    total = sum(each.error for each in sensitivities) or 1.0
+    """One line: the layers that cost most, with their share of the error; empty where none costs anything."""
+    if not (total := sum(each.error for each in sensitivities)):
+        return ""
     worst = [f"{each.name} {each.error / total:.0%}" for each in worst_layers(sensitivities)[:_WORST]]
     return f"most of it: {', '.join(worst)} (odm-deploy sensitivity shows all)"
 

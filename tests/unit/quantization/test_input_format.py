@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,33 @@ def test_the_range_is_found(white, scale, photographs):
     network = foreign_network(Clipping(white, scale=scale))
     found = find_input_format(network, photographs)
     assert (found.input_range, found.channel_order, found.fits) == (white, "rgb", True)
+
+
+def test_networks_to_which_ranges_are_much_alike_take_0_to_1(photographs):
+    module = Clipping(0)
+    module.largest += torch.inf
+    with torch.no_grad():
+        module.first.bias.fill_(0.004)
+    found = find_input_format(foreign_network(module), photographs)
+    assert 0 < found.psnr_db[255, "rgb"] - found.psnr_db[1, "rgb"] < 0.2
+    assert (found.input_range, found.channel_order) == (1, "rgb")
+
+
+class Denoiser(Clipping):
+    """Takes off what differs from the neighbours, up to a tenth of `white`: next to nothing, in a larger range."""
+
+    def forward(self, x):
+        x = self.last(self.first(x))
+        return x - (x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)).clamp(
+            -self.white / 10, self.white / 10
+        )
+
+
+def test_denoisers_are_tried_on_noise():
+    rows, columns = np.mgrid[:96, :96, :1][:2]
+    waves = 127.5 + 100 * np.sin(rows / [9, 11, 13] + columns / [12, 8, 10])
+    found = find_input_format(foreign_network(Denoiser(1, scale=1)), [waves.round().astype(np.uint8)])
+    assert (found.input_range, found.channel_order, found.fits) == (1, "rgb", True)
 
 
 def test_a_reversed_order_is_found_where_it_matters(photographs):

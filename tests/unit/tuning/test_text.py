@@ -50,9 +50,18 @@ def test_advice_names_the_layers_and_fits_what_is_known():
     assert "=float" not in advice(drops, LAYERS, exact=True)
     assert "--max-drop" not in advice(drops, LAYERS, exact=True)
     assert "--layer only=8;" in advice(drops, narrow, exact=True)
+    # Each gets what it lacks: 8 bits more are nothing to a layer that has them.
+    mixed = [*narrow, LayerSensitivity("wide", 8, 8, 2.0, 0.5)]
+    assert "--layer wide=float --layer only=8;" in advice(drops, mixed)
+    assert "by hand, --layer only=8;" in advice(drops, mixed, exact=True)
     # A loss on a benchmark is worth a word though nobody sees it; what nobody sees or measures is not.
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.4), LAYERS)
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.49), LAYERS) == ""
+
+
+def test_layers_that_cost_nothing_are_not_named():
+    assert worst_text([LayerSensitivity("only", 8, 8, 0.0, 1.0)]) == ""
+    assert worst_text([]) == ""
 
 
 def test_layers_are_listed_most_expensive_first():
