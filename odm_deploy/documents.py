@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from odm_deploy.errors import InputError, OdmError
+from odm_deploy.kinds_of_files import why_no_file
 
 LARGEST_BYTES = 64 << 20
 """More than any manifest, golden record or recipe has."""
@@ -61,9 +62,8 @@ def excerpt(value: object) -> str:
 
 def _parsed(path: Path, parse: Callable[[str], Any], language: str) -> Any:
     try:
-        if not path.is_file():
-            # A pipe or a device would be read for ever.
-            raise InputError(f"cannot read {path}", why="it is no regular file" if path.exists() else "there is none")
+        if why := why_no_file(path):
+            raise InputError(f"cannot read {path}", why=why)
         if path.stat().st_size > LARGEST_BYTES:
             raise InputError(f"refused to read {path}", why=f"{path.stat().st_size} bytes, at most {LARGEST_BYTES}")
         return parse(path.read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from odm_deploy.errors import InputError
+from odm_deploy.kinds_of_files import why_no_file
 
 _RETIRED = ".old"
 _PART_BYTES = 64
@@ -37,9 +38,7 @@ def atomic_path(destination: Path | str) -> Generator[Path]:
         InputError: the folder cannot be made or written to, or `destination` is a folder or a device.
     """
     target = Path(destination)
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "no regular file"
-        raise InputError(f"cannot write {target}", why=f"it is {kind}", fix="name a file with -o")
+    check_file(target)
     with _room_for(target):
         _make_place(target, target.stem)
         descriptor, name = tempfile.mkstemp(prefix=_prefix(target.stem), suffix=target.suffix, dir=target.parent)
@@ -92,25 +91,52 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
                 target.rename(retired)
             temporary.rename(target)
             if retired is not None:
-                shutil.rmtree(retired, ignore_errors=True)
+                _remove(retired)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_file(destination: Path | str) -> None:
+    """Refuse what `atomic_path` could not write: for whoever works for minutes before there is something to write.
+
+    Raises:
+        InputError: `destination` is a folder, a pipe or a device, or its folder can be neither made nor written to.
+    """
+    target = Path(destination)
+    if target.exists() and not target.is_file():
+        raise InputError(f"cannot write {target}", why=why_no_file(target), fix="name a file with -o")
+    _check_place(target)
 
 
 def check_directory(destination: Path | str) -> None:
     """Refuse what `atomic_directory` would not replace.
 
     Raises:
-        InputError: `destination` exists and is neither empty nor a bundle.
+        InputError: `destination` exists and is neither empty nor a bundle, or its folder can be neither made nor
+            written to.
     """
     target = Path(destination)
+    if target.is_symlink() and not target.exists():
+        # Of a link, a folder can take the place only where it leads to one.
+        raise InputError(f"cannot write {target}", why="it is a link to nowhere", fix="remove it, or name its end")
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / "manifest.json").exists())):
         raise InputError(
             f"cannot write {target}",
             why="it exists and is not a bundle",
             fix="choose another place, or remove it first",
         )
+    _check_place(target)
+
+
+def _check_place(target: Path) -> None:
+    """Refuse a place in which nothing can be made, as far as that can be seen without trying."""
+    folder = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    why = "" if folder.is_dir() else f"{folder} is no folder"
+    if not why and not os.access(folder, os.W_OK | os.X_OK):
+        why = f"nothing can be made in {folder}: no permission, or it is read-only"
+    if why:
+        raise InputError(f"cannot write {target}", why=why, fix="choose another place")
 
 
 def _make_place(target: Path, name: str) -> None:
@@ -177,9 +203,14 @@ def _remove_leftovers(folder: Path, name: str) -> None:
                 # The process died between the two renames that replace a directory: the old one comes back.
                 path.rename(folder / name)
                 continue
-            shutil.rmtree(path, ignore_errors=True)
-            with suppress(OSError):
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with all that is in it, a file, or a link but not what it leads to, as far as that goes."""
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def _is_alive(process: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 _BY_SUFFIX = {
@@ -11,10 +12,12 @@ _BY_SUFFIX = {
     "a recipe": ".toml",
     "an ONNX file": ".onnx",
     "an archive": ".zip .tar .gz .xz .7z",
+    "an archive of numpy's": ".npz .npy",
     "a table": ".csv .jsonl",
     "text": ".md .txt .log .py .yml .yaml .html",
     "a checkpoint": ".pt .pth .ckpt .safetensors",
 }
+_SPECIAL = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _KINDS = {suffix: kind for kind, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()}
 
 
@@ -29,3 +32,23 @@ def kind_of(path: Path | str) -> str:
 def kind_by_name(path: Path | str) -> str:
     """What goes by such a name, whether or not it is there; empty where the name does not say."""
     return _KINDS.get(Path(path).suffix.lower(), "")
+
+
+def why_no_file(path: Path | str) -> str:
+    """Why nobody can read a file there, in words; empty where a regular one lies, which may still be forbidden.
+
+    Everybody asks before opening: a pipe would be waited for, and a device may never end.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "it is a link to nowhere" if path.is_symlink() else "there is no such file"
+    except (OSError, ValueError) as error:
+        # ValueError: no file can have such a name.
+        return getattr(error, "strerror", None) or str(error)
+    if stat.S_ISREG(mode):
+        return ""
+    if stat.S_ISDIR(mode):
+        return f"it is {kind_of(path)}"
+    return f"it is no regular file, but {_SPECIAL.get(stat.S_IFMT(mode), 'something else')}"

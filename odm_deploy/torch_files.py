@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, BinaryIO
 import torch
 
 from odm_deploy.errors import InputError
-from odm_deploy.kinds_of_files import kind_of
+from odm_deploy.kinds_of_files import kind_of, why_no_file
+from odm_deploy.numpy_pickles import SAFE, NotNumbersError, with_tensors
 from odm_deploy.torch_contents import check_contents
 
 _COMPRESSED_BYTES = 16 << 20
@@ -23,7 +25,7 @@ _DEEPEST = 32
 
 
 def read_torch_file(path: Path | str, wanted: str = "a torch file is wanted") -> Any:
-    """Content of a torch file, on the CPU, read with `weights_only=True`.
+    """Content of a torch file, on the CPU, read with `weights_only=True`; arrays of numpy's as tensors.
 
     `wanted` is what to do, for whoever named a file of another kind.
 
@@ -32,8 +34,8 @@ def read_torch_file(path: Path | str, wanted: str = "a torch file is wanted") ->
             `check_contents` refuses.
     """
     path = Path(path)
-    if not path.is_file():
-        raise _no_file(path, wanted)
+    if why := why_no_file(path):
+        raise InputError(f"cannot read {path}", why=why, fix=wanted if path.exists() else "check the path")
     if path.stat().st_size == 0:
         raise InputError(f"cannot read {path}", why="the file is empty", fix="copy or download it again")
     with path.open("rb") as stream:
@@ -51,16 +53,18 @@ def _loaded(stream: BinaryIO, path: Path, wanted: str) -> Any:
         why = f"it is {kind}" if kind not in ("", "a checkpoint") else f"it begins with {magic!r}"
         raise InputError(f"{path} is not a torch file", why=why, fix=wanted)
     if magic[:2] == b"PK":
-        _check_records(stream, path)
+        _check_records(stream, path, wanted)
     stream.seek(0)
     try:
         with warnings.catch_warnings():
             # torch warns about pickle protocols on its way to the error that is reported below.
             warnings.simplefilter("ignore")
-            # Of what training codes put beside the weights, this holds attributes and nothing that runs.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(stream, map_location="cpu", weights_only=True)
+            # Of what training codes put beside the weights, these hold attributes and numbers and nothing that runs.
+            with torch.serialization.safe_globals([argparse.Namespace, *SAFE]):
+                return with_tensors(torch.load(stream, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise _not_of_torch(path) from None
         raise InputError(
             f"refused to read {path}",
             why=_reason(error),
@@ -68,6 +72,12 @@ def _loaded(stream: BinaryIO, path: Path, wanted: str) -> Any:
         ) from None
     except MemoryError:
         raise
+    except NotNumbersError as error:
+        raise InputError(
+            f"refused to read {path}",
+            why=str(error),
+            fix="only tensors, arrays of numbers and plain values are read; re-save it as a plain state dict",
+        ) from None
     except Exception as error:  # torch raises many kinds on damaged archives; none of them helps a user
         if "TorchScript" in str(error):
             raise InputError(
@@ -75,6 +85,8 @@ def _loaded(stream: BinaryIO, path: Path, wanted: str) -> Any:
                 why="it is a TorchScript program, not weights",
                 fix="save the state dict of what torch.jit.load makes of it, if you trust it",
             ) from None
+        if "Invalid magic number" in str(error):
+            raise _not_of_torch(path) from None
         raise InputError(
             f"cannot read {path}",
             why=f"the file is damaged or truncated ({_reason(error)})",
@@ -82,10 +94,12 @@ def _loaded(stream: BinaryIO, path: Path, wanted: str) -> Any:
         ) from None
 
 
-def _no_file(path: Path, wanted: str) -> InputError:
-    if not path.is_dir():
-        return InputError(f"cannot read {path}", why="there is no such file", fix="check the path")
-    return InputError(f"cannot read {path}", why=f"it is {kind_of(path)}", fix=wanted)
+def _not_of_torch(path: Path) -> InputError:
+    return InputError(
+        f"refused to read {path}",
+        why="it is damaged, or a pickle as Python's own module writes it, which may run code",
+        fix="copy it again, or re-save it with torch.save as a plain state dict",
+    )
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:
@@ -108,7 +122,7 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
         raise InputError(f"{where[:80]} is not a plain value", why=f"it is a {type(value).__name__}")
 
 
-def _check_records(stream: BinaryIO, path: Path) -> None:
+def _check_records(stream: BinaryIO, path: Path, wanted: str) -> None:
     """Refuse an archive whose records are much longer than the file: torch stores tensors as they are."""
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -119,6 +133,10 @@ def _check_records(stream: BinaryIO, path: Path) -> None:
             why=f"the file is damaged or truncated ({error})",
             fix="copy or download it again",
         ) from None
+    if not any(record.filename.endswith("/data.pkl") for record in records):
+        named = ", ".join(record.filename for record in records[:3])
+        why = f"it is an archive of {named}" if named else "it is an empty archive"
+        raise InputError(f"{path} is not a torch file", why=why, fix=wanted)
     held, length = sum(record.file_size for record in records), stream.seek(0, os.SEEK_END)
     if held > length + _COMPRESSED_BYTES:
         raise InputError(
@@ -131,6 +149,8 @@ def _check_records(stream: BinaryIO, path: Path) -> None:
 def _reason(error: BaseException) -> str:
     """The one telling line of torch's long messages."""
     text = str(error)
+    if unknown := re.search(r"GLOBAL (\S+) was not", text):
+        return f"it wants to run code: {unknown[1][:100]}"
     for line in text.splitlines():
         if "Unsupported" in line or "GLOBAL" in line:
             return f"it wants to run code: {line.strip()[:160]}"

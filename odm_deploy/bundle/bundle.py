@@ -15,7 +15,7 @@ from odm_deploy.bundle.plan_header import PlanHeader
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
 from odm_deploy.graphs.files import read_bytes, read_onnx
-from odm_deploy.kinds_of_files import kind_by_name, kind_of
+from odm_deploy.kinds_of_files import kind_by_name, kind_of, why_no_file
 
 if TYPE_CHECKING:
     import onnx
@@ -56,12 +56,13 @@ class Bundle:
         `wanted` says what would do, for whoever named a file of another kind.
 
         Raises:
-            InputError: there is no such file or folder.
+            InputError: there is no such file or folder, or what is there is neither.
         """
         if isinstance(path, Bundle):
             return path
-        if not Path(path).exists() and kind_by_name(path):
-            raise InputError(f"cannot load {path}", why="there is no such file", fix="check the path")
+        why = "" if Path(path).is_dir() else why_no_file(path)
+        if why and kind_by_name(path):
+            raise InputError(f"cannot load {path}", why=why, fix="check the path")
         if kind_by_name(path) == "a checkpoint" and not Path(path).is_dir():
             # What is wanted is another kind of thing. A bundle may have any name.
             raise InputError(
@@ -70,8 +71,10 @@ class Bundle:
                 fix=f"make a bundle with: odm-deploy export {path} -o DIR, or from float weights with: odm-deploy "
                 f"quantize {path} --images DIR --export DIR",
             )
-        if not Path(path).exists():
-            raise InputError(f"cannot load {path}", why="there is no such file or folder", fix=_HOW_TO_MAKE[ONNX_FILE])
+        if why:
+            raise InputError(
+                f"cannot load {path}", why=why.replace("such file", "such file or folder"), fix=_HOW_TO_MAKE[ONNX_FILE]
+            )
         kind = kind_of(path)
         if Path(path).is_file() and kind not in ("", "an ONNX file"):
             inside = (Path(path).parent / MANIFEST_FILE).is_file()

@@ -15,6 +15,7 @@ from typing import Self
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.files import reading
+from odm_deploy.kinds_of_files import why_no_file
 from odm_deploy.machine.builders import TENSORRT, TENSORRT_RTX
 from odm_deploy.machine.capabilities import RTX_CAPABILITIES, sm_names
 
@@ -60,6 +61,8 @@ class PlanHeader:
     @classmethod
     def of_file(cls, path: Path) -> Self:
         """Of a plan in a file, of which only the beginning is read. Raises as `of_bytes`, and for unreadable files."""
+        if why := why_no_file(path):
+            raise InputError(f"cannot read {path}", why=why)
         with reading(path), path.open("rb") as stream:
             return cls._read(stream.read(_MASK_AT + 1), path.stat().st_size, str(path))
 

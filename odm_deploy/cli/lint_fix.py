@@ -17,7 +17,7 @@ from odm_deploy.building.options import BuildOptions
 from odm_deploy.bundle.manifest import PLAN_FILE
 from odm_deploy.cli.options import keep_input
 from odm_deploy.errors import GateError, MissingError
-from odm_deploy.files import atomic_path
+from odm_deploy.files import atomic_path, check_file
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.fixing import fix
 from odm_deploy.lowering.lint import Severity, lint
@@ -41,6 +41,7 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
         BuildError: the builder refuses what was written.
     """
     keep_input(target, output)
+    check_file(output)
     say(f"rewriting {target}")
     fixed = fix(graph)
     with atomic_path(output) as temporary:

@@ -48,13 +48,15 @@ def command(
     as with `odm-deploy verify`.
     """
     from odm_deploy.errors import GateError, UsageError
-    from odm_deploy.files import write_text
+    from odm_deploy.files import check_file, write_text
     from odm_deploy.proof.verify import VerifyOptions
     from odm_deploy.report.make import ReportOptions, make_report
     from odm_deploy.report.page import check_can_render, to_html, to_report_markdown
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"cannot write {output}", why="the report is a page", fix="end it in .html")
+    for path in filter(None, (output, markdown)):
+        check_file(path)
     check_can_render()
     if quick:
         options["max_images"] = min(options["max_images"] or 2, 2)

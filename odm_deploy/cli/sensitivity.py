@@ -56,7 +56,7 @@ def command(
     estimates, which rank layers; --max-drop of odm-deploy quantize measures.
     """
     from odm_deploy.checkpoint import is_model, load_model
-    from odm_deploy.files import write_text
+    from odm_deploy.files import check_file, write_text
     from odm_deploy.networks.loading import load_same
     from odm_deploy.quantization.calibration_images import CROP_PX, choose_images
     from odm_deploy.tuning.sensitivity import float_inputs, layer_sensitivities
@@ -64,6 +64,8 @@ def command(
 
     if plot is not None and plot.suffix.lower() != ".svg":
         raise UsageError(f"cannot draw {plot}", why="the plot is an SVG file", fix="end its name in .svg")
+    if plot is not None:
+        check_file(plot)
     paths = choose_images(image_source, max_images)
 
     with progress("images") as track:

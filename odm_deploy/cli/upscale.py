@@ -68,6 +68,7 @@ def command(
     """
     from odm_deploy.cli.upscale_frames import PIPE, check_pipe, upscale_pipe, upscale_video_file
     from odm_deploy.cli.upscale_images import plan_files, upscale_file, upscale_files
+    from odm_deploy.files import check_file
     from odm_deploy.imaging.writing import check_writable, most_bits
     from odm_deploy.upscaling.batch import is_many
     from odm_deploy.upscaling.kinds import check_kinds
@@ -93,6 +94,7 @@ def command(
     many = is_many(source)
     example = destination / f"image.{suffix}" if many else destination
     check_writable(example, 16 if depth == "16" else 8)
+    check_file(example)
     plan = plan_files(source, destination, running["bundle"], example.suffix, overwrite) if many else ([], 0)
     bits = 16 if depth == "16" else 8 if depth == "8" or most_bits(example) == 8 else None
     with open_engine(**running, bits=bits) as engine:

@@ -59,11 +59,13 @@ def command(
         _verify_golden(model, options["runtime"], options["threads"], as_json)
         return
     from odm_deploy.errors import GateError
-    from odm_deploy.files import write_text
+    from odm_deploy.files import check_file, write_text
     from odm_deploy.proof.parity_report import Gates
     from odm_deploy.proof.parity_text import summary_table, to_markdown, verdict, worst_layers_table
     from odm_deploy.proof.verify import VerifyOptions, verify
 
+    if markdown is not None:
+        check_file(markdown)
     gates = Gates(max_lsb, min_identical, max_psnr_drop_db)
     with progress("images") as track:
         report = verify(model, images, VerifyOptions(**options), say=say, track=track)

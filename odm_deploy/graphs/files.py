@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.tensors import check_tensors, tensors_of
 from odm_deploy.graphs.wellformed import check_graph
+from odm_deploy.kinds_of_files import why_no_file
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +40,8 @@ def read_bytes(path: Path, *, limit: int | None = None) -> bytes:
             `limit` bytes.
     """
     with reading(path):
-        if not path.exists():
-            raise InputError(f"cannot read {path}", why="there is no such file", fix="check the path")
-        if not path.is_file():
-            raise InputError(f"cannot read {path}", why="it is no regular file")
+        if why := why_no_file(path):
+            raise InputError(f"cannot read {path}", why=why, fix="" if path.exists() else "check the path")
         size = path.stat().st_size
         if limit is not None and size > limit:
             raise InputError(f"cannot load {path}", why=f"{size} bytes; at most {limit} are read")

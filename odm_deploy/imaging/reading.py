@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import logging
 import re
-import stat
 import threading
 import warnings
 from pathlib import Path
@@ -24,6 +23,7 @@ from odm_deploy.imaging.decoding import EncodedImage, decode
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.jpeg import check_scans
 from odm_deploy.imaging.pixels import Bits, to_eight_bits
+from odm_deploy.kinds_of_files import why_no_file
 
 READ_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What `list_images` takes for an image in a folder."""
@@ -116,8 +116,9 @@ def list_images(source: Path | str) -> list[Path]:
     if not entries:
         why = "the folder is empty" if path.is_dir() else "no such file or folder"
         raise InputError(f"no images at {source}", why=why, fix="check the path")
-    if path.is_file():
-        return [path]
+    if entries == [path]:
+        # What it is, if no image, is said by whoever reads it.
+        return entries
     images = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and not entry.name.startswith(".")]
     if not images:
         raise InputError(
@@ -148,17 +149,7 @@ def _entries(source: Path) -> list[Path]:
 
 def _check_regular(path: Path) -> None:
     """Refuse what is no file: opening a named pipe, for one, would wait for ever."""
-    why = ""
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            why = "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file"
-    except FileNotFoundError:
-        why = "it is a link to nowhere" if path.is_symlink() else "no such file"
-    except (OSError, ValueError) as error:
-        # ValueError: no file can have such a name.
-        why = getattr(error, "strerror", None) or str(error)
-    if why:
+    if why := why_no_file(path):
         raise InputError(f"cannot read image {path}", why=why, fix="give the path of an image file")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError, MissingError
 from odm_deploy.networks.base import StateDict
+from odm_deploy.progress import counted
 from odm_deploy.torch_files import read_torch_file
 
 _AVERAGES = (
@@ -69,11 +70,25 @@ def read_weights(path: Path | str) -> list[StateDict]:
         raise InputError(f"{path} is already quantized", why="it is a model.pt", fix="use it with `odm-deploy export`")
     state = _unwrapped(content)
     if not state:
-        keys = f" with {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) and content else ""
-        raise InputError(
-            f"{path} is not a state dict", why=f"it holds a {type(content).__name__}{keys}, without tensors"
-        )
+        fix = "save what the network's state_dict() gives: a tensor under each name"
+        raise InputError(f"{path} is not a state dict", why=f"it holds {_described(content)}", fix=fix)
     return list(_readings({key: _plain(tensor, key, path) for key, tensor in state.items()}))
+
+
+def _described(content: Any) -> str:
+    """What a file holds that is no state dict, in words."""
+    if isinstance(content, Tensor):
+        return f"one tensor, {list(content.shape)}, without a name"
+    kind = type(content).__name__
+    if isinstance(content, (list, tuple, set, Mapping)) and not content:
+        return f"an empty {kind}"
+    if isinstance(content, (list, tuple, set)):
+        tensors = sum(isinstance(value, Tensor) for value in content)
+        inside = f"{counted(tensors, 'tensor')} without names" if tensors else "no tensors"
+        return f"a {kind} of {counted(len(content), 'value')}, {inside}"
+    if isinstance(content, Mapping):
+        return f"a {kind} with {', '.join(map(str, list(content)[:5]))}, without tensors"
+    return f"{content!r:.40}, of type {kind}"
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path | str) -> None:

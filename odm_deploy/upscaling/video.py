@@ -20,6 +20,7 @@ from odm_deploy.errors import InputError, MissingError
 from odm_deploy.files import atomic_path
 from odm_deploy.imaging.reading import MAX_PIXELS
 from odm_deploy.installing import install_extra
+from odm_deploy.kinds_of_files import why_no_file
 from odm_deploy.pipeline import ahead, map_ahead
 from odm_deploy.progress import Track, counted, untracked
 from odm_deploy.upscaling.containers import Damage, Ends, PacketTimes, describe_alike, open_to_read, reading
@@ -94,8 +95,8 @@ def check_video(source: Path | str, destination: Path | str) -> None:
     if importlib.util.find_spec("av") is None:
         raise MissingError("video needs PyAV", why="it is not installed", fix=install_extra("video"))
     source, destination = Path(source), Path(destination)
-    if not source.is_file():
-        raise InputError(f"cannot read video {source}", why="no such file", fix="give the path of a video file")
+    if why := why_no_file(source):
+        raise InputError(f"cannot read video {source}", why=why, fix="give the path of a video file")
     if source.resolve() == destination.resolve():
         raise InputError(f"cannot write {destination}", why="it is the video to read", fix="name another file")
 

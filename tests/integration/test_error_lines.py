@@ -31,6 +31,7 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
     (made / "model.pt").symlink_to(tiny_checkpoint)
     (made / "weights.pth").symlink_to(tiny_checkpoint)
     (made / "bundle").symlink_to(tiny_bundle)
+    os.mkfifo(made / "pipe.plan")
     (made / "use.py").write_text("from odm_deploy import Engine\nEngine.open('model.pt')\n")
     return made
 
@@ -71,6 +72,14 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
         ("quantize bundle --images photos -o q.pt", 1, r"cannot read bundle: it is a bundle"),
         ("quantize model.pt --images photos -o q.pt --network realesrgan", 2, r"no network 'realesrgan': .*edsr, rdn.*"
          r"leave --network out for Real-ESRGAN"),
+        ("bench pipe.plan", 1, r"cannot load pipe\.plan: it is no regular file, but a pipe"),
+        ("quantize pipe.plan --images photos -o q.pt", 1, r"cannot read pipe\.plan: it is no regular file, but a pipe"),
+        ("verify bundle --images pipe.plan", 1, r"cannot read image pipe\.plan: it is no regular file, but a pipe"),
+        ("quantize model.pt --images photos -o pipe.plan", 1, r"cannot write pipe\.plan: it is no regular file, but"),
+        ("quantize model.pt --images photos -o use.py/q.pt", 1, r"cannot write use\.py/q\.pt: .*use\.py is no folder"),
+        ("upscale photos use.py/out --model bundle", 1, r"cannot write use\.py/out.*: .*use\.py is no folder"),
+        ("verify bundle --images photos --markdown photos", 1, r"cannot write photos: it is a folder"),
+        ("report bundle --images photos -o use.py/x.html", 1, r"cannot write use\.py/x\.html: .*use\.py is no folder"),
         ("bench photos/a.png", 1, r"cannot load photos/a\.png: a bundle is wanted, .*this is an image; make a bundle"),
         ("inspect clip.mp4", 1, r"a bundle, an ONNX file or a model\.pt is wanted, and this is a video; make"),
         ("lint photos/a.png", 1, r"this is an image"),

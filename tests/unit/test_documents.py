@@ -34,7 +34,7 @@ def test_no_key_comes_twice(tmp_path):
 
 def test_only_regular_files_of_a_sane_length_are_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
-    for name, reason in (("pipe", "no regular file"), (".", "no regular file"), ("gone", "there is none")):
+    for name, reason in (("pipe", "no regular file"), (".", "it is a folder"), ("gone", "there is no such file")):
         with pytest.raises(InputError, match=reason):
             read_json(tmp_path / name)
     with pytest.raises(InputError, match="no regular file"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from odm_deploy.errors import InputError
-from odm_deploy.files import atomic_directory, atomic_path, write_text
+from odm_deploy.files import atomic_directory, atomic_path, check_directory, check_file, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -203,3 +203,35 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match="no regular file"), atomic_path(tmp_path / "pipe"):
         pass
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("check", [check_file, check_directory])
+def test_places_that_cannot_be_written_are_known_before_the_work(tmp_path, check):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere/at/all")
+    check(tmp_path / "new" / "folders" / "x")
+    for folder, why in (("file", "is no folder"), ("file/inside", "is no folder"), ("link", "is no folder")):
+        with pytest.raises(InputError, match=f"cannot write .*: .*{why}"):
+            check(tmp_path / folder / "x")
+    if os.geteuid():
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(InputError, match="no permission"):
+            check(tmp_path / "locked" / "x")
+    assert sorted(names_in(tmp_path)) == sorted({"file", "link", *(["locked"] if os.geteuid() else [])})
+
+
+def test_a_link_to_a_bundle_is_replaced_and_what_it_leads_to_is_left(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "manifest.json").write_text("old")
+    (tmp_path / "bundle").symlink_to("far")
+    with atomic_directory(tmp_path / "bundle") as temporary:
+        (temporary / "manifest.json").write_text("new")
+    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
+    assert (tmp_path / "far" / "manifest.json").read_text() == "old"
+    assert sorted(names_in(tmp_path)) == ["bundle", "far"]
+
+
+def test_a_folder_in_place_of_a_link_to_nowhere_is_refused_before_any_work(tmp_path):
+    (tmp_path / "bundle").symlink_to("nowhere")
+    with pytest.raises(InputError, match="it is a link to nowhere"), atomic_directory(tmp_path / "bundle"):
+        pytest.fail("work began")

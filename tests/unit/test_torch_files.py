@@ -37,7 +37,7 @@ def test_code_in_a_file_never_runs(tmp_path, writer):
     with pytest.raises(InputError, match="refused to read") as caught:
         read_torch_file(tmp_path / "evil.pt")
     assert not victim.exists()
-    assert "it wants to run code" in caught.value.why
+    assert ("it wants to run code: " if writer is torch.save else "which may run code") in caught.value.why
     pickle.loads(pickle.dumps(Touch(victim)))  # the same content, read carelessly, does run
     assert victim.exists()
 

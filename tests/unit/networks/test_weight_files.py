@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -135,6 +136,27 @@ def test_complex_weights_are_refused(tmp_path):
 def test_a_file_without_tensors_is_refused(content, tmp_path):
     with pytest.raises(InputError, match="is not a state dict"):
         readings(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.ones(2), torch.ones(3)], "a list of 2 values, 2 tensors without names"),
+        ((torch.ones(2), 1), "a tuple of 2 values, 1 tensor without names"),
+        (torch.ones(2, 3), r"one tensor, \[2, 3\], without a name"),
+        ({"a": [torch.ones(2)]}, "a dict with a, without tensors"),
+        ({}, "an empty dict"),
+        (5, "5, of type int"),
+    ],
+)
+def test_a_file_without_a_state_dict_is_refused_for_what_it_holds(content, words, tmp_path):
+    with pytest.raises(InputError, match=f"it holds {words}; save what the network's state_dict"):
+        readings(content, tmp_path)
+
+
+def test_weights_of_numpy_are_those_of_torch(tmp_path):
+    arrays = {key: value.numpy() for key, value in STATE.items()}
+    assert same(readings({"params": arrays, "psnr": np.float64(30.0)}, tmp_path)[0], STATE)
 
 
 def test_a_quantized_model_is_refused_as_one(tmp_path):
