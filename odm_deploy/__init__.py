@@ -5,11 +5,12 @@ The names below load on first use, so that `import odm_deploy` costs millisecond
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+from importlib import import_module
 
 from odm_deploy.version import __version__
 
+# As typing names it, whose import would take most of the time of this one.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from odm_deploy.bundle import Bundle
     from odm_deploy.engine import Engine
@@ -61,7 +62,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -21,6 +21,7 @@ import click
 
 from odm_deploy.errors import MissingError, OdmError, UsageError
 from odm_deploy.installing import install_extra
+from odm_deploy.interruption import EXIT_CODE, let_go, wait_for_imports
 from odm_deploy.progress import PercentStage
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: 
     from rich.text import Text
 
     def plain(text: str) -> Text:
-        return Text(_harmless(text))
+        return Text(one_line(text))
 
     made = Table(title=Text(one_line(title), "table.title"), title_justify="left")
     for index, name in enumerate(head):
@@ -91,18 +92,14 @@ def print_table(table: Table) -> None:
 
 
 def say(text: str) -> None:
-    """A line of talk, on stderr, so that stdout stays what was asked for."""
-    click.echo(_harmless(text), err=True)
+    """A line of talk, on stderr, so that stdout stays what was asked for; a stranger's names do not break it."""
+    click.echo(one_line(text), err=True)
 
 
-def show(text: str) -> None:
-    """Lines of a result, on stdout."""
-    click.echo(_harmless(text))
-
-
-def _harmless(text: str) -> str:
-    """`text`, which may hold a stranger's names, without commands to the terminal; lines stay lines."""
-    return "\n".join(map(one_line, text.split("\n")))
+def show(*lines: str) -> None:
+    """Lines of a result, on stdout; a stranger's names do not break them."""
+    for line in lines:
+        click.echo(one_line(line))
 
 
 def one_line(text: str) -> str:
@@ -242,7 +239,7 @@ def report_error(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         click.echo("interrupted", err=True)
-        return 130
+        return EXIT_CODE
     if isinstance(error, ModuleNotFoundError) and (missing := _not_installed(error)):
         return report_error(missing)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
@@ -289,6 +286,7 @@ def run(command: click.Command, prog_name: str) -> None:
     # Torch's threads spin while they wait for each other, and on a busy machine take the cores from those with work to
     # do: three times the processor time. Read once, when torch is loaded, which no command does before this line.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_for_imports()
     try:
         result = command.main(prog_name=prog_name, standalone_mode=False)
         # What does not reach its end is a failure of the command, not of the interpreter's exit.
@@ -298,4 +296,5 @@ def run(command: click.Command, prog_name: str) -> None:
         code = report_error(error)
     # At exit Python looks through all objects once more; torch and its exporter made a million: a second for nothing.
     gc.freeze()
+    let_go()
     sys.exit(code)

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from odm_deploy.cli import odm_deploy
+from odm_deploy.cli.program import odm_deploy
 from odm_deploy.terminal import report_error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from odm_deploy.cli import odm_deploy
+from odm_deploy.cli.program import odm_deploy
 from training.__main__ import command as training
 
 WIDTH = 100

@@ -20,7 +20,7 @@ import click
 from toolbox import COMMAND, markdown_table
 
 from odm_deploy.bundle import Bundle
-from odm_deploy.terminal import SIZE, one_line, run, say
+from odm_deploy.terminal import SIZE, run, say
 
 _CHILD = r"""
 import json, re, sys, time
@@ -76,7 +76,7 @@ def measure(bundle: Path, runtime: str, height: int, width: int) -> dict[str, fl
     command = [sys.executable, "-c", _CHILD, str(bundle), runtime, str(height), str(width)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
     if done.returncode:
-        say(one_line(f"{bundle} on {runtime} left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}"))
+        say(f"{bundle} on {runtime} left out: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
         return None
     found: dict[str, float] = json.loads(done.stdout)
     return found

@@ -33,8 +33,8 @@ from torch import Tensor
 
 from odm_deploy.accounting import account
 from odm_deploy.checkpoint import load_model
-from odm_deploy.cli import odm_deploy
 from odm_deploy.cli.calibration_inputs import load_float
+from odm_deploy.cli.program import odm_deploy
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels

@@ -57,7 +57,8 @@ def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> tuple[list[LayerRec
 
     with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
+        # It would print the names of a stranger's nodes as they are; what matters is raised.
+        settings.log_severity_level = 4
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         optimized = onnx.load(settings.optimized_model_filepath)

@@ -50,7 +50,7 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
         emit_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            show(_as_text(finding))
+            show(*_as_lines(finding))
     failing = [finding for finding in findings if finding.severity.fails_gate]
     if failing:
         rules = ", ".join(sorted({finding.rule for finding in failing}))
@@ -61,7 +61,8 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
         else "no findings"
     )
     if branching := quantizing_branches(graph):
-        what += f", but branches are not looked into: {', '.join(branching[:3])} quantizes in its own"
+        theirs = "quantizes in its own" if len(branching) == 1 else "quantize in theirs"
+        what += f", but branches are not looked into: {', '.join(branching[:3])} {theirs}"
     elif not is_quantized(graph):
         what += ", and nothing in it is quantized"
     say(f"{target}: {what}")
@@ -80,8 +81,8 @@ def _show_rules(as_json: bool) -> None:
         click.echo(f"{entry['rule']} ({entry['severity']})\n  {entry['trap']}\n  fix: {entry['fix']}\n")
 
 
-def _as_text(finding: Finding) -> str:
+def _as_lines(finding: Finding) -> tuple[str, str]:
     where = f" {finding.node}:" if finding.node else ""
     suffers = [name for name in finding.layers if name != finding.node]
     layers = f" (layers: {', '.join(suffers)})" if suffers else ""
-    return f"{finding.severity} [{finding.rule}]{where} {finding.message}{layers}\n  fix: {finding.fix}"
+    return f"{finding.severity} [{finding.rule}]{where} {finding.message}{layers}", f"  fix: {finding.fix}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from odm_deploy.errors import UsageError
-from odm_deploy.terminal import one_line, say
+from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
     from odm_deploy.engine import Engine
@@ -165,7 +165,7 @@ def say_what_is_not_read(source: Path | str) -> list[Path]:
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         names = ", ".join(path.name for path in others[:3])
-        say(one_line(f"skipped {names}{more}: such files are not read; convert them to PNG"))
+        say(f"skipped {names}{more}: such files are not read; convert them to PNG")
     return others
 
 

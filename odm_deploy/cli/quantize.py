@@ -183,14 +183,11 @@ def command(
 
 
 def _place_of(output: Path | None) -> Path:
-    """Where the result can go: what was named, or a new model.pt, since hours of training may be in one that is there."""
+    """Where the result can go: what was named, or a new model.pt; hours of training may be in one that is there."""
     from odm_deploy.files import check_file
 
-    if output is None:
-        if (output := Path("model.pt")).exists():
-            raise UsageError(
-                f"{output} is there already", fix="name the result: -o other.pt, or -o model.pt to replace it"
-            )
+    if output is None and (output := Path("model.pt")).exists():
+        raise UsageError(f"{output} is there already", fix="name the result: -o other.pt, or -o model.pt to replace it")
     if output.is_dir():
         raise UsageError(f"cannot write {output}", why="it is a folder", fix=f"name a file: -o {output / 'model.pt'}")
     check_file(output)

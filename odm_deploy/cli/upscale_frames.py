@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from odm_deploy.errors import UsageError
 from odm_deploy.progress import counted
-from odm_deploy.terminal import emit_json, one_line, progress, say
+from odm_deploy.terminal import emit_json, progress, say
 
 if TYPE_CHECKING:
     from odm_deploy.engine import Engine
@@ -90,17 +90,17 @@ def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int
     else:
         speed = _speed(result.frames, start, engine)
         frames = counted(result.frames, "frame")
-        say(one_line(f"wrote {destination}: {frames} of {result.width}x{result.height}, {speed}"))
+        say(f"wrote {destination}: {frames} of {result.width}x{result.height}, {speed}")
     if result.missing_s:
         why = f"{result.missing_s:.1f} s of what it claims are not there"
-        say(one_line(f"{source} is cut off: {why}; {destination} holds {counted(result.frames, 'frame')}"))
+        say(f"{source} is cut off: {why}; {destination} holds {counted(result.frames, 'frame')}")
     if result.damaged:
         why = f"{counted(result.damaged, 'frame')} could not be decoded"
-        say(one_line(f"{source} is damaged: {why}; {destination} shows the one before for as long"))
+        say(f"{source} is damaged: {why}; {destination} shows the one before for as long")
     if result.mended:
         why = f"{counted(result.mended, 'frame')} could be decoded in part only"
         shown = "shows them as FFmpeg filled them, and those that refer to them"
-        say(one_line(f"{source} is damaged: {why}; {destination} {shown}"))
+        say(f"{source} is damaged: {why}; {destination} {shown}")
     return 1 if result.missing_s or result.damaged or result.mended else 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from odm_deploy.cli.options import say_what_is_not_read
 from odm_deploy.errors import OdmError
 from odm_deploy.progress import counted
-from odm_deploy.terminal import emit_json, one_line, progress, say
+from odm_deploy.terminal import emit_json, progress, say
 
 if TYPE_CHECKING:
     from odm_deploy.engine import Engine
@@ -46,7 +46,7 @@ def upscale_file(source: Path, destination: Path, engine: Engine, as_json: bool,
             }
         )
     else:
-        say(one_line(f"wrote {destination}: {width}x{height}, {seconds:.2f} s on {described['runtime']}"))
+        say(f"wrote {destination}: {width}x{height}, {seconds:.2f} s on {described['runtime']}")
 
 
 def plan_files(source: str, folder: Path, bundle: Path, suffix: str, overwrite: bool) -> tuple[list[Job], int]:
@@ -99,7 +99,7 @@ def upscale_files(
         for outcome in track(run_jobs(todo, upscale), len(todo)):
             outcomes.append(_document(outcome))
             if outcome.error is not None:
-                say(one_line(f"error: {outcome.error}"))
+                say(f"error: {outcome.error}")
     described = engine.describe()
     seconds = time.perf_counter() - start
     failed = sum("error" in outcome for outcome in outcomes)
@@ -130,7 +130,7 @@ def _narrows(engine: Engine, image: Image) -> bool:
 
 def _narrowed(what: object, engine: Engine) -> str:
     why = "the format of OUT holds no more" if engine.has_float_edges else "the bundle takes and returns uint8"
-    return one_line(f"{what}: 16 bits a sample become 8, because {why}")
+    return f"{what}: 16 bits a sample become 8, because {why}"
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:

@@ -43,6 +43,8 @@ _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Q
 _UNWANTED = ["MatMulAddFusion", "GeluFusionL1", "LayerNormFusionL1", "ConstantSharing", "TransposeOptimizer"]
 _RESIZES = ("Resize", "Upsample")
 _LARGEST_NUMBER = 8
+_NAMED = 3
+"""Outputs that are left out, in a line."""
 _FIRST_VERSION_WITH_CONSTANTS = 4
 """Of the file format; before it every constant was an input as well."""
 
@@ -71,7 +73,9 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
     count = len(reference.graph.node)
     say(f"{path}: {count} ONNX operators converted, within {error:.1e} of ONNX Runtime's output")
     if others:
-        say(f"{path}: its first output, {first}, is taken for the image; {', '.join(others[:3])} is left out")
+        left = ", ".join([*others[:_NAMED], *([f"{len(others) - _NAMED} more"] if others[_NAMED:] else [])])
+        verb = "is" if len(others) == 1 else "are"
+        say(f"{path}: its first output, {first}, is taken for the image; {left} {verb} left out")
     return foreign_network(module, builder=ONNX_BUILDER, arguments={"graph": text}, scale=scale, **of_input)
 
 

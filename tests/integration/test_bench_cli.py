@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from odm_deploy.bench import benchmark
 from odm_deploy.bench.report import BenchReport, Measurement
 from odm_deploy.bundle import Bundle
-from odm_deploy.cli import odm_deploy as cli
+from odm_deploy.cli.program import odm_deploy as cli
 from odm_deploy.errors import InputError
 from odm_deploy.runtimes.base import RunTimes
 from tests.sr_graphs import sr_model

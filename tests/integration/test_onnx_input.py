@@ -243,13 +243,18 @@ def test_file_that_computes_no_numbers_is_refused(where, tmp_path):
         load_network(tmp_path / "model.onnx")
 
 
-def test_outputs_that_are_left_out_are_named(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [(["mask"], "mask is left out"), (["a", "b"], "a, b are left out"), (list("abcde"), "a, b, c, 2 more are left out")],
+)
+def test_outputs_that_are_left_out_are_named(outputs, words, tmp_path, capsys):
     model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
-    model.graph.node.append(helper.make_node("Relu", ["x"], ["mask"]))
-    model.graph.output.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, None))
+    for name in outputs:
+        model.graph.node.append(helper.make_node("Relu", ["x"], [name]))
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     onnx.save(model, tmp_path / "model.onnx")
     load_network(tmp_path / "model.onnx")
-    assert "its first output, y, is taken for the image; mask is left out" in capsys.readouterr().err
+    assert f"its first output, y, is taken for the image; {words}\n" in capsys.readouterr().err
 
 
 def test_channels_last_are_refused_by_their_layout(tmp_path):

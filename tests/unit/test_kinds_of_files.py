@@ -35,7 +35,7 @@ def place(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind("socket")
     for name, target in (("device", "/dev/zero"), ("link", "nowhere"), ("loop", "loop")):
-        os.symlink(target, name)
+        (tmp_path / name).symlink_to(target)
     (tmp_path / "file").write_text("x")
     for name in ("folder", "bundle"):
         (tmp_path / name).mkdir()

@@ -78,11 +78,12 @@ STRANGE = "[/x] [red]a[0] \x1b]0;b\x07 \u202egnp"
 
 def test_names_are_neither_styles_nor_commands_to_the_terminal(capsys):
     print_table(table(STRANGE, ("layer", STRANGE), [(STRANGE, "1"), ("two\nlines", "2")]))
-    show(STRANGE)
-    say(f"two\n{STRANGE}")
+    show(STRANGE, "second")
+    say(f"two\n{STRANGE}\nerror: of nobody")
     out, err = capsys.readouterr()
     shown = "[/x] [red]a[0] \\x1b]0;b\\x07 \\u202egnp"
-    assert out.count(shown) == 4 and err == f"two\n{shown}\n"
+    assert out.count(shown) == 4 and out.endswith(f"\n{shown}\nsecond\n")
+    assert "two\\nlines" in out and err == f"two\\n{shown}\\nerror: of nobody\n"
     assert not set(out + err) & set("\x1b\x07\u202e")
 
 

@@ -19,7 +19,7 @@ from odm_deploy.accounting import count_macs, float_shares
 from odm_deploy.bench.steadiness import Timing, deciding_ms
 from odm_deploy.bench.timing import Percentiles
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.cli import odm_deploy
+from odm_deploy.cli.program import odm_deploy
 from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.lowering.lower import LoweringOptions, lower

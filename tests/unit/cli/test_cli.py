@@ -11,8 +11,9 @@ import click
 import pytest
 
 from odm_deploy import __version__
-from odm_deploy.cli import EXAMPLES, VERBS, main, odm_deploy
+from odm_deploy.cli import main
 from odm_deploy.cli.options import RUNTIMES
+from odm_deploy.cli.program import EXAMPLES, VERBS, odm_deploy
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy", "PIL", "rich")
 

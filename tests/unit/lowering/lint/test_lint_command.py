@@ -135,3 +135,12 @@ def test_a_graph_that_quantizes_in_branches_is_not_said_to_be_float(saved, capsy
     """)
     command.callback(saved(model), False, False, None, False)
     assert "no findings, but branches are not looked into: If y quantizes in its own" in capsys.readouterr().err
+
+
+def test_names_do_not_break_a_finding_into_lines(saved):
+    model = TRAPS["dead channel"].build()
+    for node in model.graph.node:
+        node.name += "\nerror: of nobody \x1b[31m"
+    output, _ = run(saved(model))
+    assert [line.split()[0] for line in output.splitlines()] == ["error", "fix:"]
+    assert "\\nerror: of nobody \\x1b[31m" in output

@@ -1,0 +1,66 @@
+"""Ctrl-C from a command's first line to its last: one word and exit code 130.
+
+Wherever it finds the program, Python raises KeyboardInterrupt there. In the middle of an import that is a traceback of
+other people's modules, and where these are native code it can end the process by a signal of another kind. So until
+the import is over it waits.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import contextmanager
+
+# As typing names it, which takes longer to import than all of this.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import FrameType
+
+EXIT_CODE = 130
+_LOOKED_AGAIN_AFTER_S = 0.02
+_IMPORTING = "<frozen importlib._bootstrap>"
+
+
+@contextmanager
+def told_of_interruption() -> Generator[None]:
+    """Say of Ctrl-C in the first imports what `odm_deploy.terminal.run` says of it later."""
+    wait_for_imports()
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        let_go()
+        sys.exit(EXIT_CODE)
+
+
+def wait_for_imports() -> None:
+    """From now on, Ctrl-C raises KeyboardInterrupt only where no import is under way, or as soon as it is over.
+
+    Whoever started the process may have had it ignore Ctrl-C, or have a handler of its own: that stays.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not hasattr(signal, "setitimer"):
+        return
+    try:
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGALRM, _interrupt)
+    except ValueError:
+        # Only the main thread takes signals.
+        return
+
+
+def let_go() -> None:
+    """From now on, Ctrl-C ends the process as it would any other: nothing is left to be told or cleaned up."""
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # One that still waits comes too late; at exit it would find no handler, and end the process.
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            signal.setitimer(signal.ITIMER_REAL, _LOOKED_AGAIN_AFTER_S)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -1,0 +1,78 @@
+"""Ctrl-C in the first second of a command: in real processes, which have to end with one word."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+INTERRUPTED_MODULE = """
+import signal, time
+signal.raise_signal(signal.SIGINT)
+time.sleep(0.1)
+print("imported whole", flush=True)
+"""
+IMPORTS_IT = "from odm_deploy.interruption import told_of_interruption as told\nwith told():\n    import slow\n    "
+LATER = "import time; time.sleep(30)"
+
+
+def python(code, folder, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "slow.py").write_text(INTERRUPTED_MODULE)
+    (tmp_path / "outer.py").write_text("import slow\nprint('outer, too', flush=True)\n")
+    return tmp_path
+
+
+def test_an_import_is_finished_first(folder):
+    done = python(f"{IMPORTS_IT.replace('slow', 'outer')}{LATER}", folder)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "imported whole\nouter, too\n", "interrupted\n")
+
+
+def test_the_check_can_fail(folder):
+    done = python("import slow", folder)
+    assert done.returncode == -signal.SIGINT
+    assert "Traceback" in done.stderr
+
+
+def test_one_that_waited_until_the_end_does_not_kill(folder):
+    wait = "let_go(); import time; time.sleep(0.2)"
+    done = python(f"{IMPORTS_IT}from odm_deploy.interruption import let_go; {wait}", folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "imported whole\n", "")
+
+
+def test_whoever_ignores_it_goes_on(folder):
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    done = python(f"{ignoring}{IMPORTS_IT}print('done')", folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "imported whole\ndone\n", "")
+
+
+@pytest.mark.parametrize("start", [["-m", "odm_deploy"], ["-c", "from odm_deploy.cli import main; main()"]])
+def test_a_command_ends_in_a_line_whenever_it_is_interrupted(start, tmp_path):
+    ends = set()
+    # Of the very first moments nothing is ours: Python has no handler yet.
+    for delay_s in (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.9, 1.2):
+        words = ["export", str(REPOSITORY / "tools/demo/edsr_baseline_x4_w4a4.pt"), "-o", "bundle", "--no-engine"]
+        running = subprocess.Popen(
+            [sys.executable, *start, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(delay_s)
+        running.send_signal(signal.SIGINT)
+        errors = running.communicate(timeout=120)[1]
+        ends.add(running.returncode)
+        assert "Traceback" not in errors
+        assert not list(tmp_path.iterdir()) or running.returncode == 0
+        if running.returncode == 130:
+            assert errors.splitlines()[-1] == "interrupted"
+    assert 130 in ends
+    assert ends <= {130, 0, -signal.SIGINT}
