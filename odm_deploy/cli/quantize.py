@@ -90,6 +90,7 @@ def command(
     paths = choose_images(image_source, max_images)
     say_what_is_not_read(image_source)
     loaded = load_float(weights, network, scale, settings, paths)
+    _check_sizes(loaded, exporting=bundle is not None)
     seen_paths, unseen_paths = hold_back(paths)
     refined = all(policy.power_of_two for policy in policies.values())
     seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
@@ -234,6 +235,21 @@ def _check_export(bundle: Path | None, shapes: str) -> None:
 
     parse_shapes(shapes)
     check_directory(bundle)
+
+
+def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
+    """Refuse to calibrate for a bundle that could not be made; say so where none is asked for yet."""
+    from odm_deploy.errors import OdmError
+    from odm_deploy.networks.running import check_exportable
+
+    if not network.is_foreign:
+        return
+    try:
+        check_exportable(network)
+    except OdmError as error:
+        if exporting:
+            raise
+        say(f"no bundle can be made of it later: {error}")
 
 
 def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: str | None) -> None:

@@ -18,6 +18,8 @@ SMALLEST_PX = 48
 """Height and width of the parts of images that calibration always looks at."""
 SIZES_PX = ((SMALLEST_PX, SMALLEST_PX), (48, 64), (64, 64), (96, 96), (128, 128))
 """Heights and widths that are tried where another failed: parts of images, and what windows and poolings need."""
+EXPORTED_PX = ((41, 55), (40, 56))
+"""Heights and widths of which a network has to take one to be exported: bundles take images of every size."""
 _LONGEST = 300
 
 
@@ -37,6 +39,26 @@ def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if not foreign or "can't allocate memory" in str(error):
             raise
         raise refused(network, images, error) from error
+
+
+@torch.no_grad()
+def check_exportable(network: SuperResolutionNetwork) -> None:
+    """Run a network at the sizes that export traces it at, which is better known before calibration than after it.
+
+    Raises:
+        UsageError, InputError: it runs at none of them; as `run_network`.
+    """
+    failed: list[tuple[Tensor, Exception]] = []
+    for height, width in EXPORTED_PX:
+        image = torch.full((1, 3, height, width), 128.0)
+        try:
+            network(image)
+        except Exception as error:  # as in `run_network`
+            failed.append((image, error))
+        else:
+            return
+    image, error = failed[-1]
+    raise refused(network, image, error, first=True) from error
 
 
 def refused(

@@ -245,7 +245,11 @@ def test_file_that_computes_no_numbers_is_refused(where, tmp_path):
 
 @pytest.mark.parametrize(
     ("outputs", "words"),
-    [(["mask"], "mask is left out"), (["a", "b"], "a, b are left out"), (list("abcde"), "a, b, c, 2 more are left out")],
+    [
+        (["mask"], "mask is left out"),
+        (["a", "b"], "a, b are left out"),
+        (list("abcde"), "a, b, c, 2 more are left out"),
+    ],
 )
 def test_outputs_that_are_left_out_are_named(outputs, words, tmp_path, capsys):
     model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))

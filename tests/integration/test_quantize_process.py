@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import load_model
 from tests.inputs import edsr_weights, image_folder
@@ -75,6 +77,48 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
     assert process.returncode == 130, talk
     assert "Traceback" not in talk
     assert {each.name for each in tmp_path.iterdir()} == before
+
+
+SIXTEENS = """
+from torch import nn
+class Sixteens(nn.Sequential):
+    def __init__(self):
+        super().__init__(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+    def forward(self, x):
+        if x.shape[2] % 16 or x.shape[3] % 16:
+            raise ValueError("multiples of 16 are wanted")
+        return x + 0.01 * super().forward(x)
+"""
+
+
+def test_a_network_that_cannot_be_exported_is_refused_before_it_is_calibrated(tmp_path):
+    (tmp_path / "sixteens.py").write_text(SIXTEENS)
+    torch.save(
+        {
+            f"{index}.{name}": torch.zeros(shape)
+            for index in range(3)
+            for name, shape in (("weight", (3, 3, 3, 3)), ("bias", (3,)))
+        },
+        tmp_path / "w.pth",
+    )
+    image_folder(tmp_path / "photos", 2, 64, 64)
+    words = ["w.pth", "--images", "photos", "--network", "sixteens:Sixteens", "--lr", "--set", "input_range=1"]
+    means = {
+        "capture_output": True,
+        "text": True,
+        "env": {**environment(), "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"},
+        "cwd": tmp_path,
+        "check": False,
+    }
+    refused = subprocess.run(command(*words, "--export", "bundle"), **means)
+    assert refused.returncode == 2
+    assert "error: the network does not run on images of 56x40 pixels" in refused.stderr
+    assert "calibrat" not in refused.stderr
+    warned = subprocess.run(command(*words), **means)
+    assert warned.returncode == 0, warned.stderr
+    assert "no bundle can be made of it later: the network does not run on images of 56x40 pixels" in warned.stderr
+    assert (tmp_path / "model.pt").exists()
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_killed_fine_tuning_goes_on_with_the_same_command_and_no_other(tmp_path):

@@ -21,9 +21,20 @@ IMPORTS_IT = "from odm_deploy.interruption import told_of_interruption as told\n
 LATER = "import time; time.sleep(30)"
 
 
-def python(code, folder, **options):
+def as_in_a_terminal():
+    """Shells let what they start in the background ignore Ctrl-C, and the tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def python(code, folder):
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60, check=False, **options
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=as_in_a_terminal,
     )
 
 
@@ -64,7 +75,12 @@ def test_a_command_ends_in_a_line_whenever_it_is_interrupted(start, tmp_path):
     for delay_s in (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.9, 1.2):
         words = ["export", str(REPOSITORY / "tools/demo/edsr_baseline_x4_w4a4.pt"), "-o", "bundle", "--no-engine"]
         running = subprocess.Popen(
-            [sys.executable, *start, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, *start, *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=as_in_a_terminal,
         )
         time.sleep(delay_s)
         running.send_signal(signal.SIGINT)

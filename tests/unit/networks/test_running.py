@@ -9,8 +9,9 @@ from torch import nn
 
 from odm_deploy import quantize
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.lowering import tracing
 from odm_deploy.networks.foreign import foreign_network
-from odm_deploy.networks.running import run_network
+from odm_deploy.networks.running import EXPORTED_PX, check_exportable, run_network
 from odm_deploy.proof.evaluation import upscaler_of
 from odm_deploy.quantization.input_format import find_input_format
 from odm_deploy.quantization.observers import observe
@@ -74,6 +75,16 @@ def test_one_size_is_no_advice_to_crop() -> None:
     for square in (Places(48, 48), Places(64, 64, tiled=True)):
         with pytest.raises(UsageError, match=r"64x48 pixels.*it runs at (48x48|64x64), .*every size$"):
             foreign_network(square)
+
+
+def test_a_network_that_cannot_be_exported_is_known_by_its_sizes() -> None:
+    assert EXPORTED_PX == (tracing._ODD_EXAMPLE_PX, tracing._EXAMPLE_PX)
+    check_exportable(foreign_network(Places(8, 8, tiled=True)))
+    with pytest.raises(
+        UsageError, match=r"images of 56x40 pixels: .*it runs at 48x48, 64x48, .*since bundles"
+    ) as caught:
+        check_exportable(foreign_network(Places(16, 16, tiled=True)))
+    assert "--crop" not in caught.value.fix
 
 
 def test_what_runs_at_no_size_is_refused_as_such() -> None:
