@@ -12,7 +12,7 @@ from odm_deploy.graphs.editor import constant_array, only_consumer
 from odm_deploy.lowering.markers import stored_weight
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
-_MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity"}
+_MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity", "Add"}
 _POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
 
 
@@ -70,17 +70,17 @@ def would_lose_weights(node: ir.Node) -> bool:
     return quantized and producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def truncates_upper_bound(node: ir.Node) -> bool:
-    """Whether OpenVINO would clip at the level below the upper bound of a ReLU6 or the like, and not at the bound.
+def truncates_bounds(node: ir.Node) -> bool:
+    """Whether OpenVINO would clip at the level next to a bound, of a ReLU6 or the like, and not at the bound.
 
-    OpenVINO 2026.4 moves a quantizer's step behind a Clip of its levels, and makes a whole number of codes of the
-    bound: 6 / 0.51 becomes 11, which is 5.58. It makes Clips of Max and Min
-    of one number each, too, but not of Relu and Min.
+    OpenVINO 2026.4 moves a quantizer's step, and what is added to its levels, behind a Clip of these, and makes a whole
+    number of codes of each bound: 6 / 0.51 becomes 11, which is 5.58. It makes Clips of Max and Min of one number each,
+    too, but not of Relu and Min, nor of bounds per channel.
     """
-    if node.op_type != "Clip" or len(node.inputs) < 3:
+    if node.op_type != "Clip":
         return False
-    lower, upper = (constant_array(value) for value in node.inputs[1:3])
-    if lower is None or upper is None or lower.dtype.kind != "f" or float(lower) != 0.0:
+    bounds = [constant_array(value) for value in node.inputs[1:]]
+    if not any(bound is not None and bound.dtype.kind == "f" and float(bound) != 0.0 for bound in bounds):
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
     while producer is not None and producer.op_type in _MOVES:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
+from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
@@ -20,8 +23,9 @@ from odm_deploy.checkpoint import save_model
 from odm_deploy.files import file_sha256
 from odm_deploy.graphs.input_shapes import parse_shapes
 from odm_deploy.machine.builders import can_build, find_builder
+from odm_deploy.quantization.policy import QuantizationPolicy
 from tests.command_line import run_cli
-from tests.factories import lowered, model_of_all_kinds, tiny_model
+from tests.factories import lowered, model_of_all_kinds, random_images, tiny_model
 
 RTX = find_builder("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(not can_build(RTX), reason=RTX.problem or "TensorRT-RTX cannot build here")
@@ -89,6 +93,19 @@ def test_all_quantized_layers_of_real_engines_run_as_int8(bits, options, tmp_pat
 @pytest.mark.parametrize("power_of_two", [False, True])
 def test_every_kind_of_grid_and_weight_runs_as_int8(power_of_two, tmp_path):
     assert_all_int8(lowered(model_of_all_kinds(power_of_two=power_of_two)), tmp_path)
+
+
+@needs_rtx
+@pytest.mark.parametrize("profile", ["integer", "engine"])
+@pytest.mark.parametrize("clip", [nn.ReLU6(), nn.Hardtanh(-3.1, 4.7)], ids=str)
+def test_clips_for_openvino_cost_engines_no_int8(clip, profile, tmp_path):
+    torch.manual_seed(6)
+    convolutions = [nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in ((3, 8), (8, 8), (8, 12))]
+    network = nn.Sequential(*convolutions[:2], clip, convolutions[2], nn.PixelShuffle(2))
+    images = [torch.from_numpy(random_images(24, 32))]
+    proto = lowered(quantize(network, QuantizationPolicy.parse(profile, "8"), images))
+    assert "Clip" not in {node.op_type for node in proto.graph.node}
+    assert_all_int8(proto, tmp_path)
 
 
 def assert_all_int8(proto: onnx.ModelProto, folder: Path) -> None:

@@ -25,7 +25,7 @@ Five places need care, and are found by measurement only:
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
 - ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
-- OpenVINO clips levels at whole codes (`quirks.truncates_upper_bound`): a ReLU6 behind a quantizer is two operators.
+- OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
 """
 
@@ -47,6 +47,7 @@ from odm_deploy.lowering.dialects.shared import (
     add_behind,
     bound_terms,
     center_of,
+    clip_apart,
     lower_all,
     round_to_even_code,
     shift_bias,
@@ -85,8 +86,7 @@ def lower_markers(model: ir.Model) -> None:
             pad_channels(editor, node)
         if quirks.would_lose_weights(node):
             _keep_weights(editor, node)
-        if quirks.truncates_upper_bound(node):
-            _clip_apart(editor, node)
+    clip_apart(model, editor)
     editor.drop_unused_constants()
 
 
@@ -97,13 +97,6 @@ def _keep_weights(editor: GraphEditor, layer: ir.Node) -> None:
     assert reader is not None
     lowest = editor.constant(f"{result.name}.lowest", np.finfo(np.float32).min, np.float32)
     reader.replace_input_with(0, editor.node_before(reader, "Max", [result, lowest], f"{result.name}.float"))
-
-
-def _clip_apart(editor: GraphEditor, clip: ir.Node) -> None:
-    """Clip from zero on by two operators (`quirks.truncates_upper_bound`)."""
-    name = clip.outputs[0].name
-    positive = editor.node_before(clip, "Relu", [clip.inputs[0]], f"{name}.positive")
-    replace_node(clip, editor.node_before(clip, "Min", [positive, clip.inputs[2]], f"{name}.bounded"))
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:

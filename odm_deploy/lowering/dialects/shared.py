@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
+from onnx import TypeProto
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, replace_node
+from odm_deploy.graphs.shapes import infer_types
 from odm_deploy.grid import Grid
-from odm_deploy.lowering import markers
+from odm_deploy.lowering import markers, quirks
 from odm_deploy.lowering.metadata import Tap, run_name, write_taps
 
 LowerQuantizer = Callable[[GraphEditor, ir.Node, bool], Tap]
@@ -105,6 +107,38 @@ def bound_terms(editor: GraphEditor, name: str, levels: ir.Value, grid: Grid) ->
         for index, value in enumerate(node.inputs):
             if value is levels:
                 node.replace_input_with(index, bounded)
+
+
+def clip_apart(model: ir.Model, editor: GraphEditor) -> None:
+    """Clip by operators that OpenVINO does not join, wherever it would move a bound (`quirks.truncates_bounds`)."""
+    clips = [node for node in model.graph if quirks.truncates_bounds(node)]
+    types = infer_types(ir.to_proto(model)) if clips else {}
+    for clip in clips:
+        name = clip.outputs[0].name
+        _clip_apart(editor, clip, _shape_per_channel(types.get(name or "")))
+
+
+def _clip_apart(editor: GraphEditor, clip: ir.Node, shape: tuple[int, ...]) -> None:
+    name, x = clip.outputs[0].name, clip.inputs[0]
+    for index, op, end in ((1, "Max", "first"), (2, "Min", "last")):
+        bound = constant_array(clip.inputs[index]) if len(clip.inputs) > index else None
+        if bound is not None and op == "Max" and float(bound) == 0.0:
+            # With it, a bound for all channels serves.
+            x, shape = editor.node_before(clip, "Relu", [x], f"{name}.positive"), ()
+        elif bound is not None:
+            limit = editor.constant(f"{name}.{end}", np.full(shape, bound), np.float32)
+            x = editor.node_before(clip, op, [x, limit], f"{name}.to_{end}")
+    assert x is not None
+    replace_node(clip, x)
+    # A quantizer's tap may call it by that.
+    x.name = name
+
+
+def _shape_per_channel(kind: TypeProto.Tensor | None) -> tuple[int, ...]:
+    """Shape of a constant with one number a channel, or along whatever axis has a known size; () where none has."""
+    sizes = [dim.dim_value for dim in kind.shape.dim] if kind is not None else []
+    axis = next((axis for axis, size in enumerate(sizes) if size > 1), None)
+    return () if axis is None else tuple(size if each == axis else 1 for each, size in enumerate(sizes))
 
 
 def add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) -> None:

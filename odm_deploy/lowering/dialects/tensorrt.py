@@ -41,6 +41,7 @@ from odm_deploy.lowering.dialects.shared import (
     add_behind,
     bound_terms,
     center_of,
+    clip_apart,
     lower_all,
     round_to_even_code,
     shift_bias,
@@ -58,6 +59,9 @@ def lower_markers(model: ir.Model) -> None:
     """
     prepare_for_engines(model, _fits_int8)
     lower_all(model, _lower_quantizer)
+    editor = GraphEditor(model.graph)
+    clip_apart(model, editor)
+    editor.drop_unused_constants()
 
 
 def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> Tap:

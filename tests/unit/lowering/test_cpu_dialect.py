@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import openvino
@@ -10,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
-from torch.nn.functional import pad, pixel_shuffle, relu6
+from torch.nn.functional import pad, pixel_shuffle
 
 from odm_deploy import quantize
 from odm_deploy.errors import UsageError
@@ -338,22 +339,37 @@ def test_a_layer_that_runs_several_times_keeps_its_weights():
 
 
 class Clipped(nn.Module):
-    """A ReLU6 between convolutions, whose bound is no level of the grid before it."""
+    """A clip between convolutions, none of whose bounds is a level of the grid before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clip: nn.Module, pads: bool) -> None:
         super().__init__()
         torch.manual_seed(6)
         self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.last = nn.Conv2d(8, 12, 3)
+        self.last = nn.Conv2d(8, 12, 3, padding=0 if pads else 1)
         self.deep.weight.data *= 40.0
+        self.clip, self.pads = clip, pads
 
     def forward(self, x):
-        return pixel_shuffle(self.last(pad(relu6(self.deep(self.first(x))), [1] * 4, "reflect")), 2)
+        x = self.clip(self.deep(self.first(x)))
+        return pixel_shuffle(self.last(pad(x, [1] * 4, "reflect") if self.pads else x), 2)
 
 
-@pytest.mark.parametrize("opener", ["onnxruntime", "openvino"])
-def test_what_is_clipped_ends_at_its_bound(opener):
+class AtMost(nn.Module):
+    """A clip without a lower bound."""
+
+    def forward(self, x):
+        return x.clamp(max=4.7)
+
+
+CLIPS = {"relu6": nn.ReLU6, "hardtanh": lambda: nn.Hardtanh(-3.1, 4.7), "at most": AtMost}
+
+
+@pytest.mark.parametrize("profile", ["integer", "engine"])
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("clip", CLIPS)
+def test_what_is_clipped_ends_at_its_bounds(clip, pads, profile):
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
-    model = quantize(Clipped(), QuantizationPolicy.parse("integer", "8"), images)
-    layers = compare_layers(model, lowered(model, target="cpu"), OPENERS[opener], [random_images(16, 20)])
-    assert [layer.name for layer in layers if not layer.is_clean] == []
+    model = quantize(Clipped(CLIPS[clip](), pads), QuantizationPolicy.parse(profile, "8"), images)
+    for target, opener in itertools.product(["cpu", "tensorrt"], ["onnxruntime", "openvino"]):
+        layers = compare_layers(model, lowered(model, target=target), OPENERS[opener], [random_images(16, 20)])
+        assert [(target, opener, layer.name) for layer in layers if not layer.is_clean] == []
