@@ -18,6 +18,7 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.policy import LayerBits
+from odm_deploy.quantization.signal_calibration import on_sum_units
 from odm_deploy.quantization.signals import replace_layer
 from training.quantizers.base import Kind, PixelGrid, Quantizable, Quantizers
 from training.quantizers.layers import TrainableConv2d, TrainableLayer, TrainableLinear
@@ -164,7 +165,7 @@ class TrainableModel:
         return network.eval()
 
     def freeze(self, metadata: dict[str, Any]) -> QuantizedModel:
-        """The quantized model that gives the same bits as this one.
+        """The quantized model that gives the same bits as this one, but for biases where signals are quantized.
 
         Raises:
             InputError: a layer that has no static integer form, or a sum that is not exact in a model that must be; the
@@ -173,9 +174,9 @@ class TrainableModel:
         model = copy.deepcopy(self)
         layers = {name: layer.cpu().freeze() for name, layer in model.layers.items()}
         signals = {name: signal.cpu().range.grid() for name, signal in model.signals.items()}
-        frozen = freeze(self.float_network(), layers, metadata, signals)
         if not self.exact:
-            return frozen
+            return freeze(self.float_network(), on_sum_units(layers, signals), metadata, signals)
+        frozen = freeze(self.float_network(), layers, metadata, signals)
         # Where ranges are such that a sum does not fit float32, weights get coarser (8 bits, a few channels).
         return freeze_exact(frozen, {name: layer.weight.detach().cpu() for name, layer in self.layers.items()})
 

@@ -209,11 +209,10 @@ def calibrate(
     metadata = {**(metadata or {}), "exact_sums": policy.power_of_two or exact is not None}
     if scaled:
         metadata[SCALED_CHANNELS] = scaled
-    if signals and not policy.power_of_two:
-        layers = {name: on_sum_units(layer) for name, layer in layers.items()}
-    model = freeze(network, layers, metadata, signals)
     if policy.power_of_two:
-        model = freeze_exact(model, weights)
+        model = freeze_exact(freeze(network, layers, metadata, signals), weights)
+    else:
+        model = freeze(network, on_sum_units(layers, signals), metadata, signals)
     return model, [_summary(observer, layers[name]) for name, observer in observers.items()]
 
 

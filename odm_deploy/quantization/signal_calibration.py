@@ -104,11 +104,16 @@ def on_grids(layers: Mapping[str, FrozenLayer], grids: Mapping[str, Grid]) -> di
     }
 
 
-def on_sum_units(layer: FrozenLayer) -> FrozenLayer:
-    """The layer with its bias rounded to what its integer sum counts in: input scale * weight scale of the channel.
+def on_sum_units(layers: Mapping[str, FrozenLayer], signals: Mapping[str, Grid]) -> Mapping[str, FrozenLayer]:
+    """Layers with biases rounded to what integer sums count in: input scale * weight scale of the channel.
 
-    Runtimes that fuse a layer with the quantizer behind it add the bias to that sum, and round it so in any case.
+    Runtimes that fuse a layer with the quantizer behind it add the bias to that sum, and round it so in any case;
+    calibrated and learned biases lie anywhere. Without signals there are no such quantizers, and nothing is rounded.
     """
+    return {name: _on_sum_units(layer) for name, layer in layers.items()} if signals else layers
+
+
+def _on_sum_units(layer: FrozenLayer) -> FrozenLayer:
     if layer.bias is None or layer.grid.is_free:
         return layer
     return dataclasses.replace(

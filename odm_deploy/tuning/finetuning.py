@@ -197,10 +197,7 @@ class _Run:
         if metadata.get("exact_sums"):
             exact = with_exact_sums(layers, weights)
             layers, metadata["exact_sums"] = exact or layers, exact is not None
-        if signals:
-            # As in calibration: learned biases lie anywhere.
-            layers = {name: on_sum_units(layer) for name, layer in layers.items()}
-        return freeze(network, layers, metadata, signals)
+        return freeze(network, on_sum_units(layers, signals), metadata, signals)
 
     def _step(self, used: float) -> None:
         low = self._examples.draw()

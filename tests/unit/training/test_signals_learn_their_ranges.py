@@ -4,7 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from odm_deploy.proof.teacher_forced_layers import compare_layers
+from odm_deploy.quantization.exact.freeze import bias_unit
 from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.quantization.power_of_two import round_to_multiples
+from tests.factories import OPENERS, lowered
 from training.methods.registry import build_method
 from training.model import TrainableModel
 
@@ -33,6 +37,11 @@ def test_what_is_frozen_computes_what_was_trained(small_network, low, name, bits
     assert list(frozen.signals) == list(model.signals)
     model.network.eval()
     with torch.no_grad():
+        for layer_name, layer in model.layers.items():
+            # Freezing rounds biases to the units of sums, by up to half of one.
+            unit = bias_unit(frozen.layers[layer_name])
+            assert ((layer.bias - frozen.layers[layer_name].bias).abs() <= 0.5001 * unit).all()
+            layer.bias.copy_(frozen.layers[layer_name].bias)
         apart = (model(low).clamp(0, 255) - frozen(low).clamp(0, 255)).abs()
     # The last signal is the image: what is left are codes that fell on the other side of a tie.
     assert (apart > 0.5).float().mean() < 0.02
@@ -54,3 +63,15 @@ def test_a_layer_that_reads_one_signal_has_its_grid(small_network, low):
     assert grids["body.1.body.0"] == grids["body.0.sum.output"]
     narrow = trained(small_network, low, "4", "odm_v2").freeze({}).grids
     assert (narrow["body.0.body.0"].bits, narrow["head.0.output"].bits) == (4, 8)
+
+
+@pytest.mark.parametrize("name", ["odm_v2", "lsq"])
+def test_learned_biases_lie_where_fusing_runtimes_round_them_to(small_network, low, name):
+    frozen = trained(small_network, low, "8", name, steps=5).freeze({})
+    for layer_name, layer in frozen.layers.items():
+        assert layer.bias is not None, layer_name
+        assert torch.equal(layer.bias, round_to_multiples(layer.bias, bias_unit(layer))), layer_name
+    proto = lowered(frozen, target="cpu")
+    for opener in ("onnxruntime", "openvino"):
+        layers = compare_layers(frozen, proto, OPENERS[opener], [low[:1].numpy()])
+        assert [(opener, layer.name) for layer in layers if not layer.is_clean] == []
