@@ -166,7 +166,7 @@ def _examine(step: Step, sources: list[_Values]) -> _Finding:
             joined = [np.concatenate(parts) for parts in zip(*((s.unit, s.largest) for s in sources), strict=True)]
             return _settled(joined[0], joined[1], [origin for source in sources for origin in source.origins])
         case _:
-            assert isinstance(step, (steps.Relu, steps.Enlarge)), f"no rule for {type(step).__name__}"
+            assert isinstance(step, (steps.Relu, steps.Enlarge, steps.Pad)), f"no rule for {type(step).__name__}"
             return _settled(sources[0].unit, sources[0].largest, sources[0].origins)
 
 

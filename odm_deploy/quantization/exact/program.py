@@ -116,6 +116,16 @@ class Enlarge(Step):
 
 
 @dataclass(frozen=True)
+class Pad(Step):
+    """A border around every channel."""
+
+    border: tuple[int, int, int, int]
+    """Its rows above and below, its columns left and right."""
+    mode: str
+    """What it consists of, as `numpy.pad` names it: zeros (`constant`), `reflect` or `edge`."""
+
+
+@dataclass(frozen=True)
 class Concat(Step):
     """Channels one after the other, shifted to the finest exponent."""
 

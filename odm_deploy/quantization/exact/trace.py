@@ -30,16 +30,36 @@ from odm_deploy.quantization.operation_signals import has_places
 from odm_deploy.quantization.power_of_two import as_integer, common_exponent
 from odm_deploy.quantization.signals import OUTPUT, SignalQuantizer
 
+MOST_FRACTION_BITS = 8
+"""Binary digits behind the point that a slope may have; those of modules are rounded to fewer."""
 LARGEST_DIGITS = 31
 """Binary digits a constant may have; what is left of float32's 24 is the proof's to judge."""
 
 _FUNCTIONS = (nn.ReLU, nn.PReLU, nn.LeakyReLU, nn.PixelShuffle, nn.Identity)
 _LEAVES = (QuantizedLayer, SignalQuantizer, *_FUNCTIONS, nn.Conv2d, nn.Linear)
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_RECTIFIERS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+_CLAMPS = (torch.clamp, torch.clamp_, torch.clamp_min, torch.clip, "clamp", "clamp_", "clamp_min", "clamp_min_", "clip")
+_BORDERS = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+"""What numpy calls the borders of `F.pad`."""
+
+
+_EVERY_LAYER = "quantize every layer on power-of-two grids: odm-deploy quantize ... --profile exact"
+_OTHER_PROFILE = "--profile deploy leaves that in float"
+
+
+class _Proxy(fx.Proxy):
+    """Tells `a += b`, which other names of `a` see, from `a = a + b`."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
 
 class _Tracer(fx.Tracer):
     """Sees networks as calls of the modules that a program has steps for."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _LEAVES)
@@ -62,7 +82,8 @@ def integer_program(model: QuantizedModel) -> Program:
         graph = _Tracer().trace(network)
     except (TraceError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{network.name} is not integer arithmetic throughout", why=reason) from None
+        what = f"{network.name} is not integer arithmetic throughout"
+        raise InputError(what, why=reason, fix="use --profile deploy") from None
     return _Translator(network).translate(graph)
 
 
@@ -101,9 +122,15 @@ class _Translator:
                 return getattr(arguments[0], str(node.target))(*arguments[1:])
             function: Callable[..., Any] = node.target  # pyright: ignore[reportAssignmentType] - call_function's target
             return function(*arguments)
-        if node.target in _ADDITIONS:
-            return self._sum(node, arguments)
         options: dict[str, Any] = dict(node.kwargs)
+        if node.target in _ADDITIONS and not options and len(arguments) == 2:
+            result = self._sum(node, arguments)
+            return self._in_place(arguments[0], result) if _changes_its_input(node) else result
+        if (module := _module_like(node.target, *arguments[1:], **options)) is not None:
+            return self._plain_module(node, module, in_place=_changes_its_input(node))
+        if node.target is F.pad and (border := _border(*arguments[1:], **options)):
+            source = self._name_of(node.args[0], node)
+            return self._add(steps.Pad(node.name, (source,), *border), self._exponents[source])
         if node.target is F.interpolate and (factor := _enlarges_by(*arguments[1:], **options)):
             source = self._name_of(node.args[0], node)
             return self._add(steps.Enlarge(node.name, (source,), factor), self._exponents[source])
@@ -112,20 +139,31 @@ class _Translator:
         raise self._refusal(node, f"there is no integer step for {getattr(node.target, '__name__', node.target)}")
 
     def _module(self, node: fx.Node, module: nn.Module) -> str:
-        result = self._plain_module(node, module)
+        result = self._plain_module(node, module, in_place=bool(getattr(module, "inplace", False)))
         signal = getattr(module, OUTPUT, None)
         return self._on_grid(node, signal.name, signal.grid, result) if isinstance(signal, SignalQuantizer) else result
 
     def _on_grid(self, node: fx.Node, name: str, grid: Grid, source: str) -> str:
         if grid.is_free or not grid.is_power_of_two:
             kind = "a free grid" if grid.is_free else f"the scale {grid.scale:.6g}, which is no power of two"
-            raise self._refusal(node, f"{name} has {kind}")
+            raise self._refusal(node, f"{name} has {kind}", _EVERY_LAYER)
         exponent = as_integer(grid.scale)[1]
         step = steps.Quantize(f"{name}.codes", (source,), name, exponent, grid.zero_point, grid.bits)
         return self._add(step, exponent)
 
-    def _plain_module(self, node: fx.Node, module: nn.Module) -> str:
+    def _in_place(self, source: Any, result: str) -> str:
+        """`result`, which is from now on what everybody sees that sees the tensor `source`."""
+        for node, known in self._results.items():
+            if known is source:
+                self._results[node] = result
+        return result
+
+    def _plain_module(self, node: fx.Node, module: nn.Module, *, in_place: bool) -> str:
         source = self._name_of(node.args[0], node)
+        result = self._step_of(node, module, source)
+        return self._in_place(source, result) if in_place else result
+
+    def _step_of(self, node: fx.Node, module: nn.Module, source: str) -> str:
         exponent = self._exponents[source]
         match module:
             case QuantizedLayer():
@@ -143,10 +181,17 @@ class _Translator:
             case nn.PixelShuffle():
                 return self._add(steps.PixelShuffle(node.name, (source,), module.upscale_factor), exponent)
             case _:
-                raise self._refusal(node, f"{node.target} is a float {type(module).__name__}")
+                fix = _EVERY_LAYER if isinstance(module, nn.Conv2d) else _OTHER_PROFILE
+                raise self._refusal(node, f"{node.target} is a float {type(module).__name__}", fix)
 
     def _leaky(self, node: fx.Node, source: str, slopes: NDArray[np.float64]) -> str:
         fraction_bits = max(-common_exponent(slopes), 0)
+        if fraction_bits > MOST_FRACTION_BITS:
+            raise self._refusal(
+                node,
+                f"the slope {slopes.flat[0]:.6g} has more than {MOST_FRACTION_BITS} binary digits",
+                "compute it by an nn.LeakyReLU or nn.PReLU, whose slope is rounded, or use --profile deploy",
+            )
         slope = np.ldexp(slopes, fraction_bits).astype(np.int64)
         step = steps.PRelu(node.name, (source,), slope, fraction_bits)
         return self._add(step, self._exponents[source] - fraction_bits)
@@ -154,7 +199,7 @@ class _Translator:
     def _quantized(self, node: fx.Node, layer: QuantizedLayer, source: str) -> str:
         grid, weight = layer.grid, layer.weight_codes
         if layer.offsets is not None:
-            raise self._refusal(node, f"the input of {layer.name} is shifted or scaled per channel first")
+            raise self._refusal(node, f"the input of {layer.name} is shifted or scaled per channel first", _EVERY_LAYER)
         if not isinstance(layer, QuantizedConv2d):
             raise self._refusal(node, f"{layer.name} is a {type(layer).__name__}")
         codes = self._on_grid(node, layer.name, grid, source)
@@ -216,12 +261,41 @@ class _Translator:
             raise self._refusal(reader, "it reads something that is not computed from the image")
         return result
 
-    def _refusal(self, node: fx.Node, why: str) -> InputError:
-        return InputError(
-            f"{self._network.name} is not integer arithmetic throughout",
-            why=f"{why} (at {node.name})",
-            fix="quantize every layer on power-of-two grids: odm-deploy quantize ... --profile exact",
-        )
+    def _refusal(self, node: fx.Node, why: str, fix: str = _OTHER_PROFILE) -> InputError:
+        name = self._network.name
+        return InputError(f"{name} is not integer arithmetic throughout", why=f"{why} (at {node.name})", fix=fix)
+
+
+def _module_like(target: Any, *arguments: Any, **options: Any) -> nn.Module | None:
+    """The module that computes what a function or method of a tensor does; None where no step does."""
+    if target in _RECTIFIERS:
+        return nn.ReLU()
+    if target in _CLAMPS:
+        lower, upper = (*arguments, None, None)[:2]
+        bounds = options.get("min", lower), options.get("max", upper)
+        return nn.ReLU() if bounds == (0, None) else None
+    if target in (F.leaky_relu, F.leaky_relu_):
+        return nn.LeakyReLU(*arguments[:1], **{key: options[key] for key in ("negative_slope",) if key in options})
+    if target in (F.pixel_shuffle, torch.pixel_shuffle):
+        return nn.PixelShuffle(*arguments, **options)
+    return None
+
+
+def _changes_its_input(node: fx.Node) -> bool:
+    """Whether a function or method changes the tensor that it is called with."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") or node.target is operator.iadd or bool(node.kwargs.get("inplace"))
+
+
+def _border(
+    pad: Any = (), mode: str = "constant", value: float | None = None
+) -> tuple[tuple[int, int, int, int], str] | None:
+    """Top, bottom, left and right of an `F.pad`, and numpy's name of what is there; None where no step does that."""
+    sides = (*pad, 0, 0)[:4]
+    if len(pad) not in (2, 4) or mode not in _BORDERS or value or not all(isinstance(s, int) and s >= 0 for s in sides):
+        return None
+    left, right, top, bottom = sides
+    return (top, bottom, left, right), _BORDERS[mode]
 
 
 def _in_units(values: NDArray[np.float64], exponent: int, name: str) -> NDArray[np.int64]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
 from odm_deploy.imaging.pixels import round_to_uint8
@@ -32,7 +35,7 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from tests.exact_models import SIZES, calibrated_exact
-from tests.factories import random_images, tiny_model, tiny_network
+from tests.factories import OPENERS, lowered, random_images, tiny_model, tiny_network
 
 
 def edited(edit) -> QuantizedModel:
@@ -108,6 +111,73 @@ def test_what_integers_cannot_compute_is_refused_before_calibration():
     with pytest.raises(InputError, match="there is no integer step for sigmoid"):
         calibrate(network, images(), QuantizationPolicy.parse("exact", "8"))
     assert not seen
+
+
+class Written(nn.Module):
+    """A network whose code computes what it can without modules."""
+
+    def __init__(self, activate, before=lambda x: x, add=operator.add, **options) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.deep = nn.Conv2d(3, 8, 3, **options), nn.Conv2d(8, 8, 3, **options)
+        self.last = nn.Conv2d(8, 12, 3, **options)
+        self.activate, self.before, self.add = activate, before, add
+
+    def forward(self, x):
+        features = self.first(self.before(x))
+        deep = self.deep(self.before(self.activate(features)))
+        also = features
+        total = self.add(features, deep)
+        return F.pixel_shuffle(self.last(self.before(total + also)), 2)
+
+
+SAME = {"padding": "same"}
+WRITTEN = {
+    "relu": lambda: Written(F.relu, **SAME),
+    "method": lambda: Written(lambda x: x.relu(), **SAME),
+    "clamp": lambda: Written(lambda x: x.clamp(min=0), **SAME),
+    "leaky": lambda: Written(lambda x: F.leaky_relu(x, 0.25), **SAME),
+    "in place": lambda: Written(lambda x: F.relu(x, inplace=True), **SAME),
+    "method in place": lambda: Written(lambda x: x.relu_(), **SAME),
+    "module in place": lambda: Written(nn.ReLU(inplace=True), **SAME),
+    "sum in place": lambda: Written(F.relu, add=operator.iadd, **SAME),
+    "method's sum": lambda: Written(F.relu, add=lambda a, b: a.add_(b), **SAME),
+    "padded": lambda: Written(F.relu, before=lambda x: F.pad(x, (1, 1, 1, 1))),
+    "reflected": lambda: Written(F.relu, padding=1, padding_mode="reflect"),
+    "replicated": lambda: Written(F.relu, before=lambda x: F.pad(x, (2, 0, 0, 2), "replicate")),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_functions_and_what_changes_its_input_are_steps_like_modules(name):
+    images = [torch.from_numpy(random_images(24, 32))]
+    model = quantize(WRITTEN[name](), QuantizationPolicy.parse("exact", "8"), images)
+    image = random_images(13, 17, seed=3)
+    expected = round_to_uint8(TorchReference(model).upscale(image))
+    np.testing.assert_array_equal(interpret(integer_program(model), image.astype(np.uint8)), expected)
+    for target, opener in (("cpu", "openvino"), ("tensorrt", "onnxruntime")):
+        with OPENERS[opener](lowered(model, target=target).SerializeToString()) as runtime:
+            np.testing.assert_array_equal(round_to_uint8(runtime.upscale(image)), expected)
+
+
+REFUSED = {
+    "a weighted sum": (
+        Written(F.relu, add=lambda a, b: torch.add(a, b, alpha=0.5), padding=1),
+        "no integer step for add",
+    ),
+    "a bounded one": (Written(lambda x: x.clamp(0, 90.0), padding=1), "no integer step for clamp"),
+    "a fine slope": (Written(lambda x: F.leaky_relu(x, 0.1), padding=1), "the slope 0.1 has more than 8 binary digits"),
+    "another border": (Written(F.relu, before=lambda x: F.pad(x, [1] * 4, value=3.0)), "no integer step for pad"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_step_computes_is_refused_with_another_profile_as_advice(name):
+    module, why = REFUSED[name]
+    with pytest.raises(InputError, match=f"{why}.*--profile deploy"):
+        check_integer(
+            ForeignNetwork(ForeignConfig(scale=2, input_range=255.0), module), ["net.first", "net.deep", "net.last"]
+        )
 
 
 @pytest.mark.parametrize("how", [{"size": (8, 8)}, {"scale_factor": 1.5}, {"scale_factor": 2, "mode": "bilinear"}])
