@@ -238,7 +238,9 @@ def report_error(error: BaseException) -> int:
         click.echo(f"error: {_of_click(error)}", err=True)
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        click.echo("interrupted", err=True)
+        # click puts an error of its own in its place. What was interrupted may tell how it goes on.
+        told = str(error.__cause__ or "") if isinstance(error, click.Abort) else str(error)
+        click.echo(one_line(f"interrupted: {told}" if told else "interrupted"), err=True)
         return EXIT_CODE
     if isinstance(error, ModuleNotFoundError) and (missing := _not_installed(error)):
         return report_error(missing)

@@ -99,7 +99,7 @@ def command(
     bits = 16 if depth == "16" else 8 if depth == "8" or most_bits(example) == 8 else None
     with open_engine(**running, bits=bits) as engine:
         if many:
-            upscale_files(source, destination, plan, engine, as_json, any_depth=depth == "auto")
+            upscale_files(source, destination, plan, engine, as_json, any_depth=depth == "auto", overwrite=overwrite)
         else:
             upscale_file(Path(source), destination, engine, as_json, any_depth=depth == "auto")
     return 0

@@ -64,12 +64,21 @@ def upscale_pipe(engine: Engine, size: tuple[int, int] | None, pixel_format: str
 
 
 def upscale_video_file(source: Path, destination: Path, engine: Engine, crf: int | None, as_json: bool) -> int:
-    """One video file into another, of the given quality (see `upscale_video`); returns 1 where it is not whole."""
+    """One video file into another, of the given quality (see `upscale_video`); returns 1 where it is not whole.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C; with what became of the result.
+    """
     from odm_deploy.upscaling.video import upscale_video
 
     start = time.perf_counter()
-    with progress("frames", "fps") as track:
-        result = upscale_video(source, destination, partial(engine.upscale, bits=8), engine.scale, crf=crf, track=track)
+    larger = partial(engine.upscale, bits=8)
+    try:
+        with progress("frames", "fps") as track:
+            result = upscale_video(source, destination, larger, engine.scale, crf=crf, track=track)
+    except KeyboardInterrupt:
+        became = "stays as it was" if destination.exists() else "is not written"
+        raise KeyboardInterrupt(f"{destination} {became}; the same command begins anew") from None
     if as_json:
         seconds = time.perf_counter() - start
         emit_json(

@@ -77,10 +77,12 @@ def upscale_files(
     as_json: bool,
     *,
     any_depth: bool,
+    overwrite: bool,
 ) -> None:
     """Many image files into `folder`, as `plan_files` planned them; see `upscale_file`.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C; with how the work goes on.
         OdmError: some could not be read, upscaled or written; a line each has said why.
     """
     from odm_deploy.upscaling.batch import run_jobs
@@ -95,11 +97,17 @@ def upscale_files(
 
     start = time.perf_counter()
     outcomes: list[dict[str, Any]] = []
-    with progress("images", "images/s") as track:
-        for outcome in track(run_jobs(todo, upscale), len(todo)):
-            outcomes.append(_document(outcome))
-            if outcome.error is not None:
-                say(f"error: {outcome.error}")
+    try:
+        with progress("images", "images/s") as track:
+            for outcome in track(run_jobs(todo, upscale), len(todo)):
+                outcomes.append(_document(outcome))
+                if outcome.error is not None:
+                    say(f"error: {outcome.error}")
+    except KeyboardInterrupt:
+        done = skipped + sum("error" not in outcome for outcome in outcomes)
+        same = "the same command without --overwrite" if overwrite else "the same command"
+        told = f"{done} of {counted(skipped + len(todo), 'image')} done; {same} does the others"
+        raise KeyboardInterrupt(told) from None
     described = engine.describe()
     seconds = time.perf_counter() - start
     failed = sum("error" in outcome for outcome in outcomes)

@@ -6,8 +6,10 @@ import dataclasses
 import io
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -225,3 +227,53 @@ def test_images_of_a_folder_in_formats_that_are_not_read_are_named(exact_bundle,
     assert outcome.code == 0, outcome.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     assert "skipped c.heic: such files are not read; convert them to PNG" in outcome.stderr.splitlines()
+
+
+def interrupted(words, folder, when):
+    """What `odm-deploy upscale` tells of Ctrl-C at the moment that `when` is true."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "odm_deploy", "upscale", *map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        # Shells let what they start in the background ignore Ctrl-C, and the tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not when() and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    talk = running.communicate(timeout=120)[1]
+    assert running.returncode == 130, talk
+    return talk.splitlines()[-1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_interrupted_goes_on_as_it_says(exact_bundle, tmp_path, overwrite):
+    (tmp_path / "in").mkdir()
+    for index in range(12):
+        write_image(tmp_path / "in" / f"{index:02}.png", rgb(400, 400, seed=index))
+    words = ["in", "out", "--model", exact_bundle, "--threads", 1]
+    more = ["--overwrite"] if overwrite else []
+    line = interrupted([*words, *more], tmp_path, lambda: len(list(tmp_path.glob("out/[0-9]*"))) > 2)
+    done = len(list(tmp_path.glob("out/[0-9]*")))
+    other = "the same command without --overwrite" if overwrite else "the same command"
+    assert line == f"interrupted: {done} of 12 images done; {other} does the others"
+    assert 2 < done < 12
+    assert len(list(tmp_path.glob("out/.*"))) == 0
+    outcome = run_cli("upscale", tmp_path / "in", tmp_path / "out", *words[2:])
+    assert f"{done} of 12 images" in outcome.stderr
+    assert f"wrote {12 - done} image" in outcome.stderr
+    line = interrupted([*words[:1], "other", *words[2:]], tmp_path, lambda: (tmp_path / "other").exists())
+    assert re.match(r"interrupted: \d+ of 12 images done", line)
+
+
+def test_a_video_that_is_interrupted_says_what_is_there(exact_bundle, tmp_path):
+    write_clip(tmp_path / "in.mp4", seconds=20, width=320, height=240)
+    words = ["in.mp4", "out.mp4", "--model", exact_bundle, "--threads", 1]
+    line = interrupted(words, tmp_path, lambda: len(list(tmp_path.glob(".out*"))) > 0)
+    assert line == "interrupted: out.mp4 is not written; the same command begins anew"
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+    (tmp_path / "out.mp4").write_text("older")
+    line = interrupted(words, tmp_path, lambda: len(list(tmp_path.glob(".out*"))) > 0)
+    assert line == "interrupted: out.mp4 stays as it was; the same command begins anew"
+    assert (tmp_path / "out.mp4").read_text() == "older"

@@ -30,6 +30,7 @@ def no_arguments(monkeypatch):
         (errors.MissingError("no GPU"), 4, "error: no GPU"),
         (click.ClickException("broke"), 1, "error: broke"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt("1 of 2\nimages"), 130, r"interrupted: 1 of 2\nimages"),
         (click.Abort(), 130, "interrupted"),
     ],
 )
