@@ -40,8 +40,15 @@ _CONTAINERS = (
 whoever sends one could have pictures of other files on this machine in the result."""
 
 
-_A_FRAME_A_PACKET = ("h264", "hevc")
+_A_FRAME_A_PACKET = (
+    *("h264", "hevc", "flv1"),
+    *("mjpeg", "ffv1", "prores", "dnxhd", "huffyuv", "ffvhuff", "utvideo", "png"),
+)
 """Codecs whose every packet becomes a frame of its time, if it is whole; others have packets that show nothing."""
+
+
+_SAYS_NOTHING_NEW_BYTES = 16
+"""Packets of AVI files up to this size may say that nothing changes, or that the one before held two frames."""
 
 
 @contextmanager
@@ -134,15 +141,26 @@ class Damage:
         self._shown: int | None = None
         self._refused_times: set[int] = set()
         self._awaited: set[int] = set()
+        self._packets = 0
+        self._pictures = 0
+        """Of the packets, those that are large enough to be a picture."""
+        self._came = 0
+        self._lost = 0
+
+    def compare(self, stated: int) -> None:
+        """Count what an AVI file lost without a word: of its `stated` frames some packets may not have been found, and
+        of those that were, some may not have become frames.
+        """
+        self._lost = max(stated - self._packets, 0) + max(self._pictures - self._came - self._refused, 0)
 
     @property
     def left_out(self) -> int:
-        """Frames that are not shown, with those that decoders of H.264 and H.265 drop without a word.
+        """Frames that are not shown, with those that decoders drop without a word.
 
         Not those before the first one that came: a file cut between frames that refer to each other begins so.
         """
         silent = sum(self._first is None or time > self._first for time in self._awaited)
-        return self._refused + self._too_late + silent
+        return self._refused + self._too_late + self._lost + silent
 
     def is_shown(self, frame: Any) -> bool:
         """Whether a frame is to be shown: not where a later one was, because behind damage decoders lose the order."""
@@ -168,10 +186,16 @@ class Damage:
         from av.error import InvalidDataError
 
         codec = packet.stream.codec_context.name
+        if packet.size or packet.dts is not None:
+            # Not the one that asks the decoder for the rest.
+            self._packets += 1
+            self._pictures += packet.size > _SAYS_NOTHING_NEW_BYTES
         if times is None and codec in _A_FRAME_A_PACKET and packet.size and not packet.is_discard:
             self._awaited.update(() if packet.pts is None else (packet.pts,))
         try:
-            return packet.decode()
+            frames = packet.decode()
+            self._came += len(frames)
+            return frames
         except InvalidDataError:
             self._refused += 1
             if times is not None:

@@ -268,6 +268,9 @@ def _read(path: Path, reader: Any, matrix: int, ends: Ends, damage: Damage) -> G
                 _check(path, frame, video.codec_context)
                 rgb = frame.reformat(format="rgb24", src_colorspace=matrix, dst_colorspace=matrix)
                 yield _Picture(rgb.to_ndarray(), frame.pts)
+    if times is not None:
+        # Of a file that was cut off, what is behind the end is told in seconds.
+        damage.compare(0 if ends.missing_s(reader) else video.frames)
 
 
 def _check(path: Path, frame: Any, context: Any) -> None:

@@ -156,6 +156,37 @@ def test_of_a_scratched_video_the_rest_is_shown_in_order(clip, tmp_path, suffix)
     assert times == sorted(set(times))
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {}), ("mpeg4", {}), ("mpeg4", {"bf": "2"}), ("mjpeg", {}), ("ffv1", {}), ("msmpeg4", {})],
+)
+@pytest.mark.parametrize("header_too", [False, True])
+def test_of_a_damaged_avi_every_frame_is_shown_or_counted(tmp_path, codec, options, header_too):
+    count, path = 24, tmp_path / "in.avi"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=12, options=options)
+        video.width, video.height, video.pix_fmt = 96, 64, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        noise = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+        for index in range(count):
+            frame = av.VideoFrame.from_ndarray(np.roll(noise, 2 * index, 1), format="rgb24")
+            frame.pts = index
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    whole = upscale_video(path, tmp_path / "out.mkv", doubled, 2)
+    assert (whole.frames, whole.damaged, whole.mended, whole.missing_s) == (count, 0, 0, 0)
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for start, size in places[7:15:7]:
+        # A chunk's header is its name and its length.
+        end = start + 8 + size + (8 if header_too else 0)
+        data[start + 8 : end] = bytes(end - start - 8)
+    path.write_bytes(data)
+    result = upscale_video(path, tmp_path / "out.mkv", doubled, 2)
+    assert result.frames + result.damaged == count
+    assert result.damaged + result.mended > 0
+
+
 def test_sound_that_a_container_cannot_hold_is_named(clip, tmp_path):
     with pytest.raises(InputError, match=r"clip\.mp4.*webm holds no aac sound.*\.mkv"):
         upscale_video(clip, tmp_path / "out.webm", doubled, 2)
