@@ -42,8 +42,12 @@ class SizesFromImages(TorchFunctionMode):
         x, sizes = (*args, *(kwargs[name] for name in ("input", "output_size") if name in kwargs))[:2]
         rank = _ROW_RANK if name.endswith("1d") else _MAP_RANK
         sizes = tuple(sizes) if isinstance(sizes, (tuple, list)) else (sizes,) * (rank - 2)
-        # The mean or the largest of the whole map has an operator of its own.
-        if x.dim() != rank or all(isinstance(size, int) and size == 1 for size in sizes):
+        whole = all(isinstance(size, int) and size == 1 for size in sizes)
+        if x.dim() == rank and whole and reduce is mean:
+            # PyTorch gives the mean the order of `x` in memory, which a trace holds as a Gather of fixed size.
+            return x.mean(tuple(range(2 - rank, 0)), keepdim=True)
+        # The largest of the whole map has an operator of its own.
+        if x.dim() != rank or whole:
             return func(*args, **kwargs)
         if rank == _ROW_RANK:
             return _pooled_to(x.unsqueeze(-2), (None, *sizes), reduce).squeeze(-2)

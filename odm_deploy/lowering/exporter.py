@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from odm_deploy.lowering.empty_writes import drop_empty_writes
+
 _QUADRATIC_RULE = "SlicesSplit"
 _ATEN = "aten"
 _WHOLE = {torch.int32, torch.int64}
@@ -119,6 +121,7 @@ def without_second_trace(check: Callable[[torch.export.ExportedProgram], None]) 
             called = [node.target for node in program.graph.nodes if node.op == "call_function"]
             if any(operator not in known or _writes(operator) for operator in called):
                 again = trace_again(program, registry)
+                drop_empty_writes(again)
                 check(again)
                 return again
             return program

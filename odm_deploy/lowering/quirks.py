@@ -9,10 +9,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from odm_deploy.graphs.editor import constant_array, only_consumer
+from odm_deploy.graphs.shapes import infer_types
 from odm_deploy.lowering.markers import stored_weight
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity", "Add"}
+_SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
 
 
@@ -70,6 +72,54 @@ def would_lose_weights(node: ir.Node) -> bool:
     return quantized and producer is not None and producer.op_type == "DequantizeLinear"
 
 
+def loses_channels(x: ir.Value) -> bool:
+    """Whether OpenVINO may not know how many channels `x` has, which was computed with a constant per channel.
+
+    It works out shapes at run time where they are computed in ways it does not follow, such as with remainders of
+    windows; up to the next convolution all dimensions are unknown then. OpenVINO 2026.4 makes one operator of a factor
+    per channel and the quantizer even so, and treats all channels like the first. One bound keeps them apart.
+    """
+    values, seen = [x], set[ir.Value]()
+    while not shape_of_channel_arithmetic(x):
+        # What pads on the way to the quantizer is moved out of it.
+        node, operands = x.producer(), _with_constant(x)
+        if operands is not None:
+            x = operands[0]
+        elif node is not None and node.op_type == "Pad" and node.inputs[0] is not None:
+            x = node.inputs[0]
+        else:
+            return False
+    while values:
+        value = values.pop()
+        node = value.producer()
+        if node is None or value in seen or node.op_type in ("Conv", "ConvTranspose"):
+            continue
+        seen.add(value)
+        computed = [operand for operand in node.inputs if operand is not None and operand.const_value is None]
+        if node.op_type in _SHAPED and len(computed) > 1:
+            return True
+        values += computed
+    return False
+
+
+def convolutions_of_one_pixel(model: ir.Model) -> list[ir.Node]:
+    """Convolutions of codes whose results OpenVINO would take for others, as in channel attention.
+
+    OpenVINO 2026.4 makes one operator of a convolution of codes and the arithmetic with constants per channel behind it
+    (a shift, a gain, the slopes of a PReLU). Where the maps have one pixel, and anything about them is dynamic, such as
+    the batch, that one reads the constants wrongly; from two pixels on it is right. A bound right behind a convolution
+    keeps them apart.
+    """
+    suspects = [node for node in model.graph if _meets_channel_arithmetic(node)]
+    types = infer_types(ir.to_proto(model)) if suspects else {}
+    found: list[ir.Node] = []
+    for node in suspects:
+        sizes = types[node.outputs[0].name or ""].shape.dim[2:]
+        if sizes and all(size.dim_value == 1 for size in sizes):
+            found.append(node)
+    return found
+
+
 def truncates_bounds(node: ir.Node) -> bool:
     """Whether OpenVINO would clip at the level next to a bound, of a ReLU6 or the like, and not at the bound.
 
@@ -101,6 +151,23 @@ def comes_from_concat(x: ir.Value) -> bool:
         if node.op_type not in _POINTWISE or len(computed) != 1:
             return False
         x = computed[0]
+    return False
+
+
+def _meets_channel_arithmetic(node: ir.Node) -> bool:
+    """Whether a convolution with quantized weights goes point by point into arithmetic with a constant per channel."""
+    if node.op_type != "Conv" or constant_array(node.inputs[1]) is not None:
+        return False
+    behind = [use.node for use in node.outputs[0].uses()]
+    seen: set[ir.Node] = set()
+    while behind:
+        reader = behind.pop()
+        if reader in seen or reader.op_type not in _POINTWISE:
+            continue
+        seen.add(reader)
+        if any((array := constant_array(value)) is not None and array.size > 1 for value in reader.inputs):
+            return True
+        behind += [use.node for use in reader.outputs[0].uses()]
     return False
 
 

@@ -26,7 +26,8 @@ Five places need care, and are found by measurement only:
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
 - ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
 - OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
-- A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it.
+- A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
+  behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from odm_deploy.lowering.dialects.shared import (
     bound_terms,
     center_of,
     clip_apart,
+    keep_apart,
     lower_all,
     round_to_even_code,
     shift_bias,
@@ -85,18 +87,9 @@ def lower_markers(model: ir.Model) -> None:
         if node.op_type == "Conv":
             pad_channels(editor, node)
         if quirks.would_lose_weights(node):
-            _keep_weights(editor, node)
+            keep_apart(editor, node)
     clip_apart(model, editor)
     editor.drop_unused_constants()
-
-
-def _keep_weights(editor: GraphEditor, layer: ir.Node) -> None:
-    """Put a bound that changes nothing behind a layer with float weights (`quirks.would_lose_weights`)."""
-    result = layer.outputs[0]
-    reader = only_consumer(result)
-    assert reader is not None
-    lowest = editor.constant(f"{result.name}.lowest", np.finfo(np.float32).min, np.float32)
-    reader.replace_input_with(0, editor.node_before(reader, "Max", [result, lowest], f"{result.name}.float"))
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:
@@ -201,7 +194,7 @@ def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir
     raised = _raised_by(grid)
     if not grid.is_free and grid.is_power_of_two and (grid.zero_point + raised) % 2:
         x = round_to_even_code(editor, marker, name, grid, x)
-    if grid.code_max == UINT8_MAX and quirks.comes_from_concat(x):
+    if quirks.loses_channels(x) or (grid.code_max == UINT8_MAX and quirks.comes_from_concat(x)):
         value = np.float32(UINT8_MAX - grid.zero_point) * np.float32(grid.scale)
         bound = editor.constant(f"{name}.min", value, np.float32)
         x = editor.node_before(marker, "Min", [x, bound], f"{name}.min_bounded")

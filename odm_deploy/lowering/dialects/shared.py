@@ -48,6 +48,8 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
             _lower_weight(editor, node)
     editor.drop_unused_constants()
     model.opset_imports.pop(markers.DOMAIN, None)
+    for node in quirks.convolutions_of_one_pixel(model):
+        keep_apart(editor, node)
     write_taps(model.metadata_props, taps)
 
 
@@ -150,6 +152,17 @@ def add_behind(editor: GraphEditor, node: ir.Node, term: ir.Value, name: str) ->
     added = editor.node_before(users[0][0], "Add", [result, term], name)
     for user, index in users:
         user.replace_input_with(index, added)
+
+
+def keep_apart(editor: GraphEditor, layer: ir.Node) -> None:
+    """Put a bound that changes nothing behind `layer`, so that no runtime makes one operator of it and what follows."""
+    result = layer.outputs[0]
+    users = [(use.node, use.idx) for use in result.uses()]
+    first = next(node for node in editor.graph if any(node is user for user, _ in users))
+    lowest = editor.constant(f"{result.name}.lowest", np.finfo(np.float32).min, np.float32)
+    bounded = editor.node_before(first, "Max", [result, lowest], f"{result.name}.float")
+    for user, index in users:
+        user.replace_input_with(index, bounded)
 
 
 def _weight_marker(value: ir.Value | None) -> ir.Node | None:

@@ -136,10 +136,10 @@ def _quantize(
 ) -> tuple[ir.Value, ir.Value]:
     """Bounds, Q and DQ in front of the marker; returns the codes and what they stand for."""
     lowest, highest = -offset, grid.code_max - offset
-    shape, concatenated = quirks.shape_of_channel_arithmetic(x), quirks.comes_from_concat(x)
+    shape, upper = quirks.shape_of_channel_arithmetic(x), quirks.comes_from_concat(x) or quirks.loses_channels(x)
     # QuantizeLinear saturates to int8 by itself; only a narrower range needs bounds.
     for op, code, limit in (("Max", lowest, INT8_MIN), ("Min", highest, INT8_MAX)):
-        if code != limit or (op == "Min" and concatenated):
+        if code != limit or (op == "Min" and upper):
             value = np.full(shape, np.float32(code) * np.float32(grid.scale))
             bound = editor.constant(f"{layer}.{op.lower()}", value, np.float32)
             x = editor.node_before(marker, op, [x, bound], f"{layer}.{op.lower()}_bounded")

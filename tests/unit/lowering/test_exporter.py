@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import nullcontext
+from itertools import product
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from odm_deploy.lowering import exporter
 from odm_deploy.lowering.lower import lower
 from odm_deploy.quantization.policy import QuantizationPolicy
 from tests.exact_models import small_network
-from tests.factories import quantized, tiny_model, tiny_network
+from tests.factories import OPENERS, quantized, random_images, tiny_model, tiny_network
 
 
 def test_the_quadratic_rule_exists_and_is_only_taken_out_while_exporting():
@@ -180,3 +181,32 @@ def test_tracing_once_changes_no_result(name, monkeypatch):
     image = np.random.default_rng(0).uniform(0, 255, (1, 3, 16, 24)).astype(np.float32)
     results = [ReferenceEvaluator(proto).run(None, {"input": image})[0] for proto in (once, twice)]
     np.testing.assert_array_equal(*results)
+
+
+class _Masked(nn.Module):
+    """Writes numbers to the parts of a mask, one of them with nothing in it, as windows do that are not shifted."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.head, self.tail, self.shift = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1), shift
+
+    def forward(self, x):
+        mask = torch.zeros((1, *x.shape[2:], 1))
+        parts = (slice(0, -4), slice(-4, -self.shift), slice(-self.shift, None))
+        for value, (rows, columns) in enumerate(product(parts, parts)):
+            mask[:, rows, columns, :] = value
+        return self.tail(self.head(x) + mask.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_writes_to_empty_slices_are_left_out(shift):
+    torch.manual_seed(0)
+    crops = [torch.from_numpy(random_images(16, 16, seed=seed)) for seed in range(2)]
+    model = quantize(_Masked(shift), QuantizationPolicy.parse("deploy", "8"), crops)
+    graph = lower(model)
+    for size in ((9, 8), (16, 12)):
+        images = random_images(*size)
+        expected = model(torch.from_numpy(images)).numpy()
+        for opened in OPENERS.values():
+            with opened(graph.SerializeToString()) as runtime:
+                assert np.abs(runtime.upscale(images) - expected).max() < 1e-3

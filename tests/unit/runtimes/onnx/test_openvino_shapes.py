@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy import quantize
+from odm_deploy.bundle import Target
+from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.registry import build_network
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
-from odm_deploy.runtimes.onnx.openvino_faults import KEPT
+from odm_deploy.runtimes.onnx.openvino_faults import KEPT, wants_fixed_sizes
 from tests.factories import lowered, quantized, random_images, tiny_model
 
 
@@ -45,28 +50,73 @@ def test_a_network_whose_first_convolution_is_quantized_too() -> None:
 
 
 class ChannelAttention(nn.Module):
-    """Convolutions, and a factor for each channel that is computed from the whole map."""
+    """Convolutions, and a factor for each channel that is computed from the whole map; a matrix mixes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, rectifier: Callable[[], nn.Module], mixing: bool) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.head, self.body, self.tail = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
-        self.down, self.up = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1)
+        self.down, self.up, self.rectifier = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1), rectifier()
+        self.mix = nn.Linear(12, 12) if mixing else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(x)
         found: Tensor = self.body(F.relu(x))
-        factors = torch.sigmoid(self.up(F.relu(self.down(found.mean((2, 3), keepdim=True)))))
-        return F.pixel_shuffle(self.tail(x + found * factors), 2)
+        factors = torch.sigmoid(self.up(self.rectifier(self.down(found.mean((2, 3), keepdim=True)))))
+        mixed: Tensor = self.mix((x + found * factors).permute(0, 2, 3, 1))
+        return F.pixel_shuffle(self.tail(mixed.permute(0, 3, 1, 2)), 2)
 
 
-def test_channel_attention_with_shifts_and_gains() -> None:
-    """Compiled for dynamic sizes, the quantizer of the one pixel's channels gives code 0 for all of them."""
+@pytest.mark.parametrize(
+    ("target", "rectifier", "mixing"),
+    [
+        pytest.param("cpu", nn.ReLU, False, id="each_size"),
+        pytest.param("cpu", nn.ReLU, True, id="relu"),
+        pytest.param("tensorrt", nn.SiLU, True, id="silu"),
+        pytest.param("cpu", lambda: nn.PReLU(4), True, id="prelu"),
+    ],
+)
+def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], mixing: bool) -> None:
+    """Compiled for any batch, a convolution of one pixel is wrong where arithmetic per channel follows."""
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(4)]
-    model = quantize(ChannelAttention(), QuantizationPolicy.parse("deploy", "8"), images)
-    graph = lowered(model)
+    network = ChannelAttention(rectifier, mixing)
+    if rectifier not in (nn.ReLU, nn.SiLU):
+        network.rectifier.weight.data = torch.tensor([0.1, -0.2, 0.3, 0.25])  # type: ignore[union-attr]
+    model = quantize(network, QuantizationPolicy.parse("deploy", "8"), images)
+    graph = lower(model, LoweringOptions(target=target))
+    assert wants_fixed_sizes(graph) is not mixing
     found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(24, 32, seed=5)])
     assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
     expected = model(images[0]).numpy()
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
         assert np.abs(runtime.upscale(images[0].numpy()) - expected).max() < 0.05
+
+
+class Tokens(nn.Module):
+    """Maps padded to whole windows, as rows of tokens and back, as in networks of windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.norm, self.mix = nn.LayerNorm(12), nn.Linear(12, 12)
+        self.norm.weight.data = torch.linspace(0.1, 3.0, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = self.head(F.pad(x, (0, -width % 8, 0, -height % 8), "reflect"))
+        rows, columns = x.shape[2:]
+        tokens: Tensor = self.norm(x.flatten(2).transpose(1, 2))
+        mixed: Tensor = self.body((tokens + self.mix(tokens)).transpose(1, 2).view(-1, 12, rows, columns))
+        return F.pixel_shuffle(self.tail(x + mixed), 2)[:, :, : 2 * height, : 2 * width]
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_channels_that_openvino_does_not_know(target: Target, bits: str) -> None:
+    """Behind shapes that are computed with remainders, factors per channel were taken for one factor."""
+    images = [torch.from_numpy(random_images(20, 28, seed=seed)) for seed in range(4)]
+    model = quantize(Tokens(), QuantizationPolicy.parse("deploy", bits), images)
+    graph = lower(model, LoweringOptions(target=target))
+    found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(20, 28, seed=5)])
+    assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
