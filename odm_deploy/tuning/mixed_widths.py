@@ -96,9 +96,10 @@ def keep_goal(
     if not goal.misses(before):
         return MixedWidths(model, before, before, (), (), share_before, share_before, 1)
     moves = _ranked_moves(network, model, None if wide is None else wide(), held_back, track)
+    ways = _leaving_one(moves)
     if goal.float_share is not None:
-        moves = _affordable(moves, goal.float_share)
-    chosen = search.fewest(moves, track, say)
+        ways = [_affordable(ways[0], goal.float_share)]
+    chosen = search.fewest(ways, track, say)
     mixed, after = search.finished(chosen)
     order = list(model.layers)
     return MixedWidths(
@@ -140,8 +141,18 @@ def _bits(layer: LayerSensitivity) -> int:
 
 
 def _to_float(sensitivities: Sequence[LayerSensitivity]) -> list[_Move]:
-    """Moves to float, best first; the last layer stays quantized, or nothing would be."""
-    return _by_worth([_Move(each.name, None, each.error, each.macs_share) for each in sensitivities])[:-1]
+    """Moves to float, best first."""
+    return _by_worth([_Move(each.name, None, each.error, each.macs_share) for each in sensitivities])
+
+
+def _leaving_one(moves: list[_Move]) -> list[list[_Move]]:
+    """The moves without the last one to float, or nothing would be quantized; then without the one that saves least.
+
+    The last one saves little for its work, but that may be most of the network's.
+    """
+    floats = [move for move in moves if move.wide is None]
+    left = {move.layer: move for move in floats[-1:] + sorted(floats, key=lambda move: move.gain)[:1]}
+    return [[each for each in moves if each is not move] for move in left.values()] or [moves]
 
 
 def _by_worth(moves: Sequence[_Move]) -> list[_Move]:
@@ -176,11 +187,14 @@ class _Search:
         """Share of multiply-adds in quantized layers."""
         return sum(self._shares[name] for name in model.layers)
 
-    def fewest(self, moves: list[_Move], track: Track, say: Say) -> list[_Move]:
-        """The moves to make."""
+    def fewest(self, ways: list[list[_Move]], track: Track, say: Say) -> list[_Move]:
+        """The moves to make, of the first of some lists that keeps the goal as a whole."""
         striving = self.goal.float_share is not None
-        best = self._cost(moves)
-        if misses := self.goal.misses(best):
+        moves, misses = ways[0], [""]
+        for moves in ways:
+            if not (misses := self.goal.misses(self._cost(moves))):
+                break
+        if misses:
             if striving:
                 return moves
             quantized = len(self.model.layers) - sum(move.wide is None for move in _latest(moves))

@@ -14,6 +14,7 @@ from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.tuning.goals import Goal, default_goal
 from odm_deploy.tuning.held_back import HeldBack, Sample
 from odm_deploy.tuning.mixed_widths import keep_goal
+from odm_deploy.tuning.sensitivity import layer_sensitivities
 from tests.factories import random_images, tiny_network
 
 COARSE = "body.1.body.0"
@@ -152,6 +153,17 @@ def test_what_cannot_be_kept_is_refused_with_the_figures(network, one_coarse):
     held = HeldBack(network, samples())
     with pytest.raises(GateError, match=r"kept: .*dB from float's \(required: 150 dB\), with all but 1 layer in float"):
         keep_goal(network, one_coarse, held, Goal(min_psnr_db=150.0))
+
+
+def test_the_layer_that_stays_quantized_in_the_end_is_the_one_that_costs_least(network):
+    """For its work the upsampler costs less, but it has most of the work."""
+    widths = {"body.*": None, "tail.1": None, "body.0.body.0": LayerBits(4, 4)}
+    model = model_of(network, QuantizationPolicy(LayerBits(8, 8), tail=LayerBits(6, 6), overrides=widths))
+    small, large = layer_sensitivities(network, model, [each.low for each in samples()])
+    assert (small.name, large.name) == ("body.0.body.0", "tail.0.0")
+    assert small.error < large.error < small.error * large.macs_share / small.macs_share
+    found = keep_goal(network, model, HeldBack(network, samples()), Goal(min_psnr_db=60.0))
+    assert (found.in_float, list(found.model.layers)) == (("tail.0.0",), ["body.0.body.0"])
 
 
 def test_goals_that_mean_nothing_are_refused(network, one_coarse):
