@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.graphs.index import GraphIndex
 
 _MAX_SIZE = 2**16
 """Values of larger tensors are weights, and are not computed."""
+
+_LARGEST_RESULT = 2**24
+"""Larger ones are not even computed: a few numbers can ask for any size."""
 
 _MAX_DEPTH = 100
 
@@ -48,12 +52,30 @@ class ConstantValues:
 
 
 def evaluate(node: NodeProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
-    """The outputs of one node by ONNX's own reference; None where it cannot run it."""
+    """The outputs of one node by ONNX's own reference; None where it cannot run it, or they would be large."""
     try:
+        if any(prod(shape) > _LARGEST_RESULT for shape in result_shapes(node, inputs)):
+            return None
         results: Any = ReferenceEvaluator(node).run(None, inputs)
     except Exception:  # an operator the reference lacks costs a value, nothing more
         return None
     return [np.asarray(result) for result in results]
+
+
+def result_shapes(node: NodeProto, inputs: dict[str, NDArray[Any]]) -> list[list[int]]:
+    """Shapes of what a node makes of these, as far as ONNX infers them: a size may be one of the values.
+
+    Raises:
+        InferenceError: of ONNX, or whatever other error it ends in.
+    """
+    if node.op_type == "Range":
+        start, limit, step = (float(inputs[name].reshape(-1)[0]) for name in node.input)
+        return [[max(ceil((limit - start) / step), 0)]]
+    known = [numpy_helper.from_array(array, name) for name, array in inputs.items()]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    model = helper.make_model(helper.make_graph([node], "one", [], outputs, known))
+    inferred = onnx.shape_inference.infer_shapes(model)
+    return [[dim.dim_value for dim in each.type.tensor_type.shape.dim] for each in inferred.graph.output]
 
 
 def onnx_type(array: NDArray[Any]) -> int:

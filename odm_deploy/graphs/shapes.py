@@ -6,15 +6,17 @@ them; with the input shape fixed, all of that is arithmetic on constants, done h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TypeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto, numpy_helper
 
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.constants import evaluate
+from odm_deploy.graphs.constants import ConstantValues, evaluate
+from odm_deploy.graphs.index import GraphIndex
 from odm_deploy.graphs.input_shapes import InputShapes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -70,10 +72,41 @@ def infer_types(model: ModelProto) -> dict[str, TypeProto.Tensor]:
         InputError: a type or shape that the graph states contradicts what its operators make.
     """
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=not _may_count_far(model)).graph
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise InputError("the ONNX graph contradicts itself", why=" ".join(str(error).split())[:300]) from error
     return {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def _may_count_far(model: ModelProto) -> bool:
+    """Whether ONNX, following values, might write out a Range of billions: it does so before it knows how many.
+
+    Without values fewer shapes are known at once; `infer_shapes` computes sizes by itself.
+    """
+    ranges = [node for part in parts_of(model.graph) for node in part.node if node.op_type == "Range"]
+    if not ranges:
+        return False
+    # Of unknown sizes no range is written out.
+    if all(dim.HasField("dim_value") for each in model.graph.input for dim in each.type.tensor_type.shape.dim):
+        return True
+    index = GraphIndex(model.graph)
+    known = ConstantValues(index)
+    for node in ranges:
+        values = [known.get(name) for name in node.input]
+        given = {name: value for name, value in zip(node.input, values, strict=True) if value is not None}
+        if len(given) == len(set(node.input)) and evaluate(node, given) is None:
+            return True
+    return False
+
+
+def parts_of(graph: GraphProto) -> Iterator[GraphProto]:
+    """A graph and those inside of its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                if body.node:
+                    yield from parts_of(body)
 
 
 def _inferred(model: ModelProto) -> Shapes:

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.graphs.files import read_onnx
+from odm_deploy.graphs.growth import refuse_growth
 from odm_deploy.graphs.plain_run import PlainRun
 from odm_deploy.installing import install_extra
 from odm_deploy.networks.foreign import PROBE_PX, ForeignNetwork, foreign_network
@@ -67,6 +68,7 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
     first, *others = [value.name for value in read.graph.output]
     sizes = [*SIZES_PX, *_beyond_fixed_size(read)]
     reference = _plain_form(read, path)
+    refuse_growth(reference, str(path))
     module, text = convert_graph(reference)
     check_finite(module.state_dict(), path)
     error = _compare(module, reference, sizes, path)

@@ -10,6 +10,7 @@ import base64
 import re
 import zlib
 from collections import Counter
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.graphs.growth import LARGEST_TENSOR
 from odm_deploy.networks.onnx_layers import LAYERS, Layer, make_layer
 from odm_deploy.networks.onnx_operators import TENSOR_OPERATORS
 from odm_deploy.networks.onnx_sizes import SIZE_OPERATORS
@@ -208,9 +210,21 @@ def _make(step: Layer, inputs: list[Value]) -> Value:
         value = next(iter(step.attributes.values()))
         return sizes(numpy_helper.to_array(value).tolist() if isinstance(value, TensorProto) else value)
     if step.op == "Range":
-        return sizes(list(range(*(integers(value)[0] for value in inputs))))
+        numbers = range(*(integers(value)[0] for value in inputs))
+        _refuse_large(step.op, [len(numbers)])
+        return sizes(list(numbers))
     fill = numpy_helper.to_array(step.attributes["value"]) if "value" in step.attributes else np.zeros(1, np.float32)
     shape = integers(inputs[0])
+    _refuse_large(step.op, shape)
     if fill.dtype.kind == "f":
         return torch.full(shape, float(fill.reshape(-1)[0]))
     return sizes(np.full(shape, fill.reshape(-1)[0].item(), object).tolist())
+
+
+def _refuse_large(op: str, shape: list[Any]) -> None:
+    """Refuse constants that no network has, before there is memory for them; sizes of a trace are let through."""
+    if all(isinstance(size, int) for size in shape) and prod(shape) > LARGEST_TENSOR:
+        raise InputError(
+            "the network's ONNX graph asks for more memory than any network of images",
+            why=f"its {op} makes {'x'.join(map(str, shape))} values",
+        )

@@ -207,6 +207,19 @@ def test_what_cannot_be_converted_is_one_line_and_exit_2(tmp_path, image_folder)
         assert not (tmp_path / "model.pt").exists()
 
 
+def test_gigabytes_of_two_numbers_are_refused_before_anything_makes_them(tmp_path):
+    model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+    last = model.graph.output[0].name
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2**15, 2**14]), "size"))
+    large = helper.make_node("ConstantOfShape", ["size"], ["large"])
+    total = helper.make_node("ReduceSum", ["large"], ["total"], keepdims=0)
+    model.graph.node.extend([large, total, helper.make_node("Add", [last, "total"], ["sum"])])
+    model.graph.output[0].name = "sum"
+    onnx.save(model, tmp_path / "large.onnx")
+    with pytest.raises(InputError, match="its ConstantOfShape 'large' makes 32768x16384 values, 2 GiB"):
+        load_network(tmp_path / "large.onnx")
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_constants_that_are_inputs_too_are_constants(first, tmp_path):
     torch.manual_seed(4)

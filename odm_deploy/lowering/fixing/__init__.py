@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx import ModelProto
 
 from odm_deploy.errors import GateError, InputError
+from odm_deploy.graphs.growth import refuse_growth
 from odm_deploy.lowering.fixing.activations import fix_activations
 from odm_deploy.lowering.fixing.changes import Changes
 from odm_deploy.lowering.fixing.constants import Constants
@@ -53,10 +54,11 @@ def fix(model: ModelProto) -> Fixed:
         model: a graph with Q and DQ nodes, all its data inside; it is not changed.
 
     Raises:
-        InputError: nothing in it is quantized, or ONNX Runtime does not run it.
+        InputError: nothing in it is quantized, some tensor is huge, or ONNX Runtime does not run it.
         GateError: the rewritten graph computes something else; nothing is returned then.
         MissingError: ONNX Runtime is not installed.
     """
+    refuse_growth(model, "the graph")
     changes = Changes()
     flat = normalize(model, changes)
     if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in flat.graph.node):

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from odm_deploy.graphs.growth import may_grow
+from odm_deploy.errors import InputError
+from odm_deploy.graphs.growth import may_grow, refuse_growth
 from tests.factories import lowered, tiny_model
 
 
@@ -76,3 +77,56 @@ def test_a_size_that_another_operand_decides_may(model):
 
 def test_operators_that_onnx_does_not_define_may(model):
     assert may_grow(behind(model, helper.make_node("Private", ["before"], ["output"], domain="my.own")))
+
+
+SIDE = 2**16
+SIZE = np.array([SIDE, SIDE])
+ONE = np.zeros((1, 1), np.float32)
+HUGE = {
+    "ConstantOfShape": (["size"], {}, {"size": SIZE}),
+    "Expand": (["one", "size"], {}, {"one": ONE, "size": SIZE}),
+    "Tile": (["one", "size"], {}, {"one": ONE, "size": SIZE}),
+    "Range": (["zero", "last", "step"], {}, {"zero": np.array(0), "last": np.array(SIDE**2), "step": np.array(1)}),
+    "RandomNormal": ([], {"shape": [SIDE, SIDE]}, {}),
+    "Pad": (["one", "pads"], {}, {"one": ONE, "pads": np.array([0, 0, SIDE, SIDE])}),
+    "Resize": (["before", "", "", "size"], {}, {"size": np.array([1, 3, SIDE, SIDE])}),
+    "Add": (["column", "row"], {}, {"column": np.zeros((SIDE, 1), np.float32), "row": np.zeros((1, SIDE), np.float32)}),
+}
+
+
+@pytest.mark.parametrize("op", HUGE)
+def test_what_makes_gigabytes_of_a_few_numbers_is_refused_by_its_operator(op, model):
+    inputs, attributes, constants = HUGE[op]
+    nodes = [helper.make_node(op, inputs, ["large"], **attributes), helper.make_node("Size", ["large"], ["count"])]
+    with pytest.raises(InputError, match=rf"the file asks for more memory .* its {op} 'large' makes [0-9x]+ values"):
+        refuse_growth(behind(model, *nodes, **constants), "the file")
+
+
+def test_sizes_that_are_computed_and_those_in_branches_count(model):
+    sides = helper.make_node("Mul", ["shape", "factors"], ["size"])
+    nodes = [helper.make_node("Shape", ["input"], ["shape"]), sides]
+    many = behind(
+        model, *nodes, helper.make_node("ConstantOfShape", ["size"], ["large"]), factors=np.array([1, 1, 2**12, 2**12])
+    )
+    with pytest.raises(InputError, match="its ConstantOfShape 'large' makes 1x3x131072x131072 values"):
+        refuse_growth(many, "the file")
+    bodies = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("ConstantOfShape", [size], [f"{name}.large"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}.large", TensorProto.FLOAT, None)],
+        )
+        for name, size in (("then", "small"), ("else", "wide"))
+    }
+    branch = helper.make_node("If", ["go"], ["output"], **bodies)
+    constants = {"go": np.array(True), "small": np.array([2]), "wide": SIZE}
+    other = onnx.ModelProto()
+    other.CopyFrom(lowered(tiny_model()))
+    with pytest.raises(InputError, match=r"its ConstantOfShape 'else\.large' makes 65536x65536 values, 16 GiB"):
+        refuse_growth(behind(other, branch, **constants), "the file")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+def test_what_this_program_writes_is_not_refused(target):
+    refuse_growth(lowered(tiny_model(), target=target), "the graph")
