@@ -1,4 +1,4 @@
-"""Pooling to a given size and antialiased resizing, in operations that a trace can follow at every size of the image.
+"""Pooling to a given size, antialiased resizing and `linspace`, in operations that a trace follows at every image size.
 
 PyTorch's own operators take numbers, so a trace holds the example's: SAFMN (Sun et al., ICCV 2023) and its heirs pool
 to an eighth of the image, whatever that is. Where the number is the code's own, as in pyramids of poolings, the
@@ -23,7 +23,7 @@ _MAP_RANK, _ROW_RANK = 4, 3
 
 
 class SizesFromImages(TorchFunctionMode):
-    """While this lasts, adaptive pooling and antialiased resizing give what PyTorch's do, at any size of an image."""
+    """While this lasts, these functions give what PyTorch's do, at any size of an image."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -36,6 +36,8 @@ class SizesFromImages(TorchFunctionMode):
             if x.dim() == _MAP_RANK and given.get("antialias"):
                 return _antialiased(x, **given)
             return func(*args, **kwargs)
+        if name == "linspace":
+            return _linspace(func, *args, **kwargs)
         reduce = _REDUCTIONS.get(name)
         if reduce is None or kwargs.get("return_indices") or any(args[2:]):
             return func(*args, **kwargs)
@@ -52,6 +54,17 @@ class SizesFromImages(TorchFunctionMode):
         if rank == _ROW_RANK:
             return _pooled_to(x.unsqueeze(-2), (None, *sizes), reduce).squeeze(-2)
         return _pooled_to(x, sizes, reduce)
+
+
+def _linspace(function: Callable[..., Tensor], start: Any, end: Any, steps: Any, **options: Any) -> Tensor:
+    """PyTorch's `linspace`, which counts from the nearer end, of a number of steps that is a size of the image."""
+    if isinstance(steps, int) or options.get("out") is not None:
+        return function(start, end, steps, **options)
+    dtype = options.get("dtype") or torch.get_default_dtype()
+    index = torch.arange(steps, device=options.get("device")).to(dtype)
+    last = index[-1:]
+    step = (end - start) / last.clamp(min=1.0)
+    return torch.where(index < torch.floor((last + 1.0) / 2.0), start + index * step, end - (last - index) * step)
 
 
 def _antialiased(x: Tensor, mode: str, **given: Any) -> Tensor:

@@ -85,7 +85,24 @@ def test_antialiased_resizing_is_pytorchs(mode, how) -> None:
         torch.testing.assert_close(F.interpolate(x, mode=mode, antialias=True, **how), expected)
 
 
-@pytest.mark.parametrize("network", [Pooling, Pyramid])
+class Placed(nn.Module):
+    """Knows where each pixel is, as CoordConv does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.deep = nn.Conv2d(5, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        rows = torch.linspace(-1, 1, height, device=x.device)
+        columns = torch.linspace(start=0.0, end=1.0, steps=width, dtype=x.dtype)
+        y, z = torch.meshgrid(rows, columns, indexing="ij")
+        places = torch.stack([y, z])[None].expand(x.shape[0], -1, -1, -1)
+        return F.pixel_shuffle(self.last(self.deep(self.first(torch.cat([x, places], 1)))), 2)
+
+
+@pytest.mark.parametrize("network", [Pooling, Pyramid, Placed])
 def test_the_graph_pools_at_every_size(network) -> None:
     torch.manual_seed(4)
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(3)]
