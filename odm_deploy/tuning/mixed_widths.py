@@ -28,6 +28,9 @@ from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities,
 MOST_RETURNS = 12
 """Layers that are tried at their narrow width again after the bisection, where the goal has to be kept."""
 
+MOST_LAST = 3
+"""Layers that are tried as the only quantized one, where the goal is missed with the best of the others."""
+
 
 @dataclass(frozen=True)
 class MixedWidths:
@@ -146,12 +149,12 @@ def _to_float(sensitivities: Sequence[LayerSensitivity]) -> list[_Move]:
 
 
 def _leaving_one(moves: list[_Move]) -> list[list[_Move]]:
-    """The moves without the last one to float, or nothing would be quantized; then without the one that saves least.
+    """The moves without the last one to float, or nothing would be quantized; then without one that saves least.
 
-    The last one saves little for its work, but that may be most of the network's.
+    The last one saves little for its work, but that may be most of the network's. What each saves is an estimate.
     """
     floats = [move for move in moves if move.wide is None]
-    left = {move.layer: move for move in floats[-1:] + sorted(floats, key=lambda move: move.gain)[:1]}
+    left = {move.layer: move for move in floats[-1:] + sorted(floats, key=lambda move: move.gain)[:MOST_LAST]}
     return [[each for each in moves if each is not move] for move in left.values()] or [moves]
 
 
@@ -190,11 +193,14 @@ class _Search:
     def fewest(self, ways: list[list[_Move]], track: Track, say: Say) -> list[_Move]:
         """The moves to make, of the first of some lists that keeps the goal as a whole."""
         striving = self.goal.float_share is not None
-        moves, misses = ways[0], [""]
-        for moves in ways:
-            if not (misses := self.goal.misses(self._cost(moves))):
+        moves, nearest = ways[0], self._cost(ways[0])
+        for way in ways[1:]:
+            if not self.goal.misses(nearest):
                 break
-        if misses:
+            cost = self._cost(way)
+            if cost.psnr_db > nearest.psnr_db or not self.goal.misses(cost):
+                moves, nearest = way, cost
+        if misses := self.goal.misses(nearest):
             if striving:
                 return moves
             quantized = len(self.model.layers) - sum(move.wide is None for move in _latest(moves))
