@@ -6,6 +6,7 @@ Heavy imports wait until the command runs, so that `--help` answers at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from odm_deploy.accounting import FloatShare
     from odm_deploy.networks.base import SuperResolutionNetwork
+    from odm_deploy.quantization.calibration_images import CalibrationImages
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import LayerSummary
@@ -95,6 +97,8 @@ def command(
     refined = all(policy.power_of_two for policy in policies.values())
     seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
     unseen = dataclasses.replace(seen, paths=unseen_paths)
+    whole = _depends_on_size(loaded, seen)
+    ranges = dataclasses.replace(ranges, whole_inputs=whole)
     if goal is not None:
         goal.check(with_truth=seen.downscale > 1)
     metadata = {
@@ -124,7 +128,7 @@ def command(
             described = {**metadata, "profile": profile}
             return calibrate(loaded, seen, widths, how, described, track, known)
 
-        part_px = affordable_px(loaded, len(unseen), JUDGED_MACS, PART_PX)
+        part_px = seen.crop_px if whole else affordable_px(loaded, len(unseen), JUDGED_MACS, PART_PX)
         held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()), part_px)
         choice = choose_profile(policies, lambda name: calibrated(name, policies[name]), held_back, goal)
         if choice.why:
@@ -250,6 +254,31 @@ def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
         if exporting:
             raise
         say(f"no bundle can be made of it later: {error}")
+
+
+def _depends_on_size(network: SuperResolutionNetwork, images: CalibrationImages) -> bool:
+    """Whether ranges hold for images of one size only; says so, and how to get them for another."""
+    from odm_deploy.errors import OdmError
+    from odm_deploy.quantization.size_dependence import size_dependent
+
+    if not network.is_foreign:
+        return False
+    first = next(iter(images))
+    try:
+        times = size_dependent(network, first)
+    except OdmError:
+        # Where it matters that it does not run at the sizes that are tried, somebody else says so.
+        return False
+    if not times:
+        return False
+    name = max(times, key=lambda name: abs(math.log(max(times[name], 1e-9))))
+    reads = "1 layer reads" if len(times) == 1 else f"{len(times)} layers read"
+    say(
+        f"what {reads} depends on the image's size ({name}: {times[name]:.2f} times as large at twice the height and "
+        f"width): calibrated on whole inputs, the first {first.shape[3]}x{first.shape[2]}, and good near that size "
+        f"only; for another one give images of it with --lr and --crop"
+    )
+    return True
 
 
 def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: str | None) -> None:

@@ -36,6 +36,8 @@ PARTS = 16
 """Images whose middle is kept: what needs more than one look is judged by these."""
 PART_PX = 48
 """Height and width of that middle."""
+WHOLE_PX = PARTS * 256**2
+"""Pixels of all parts together, where these are whole inputs: one batch of them goes through the network."""
 REFINED_ON = 8
 """Parts that decide between neighbouring power-of-two grids."""
 REFINED_PX = 32
@@ -66,6 +68,9 @@ class CalibrationSettings:
     in_sequence: bool = True
     """Weight codes and biases that also make up for the quantized layers in front (`quantization.sequential`). Off
     where layers of several calibrations are to be put together: what one made up for, another has not got."""
+    whole_inputs: bool = False
+    """Judge by whole inputs and not by the middle of each: for networks where what layers read depends on the image's
+    size (`quantization.size_dependence`)."""
 
 
 Known = dict[Hashable, tuple[FrozenLayer, InputObserver]]
@@ -135,7 +140,8 @@ def calibrate(
         network.round_float_edges()
     plan, pixels = SignalPlan(), None
     count = len(images) if isinstance(images, Sized) else 0
-    images, parts = _with_parts(images, REFINED_PX if policy.power_of_two else PART_PX)
+    size = None if settings.whole_inputs else REFINED_PX if policy.power_of_two else PART_PX
+    images, parts = _with_parts(images, size)
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
@@ -244,10 +250,14 @@ def _fit_inputs(
     return fitted
 
 
-def _with_parts(images: Iterable[Tensor], size: int) -> tuple[Iterator[Tensor], list[Tensor]]:
-    """The images, and the middle of the first few of them, at most `size` pixels high and wide."""
+def _with_parts(images: Iterable[Tensor], size: int | None) -> tuple[Iterator[Tensor], list[Tensor]]:
+    """The images, and the middle of the first few of them, at most `size` pixels high and wide; None: as they are."""
     coming = iter(images)
     first = list(itertools.islice(coming, PARTS))
+    if size is None:
+        pixels = itertools.accumulate(image.numel() // image.shape[1] for image in first)
+        fit = sum(all_px <= WHOLE_PX for all_px in pixels)
+        return itertools.chain(first, coming), first[: max(fit, 1)]
     return itertools.chain(first, coming), [_middle(image, size).clone() for image in first]
 
 
