@@ -77,10 +77,11 @@ def loses_channels(x: ir.Value) -> bool:
 
     It works out shapes at run time where they are computed in ways it does not follow, such as with remainders of
     windows; up to the next convolution all dimensions are unknown then. OpenVINO 2026.4 makes one operator of a factor
-    per channel and the quantizer even so, and treats all channels like the first. One bound keeps them apart.
+    per channel and the quantizer even so, and treats all channels like the first. One bound keeps them apart. Where
+    channels are the last axis, it does not.
     """
     values, seen = [x], set[ir.Value]()
-    while not shape_of_channel_arithmetic(x):
+    while not (shape := shape_of_channel_arithmetic(x)):
         # What pads on the way to the quantizer is moved out of it.
         node, operands = x.producer(), _with_constant(x)
         if operands is not None:
@@ -89,6 +90,8 @@ def loses_channels(x: ir.Value) -> bool:
             x = node.inputs[0]
         else:
             return False
+    if shape[-1] > 1:
+        return False
     while values:
         value = values.pop()
         node = value.producer()
