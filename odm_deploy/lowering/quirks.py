@@ -16,6 +16,7 @@ _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity", "Add"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
+_POINTWISE |= {"BatchNormalization"}
 
 
 def missing_additions(consumer: ir.Node) -> list[int]:
@@ -121,6 +122,16 @@ def convolutions_of_one_pixel(model: ir.Model) -> list[ir.Node]:
         if sizes and all(size.dim_value == 1 for size in sizes):
             found.append(node)
     return found
+
+
+def runs_of_groups(weight: ir.Value) -> list[ir.Node]:
+    """The grouped convolutions that read `weight`; where there are several, each needs codes of its own.
+
+    OpenVINO 2026.4 reshapes the codes of a grouped convolution where they are, and another one that shares them, as a
+    layer does that runs twice, computes something else.
+    """
+    readers = [use.node for use in weight.uses() if use.node.op_type == "Conv"]
+    return [node for node in readers if "group" in node.attributes and node.attributes["group"].as_int() > 1]
 
 
 def truncates_bounds(node: ir.Node) -> bool:

@@ -39,7 +39,7 @@ def pad_channels(editor: GraphEditor, conv: ir.Node) -> None:
     for node, index in ((weight, 0), (weight, 1), (weight, 2), (conv, 2)):
         value = node.inputs[index] if index < len(node.inputs) else None
         old = constant_array(value)
-        if value is not None and old is not None and old.size > 1:
+        if value is not None and old is not None and old.ndim > 0:
             # A scale of zero would be none.
             filled = np.full((LANES - count, *old.shape[1:]), 1 if (node, index) == (weight, 1) else 0, old.dtype)
             node.replace_input_with(
