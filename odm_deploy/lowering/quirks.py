@@ -15,8 +15,8 @@ from odm_deploy.lowering.markers import stored_weight
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity", "Add"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
-_POINTWISE = _ARITHMETIC | {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "Identity"}
-_POINTWISE |= {"BatchNormalization"}
+_ACTIVATIONS = {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu"}
+_POINTWISE = _ARITHMETIC | _ACTIVATIONS | {"BatchNormalization", "Identity"}
 
 
 def missing_additions(consumer: ir.Node) -> list[int]:

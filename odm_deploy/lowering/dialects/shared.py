@@ -186,7 +186,7 @@ def _lower_weight(editor: GraphEditor, marker: ir.Node) -> None:
     axis = {"axis": 0} if per_channel else None
     weight = editor.node_before(marker, "DequantizeLinear", [codes, scale_w, zero_w], f"{layer}.weight", axis)
     replace_node(marker, weight)
-    array = constant_array(codes)
+    array = np.asarray(constant_array(codes))
     for run in quirks.runs_of_groups(weight)[1:]:
         own = editor.constant(f"{layer}.codes", array, np.int8)
         run.replace_input_with(
