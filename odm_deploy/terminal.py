@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -288,6 +289,9 @@ def run(command: click.Command, prog_name: str) -> None:
     # Torch's threads spin while they wait for each other, and on a busy machine take the cores from those with work to
     # do: three times the processor time. Read once, when torch is loaded, which no command does before this line.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Remarks of libraries about a stranger's network, such as on arguments it will have to name, are for its author.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     wait_for_imports()
     try:
         result = command.main(prog_name=prog_name, standalone_mode=False)

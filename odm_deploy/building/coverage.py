@@ -23,6 +23,7 @@ from odm_deploy.graphs.shapes import Shapes, infer_shapes
 from odm_deploy.lowering.lint import Finding, lint
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import Layer, find_layers
+from odm_deploy.progress import counted
 
 MISSING = "missing"
 """What a layer runs as that nothing names."""
@@ -85,6 +86,15 @@ class Coverage:
         """The part of `macs` that runs as int8."""
         return sum(layer.macs or 0 for layer in self.layers if layer.precision == "int8")
 
+    def int8_share(self, noun: str = "MACs") -> str:
+        """What part of the multiply-accumulates runs as int8, to go on a sentence; empty where none can be counted."""
+        if not self.macs:
+            return ""
+        unknown = sum(layer.macs is None for layer in self.layers)
+        known = counted(len(self.layers) - unknown, "layer")
+        what = f"the {noun} of {known}, those of {unknown} more are not known" if unknown else f"all {noun}"
+        return f", {self.int8_macs / self.macs:.1%} of {what}"
+
     @property
     def fallbacks(self) -> tuple[LayerCoverage, ...]:
         """Layers that should run as int8 and do not."""
@@ -92,8 +102,8 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of `inspect --json`."""
-        counted = ("quantized_layers", "int8_layers", "macs", "quantized_macs", "int8_macs")
-        return {name: getattr(self, name) for name in counted} | {"layers": [asdict(layer) for layer in self.layers]}
+        sums = ("quantized_layers", "int8_layers", "macs", "quantized_macs", "int8_macs")
+        return {name: getattr(self, name) for name in sums} | {"layers": [asdict(layer) for layer in self.layers]}
 
 
 def coverage(

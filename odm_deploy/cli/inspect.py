@@ -135,7 +135,7 @@ def _print(found: Coverage, source: str) -> None:
 
     head = ("layer", "bits", "runs as", "share of MACs", "why not int8")
     print_table(table(f"layers ({source})", head, map(row, found.layers), left=("bits", "runs as", "why not int8")))
-    share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
+    share = found.int8_share()
     all_known = all(layer.macs is not None for layer in found.layers)
     if all_known and found.macs and found.int8_macs / found.macs < NO_SHARE:
         share += ": next to nothing, so it is no faster than in float"

@@ -104,7 +104,7 @@ def _print(fixed: Fixed, found: Coverage | None, builder: str, failing: Sequence
     if found is None:
         show(f"built: no, {builder}")
         return
-    share = f", {found.int8_macs / found.macs:.1%} of all MACs" if found.macs else ""
+    share = found.int8_share()
     click.echo(
         f"built: {builder}: int8 in {found.int8_layers} of {counted(found.quantized_layers, 'quantized layer')}{share}"
     )

@@ -21,7 +21,8 @@ from odm_deploy.graphs.input_shapes import InputShapes
 
 Shapes = dict[str, tuple[int, ...]]
 
-_MAX_ROUNDS = 8
+_MAX_ROUNDS = 256
+"""Each goes through the sizes of one shift of windows, of which large networks have dozens."""
 _MAX_SIZE = 4096
 """Values of larger constants are no sizes, and are not computed."""
 

@@ -96,6 +96,6 @@ class ReportContent:
         found = self.coverage
         if found is None:
             return self.coverage_note
-        share = f", {found.int8_macs / found.macs:.1%} of all multiply-accumulates" if found.macs else ""
+        share = found.int8_share("multiply-accumulates")
         layers = f"{found.int8_layers} of {found.quantized_layers} quantized layers run as int8"
         return f"{layers}{share} ({self.coverage_note})."

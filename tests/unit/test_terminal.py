@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import time
+import warnings
 
 import click
 import pytest
@@ -176,3 +177,18 @@ def test_threads_that_wait_leave_the_cores_to_others(monkeypatch, given, expecte
     with pytest.raises(SystemExit):
         run(command, "program")
     assert found == [expected]
+
+
+@pytest.mark.parametrize(("asked", "told"), [([], 0), (["default"], 1)])
+def test_warnings_of_libraries_are_told_to_those_who_ask_for_them(asked, told, monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", asked)
+
+    @click.command
+    def command() -> None:
+        warnings.warn("meshgrid will want an argument", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit):
+            run(command, "program")
+    assert len(caught) == told

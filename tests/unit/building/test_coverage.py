@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from odm_deploy.building.coverage import count_macs, coverage, infer_shapes
+from odm_deploy.building.coverage import Coverage, LayerCoverage, count_macs, coverage, infer_shapes
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.lowering.lint.graph import QdqGraph
@@ -76,6 +76,13 @@ def test_sums_by_layers_and_by_macs(tmp_path):
     assert covered.int8_macs == covered.quantized_macs == 10 * 12 * 16 * 16 * 9
     assert covered.macs - covered.int8_macs == 10 * 12 * 8 * 16
     assert [layer.reason for layer in covered.layers] == ["", "float in this model"]
+    assert covered.int8_share() == f", {144 / 152:.1%} of all MACs"
+
+
+def test_a_share_of_what_can_be_counted_is_no_share_of_all():
+    known, unknown = (LayerCoverage(str(macs), "Conv", True, "int8", "", macs, "") for macs in (9, None))
+    assert Coverage((known, unknown)).int8_share() == ", 100.0% of the MACs of 1 layer, those of 1 more are not known"
+    assert Coverage((unknown,)).int8_share() == ""
 
 
 def test_layer_the_engine_does_not_name_is_missing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from onnx import TensorProto, helper
 
 from odm_deploy.accounting import count_macs
 from odm_deploy.building.coverage import coverage
@@ -37,6 +38,21 @@ def test_macs_are_those_counted_from_the_network(network, proto):
     assert {name: found[name] for name in quantizable_layers(network)} == {
         name: counted[name] for name in quantizable_layers(network)
     }
+
+
+def test_sizes_that_follow_from_sizes_are_known_through_dozens_of_blocks():
+    # Maxima are what ONNX itself does not follow, as in shifted windows.
+    nodes, name = [], "x"
+    for index in range(60):
+        nodes += [
+            helper.make_node("Shape", [name], [f"shape{index}"]),
+            helper.make_node("Max", [f"shape{index}", f"shape{index}"], [f"sizes{index}"]),
+            helper.make_node("Reshape", [name, f"sizes{index}"], [name := f"block{index}"]),
+        ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    y = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph(nodes, "blocks", [x], [y]))
+    assert infer_shapes(model, parse_shapes("1x3x10x14"))[name] == (1, 3, 10, 14)
 
 
 def test_the_graph_is_left_as_it_is(proto):
