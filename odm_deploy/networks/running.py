@@ -30,12 +30,13 @@ def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         UsageError: somebody else's network does not run at this size; with those at which it does.
         InputError: nor at any other, or not in float64.
     """
+    foreign = isinstance(network, SuperResolutionNetwork) and network.is_foreign
     try:
-        return network(images)
+        # Somebody else's code may scale its input in place (RCAN), and the caller goes on with the images.
+        return network(images.clone() if foreign else images)
     except (OdmError, MemoryError):
         raise
     except Exception as error:  # somebody else's code may raise anything
-        foreign = isinstance(network, SuperResolutionNetwork) and network.is_foreign
         if not foreign or "can't allocate memory" in str(error):
             raise
         raise refused(network, images, error) from error

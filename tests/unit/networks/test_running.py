@@ -66,6 +66,26 @@ def test_wherever_it_is_run_the_sizes_are_told() -> None:
             call()
 
 
+class InPlace(nn.Module):
+    """Scales its input in place, as spandrel's RCAN does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.body = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x *= 2.0
+        return self.last(self.body(self.first(x)))
+
+
+def test_the_images_stay_as_they_are() -> None:
+    network, low = foreign_network(InPlace(), input_range=255), torch.full((1, 3, 48, 48), 8.0)
+    run_network(network, low)
+    quantize(network.net, 8, [low], input_range=255)(low)
+    assert low.unique().tolist() == [8.0]
+
+
 def test_one_size_is_no_advice_to_crop() -> None:
     network = foreign_network(Places(48, 64))
     photograph = np.zeros((100, 100, 3), np.uint8)

@@ -50,6 +50,16 @@ def test_the_range_is_found(white, scale, photographs):
     assert (found.input_range, found.channel_order, found.fits) == (white, "rgb", True)
 
 
+def test_what_a_network_does_to_its_input_is_not_done_to_the_next_trial(photographs):
+    class InPlace(Clipping):
+        def forward(self, x):
+            x *= 1.0 / self.white
+            return super().forward(x * self.white)
+
+    expected, found = (find_input_format(foreign_network(kind(255)), photographs) for kind in (Clipping, InPlace))
+    assert str(found) == str(expected)
+
+
 def test_networks_to_which_ranges_are_much_alike_take_0_to_1(photographs):
     module = Clipping(0)
     module.largest += torch.inf
