@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from odm_deploy.accounting.macs import count_macs, full_hd_px
 from odm_deploy.accounting.numbers import FLOAT_BITS, float_bits, numbers_of
 from odm_deploy.accounting.paper_rules import PAPER_RULES, Convention, PaperRule
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.signal_plan import plan_signals
+
+_WHOLE_PX = 64
+"""Heights and widths of inputs that windows divide."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,7 @@ def account(
         raise UsageError(f"no convention {convention!r}", fix=f"use {' or '.join(get_args(Convention))}")
     network = subject.network if isinstance(subject, QuantizedModel) else subject
     bits = {} if policy is None else policy.select(network)
-    output_px = output_px or full_hd_px(network.scale)
-    macs = count_macs(network, output_px)
+    output_px, macs = _macs(network) if output_px is None else (output_px, count_macs(network, output_px))
     rule = PAPER_RULES.get(network.name, PaperRule())
     costs: list[LayerCost] = []
     if convention == "honest":
@@ -132,6 +135,18 @@ def account(
             kind = type(module).__name__.removeprefix("Quantized")
             costs.append(LayerCost(name, kind, macs[name], weight, activation, storage))
     return Accounting(network.name, network.scale, convention, output_px, tuple(costs))
+
+
+def _macs(network: SuperResolutionNetwork) -> tuple[tuple[int, int], dict[str, int]]:
+    """Multiply-adds of Full HD, or of a little less where code wants whole windows, and of which size they are."""
+    scale, output_px = network.scale, full_hd_px(network.scale)
+    try:
+        return output_px, count_macs(network, output_px)
+    except InputError:
+        height, width = (max(side // (scale * _WHOLE_PX), 1) * scale * _WHOLE_PX for side in output_px)
+        with suppress(InputError):
+            return (height, width), count_macs(network, (height, width))
+        raise
 
 
 def _planned_signals(

@@ -78,7 +78,7 @@ def count_macs(network: SuperResolutionNetwork, output_px: tuple[int, int] = FUL
         raise
     except Exception as error:  # somebody else's forward may do anything to a tensor without data
         raise InputError(
-            f"cannot count the operations of {network.name}", why=f"{type(error).__name__}: {error}"[:200]
+            f"cannot count the operations of {network.title}", why=f"{type(error).__name__}: {error}"[:200]
         ) from error
     # A multiply-add is two operations to the counter.
     return {name: operations[name] // 2 for name in modules}

@@ -92,6 +92,20 @@ def test_what_does_not_divide_full_hd_counts_a_little_less():
     assert sum(share.macs_share for share in float_shares(model)) == pytest.approx(1.0)
 
 
+def test_networks_of_whole_windows_count_at_a_size_that_has_them():
+    class Windowed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.conv(x.reshape(1, 3, x.shape[2] // 16, 16, x.shape[3] // 16, 16).reshape(x.shape))
+
+    model = freeze(foreign_network(Windowed()), {})
+    assert account(model).output_px == (1024, 1920)
+    assert [share.name for share in float_shares(model)] == ["net.conv"]
+
+
 def test_unknown_conventions_and_sizes_are_refused():
     with pytest.raises(UsageError, match="honest"):
         account(tiny_model(4), convention="guess")
