@@ -66,14 +66,14 @@ def probe(model: bytes, label: str) -> None:
     try:
         done = subprocess.run(command, input=model, capture_output=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise _unusable(label, f"it does not end within {_TIMEOUT_S:g} s") from None
+        raise _unusable("does not get done", label, f"it does not end within {_TIMEOUT_S:g} s") from None
     # A signal is negative on POSIX, an exception of Windows a large number; Python itself ends with 0, 1 or 2.
     if done.returncode not in (0, 1, 2):
-        raise _unusable(label, f"the process that tried ended with {done.returncode}")
+        raise _unusable("crashes", label, f"the process that tried ended with {done.returncode}")
 
 
-def _unusable(label: str, why: str) -> InputError:
-    return InputError(f"OpenVINO crashes compiling {label}", why=why, fix="use --runtime onnxruntime")
+def _unusable(what: str, label: str, why: str) -> InputError:
+    return InputError(f"OpenVINO {what} compiling {label}", why=why, fix="use --runtime onnxruntime")
 
 
 class CompiledSizes:

@@ -40,14 +40,16 @@ def try_in_child(runtime: str, model: bytes, label: str) -> None:
     try:
         done = subprocess.run(command, input=model, capture_output=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
-        raise _unusable(runtime, label, f"one small image takes more than {TIMEOUT_S:g} s") from None
+        why = f"one small image takes more than {TIMEOUT_S:g} s"
+        fix = "try again when the machine is less busy, or another --runtime"
+        raise InputError(f"{label} does not get done on {runtime}", why=why, fix=fix) from None
     # A signal is negative on POSIX, an exception of Windows a large number; Python itself ends with 0, 1 or 2.
     if done.returncode not in (0, 1, 2, _REFUSED):
-        raise _unusable(runtime, label, f"the process that tried ended with {done.returncode}")
-
-
-def _unusable(runtime: str, label: str, why: str) -> InputError:
-    return InputError(f"{label} crashes {runtime}", why=why, fix="try another --runtime, or export the model again")
+        why, fix = (
+            f"the process that tried ended with {done.returncode}",
+            "try another --runtime, or export the model again",
+        )
+        raise InputError(f"{label} crashes {runtime}", why=why, fix=fix)
 
 
 def main() -> None:
