@@ -15,8 +15,11 @@ from odm_deploy.lowering.markers import stored_weight
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity", "Add"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
-_ACTIVATIONS = {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu"}
-_POINTWISE = _ARITHMETIC | _ACTIVATIONS | {"BatchNormalization", "Identity"}
+_ACTIVATIONS = {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "HardSwish", "Mish"}
+_ELEMENTWISE = {"Abs", "Celu", "Elu", "Erf", "Exp", "HardSigmoid", "Neg", "Pow", "Selu", "Softplus", "Sqrt", "Swish"}
+_POINTWISE = _ARITHMETIC | _ACTIVATIONS | _ELEMENTWISE | {"BatchNormalization", "Identity"}
+_CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
+_EXTREMES = {"ReduceMax", "ReduceMin"}
 
 
 def missing_additions(consumer: ir.Node) -> list[int]:
@@ -83,11 +86,11 @@ def loses_channels(x: ir.Value) -> bool:
     """
     values, seen = [x], set[ir.Value]()
     while not (shape := shape_of_channel_arithmetic(x)):
-        # What pads on the way to the quantizer is moved out of it.
+        # What moves values on the way to the quantizer is moved out of it, and what rectifies is part of the operator.
         node, operands = x.producer(), _with_constant(x)
         if operands is not None:
             x = operands[0]
-        elif node is not None and node.op_type == "Pad" and node.inputs[0] is not None:
+        elif node is not None and node.op_type in _CARRIES and node.inputs[0] is not None:
             x = node.inputs[0]
         else:
             return False
@@ -122,6 +125,19 @@ def convolutions_of_one_pixel(model: ir.Model) -> list[ir.Node]:
         if sizes and all(size.dim_value == 1 for size in sizes):
             found.append(node)
     return found
+
+
+def extremes_of_codes(model: ir.Model) -> list[ir.Node]:
+    """Reductions to the largest or smallest whose results are quantized, behind arithmetic point by point or at once.
+
+    OpenVINO 2026.4 makes one operator of all of it, and nearly all codes are wrong, of whatever axis and image size.
+    A bound right behind the reduction keeps them apart.
+    """
+    return [
+        node
+        for node in model.graph
+        if node.op_type in _EXTREMES and any(reader.op_type == "QuantizeLinear" for reader in _point_by_point(node))
+    ]
 
 
 def runs_of_groups(weight: ir.Value) -> list[ir.Node]:
@@ -172,17 +188,21 @@ def _meets_channel_arithmetic(node: ir.Node) -> bool:
     """Whether a convolution with quantized weights goes point by point into arithmetic with a constant per channel."""
     if node.op_type != "Conv" or constant_array(node.inputs[1]) is not None:
         return False
+    arithmetic = [reader for reader in _point_by_point(node) if reader.op_type in _POINTWISE]
+    constants = [constant_array(value) for reader in arithmetic for value in reader.inputs]
+    return any(array is not None and array.size > 1 for array in constants)
+
+
+def _point_by_point(node: ir.Node) -> set[ir.Node]:
+    """What reads the result of `node`, at once or behind operators that compute point by point; these, too."""
     behind = [use.node for use in node.outputs[0].uses()]
     seen: set[ir.Node] = set()
     while behind:
         reader = behind.pop()
-        if reader in seen or reader.op_type not in _POINTWISE:
-            continue
+        if reader not in seen and reader.op_type in _POINTWISE:
+            behind += [use.node for use in reader.outputs[0].uses()]
         seen.add(reader)
-        if any((array := constant_array(value)) is not None and array.size > 1 for value in reader.inputs):
-            return True
-        behind += [use.node for use in reader.outputs[0].uses()]
-    return False
+    return seen
 
 
 def _with_constant(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:

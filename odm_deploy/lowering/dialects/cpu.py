@@ -27,7 +27,8 @@ Five places need care, and are found by measurement only:
 - ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
 - OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
-  behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`).
+  behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`). For all dialects,
+  `quirks.extremes_of_codes` and `quirks.convolutions_of_one_pixel` get theirs in `lower_all`.
 """
 
 from __future__ import annotations

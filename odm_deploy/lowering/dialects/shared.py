@@ -48,7 +48,7 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
             _lower_weight(editor, node)
     editor.drop_unused_constants()
     model.opset_imports.pop(markers.DOMAIN, None)
-    for node in quirks.convolutions_of_one_pixel(model):
+    for node in (*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model)):
         keep_apart(editor, node)
     write_taps(model.metadata_props, taps)
 

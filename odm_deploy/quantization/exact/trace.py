@@ -111,6 +111,11 @@ class _Translator:
         return Program(tuple(self._steps), image, output)
 
     def _result(self, node: fx.Node) -> str | Tensor:
+        if not node.args and node.kwargs:
+            # What a call reads may be given by its name.
+            operand = next((name for name in ("input", "tensors") if name in node.kwargs), next(iter(node.kwargs)))
+            node.args = (node.kwargs[operand],)
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != operand}
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             return getattr(self._network.get_submodule(owner), name)

@@ -142,6 +142,7 @@ WRITTEN = {
     "module in place": lambda: Written(nn.ReLU(inplace=True), **SAME),
     "sum in place": lambda: Written(F.relu, add=operator.iadd, **SAME),
     "method's sum": lambda: Written(F.relu, add=lambda a, b: a.add_(b), **SAME),
+    "operand by name": lambda: Written(lambda x: torch.relu(input=x), **SAME),
     "padded": lambda: Written(F.relu, before=lambda x: F.pad(x, (1, 1, 1, 1))),
     "reflected": lambda: Written(F.relu, padding=1, padding_mode="reflect"),
     "replicated": lambda: Written(F.relu, before=lambda x: F.pad(x, (2, 0, 0, 2), "replicate")),

@@ -18,7 +18,7 @@ from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.onnx.openvino_faults import KEPT, wants_fixed_sizes
-from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model
+from tests.factories import OPENERS, UNFITTED, lowered, quantized, random_images, tiny_model
 
 
 def test_every_size_is_computed_and_few_are_kept() -> None:
@@ -75,6 +75,8 @@ class ChannelAttention(nn.Module):
         pytest.param("tensorrt", nn.SiLU, True, id="silu"),
         pytest.param("cpu", lambda: nn.PReLU(4), True, id="prelu"),
         pytest.param("cpu", lambda: nn.Sequential(nn.BatchNorm2d(4), nn.GELU()), True, id="batch_norm"),
+        pytest.param("cpu", lambda: nn.Sequential(nn.Hardswish(), nn.BatchNorm2d(4)), True, id="hard_swish"),
+        pytest.param("tensorrt", lambda: nn.Sequential(nn.ELU(), nn.BatchNorm2d(4)), True, id="elu"),
     ],
 )
 def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], mixing: bool) -> None:
@@ -149,4 +151,74 @@ def test_groups_that_run_twice(target: Target, profile: str, runtime: str) -> No
     model = quantize(Recurrent(), QuantizationPolicy.parse(profile, "8"), images)
     graph = lower(model, LoweringOptions(target=target))
     found = compare_layers(model, graph, OPENERS[runtime], [random_images(20, 28, seed=5)])
+    assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
+
+
+class Gains(nn.Module):
+    """Gains per channel behind padding to whole windows, and something between them and a quantizer."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.gain = nn.Parameter(torch.linspace(0.2, 2.0, 12).view(1, 12, 1, 1))
+        self.mix, self.behind = nn.Linear(12, 12), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = self.head(x)
+        gained = F.pad(x, (0, -width % 5, 0, -height % 5)) * self.gain
+        if self.behind is not None:
+            x = x + self.body(self.behind(gained))[:, :, :height, :width]
+            gained = x
+        mixed: Tensor = self.mix(gained.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.pixel_shuffle(self.tail(mixed[:, :, :height, :width]), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(None, id="transpose"),
+        pytest.param(F.relu, id="relu"),
+        pytest.param(lambda x: F.leaky_relu(x, 0.2), id="leaky"),
+        pytest.param(lambda x: x.clamp(-0.3, 0.4), id="clip"),
+    ],
+)
+def test_gains_that_reach_a_quantizer_through_something_else(
+    target: Target, behind: Callable[[Tensor], Tensor] | None
+) -> None:
+    """OpenVINO moves a transposition out of the way, and makes one operator of gain, rectifier and quantizer."""
+    images = [torch.from_numpy(random_images(21, 28, seed=seed)) for seed in range(4)]
+    model = quantize(Gains(behind), QuantizationPolicy.parse("deploy", "8"), images, settings=UNFITTED)
+    graph = lower(model, LoweringOptions(target=target))
+    found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(21, 28, seed=5)])
+    assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
+
+
+class Extremes(nn.Module):
+    """Attention from the largest of each map, and from the smallest of each pixel's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.channels, self.pixels = nn.Conv2d(12, 12, 1), nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        found: Tensor = self.body(F.relu(x))
+        factors: Tensor = self.channels(F.relu(F.adaptive_max_pool2d(found, 1)))
+        places: Tensor = self.pixels(found.amin(1, keepdim=True))
+        return F.pixel_shuffle(self.tail(x + found * torch.sigmoid(factors) * torch.sigmoid(places)), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_the_largest_and_the_smallest_are_quantized_rightly(target: Target, bits: str) -> None:
+    """OpenVINO makes one operator of such a reduction and the quantizer, with nearly all codes wrong."""
+    images = [torch.from_numpy(random_images(20, 28, seed=seed)) for seed in range(4)]
+    model = quantize(Extremes(), QuantizationPolicy.parse("deploy", bits), images)
+    graph = lower(model, LoweringOptions(target=target))
+    found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(20, 28, seed=5)])
     assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
