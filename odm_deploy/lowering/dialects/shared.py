@@ -50,6 +50,9 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
     model.opset_imports.pop(markers.DOMAIN, None)
     for node in (*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model)):
         keep_apart(editor, node)
+    for node in list(model.graph):
+        if quirks.loses_epsilon(node):
+            node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
     write_taps(model.metadata_props, taps)
 
 
@@ -159,10 +162,16 @@ def keep_apart(editor: GraphEditor, layer: ir.Node) -> None:
     result = layer.outputs[0]
     users = [(use.node, use.idx) for use in result.uses()]
     first = next(node for node in editor.graph if any(node is user for user, _ in users))
-    lowest = editor.constant(f"{result.name}.lowest", np.finfo(np.float32).min, np.float32)
-    bounded = editor.node_before(first, "Max", [result, lowest], f"{result.name}.float")
+    bounded = _bounded_before(editor, first, result)
     for user, index in users:
         user.replace_input_with(index, bounded)
+
+
+def _bounded_before(editor: GraphEditor, anchor: ir.Node, value: ir.Value | None) -> ir.Value:
+    """`value` through a bound that changes nothing, in front of `anchor`."""
+    assert value is not None
+    lowest = editor.constant(f"{value.name}.lowest", np.finfo(np.float32).min, np.float32)
+    return editor.node_before(anchor, "Max", [value, lowest], f"{value.name}.float")
 
 
 def _weight_marker(value: ir.Value | None) -> ir.Node | None:

@@ -222,3 +222,32 @@ def test_the_largest_and_the_smallest_are_quantized_rightly(target: Target, bits
     graph = lower(model, LoweringOptions(target=target))
     found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(20, 28, seed=5)])
     assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
+
+
+class NormalizedSum(nn.Module):
+    """A signal and floats are added and normalized as tokens, and vary so little that the epsilon counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.norm, self.mix = nn.LayerNorm(12), nn.Linear(12, 12)
+        for layer in (self.head, self.body):
+            layer.weight.data *= 0.02
+            layer.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.head(x)))
+        tokens = x.flatten(2).transpose(1, 2) + F.gelu(x).flatten(2).transpose(1, 2) * 0.7
+        mixed: Tensor = self.mix(self.norm(tokens))
+        return F.pixel_shuffle(self.tail(mixed.transpose(1, 2).view(x.shape)), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_normalized_sums_of_signals(target: Target) -> None:
+    """OpenVINO left the signal's step out, because it takes what is normalized to have no scale."""
+    images = [torch.from_numpy(random_images(20, 28, seed=seed)) for seed in range(4)]
+    model = quantize(NormalizedSum(), QuantizationPolicy.parse("integer", "8"), images)
+    graph = lower(model, LoweringOptions(target=target))
+    found = compare_layers(model, graph, OpenVinoCpu.open_bytes, [random_images(20, 28, seed=5)])
+    assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
