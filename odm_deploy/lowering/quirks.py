@@ -12,15 +12,19 @@ from odm_deploy.graphs.editor import constant_array, only_consumer
 from odm_deploy.graphs.shapes import infer_types
 from odm_deploy.lowering.markers import stored_weight
 
+# fmt: off
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
-_MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity", "Add"}
-_NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
-_SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
-_ACTIVATIONS = {"Relu", "LeakyRelu", "PRelu", "Clip", "Max", "Min", "Sigmoid", "Tanh", "Gelu", "HardSwish", "Mish"}
-_ELEMENTWISE = {"Abs", "Celu", "Elu", "Erf", "Exp", "HardSigmoid", "Neg", "Pow", "Selu", "Softplus", "Sqrt", "Swish"}
-_POINTWISE = _ARITHMETIC | _ACTIVATIONS | _ELEMENTWISE | {"BatchNormalization", "Identity"}
+_POINTWISE = _ARITHMETIC | {
+    "Abs", "BatchNormalization", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "LeakyRelu", "Max", "Min", "Mish", "Neg", "PRelu", "Pow", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Swish",
+    "Tanh",
+}
+# fmt: on
+_MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity"}
 _CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
+_SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _EXTREMES = {"ReduceMax", "ReduceMin"}
+_NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
 
 
 def missing_additions(consumer: ir.Node) -> list[int]:
@@ -122,7 +126,8 @@ def convolutions_of_one_pixel(model: ir.Model) -> list[ir.Node]:
     types = infer_types(ir.to_proto(model)) if suspects else {}
     found: list[ir.Node] = []
     for node in suspects:
-        sizes = types[node.outputs[0].name or ""].shape.dim[2:]
+        kind = types.get(node.outputs[0].name or "")
+        sizes = [] if kind is None else kind.shape.dim[2:]
         if sizes and all(size.dim_value == 1 for size in sizes):
             found.append(node)
     return found
@@ -164,7 +169,7 @@ def truncates_bounds(node: ir.Node) -> bool:
     if not any(bound is not None and bound.dtype.kind == "f" and float(bound) != 0.0 for bound in bounds):
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    while producer is not None and producer.op_type in _MOVES:
+    while producer is not None and producer.op_type in _MOVES | {"Add"}:
         producer = producer.inputs[0].producer() if producer.inputs[0] is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
 

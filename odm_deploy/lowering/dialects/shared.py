@@ -48,12 +48,17 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
             _lower_weight(editor, node)
     editor.drop_unused_constants()
     model.opset_imports.pop(markers.DOMAIN, None)
+    _spare_openvino(model, editor)
+    write_taps(model.metadata_props, taps)
+
+
+def _spare_openvino(model: ir.Model, editor: GraphEditor) -> None:
+    """Keep apart, by bounds that change nothing, what it would make one operator of, and compute wrongly."""
     for node in (*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model)):
         keep_apart(editor, node)
     for node in list(model.graph):
         if quirks.loses_epsilon(node):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
-    write_taps(model.metadata_props, taps)
 
 
 def center_of(grid: Grid) -> float:

@@ -1,0 +1,232 @@
+"""What OpenVINO computes wrongly in networks of attention, windows, groups and normalizations, each layer by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from odm_deploy import quantize
+from odm_deploy.bundle import Target
+from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.proof.teacher_forced_layers import compare_layers
+from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.runtimes.base import Runtime
+from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.onnx.openvino_faults import wants_fixed_sizes
+from tests.factories import OPENERS, UNFITTED, random_images
+
+Opener = Callable[[bytes], Runtime]
+
+
+def crops(height: int, width: int) -> list[Tensor]:
+    return [torch.from_numpy(random_images(height, width, seed=seed)) for seed in range(4)]
+
+
+def check_every_layer(
+    model: QuantizedModel, graph: ModelProto, image: NDArray[np.float32], opener: Opener = OpenVinoCpu.open_bytes
+) -> None:
+    layers = compare_layers(model, graph, opener, [image])
+    assert layers
+    assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]
+
+
+class ChannelAttention(nn.Module):
+    """Convolutions, and a factor for each channel that is computed from the whole map; a matrix mixes them."""
+
+    def __init__(self, rectifier: Callable[[], nn.Module], mixing: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.body, self.tail = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+        self.down, self.up, self.rectifier = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 12, 1), rectifier()
+        self.mix = nn.Linear(12, 12) if mixing else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        found: Tensor = self.body(F.relu(x))
+        factors = torch.sigmoid(self.up(self.rectifier(self.down(found.mean((2, 3), keepdim=True)))))
+        mixed: Tensor = self.mix((x + found * factors).permute(0, 2, 3, 1))
+        return F.pixel_shuffle(self.tail(mixed.permute(0, 3, 1, 2)), 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "rectifier", "mixing"),
+    [
+        pytest.param("cpu", nn.ReLU, False, id="each_size"),
+        pytest.param("cpu", nn.ReLU, True, id="relu"),
+        pytest.param("tensorrt", nn.SiLU, True, id="silu"),
+        pytest.param("cpu", lambda: nn.PReLU(4), True, id="prelu"),
+        pytest.param("cpu", lambda: nn.Sequential(nn.BatchNorm2d(4), nn.GELU()), True, id="batch_norm"),
+        pytest.param("cpu", lambda: nn.Sequential(nn.Hardswish(), nn.BatchNorm2d(4)), True, id="hard_swish"),
+        pytest.param("tensorrt", lambda: nn.Sequential(nn.ELU(), nn.BatchNorm2d(4)), True, id="elu"),
+    ],
+)
+def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], mixing: bool) -> None:
+    """Compiled for any batch, a convolution of one pixel is wrong where arithmetic per channel follows."""
+    images = crops(24, 32)
+    network = ChannelAttention(rectifier, mixing).eval()
+    for weight in network.rectifier.parameters():
+        weight.data = torch.tensor([0.1, -0.2, 0.3, 0.25])
+    model = quantize(network, QuantizationPolicy.parse("deploy", "8"), images)
+    graph = lower(model, LoweringOptions(target=target))
+    assert wants_fixed_sizes(graph) is not mixing
+    check_every_layer(model, graph, random_images(24, 32, seed=5))
+    expected = model(images[0]).numpy()
+    with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
+        assert np.abs(runtime.upscale(images[0].numpy()) - expected).max() < 0.05
+
+
+class Tokens(nn.Module):
+    """Maps padded to whole windows, as rows of tokens and back, as in networks of windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.norm, self.mix = nn.LayerNorm(12), nn.Linear(12, 12)
+        self.norm.weight.data = torch.linspace(0.1, 3.0, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = self.head(F.pad(x, (0, -width % 8, 0, -height % 8), "reflect"))
+        rows, columns = x.shape[2:]
+        tokens: Tensor = self.norm(x.flatten(2).transpose(1, 2))
+        mixed: Tensor = self.body((tokens + self.mix(tokens)).transpose(1, 2).view(-1, 12, rows, columns))
+        return F.pixel_shuffle(self.tail(x + mixed), 2)[:, :, : 2 * height, : 2 * width]
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_channels_that_openvino_does_not_know(target: Target, bits: str) -> None:
+    """Behind shapes that are computed with remainders, factors per channel were taken for one factor."""
+    images = crops(20, 28)
+    model = quantize(Tokens(), QuantizationPolicy.parse("deploy", bits), images)
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+
+
+class Recurrent(nn.Module):
+    """Depthwise and grouped convolutions that run twice, and one that writes a single channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.head, self.tail = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.depthwise, self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 12, 1, groups=2)
+        self.gate = nn.Conv2d(12, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        for _ in range(2):
+            x = x + F.relu(self.grouped(self.depthwise(x)))
+        return F.pixel_shuffle(self.tail(x * torch.sigmoid(self.gate(x))), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("profile", ["deploy", "integer"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_groups_that_run_twice(target: Target, profile: str, runtime: str) -> None:
+    """OpenVINO reshapes the codes of a grouped convolution in place, and the second run read them wrongly."""
+    images = crops(20, 28)
+    model = quantize(Recurrent(), QuantizationPolicy.parse(profile, "8"), images)
+    graph = lower(model, LoweringOptions(target=target))
+    check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
+
+
+class Gains(nn.Module):
+    """Gains per channel behind padding to whole windows, and something between them and a quantizer."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.gain = nn.Parameter(torch.linspace(0.2, 2.0, 12).view(1, 12, 1, 1))
+        self.mix, self.behind = nn.Linear(12, 12), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        x = self.head(x)
+        gained = F.pad(x, (0, -width % 5, 0, -height % 5)) * self.gain
+        if self.behind is not None:
+            x = x + self.body(self.behind(gained))[:, :, :height, :width]
+            gained = x
+        mixed: Tensor = self.mix(gained.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.pixel_shuffle(self.tail(mixed[:, :, :height, :width]), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(None, id="transpose"),
+        pytest.param(F.relu, id="relu"),
+        pytest.param(lambda x: F.leaky_relu(x, 0.2), id="leaky"),
+        pytest.param(lambda x: x.clamp(-0.3, 0.4), id="clip"),
+    ],
+)
+def test_gains_that_reach_a_quantizer_through_something_else(
+    target: Target, behind: Callable[[Tensor], Tensor] | None
+) -> None:
+    """OpenVINO moves a transposition out of the way, and makes one operator of gain, rectifier and quantizer."""
+    images = crops(21, 28)
+    model = quantize(Gains(behind), QuantizationPolicy.parse("deploy", "8"), images, settings=UNFITTED)
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(21, 28, seed=5))
+
+
+class Extremes(nn.Module):
+    """Attention from the largest of each map, and from the smallest of each pixel's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.channels, self.pixels = nn.Conv2d(12, 12, 1), nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        found: Tensor = self.body(F.relu(x))
+        factors: Tensor = self.channels(F.relu(F.adaptive_max_pool2d(found, 1)))
+        places: Tensor = self.pixels(found.amin(1, keepdim=True))
+        return F.pixel_shuffle(self.tail(x + found * torch.sigmoid(factors) * torch.sigmoid(places)), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_the_largest_and_the_smallest_are_quantized_rightly(target: Target, bits: str) -> None:
+    """OpenVINO makes one operator of such a reduction and the quantizer, with nearly all codes wrong."""
+    images = crops(20, 28)
+    model = quantize(Extremes(), QuantizationPolicy.parse("deploy", bits), images)
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+
+
+class NormalizedSum(nn.Module):
+    """A signal and floats are added and normalized as tokens, and vary so little that the epsilon counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.norm, self.mix = nn.LayerNorm(12), nn.Linear(12, 12)
+        for layer in (self.head, self.body):
+            layer.weight.data *= 0.02
+            layer.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.head(x)))
+        tokens = x.flatten(2).transpose(1, 2) + F.gelu(x).flatten(2).transpose(1, 2) * 0.7
+        mixed: Tensor = self.mix(self.norm(tokens))
+        return F.pixel_shuffle(self.tail(mixed.transpose(1, 2).view(x.shape)), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_normalized_sums_of_signals(target: Target) -> None:
+    """OpenVINO left the signal's step out, because it takes what is normalized to have no scale."""
+    images = crops(20, 28)
+    model = quantize(NormalizedSum(), QuantizationPolicy.parse("integer", "8"), images)
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
