@@ -17,6 +17,7 @@ from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.model import QuantizedModel, freeze
+from odm_deploy.quantization.operation_signals import ended_by_anything
 from odm_deploy.quantization.policy import LayerBits
 from odm_deploy.quantization.signal_calibration import on_sum_units
 from odm_deploy.quantization.signals import replace_layer
@@ -95,6 +96,7 @@ class TrainableModel:
                 parameter.requires_grad_(parameter.requires_grad and id(parameter) in learned)
         return cls(trainable, layers, exact, between)
 
+    @ended_by_anything()
     def __call__(self, images: Tensor) -> Tensor:
         """Upscale, differentiably."""
         output: Tensor = self.network(images)

@@ -18,6 +18,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.replacing import replace_modules
 from odm_deploy.networks.running import run_network
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer, quantized_layer
+from odm_deploy.quantization.operation_signals import ended_by_anything
 from odm_deploy.quantization.signals import SignalQuantizer, signals_of, with_signals
 
 Layer = TypeVar("Layer", bound=QuantizedLayer)
@@ -78,6 +79,7 @@ class QuantizedModel:
                 module.register_forward_pre_hook(_in_float64)
         return QuantizedModel(network, self.metadata, self.exact)
 
+    @ended_by_anything()
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in 0..255 -> [N, 3, scale*H, scale*W], unclamped, in the network's dtype."""

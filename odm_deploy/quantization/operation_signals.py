@@ -67,6 +67,25 @@ def aside() -> Generator[None]:
             running.modules.pop()
 
 
+@contextmanager
+def ended_by_anything() -> Generator[None]:
+    """A run of a network that nothing is left of, not even where an interruption ends it.
+
+    Behind what is a BaseException and no Exception, torch calls none of the hooks that it always calls
+    (`nn.Module.register_forward_hook`). The mode would go on in this thread, and torch's compiler traces those.
+    """
+    running = _running.operations
+    depth = len(running.modules) if running is not None else 0
+    try:
+        yield
+    finally:
+        if running is not None:
+            del running.modules[depth:]
+        elif (left := _running.operations) is not None:
+            _running.operations = None
+            left.__exit__(None, None, None)
+
+
 def place_of(network: nn.Module, name: str) -> nn.Module | None:
     """The place of the operation called `name`, made where there is none yet; None where no module could have it."""
     owner, _, own = name.rpartition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.observers import InputObserver
+from odm_deploy.quantization.operation_signals import ended_by_anything
 from odm_deploy.quantization.power_of_two import round_to_multiples
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid
 from odm_deploy.quantization.signal_plan import Signal, SignalPlan
@@ -34,13 +35,16 @@ class SignalObservers(AbstractContextManager["SignalObservers"]):
         self._watched = {
             signal.name: _Watched(signal, observers[plan.grid_owner(signal.name)]) for signal in plan.signals
         }
+        self._runs = ExitStack()
 
     def __enter__(self) -> SignalObservers:
+        self._runs.enter_context(ended_by_anything())
         for name, watched in self._watched.items():
             attach(self._network, name, watched)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._runs.close()
         with_signals(self._network, {})
 
     def grids(

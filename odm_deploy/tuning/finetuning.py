@@ -32,6 +32,7 @@ from odm_deploy.quantization.exact.freeze import freeze_exact
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze
+from odm_deploy.quantization.operation_signals import ended_by_anything
 from odm_deploy.quantization.signal_calibration import on_sum_units
 from odm_deploy.quantization.signals import attach, replace_layer
 from odm_deploy.tuning.examples import Examples, batch_size
@@ -205,7 +206,7 @@ class _Run:
             expected = run_network(self.teacher, low)
         self.optimizer.zero_grad(set_to_none=True)
         # Other people's code overwrites, as by `x *= y`, what gradients need.
-        with allow_mutation_on_saved_tensors():
+        with ended_by_anything(), allow_mutation_on_saved_tensors():
             loss = F.l1_loss(self.student(low), expected)
             value = loss.item()
             if not math.isfinite(value):

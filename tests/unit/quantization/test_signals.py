@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 
 from odm_deploy.errors import InputError
 from odm_deploy.grid import Grid
@@ -233,3 +234,30 @@ def test_a_head_of_8_bits_reads_8_bit_images_as_they_are(name):
     lost, usual = ((found - expected).abs().mean().item() for found in (output[inner], plain))
     assert lost < 2.0 * usual
     assert torch.allclose(float_form(network, model)(image)[inner], expected, atol=1e-2)
+
+
+class Interrupted(Functional):
+    """As by Ctrl-C, in the middle of a run."""
+
+    def forward(self, x):
+        if self.training:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_nothing_is_left_of_a_run_that_an_interruption_ends():
+    """Torch calls no hooks behind it, and its compiler traced what went on in the thread."""
+    model = freeze(foreign_network(Interrupted(), input_range=255.0), {}, signals={"net.add.output": GRID})
+    image = torch.from_numpy(random_images(16, 16, seed=1))
+    expected = model(image)
+    model.network.train()
+    with pytest.raises(KeyboardInterrupt):
+        model(image)
+    assert not _get_current_function_mode_stack()
+    model.network.eval()
+    assert torch.equal(model(image), expected)
+
+
+def test_nothing_is_left_of_calibration_that_ends_its_runs_early():
+    integer_model(foreign_network(Functional(), input_range=255.0))
+    assert not _get_current_function_mode_stack()
