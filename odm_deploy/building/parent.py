@@ -16,9 +16,13 @@ from typing import Any
 import odm_deploy
 from odm_deploy.building.options import BuildRequest
 from odm_deploy.errors import BuildError
+from odm_deploy.graphs.files import read_onnx
+from odm_deploy.graphs.sides import divisor_of_graph
 from odm_deploy.lowering.lint import Severity, lint
 
 _ADVICES = 2
+_SIZES_DO_NOT_FIT = ("reshape changes volume", "must be conformable", "violate shape constraints")
+"""What TensorRT says of tensors that somebody's code cuts, or adds, as if all images had the sizes it wants."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def run_child(request: BuildRequest, on_progress: Callable[[BuildProgress], None
         fix = "allow more time, lower the optimization level, or narrow the input shapes"
         raise BuildError(f"building {request.onnx} was stopped", why=f"it took longer than {timeout_s:g} s", fix=fix)
     if last.get("event") == "failed":
-        raise BuildError(last["what"], why=last["why"], fix=last["fix"] or _advice(request))
+        raise BuildError(last["what"], why=last["why"], fix=last["fix"] or _advice(request, last["why"]))
     raise BuildError(f"the {request.builder} builder {_cause(code)}", why=_last_words(log), fix=_advice(request))
 
 
@@ -134,9 +138,19 @@ def _last_words(log: Path) -> str:
     return "its last words: " + " | ".join(lines[-3:]) if lines else "it left no log"
 
 
-def _advice(request: BuildRequest) -> str:
-    """What lint says about a graph that did not build: the builder's own words rarely name the cause."""
-    errors = [finding for finding in lint(request.onnx) if finding.severity is Severity.ERROR]
+def _advice(request: BuildRequest, why: str = "") -> str:
+    """What lint says about a graph that did not build, or which sizes of images it takes.
+
+    The builder's own words, `why`, rarely name the cause.
+    """
+    graph, _ = read_onnx(Path(request.onnx))
+    errors = [finding for finding in lint(graph) if finding.severity is Severity.ERROR]
     named = [f"{finding.node}: {finding.message} [{finding.rule}]; {finding.fix}" for finding in errors[:_ADVICES]]
     more = f" ... and {len(errors) - _ADVICES} more" if len(errors) > _ADVICES else ""
-    return " | ".join(named) + more if named else "lint knows no reason; the builder's log has the details (log_path)"
+    if named:
+        return " | ".join(named) + more
+    if any(words in why for words in _SIZES_DO_NOT_FIT) and (divisor := divisor_of_graph(graph)) > 1:
+        fitting = str(request.options.shapes.enlarged(divisor)).split(":")
+        shapes = ":".join(fitting if len(set(fitting)) > 1 else fitting[:1])
+        return f"it runs on images whose sides are multiples of {divisor}: --shapes {shapes}"
+    return "lint knows no reason; the builder's log has the details (log_path)"

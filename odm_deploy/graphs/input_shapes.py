@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from odm_deploy.errors import BuildError, UsageError
 
@@ -52,6 +52,11 @@ class InputShapes:
         """Tuned for h x w, and everything smaller is taken, too."""
         smallest = (1, RGB_CHANNELS, min(SMALLEST_SIDE_PX, h), min(SMALLEST_SIDE_PX, w))
         return cls(smallest, (1, RGB_CHANNELS, h, w), (n, RGB_CHANNELS, h, w))
+
+    def enlarged(self, divisor: int) -> InputShapes:
+        """The next shapes whose heights and widths are multiples of a number."""
+        enlarged = ((n, c, -(-h // divisor) * divisor, -(-w // divisor) * divisor) for n, c, h, w in astuple(self))
+        return InputShapes(*enlarged)
 
     def for_input(self, dims: Sequence[int], name: str = "input") -> tuple[tuple[int, ...], ...]:
         """Fit the shapes to one graph input.

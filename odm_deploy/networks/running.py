@@ -5,12 +5,15 @@ Not part of a network's `forward`: what traces it, or counts its operations with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from odm_deploy.errors import InputError, OdmError, UsageError
+from odm_deploy.graphs.sides import divisor_of_sides, takes_multiples
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 
@@ -40,6 +43,48 @@ def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         if not foreign or "can't allocate memory" in str(error):
             raise
         raise refused(network, images, error) from error
+
+
+def check_sizes(network: SuperResolutionNetwork, sizes_px: Iterable[tuple[int, int]]) -> None:
+    """See that somebody else's network takes images of these heights and widths, before it computes for minutes.
+
+    It runs without data, which takes no time; of code that does not, nothing is known before it runs.
+
+    Raises:
+        UsageError, InputError: as `run_network`.
+    """
+    run = _without_data(network) if network.is_foreign else None
+    if run is None:
+        return
+    for height, width in dict.fromkeys(sizes_px):
+        if not _runs(run, height, width):
+            # What its code says, and whether it says so with data, too: it ends where sizes do not fit.
+            run_network(network, torch.zeros(1, 3, height, width))
+
+
+def _without_data(network: Callable[[Tensor], Tensor]) -> Callable[[int, int], None] | None:
+    """What runs a network at a height and a width without data; None where its code does not go without."""
+    try:
+        shadow = copy.deepcopy(network).to("meta").eval() if isinstance(network, nn.Module) else None
+    except Exception:  # as in `run_network`
+        return None
+    if shadow is None:
+        return None
+
+    def run(height: int, width: int) -> None:
+        # What the code makes on its own has no data, either.
+        with torch.device("meta"), torch.no_grad():
+            shadow(torch.empty(1, 3, height, width, device="meta"))
+
+    return run if any(_runs(run, *size) for size in SIZES_PX) else None
+
+
+def _runs(run: Callable[[int, int], None], height: int, width: int) -> bool:
+    try:
+        run(height, width)
+    except Exception:  # as in `run_network`
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -76,7 +121,8 @@ def refused(
             why=why,
             fix="let its code keep the type of what it is given, without .float() and .half()",
         )
-    running, failing = _tried(network, images)
+    run = _without_data(network) or _with_data(network, images)
+    running, failing = _tried(run, images)
     height, width = images.shape[2:]
     if not running and isinstance(error, (AttributeError, KeyError, TypeError)) and _is_quantized(network):
         return InputError(
@@ -90,11 +136,17 @@ def refused(
             why=f"float32 [1, 3, {height}, {width}]: {why}",
             fix=f"nor does it at {', '.join(failing)}",
         )
+    what, pad = f"the network does not run on images of {width}x{height} pixels", "pad in its code to what it needs"
+    if _is_quantized(network):
+        divisor = divisor_of_sides(partial(_runs, run)) or 1
+        if height % divisor or width % divisor:
+            fix = f"{takes_multiples(divisor, height, width)}, or {pad}, and quantize it again"
+            return UsageError(what, why=why, fix=fix)
     other = f", not at {', '.join(failing)}" if failing else ""
-    fix = f"it runs at {', '.join(running)}{other}: pad in its code to what it needs, since bundles take every size"
-    if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first:
+    fix = f"it runs at {', '.join(running)}{other}: {pad}, since bundles take every size"
+    if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first and not _is_quantized(network):
         fix += f", or calibrate on larger images with quantize --crop {SMALLEST_PX}"
-    return UsageError(f"the network does not run on images of {width}x{height} pixels", why=why, fix=fix)
+    return UsageError(what, why=why, fix=fix)
 
 
 def _is_quantized(network: Callable[[Tensor], Tensor]) -> bool:
@@ -104,18 +156,21 @@ def _is_quantized(network: Callable[[Tensor], Tensor]) -> bool:
     return any(isinstance(getattr(part, "grid", None), Grid) for part in network.modules())
 
 
-def _tried(network: Callable[[Tensor], Tensor], images: Tensor) -> tuple[list[str], list[str]]:
-    """Of `SIZES_PX`, those at which a network runs on black images, and the others but for that of `images`."""
+def _with_data(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[int, int], None]:
+    """What runs a network on a black image of a height and a width."""
+
+    @torch.no_grad()
+    def run(height: int, width: int) -> None:
+        network(images.new_zeros((1, images.shape[1], height, width)))
+
+    return run
+
+
+def _tried(run: Callable[[int, int], None], images: Tensor) -> tuple[list[str], list[str]]:
+    """Of `SIZES_PX`, those at which a network runs, and the others but for that of `images`."""
     running: list[str] = []
     failing: list[str] = []
-    for size in SIZES_PX:
-        if size == tuple(images.shape[2:]):
-            continue
-        try:
-            with torch.no_grad():
-                network(images.new_zeros((1, images.shape[1], *size)))
-        except Exception:  # as above
-            failing.append(f"{size[1]}x{size[0]}")
-        else:
-            running.append(f"{size[1]}x{size[0]}")
+    for height, width in SIZES_PX:
+        if (height, width) != tuple(images.shape[2:]):
+            (running if _runs(run, height, width) else failing).append(f"{width}x{height}")
     return running, failing

@@ -15,6 +15,7 @@ from odm_deploy.bundle.manifest import ONNX_FILE
 from odm_deploy.errors import BuildError, GateError, InputError, MissingError, UsageError
 from odm_deploy.imaging.pairs import SampleFile, find_samples
 from odm_deploy.lowering.receptive_field import receptive_radius_px
+from odm_deploy.networks.running import check_sizes
 from odm_deploy.progress import Say, Track, counted, silent, untracked
 from odm_deploy.proof.golden import GoldenReport, changed_layers, check_golden
 from odm_deploy.proof.graph_check import GraphCheck
@@ -90,7 +91,8 @@ def verify(
 
     Raises:
         InputError: the bundle, its model.pt or an image is unusable, or its outputs cannot be compared.
-        UsageError: there is nothing to compare with, or no such runtime or option of it.
+        UsageError: there is nothing to compare with, no such runtime or option of it, or an image of a size that
+            somebody's network does not take.
         MissingError: no runtime for it is installed here.
         GateError: the graph of an exact bundle was changed, and no runtime takes what it is now.
     """
@@ -137,6 +139,9 @@ def prove(
     track: Track,
 ) -> ParityReport:
     """`verify` of what is open already: the reference, and the bundle on its runtime. Raises as it does."""
+    if model.network.is_foreign:
+        lows = (file.load().low for file in files)
+        check_sizes(model.network, ((low.shape[0], low.shape[1]) for low in lows))
     for reason in runtime.passed_over:
         say(f"passed over: {reason}")
     taken, layers = bundle.seen_by(runtime.name), list[LayerParity]()

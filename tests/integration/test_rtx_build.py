@@ -12,13 +12,15 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.bundle_engine import build_bundle_engine, describe_engine, say_warnings
 from odm_deploy.building.coverage import coverage
 from odm_deploy.building.options import BuildOptions
 from odm_deploy.errors import BuildError, InputError, UsageError
-from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 from odm_deploy.lowering.lint import lint
 from odm_deploy.lowering.lower import lower
 from odm_deploy.lowering.metadata import mark_exact
@@ -77,6 +79,35 @@ def test_parse_error_names_the_node_in_the_builders_words(build):
     assert "a_q [QuantizeLinear]" in caught.value.why
     assert "zero point" in caught.value.why
     assert "a_q" in caught.value.fix
+
+
+class Folding(nn.Module):
+    """Pools and enlarges again, as U-Nets do, or cuts the image into windows, as transformers do."""
+
+    def __init__(self, *, windows: bool):
+        super().__init__()
+        self.windows = windows
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        if not self.windows:
+            return self.last(x + nn.functional.interpolate(self.body(nn.functional.max_pool2d(x, 4)), scale_factor=4))
+        height, width = x.shape[2:]
+        cut = x.view(1, 4, height // 8, 8, width // 8, 8)
+        return self.last(self.body((cut - cut.mean((3, 5), keepdim=True)).reshape(1, 4, height, width)))
+
+
+@pytest.mark.parametrize(("windows", "fix"), [(False, "multiples of 4"), (True, "multiples of 8")])
+def test_sizes_that_the_network_takes_are_told_where_it_does_not_take_these(build, windows, fix):
+    model = lower(quantize(Folding(windows=windows), 8, [torch.full((1, 3, 48, 48), 90.0)]))
+    with pytest.raises(BuildError) as caught:
+        build(model, shapes=parse_shapes("1x3x270x480"))
+    assert caught.value.fix == f"it runs on images whose sides are {fix}: --shapes 1x3x272x480"
+    assert build(model, shapes=parse_shapes("1x3x272x480")).plan_bytes
+    with pytest.raises(BuildError, match=r"--shapes 1x3x16x16:1x3x536x960:1x3x544x960$"):
+        build(model, shapes=parse_shapes("1x3x14x16:1x3x533x960:1x3x543x960"))
 
 
 def test_crash_leaves_no_plan_and_keeps_the_old_one(build, tmp_path):
@@ -179,7 +210,7 @@ import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from odm_deploy.building.build import build_engine
 from odm_deploy.building.options import BuildOptions
-from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.graphs.input_shapes import InputShapes, parse_shapes
 build_engine({str(tmp_path / "model.onnx")!r}, {str(tmp_path / "engine.plan")!r},
     BuildOptions(builder="tensorrt_rtx", shapes=InputShapes.static(1, 64, 64, 16)),
     on_progress=lambda progress: print(progress, time.sleep(60)))

@@ -6,10 +6,19 @@ import inspect
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 import odm_deploy
-from odm_deploy import InputError, UsageError, VerifyOptions, verify
+from odm_deploy import InputError, UsageError, VerifyOptions, quantize, verify
+from odm_deploy.checkpoint import save_model
+from odm_deploy.export import write_bundle
+from odm_deploy.lowering.lower import LoweringOptions
+from odm_deploy.networks.trusted_builders import trusting
+from odm_deploy.progress import silent
 from odm_deploy.proof.parity_report import Gates, ParityReport
 
 
@@ -50,3 +59,33 @@ def test_what_is_not_there_is_an_error_of_the_documented_kind(tiny_bundle, tiny_
 def test_a_proof_on_no_images_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing is proven"):
         VerifyOptions(max_images=0)
+
+
+class Windows(nn.Module):
+    """Adds a table of 8x8 values to every window of the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 12, 3, padding=1)
+        self.table = nn.Parameter(torch.rand(1, 8, 8, 8))
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.body(x + self.table.repeat(1, 1, x.shape[2] // 8, x.shape[3] // 8))
+        return nn.functional.pixel_shuffle(self.last(x), 2)
+
+
+def test_an_image_of_a_size_that_the_network_does_not_take_is_refused_before_any_work(tmp_path) -> None:
+    path = f"{__name__}:Windows"
+    model = quantize(Windows(), 8, [np.full((48, 48, 3), 90, np.uint8)], builder=path)
+    save_model(model, tmp_path / "model.pt")
+    Image.new("RGB", (48, 64)).save(tmp_path / "a.png")
+    Image.new("RGB", (50, 64)).save(tmp_path / "b.png")
+    said: list[str] = []
+    with trusting(path):
+        write_bundle(model, tmp_path / "model.pt", tmp_path / "bundle", LoweringOptions(), None, silent)
+        with pytest.raises(UsageError, match=r"50x64 pixels: .*multiples of 8: .* 56x64 say"):
+            verify(tmp_path / "bundle", tmp_path / "*.png", track=lambda items, *_: said.append("began") or items)
+        assert said == []
+        assert verify(tmp_path / "bundle", tmp_path / "a.png").failures(Gates()) == []

@@ -11,6 +11,7 @@ from odm_deploy.bundle import Bundle, ModelKind
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.files import parse_onnx
 from odm_deploy.graphs.growth import may_grow
+from odm_deploy.graphs.sides import divisor_of_sides, takes_multiples
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.trial import try_in_child
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     import onnx
 
     from odm_deploy.runtimes.tensor_info import Array
-
-_DIVISORS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
-"""What networks may want the sides of images to be multiples of."""
-_SMALLEST_SIDE_PX = 48
 
 
 class GraphRuntime(Runtime):
@@ -54,29 +51,29 @@ class GraphRuntime(Runtime):
         divisor = self._divisor_of_sides(images[0], rows)
         if not divisor or not (height % divisor or width % divisor):
             return plain
-        near = f"{-(-width // divisor) * divisor}x{-(-height // divisor) * divisor}"
         return InputError(
             f"the network does not run on images of {width}x{height} pixels",
             why=f"{title} says: {why.rstrip('.')}",
-            fix=f"it runs where both sides are multiples of {divisor}: bring the image to such a size, {near} say, "
+            fix=f"{takes_multiples(divisor, height, width)}, "
             "or pad in the network's code to what it needs, and quantize and export it again",
         )
 
     def _divisor_of_sides(self, images: Array, rows: int) -> int:
         """The smallest number whose multiples a network takes as sides of images; 0: none that is known."""
         if self._divisor is None:
+            # What fails meanwhile does not ask for it again.
             self._divisor = 0
-            for divisor in _DIVISORS:
-                # Two multiples in a row have no larger divisor in common.
-                times = max(-(-_SMALLEST_SIDE_PX // divisor), 3)
+
+            def takes(height: int, width: int) -> bool:
                 shape = list(images.shape)
-                shape[rows : rows + 2] = divisor * times, divisor * (times + 1)
+                shape[rows : rows + 2] = height, width
                 try:
                     self._execute({self.inputs[0].name: np.zeros(shape, images.dtype)})
                 except InputError:
-                    continue
-                self._divisor = divisor
-                break
+                    return False
+                return True
+
+            self._divisor = divisor_of_sides(takes)
         return self._divisor
 
     @classmethod

@@ -11,7 +11,7 @@ from odm_deploy import quantize
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering import tracing
 from odm_deploy.networks.foreign import foreign_network
-from odm_deploy.networks.running import EXPORTED_PX, check_exportable, run_network
+from odm_deploy.networks.running import EXPORTED_PX, check_exportable, check_sizes, run_network
 from odm_deploy.proof.evaluation import upscaler_of
 from odm_deploy.quantization.input_format import find_input_format
 from odm_deploy.quantization.observers import observe
@@ -57,13 +57,27 @@ def test_wherever_it_is_run_the_sizes_are_told() -> None:
     network = foreign_network(Places(16, 16, tiled=True))
     calls = list(calls_of(network))
     assert len(calls) == 7
+    refused = r"^the network does not run on images of (50|48)x40 pixels: RuntimeError: The size of .*; "
+    quantized = calls.pop(5)
     for call in calls:
-        with pytest.raises(
-            UsageError,
-            match=r"^the network does not run on images of (50|48)x40 pixels: RuntimeError: The size of .*; "
-            r"it runs at 48x48, 64x48, 64x64, 96x96, 128x128: .*--crop 48$",
-        ):
+        with pytest.raises(UsageError, match=refused + "it runs at 48x48, 64x48, 64x64, 96x96, 128x128: .*--crop 48$"):
             call()
+    # Calibration on other images no longer helps what is quantized already.
+    with pytest.raises(UsageError, match=refused + r"it runs where .* multiples of 16: .*, 64x48 say, or pad"):
+        quantized()
+
+
+def test_sizes_are_known_before_anything_is_computed() -> None:
+    network, ran = quantize(Places(16, 16, tiled=True), 8, [image(48, 48)]).network, []
+    network.net.last.register_forward_hook(lambda _module, _inputs, output: ran.append(output.device.type))
+    check_sizes(network, [(64, 48), (96, 96)])
+    assert set(ran) == {"meta"}
+    with pytest.raises(UsageError, match=r"50x64 pixels: .*multiples of 16: .* 64x64 say"):
+        check_sizes(network, [(64, 48), (64, 50)])
+    assert set(ran) == {"meta"}
+    # Of code that wants data nothing is known.
+    network.net.register_forward_pre_hook(lambda _module, inputs: float(inputs[0].sum()))
+    check_sizes(network, [(64, 50)])
 
 
 class InPlace(nn.Module):
