@@ -26,7 +26,7 @@ from odm_deploy.lowering.lower import LoweringOptions, lower_each
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from odm_deploy.lowering.written_by import written_by
 from odm_deploy.machine.builders import choose_builder
-from odm_deploy.progress import Say, counted
+from odm_deploy.progress import Say, Track, counted, untracked
 from odm_deploy.proof.golden import golden_of
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.model import QuantizedModel
@@ -43,6 +43,7 @@ def write_bundle(
     on_progress: Callable[[BuildProgress], None] | None = None,
     *,
     for_cpus: bool = False,
+    track: Track = untracked,
 ) -> Bundle:
     """Lower a model and write its bundle, atomically: `folder` appears whole or not at all.
 
@@ -55,6 +56,7 @@ def write_bundle(
         say: takes a line of progress.
         on_progress: takes the builder's progress.
         for_cpus: whether to add `model.cpu.onnx`, which runtimes on CPUs then take.
+        track: shows how far the lowering has come.
 
     Returns:
         The bundle; without a plan where no engine was asked for, or none could be built on this machine.
@@ -71,7 +73,7 @@ def write_bundle(
         say("lowering to ONNX")
         ways = [lowering, *([dataclasses.replace(lowering, target="cpu")] if for_cpus else [])]
         protos: dict[str, onnx.ModelProto] = dict(
-            zip((ONNX_FILE, CPU_ONNX_FILE), lower_each(model, ways), strict=False)
+            zip((ONNX_FILE, CPU_ONNX_FILE), lower_each(model, ways, track=track), strict=False)
         )
         for name, proto in protos.items():
             (temporary / name).write_bytes(proto.SerializeToString(deterministic=True))

@@ -172,6 +172,12 @@ def progress(description: str, rate: str | None = None) -> Generator[Callable[..
         yield track
 
 
+def progress_alone(items: Iterable[Any], total: int, stage: str = "") -> Iterator[Any]:
+    """A `Track` whose bar is gone when its items are, for work that something else than `progress` goes on to show."""
+    with progress(stage) as track:
+        yield from track(items, total, stage)
+
+
 @contextmanager
 def _told(description: str) -> Generator[Callable[..., Iterator[Any]]]:
     """`progress` in lines. A clock tells them, for a single item may take minutes."""

@@ -82,12 +82,17 @@ def build_progress() -> Generator[Callable[[BuildProgress], None]]:
     from rich.progress import Progress, TaskID
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = Progress(console=console, disable=not console.is_terminal, transient=True)
+    tasks: dict[str, TaskID] = {}
 
-        def show(event: BuildProgress) -> None:
-            if event.phase not in tasks:
-                tasks[event.phase] = bars.add_task(escape("  " * event.depth + event.phase), total=event.steps)
-            bars.update(tasks[event.phase], completed=event.step)
+    def show(event: BuildProgress) -> None:
+        # Not before: what comes first may have a bar of its own.
+        bars.start()
+        if event.phase not in tasks:
+            tasks[event.phase] = bars.add_task(escape("  " * event.depth + event.phase), total=event.steps)
+        bars.update(tasks[event.phase], completed=event.step)
 
+    try:
         yield show
+    finally:
+        bars.stop()

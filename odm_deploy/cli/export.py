@@ -10,7 +10,7 @@ import click
 from odm_deploy.cli.engine_options import build_progress, engine_options, to_build_options, write_triton
 from odm_deploy.cli.options import trust_option
 from odm_deploy.collecting import collecting_rarely
-from odm_deploy.terminal import emit_json, json_option, say
+from odm_deploy.terminal import emit_json, json_option, progress_alone, say
 
 
 @click.command("export")
@@ -72,7 +72,9 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     quantized = load_model(model)
     out = out or model.with_suffix("")
     with build_progress() as on_progress:
-        bundle = write_bundle(quantized, model, out, lowering, engine, say, on_progress, for_cpus=for_cpus)
+        bundle = write_bundle(
+            quantized, model, out, lowering, engine, say, on_progress, for_cpus=for_cpus, track=progress_alone
+        )
     folder = bundle.path
     served = write_triton(folder, options["triton"], shapes)
     if as_json:

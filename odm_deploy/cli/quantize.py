@@ -19,7 +19,7 @@ from odm_deploy.cli.quantize_options import policy_options, range_options, to_po
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
 from odm_deploy.progress import counted
-from odm_deploy.terminal import emit_json, json_option, progress, say
+from odm_deploy.terminal import emit_json, json_option, progress, progress_alone, say
 from odm_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -291,5 +291,7 @@ def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: str |
 
     engine = None if shapes is None else BuildOptions(shapes=parse_shapes(shapes))
     with build_progress() as on_progress:
-        made = write_bundle(model, checkpoint, bundle, LoweringOptions(), engine, say, on_progress, for_cpus=True)
+        made = write_bundle(
+            model, checkpoint, bundle, LoweringOptions(), engine, say, on_progress, for_cpus=True, track=progress_alone
+        )
     say(f"wrote {made.path}: {', '.join(sorted(path.name for path in made.path.iterdir()))}")

@@ -17,7 +17,8 @@ from odm_deploy.lowering.half_precision import convert_rest_to_half
 from odm_deploy.lowering.image_edges import add_uint8_io
 from odm_deploy.lowering.markers import export_marked
 from odm_deploy.lowering.metadata import mark_exact
-from odm_deploy.lowering.tracing import network_name
+from odm_deploy.lowering.tracing import TRACE_PARTS, network_name
+from odm_deploy.progress import Track, steps, untracked
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.version import __version__
 
@@ -27,6 +28,7 @@ ImageType = Literal["float32", "uint8"]
 
 _DIALECTS = {"tensorrt": tensorrt.lower_markers, "cpu": cpu.lower_markers}
 _LONGEST = 300
+_WAY_PART = 5
 _HALF_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
 
@@ -70,8 +72,17 @@ def lower(model: QuantizedModel, options: LoweringOptions | None = None) -> onnx
     return lower_each(model, [options or LoweringOptions()])[0]
 
 
-def lower_each(model: QuantizedModel, ways: Sequence[LoweringOptions]) -> list[onnx.ModelProto]:
-    """`lower` in several ways; the network, which is what takes time, is traced once. Raises as it does."""
+def lower_each(
+    model: QuantizedModel,
+    ways: Sequence[LoweringOptions],
+    *,
+    track: Track = untracked,
+    stage: str = "lowering to ONNX",
+) -> list[onnx.ModelProto]:
+    """`lower` in several ways; the network, which is what takes time, is traced once. Raises as it does.
+
+    `track` shows progress, which takes minutes for large networks, as that of a `stage`.
+    """
     for options in ways:
         if model.exact is not None and options.precision != "fp32":
             raise UsageError(
@@ -86,9 +97,14 @@ def lower_each(model: QuantizedModel, ways: Sequence[LoweringOptions]) -> list[o
                 why=f"the range of {gated[0]} is computed from each image, and half precision moves its codes",
                 fix="leave --precision out",
             )
-    marked = export_marked(model)
-    copies = [marked, *(ir.from_proto(ir.to_proto(marked)) for _ in ways[1:])]
-    return [_lower_marked(graph, model, options) for graph, options in zip(copies, ways, strict=True)]
+    lowered: list[onnx.ModelProto] = []
+    with steps(track, (*TRACE_PARTS, *(_WAY_PART for _ in ways)), stage) as begin:
+        marked = export_marked(model, begin)
+        copies = [marked, *(ir.from_proto(ir.to_proto(marked)) for _ in ways[1:])]
+        for graph, options in zip(copies, ways, strict=True):
+            begin()
+            lowered.append(_lower_marked(graph, model, options))
+    return lowered
 
 
 def _lower_marked(graph: ir.Model, model: QuantizedModel, options: LoweringOptions) -> onnx.ModelProto:

@@ -13,6 +13,7 @@ No runtime executes these nodes; `dialects` replace them. A graph that keeps one
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -70,8 +71,10 @@ def _translate_dequantize_weight(codes: Any, scale: Any, name: str) -> Any:
     return _dequantize_weight_op(codes, scale, name=name)
 
 
-def export_marked(model: QuantizedModel) -> ir.Model:
+def export_marked(model: QuantizedModel, begin: Callable[[], None] = lambda: None) -> ir.Model:
     """The marked graph of a quantized model, with dynamic N, H and W; input `input`, output `output`, float32.
+
+    `begin` is called when each of `TRACE_PARTS` begins.
 
     A foreign network whose code fixes the batch size gets a graph for one image at a time.
 
@@ -82,7 +85,7 @@ def export_marked(model: QuantizedModel) -> ir.Model:
         torch.ops.odm.fake_quantize.default: _translate_fake_quantize,
         torch.ops.odm.dequantize_weight.default: _translate_dequantize_weight,
     }
-    program, batch = trace(model, table)
+    program, batch = trace(model, table, begin)
     marked = program.model
     _name_dimensions(marked, model.scale, "n" if batch is None else batch)
     _forget_origin(marked)

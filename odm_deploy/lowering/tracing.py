@@ -39,15 +39,21 @@ _LONGEST = 300
 _FIXED = re.compile(r"size\(\)\[(\d)\] as dynamic but your code specialized it to be a constant \((\d+)\)")
 _OPERATOR = re.compile(r"Error when translating node .*?call_function\[target=([\w.:]+)\]")
 
+TRACE_PARTS = (50, 40)
+"""Tracing a network and translating the trace: how their times are to each other, which may be minutes."""
+
 TranslationTable = dict[Callable[..., Any], Callable[..., Any]]
 
 
-def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ONNXProgram, int | None]:
+def trace(
+    model: QuantizedModel, table: TranslationTable, begin: Callable[[], None] = lambda: None
+) -> tuple[torch.onnx.ONNXProgram, int | None]:
     """Trace `model` for images of any height and width.
 
     Args:
         model: what to trace; input and output float32 [N, 3, H, W].
         table: how to translate this project's own operators, by the operator.
+        begin: called when each of `TRACE_PARTS` begins.
 
     Returns:
         The program and its batch size: None for any, 1 where the network's code allows nothing else.
@@ -56,8 +62,11 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
         InputError: the exporter cannot follow the network, its trace is another function at other sizes, or what it
             computes depends on more than the image.
     """
+    begin()
     if not isinstance(model.network, ForeignNetwork):
-        return _translate(model, _capture(model, (2, 3, *_EXAMPLE_PX)), table), None
+        program = _capture(model, (2, 3, *_EXAMPLE_PX))
+        begin()
+        return _translate(model, program, table), None
     size = next((size for size in (_ODD_EXAMPLE_PX, _EXAMPLE_PX) if _run(model, _image(size)) is not None), None)
     if size is None:
         raise InputError(
@@ -73,6 +82,7 @@ def trace(model: QuantizedModel, table: TranslationTable) -> tuple[torch.onnx.ON
             _refuse_training(program, model)
             # Before the translation, which takes minutes for large networks.
             if _is_the_network(program, model):
+                begin()
                 return _translate(model, program, table), batch
         except InputError as error:
             refused = error

@@ -27,6 +27,7 @@ from odm_deploy.graphs.differences import Allow, differences, is_rounding
 from odm_deploy.lowering.lower import LoweringOptions, Precision, lower_each
 from odm_deploy.lowering.metadata import Tap, is_marked_exact, read_taps
 from odm_deploy.lowering.written_by import written_by
+from odm_deploy.progress import Track, untracked
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.other_wiring import differences_in_constants
 from odm_deploy.quantization.model import QuantizedModel
@@ -34,6 +35,7 @@ from odm_deploy.quantization.model import QuantizedModel
 _HALF: dict[int, Precision] = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 _FLOATS = (onnx.TensorProto.FLOAT, *_HALF)
 _EXCERPT = 200
+_STAGE = "lowering model.pt again, to compare every constant"
 _OPTIONS = {
     "precision": ("fp32", "fp16", "bf16"),
     "io": ("float32", "uint8"),
@@ -44,21 +46,25 @@ _OPTIONS = {
 """What options of lowering a manifest states, and their values."""
 
 
-def check_graphs(bundles: Sequence[Bundle], model: QuantizedModel) -> list[GraphCheck]:
+def check_graphs(bundles: Sequence[Bundle], model: QuantizedModel, *, track: Track = untracked) -> list[GraphCheck]:
     """Compare the graph of each bundle, as some runtime sees it, with what `model` lowers to the same way.
+
+    `track` shows how far the lowering has come.
 
     Raises:
         InputError: a damaged manifest or metadata, or an unreadable graph.
     """
     try:
-        lowered = lower_each(model, [way_of(bundle) for bundle in bundles])
+        lowered = lower_each(model, [way_of(bundle) for bundle in bundles], track=track, stage=_STAGE)
     except OdmError as error:
         # By whomever: with nothing to compare, the graph may be any.
         return [GraphCheck(_name(each), wiring=[f"model.pt cannot be lowered this way: {error}"]) for each in bundles]
-    return [check_graph(bundle, model, expected) for bundle, expected in zip(bundles, lowered, strict=True)]
+    return [check_graph(bundle, model, expected, track) for bundle, expected in zip(bundles, lowered, strict=True)]
 
 
-def check_graph(bundle: Bundle, model: QuantizedModel, expected: onnx.ModelProto) -> GraphCheck:
+def check_graph(
+    bundle: Bundle, model: QuantizedModel, expected: onnx.ModelProto, track: Track = untracked
+) -> GraphCheck:
     """Compare the graph of a bundle with `expected`, what `model` lowers to the same way. Raises as `check_graphs`."""
     graph, writer = bundle.graph, _other_writer(bundle, model)
     allow = _computed(model, expected)
@@ -69,18 +75,19 @@ def check_graph(bundle: Bundle, model: QuantizedModel, expected: onnx.ModelProto
         found.wiring.append(f"its metadata says {'that' if model.exact is None else 'nothing of it that'} it is exact")
     if found and writer is not None:
         strictly = found
-        found = differences_in_constants(graph, expected, _for_others(bundle, model), model, allow)
+        found = differences_in_constants(graph, expected, _for_others(bundle, model, track), model, allow)
         # In the same wiring, too, constants may have other shapes.
         found.wiring = strictly.wiring or [each for each in strictly.constants if each not in found.constants]
     return GraphCheck(_name(bundle), len(found.pairs), found.constants, found.wiring, writer)
 
 
-def _for_others(bundle: Bundle, model: QuantizedModel) -> list[onnx.ModelProto]:
+def _for_others(bundle: Bundle, model: QuantizedModel, track: Track) -> list[onnx.ModelProto]:
     """What a model lowers to for the other kind of runtime."""
     way = way_of(bundle)
     if way.precision != "fp32":
         return []
-    return lower_each(model, [replace(way, target="cpu" if way.target == "tensorrt" else "tensorrt")])
+    other = replace(way, target="cpu" if way.target == "tensorrt" else "tensorrt")
+    return lower_each(model, [other], track=track, stage=_STAGE)
 
 
 def _renamed(tap: Tap, names: Mapping[str, str]) -> Tap:

@@ -23,6 +23,7 @@ from odm_deploy.grid import FloatArray, Grid
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import round_to_uint8, to_batch
 from odm_deploy.lowering.metadata import Tap, layer_of_run, run_name
+from odm_deploy.progress import Track, untracked
 from odm_deploy.proof.layer_parity import OUTPUT, PIXELS, LayerParity
 from odm_deploy.proof.teacher_forcing import (
     all_codes_from,
@@ -60,6 +61,8 @@ def compare_layers(
     lowered: onnx.ModelProto,
     open_bytes: Callable[[bytes], Runtime],
     images: Iterable[FloatArray],
+    *,
+    track: Track = untracked,
 ) -> list[LayerParity]:
     """Teacher-forced flip rates of every quantized layer, and of the 8-bit output behind the last one.
 
@@ -70,6 +73,7 @@ def compare_layers(
         lowered: the graph under test.
         open_bytes: opens a serialized graph on the runtime under test.
         images: float32 [1, 3, H, W] in 0..255.
+        track: shows progress over the images.
 
     Raises:
         InputError: a graph without the taps of all quantizers, or one of another model.
@@ -83,7 +87,8 @@ def compare_layers(
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
         image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
-        for image, mixing in [*((crop, False) for crop in crops), *((crop, True) for crop in crops[:1])]:
+        taken = [*((crop, False) for crop in crops), *((crop, True) for crop in crops[:1])]
+        for image, mixing in track(taken, len(taken), "comparing the layers on images"):
             trace = teacher = _trace(model, torch.from_numpy(image), twins)
             if not twins and len(trace.codes) > len(forced.taps):
                 twins = _twins(trace, forced.taps)

@@ -31,9 +31,6 @@ from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
 
-LARGE_GRAPH = 500
-"""Nodes of a graph from which on its lowering takes many seconds."""
-
 
 @dataclass(frozen=True)
 class VerifyOptions:
@@ -87,7 +84,7 @@ def verify(
         images: the network's input images: a folder, a file or a glob pattern.
         options: what to compare with, where, and how thoroughly.
         say: takes lines about what was passed over or left out.
-        track: shows progress over the images.
+        track: shows progress over the lowering, the layers and the images.
 
     Raises:
         InputError: the bundle, its model.pt or an image is unusable, or its outputs cannot be compared.
@@ -149,15 +146,13 @@ def prove(
     if bundle.onnx_path is None:
         say("the graph is not compared with what model.pt lowers to: there is no model.onnx")
     else:
-        if len(bundle.graph.graph.node) > LARGE_GRAPH:
-            say("lowering model.pt again, to compare every constant")
-        graphs = check_graphs([bundle, *([] if taken is bundle else [taken])], model)
+        graphs = check_graphs([bundle, *([] if taken is bundle else [taken])], model, track=track)
     if options.layers:
         few = files[:LAYER_IMAGES]
-        layers = _compare_layers(taken, model, runtime, few, options, say)
+        layers = _compare_layers(taken, model, runtime, few, options, say, track)
         if taken is not bundle:
             # What runs elsewhere is proven, too, as far as it can be here.
-            others = _compare_layers(bundle, model, runtime, few, options, say)
+            others = _compare_layers(bundle, model, runtime, few, options, say, track)
             layers += [dataclasses.replace(layer, name=f"{ONNX_FILE}: {layer.name}") for layer in others]
     samples = track((file.load() for file in files), len(files))
     try:
@@ -198,7 +193,13 @@ def contradictions(bundle: Bundle, model: QuantizedModel) -> list[str]:
 
 
 def _compare_layers(
-    bundle: Bundle, model: QuantizedModel, runtime: Runtime, files: list[SampleFile], options: VerifyOptions, say: Say
+    bundle: Bundle,
+    model: QuantizedModel,
+    runtime: Runtime,
+    files: list[SampleFile],
+    options: VerifyOptions,
+    say: Say,
+    track: Track,
 ) -> list[LayerParity]:
     """Teacher-forced flip rates on the centers of a few images; empty where the layers cannot be told apart."""
     if bundle.onnx_path is None:
@@ -207,13 +208,13 @@ def _compare_layers(
     lowered = bundle.graph
     crops = center_crops(file.load().low for file in files)
     if runtime.model_kind == "onnx":
-        return compare_layers(model, lowered, _opener(runtime, options), crops)
+        return compare_layers(model, lowered, _opener(runtime, options), crops, track=track)
     height, width = (min(crop.shape[axis] for crop in crops) for axis in (2, 3))
     tf32 = bool(bundle.engine_facts.get("tf32", True))
     say(f"building an engine for {height}x{width} whose layers can be told apart")
     try:
         opener = forced_engine_opener(runtime, lowered, (height, width), tf32=tf32)
-        return compare_layers(model, lowered, opener, [crop[:, :, :height, :width] for crop in crops])
+        return compare_layers(model, lowered, opener, [crop[:, :, :height, :width] for crop in crops], track=track)
     except (BuildError, MissingError) as error:
         say(f"layers not compared: {error}")
         return []

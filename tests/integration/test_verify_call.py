@@ -33,8 +33,8 @@ def test_the_name_is_the_function_and_costs_nothing_before_it_is_asked_for():
 def test_a_proof_is_a_report_and_nothing_is_printed(tiny_bundle, tiny_set, capsys):
     tracked, said = [], []
 
-    def track(items, total, stage=""):
-        tracked.append(total)
+    def track(items, total, stage="images"):
+        tracked.append((str(stage).partition(",")[0], total))
         return iter(items)
 
     options = VerifyOptions(runtime="onnxruntime", max_images=1, layers=False)
@@ -42,7 +42,11 @@ def test_a_proof_is_a_report_and_nothing_is_printed(tiny_bundle, tiny_set, capsy
     assert isinstance(report, ParityReport)
     assert (report.images, report.layers, report.failures(Gates())) == (1, [], [])
     assert report.to_dict(Gates())["reference"]["psnr_y_db"] is not None
-    assert (tracked, said, capsys.readouterr()) == ([1], [], ("", ""))
+    assert (tracked, said, capsys.readouterr()) == ([("lowering model.pt again", 95), ("images", 1)], [], ("", ""))
+    tracked.clear()
+    verify(tiny_bundle, tiny_set / "LR_bicubic/X2", VerifyOptions(runtime="onnxruntime", max_images=1), track=track)
+    # Of a bundle of one graph; the image is taken twice, the second time with its values in random order.
+    assert tracked[1] == ("comparing the layers on images", 2)
 
 
 def test_what_is_not_there_is_an_error_of_the_documented_kind(tiny_bundle, tiny_set, tmp_path):

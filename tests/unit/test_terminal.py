@@ -3,6 +3,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 import warnings
 
@@ -11,8 +12,8 @@ import pytest
 
 from odm_deploy import errors, terminal
 from odm_deploy.installing import install_extra
-from odm_deploy.progress import PercentStage
-from odm_deploy.terminal import emit_json, print_table, progress, run, say, show, table
+from odm_deploy.progress import PercentStage, steps
+from odm_deploy.terminal import emit_json, print_table, progress, progress_alone, run, say, show, table
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +154,25 @@ def test_a_package_of_an_extra_that_is_missing_is_named(package, extra, capsys, 
     line = capsys.readouterr().err
     assert line.startswith(f"error: {package} is not installed: ")
     assert line.endswith(f"{install_extra(extra)}\n")
+
+
+def test_steps_are_told_by_the_parts_of_the_time_that_they_take(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.15)
+    threads = threading.active_count()
+    with steps(progress_alone, (60, 30, 10), "lowering") as begin:
+        begin()
+        time.sleep(0.4)
+        begin()
+        time.sleep(0.4)
+        begin()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "lowering: 0 %, 0 s"
+    assert any(line.startswith("lowering: 60 %, 0 s, 0 s left") for line in lines)
+    # More steps than was said are none more, and work that fails ends as well.
+    begins = []
+    with pytest.raises(ZeroDivisionError), steps(progress_alone, (1,), "more") as begin:
+        begins.append([begin() for _ in range(3 // len(begins))])
+    assert threading.active_count() == threads
 
 
 def test_progress_shows_the_speed_in_the_unit_asked_for(capsys, monkeypatch):
