@@ -21,7 +21,15 @@ numbers       numbers and the bits they take
 paper_rules   the two conventions
 """
 
-from odm_deploy.accounting.count import Accounting, FloatShare, LayerCost, account, body_policy, float_shares
+from odm_deploy.accounting.count import (
+    Accounting,
+    FloatShare,
+    LayerCost,
+    account,
+    body_policy,
+    float_shares,
+    full_hd_macs,
+)
 from odm_deploy.accounting.macs import FULL_HD_PX, count_macs
 from odm_deploy.accounting.numbers import FLOAT_BITS
 from odm_deploy.accounting.paper_rules import PAPER_RULES, Convention, PaperRule, accounted_network
@@ -40,4 +48,5 @@ __all__ = [
     "body_policy",
     "count_macs",
     "float_shares",
+    "full_hd_macs",
 ]

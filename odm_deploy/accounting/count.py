@@ -111,7 +111,7 @@ def account(
         raise UsageError(f"no convention {convention!r}", fix=f"use {' or '.join(get_args(Convention))}")
     network = subject.network if isinstance(subject, QuantizedModel) else subject
     bits = {} if policy is None else policy.select(network)
-    output_px, macs = _macs(network) if output_px is None else (output_px, count_macs(network, output_px))
+    output_px, macs = full_hd_macs(network) if output_px is None else (output_px, count_macs(network, output_px))
     rule = PAPER_RULES.get(network.name, PaperRule())
     costs: list[LayerCost] = []
     if convention == "honest":
@@ -137,8 +137,14 @@ def account(
     return Accounting(network.name, network.scale, convention, output_px, tuple(costs))
 
 
-def _macs(network: SuperResolutionNetwork) -> tuple[tuple[int, int], dict[str, int]]:
-    """Multiply-adds of Full HD, or of a little less where code wants whole windows, and of which size they are."""
+def full_hd_macs(network: SuperResolutionNetwork) -> tuple[tuple[int, int], dict[str, int]]:
+    """Multiply-adds of Full HD, or of a little less where code wants whole windows, and of which size they are.
+
+    All shares of work are of these: those of layers that see a part of the image depend on its size.
+
+    Raises:
+        InputError: as `count_macs`.
+    """
     scale, output_px = network.scale, full_hd_px(network.scale)
     try:
         return output_px, count_macs(network, output_px)

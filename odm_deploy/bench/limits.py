@@ -118,7 +118,7 @@ def find_limits(model: ModelProto, layers: Sequence[LayerRecord], shape: tuple[i
         padding_share=1 - useful / padded if padded else 0.0,
         compute_kernels=compute,
         other_kernels=len(working) - compute,
-        fallbacks=tuple(layer.name for layer in found.fallbacks) if known else (),
+        fallbacks=tuple(layer.name for layer in found.fallbacks) if known and found.fallbacks_matter else (),
         padded_before=padded_before(model),
         layers=tuple(_layer_limits(found, padding, known=known)),
     )

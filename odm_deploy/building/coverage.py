@@ -22,12 +22,16 @@ from odm_deploy.graphs.input_shapes import InputShapes
 from odm_deploy.graphs.shapes import Shapes, infer_shapes
 from odm_deploy.lowering.lint import Finding, lint
 from odm_deploy.lowering.lint.graph import QdqGraph
-from odm_deploy.lowering.lint.operands import Layer, find_layers
+from odm_deploy.lowering.lint.operands import LAYER_TYPES, Layer, find_layers
 from odm_deploy.progress import counted
 
 MISSING = "missing"
 """What a layer runs as that nothing names."""
+NOTHING = 0.0005
+"""Share of the multiply-accumulates that is written 0.0 %."""
 _AMBIGUOUS = "unknown"
+_EINSUM = "Einsum"
+_IN_FLOAT = "float in this model"
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,14 @@ class Coverage:
         """Layers that should run as int8 and do not."""
         return tuple(layer for layer in self.layers if layer.quantized and layer.precision != "int8")
 
+    @property
+    def fallbacks_matter(self) -> bool:
+        """Whether `fallbacks` have a part of the work: not layers of a few numbers, such as those of channel attention,
+        which no builder computes in int8.
+        """
+        macs = [layer.macs for layer in self.fallbacks]
+        return not self.int8_layers or None in macs or sum(count or 0 for count in macs) >= NOTHING * self.macs
+
     def to_dict(self) -> dict[str, Any]:
         """The keys of `inspect --json`."""
         sums = ("quantized_layers", "int8_layers", "macs", "quantized_macs", "int8_macs")
@@ -131,8 +143,14 @@ def coverage(
     shapes = infer_shapes(graph.model, sizes)
     asked = find_layers(graph)
     names = Counter(layer.name for layer in asked)
+    by_output = {layer.node.output[0]: layer for layer in asked}
     covered: list[LayerCoverage] = []
-    for layer in asked:
+    for node in graph.of_type(*LAYER_TYPES, _EINSUM):
+        if node.op_type == _EINSUM:
+            if (macs := count_macs(graph, node, shapes)) != 0:
+                covered.append(_einsum(graph.name(node), find_compute_layer(layers, graph.name(node)), macs))
+            continue
+        layer = by_output[node.output[0]]
         unique = names[layer.name] == 1
         record = find_compute_layer(layers, layer.name) if unique else None
         precision = record.precision if record else MISSING if unique else _AMBIGUOUS
@@ -152,12 +170,20 @@ def coverage(
     return Coverage(tuple(covered))
 
 
+def _einsum(name: str, record: LayerRecord | None, macs: int | None) -> LayerCoverage:
+    """A matrix product that no runtime has in integers."""
+    precision = record.precision if record else MISSING
+    return LayerCoverage(name, _EINSUM, False, precision, _IN_FLOAT, macs, record.name if record else "")
+
+
 def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
-    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul; None where a shape is missing.
+    """Multiply-accumulates of a Conv, ConvTranspose, Gemm, MatMul or Einsum; None where a shape is missing.
 
     A convolution does (input channels / groups) * kernel area of them for every output value; its transpose does
     (output channels / groups) * kernel area for every input value.
     """
+    if node.op_type == _EINSUM:
+        return _einsum_macs(node, [shapes.get(name) for name in node.input])
     first, second, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
     if first is None or second is None or output is None:
         return None
@@ -169,10 +195,25 @@ def count_macs(graph: QdqGraph, node: NodeProto, shapes: Shapes) -> int | None:
     return prod(output) * (first[-2] if transposed else first[-1])
 
 
+def _einsum_macs(node: NodeProto, operands: Sequence[tuple[int, ...] | None]) -> int | None:
+    """Of two operands, every combination of indices; 0 where nothing is summed up; None where indices are not named."""
+    read, _, written = attribute(node, "equation", b"").decode().replace(" ", "").partition("->")
+    terms = read.split(",")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, operands, strict=False):
+        if shape is None or len(shape) != len(term):
+            return None
+        for index, size in zip(term, shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))
+    if len(terms) != 2 or not set(terms[0]) & set(terms[1]) - set(written):
+        return 0 if len(terms) <= 2 else None
+    return prod(sizes.values())
+
+
 def _reason(layer: Layer, record: LayerRecord | None, about: Sequence[Finding], *, explain: bool) -> str:
     """Why a layer is not int8: what lint found about it, or that nobody asked."""
     if not layer.quantized:
-        return "float in this model"
+        return _IN_FLOAT
     if about:
         return "; ".join(f"{finding.message} [{finding.rule}]" for finding in about)
     if record is None:

@@ -53,10 +53,10 @@ def command(
 ) -> None:
     """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).
 
-    TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. A layer that the
-    graph quantizes and the engine runs as float, and a graph that quantizes nothing, end with exit code 3. A model.pt
-    is listed with its grids instead, and with what it costs: storage, and bit operations (2 * MACs * weight bits *
-    input bits) for a 1920x1080 output.
+    TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. Layers that the
+    graph quantizes and the engine runs as float, if they have a share of the MACs, and a graph that quantizes nothing,
+    end with exit code 3. A model.pt is listed with its grids instead, and with what it costs: storage, and bit
+    operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
     """
     from odm_deploy.building.bundle_coverage import bundle_coverage
     from odm_deploy.building.cpu_layers import CPU_RUNTIMES
@@ -100,7 +100,7 @@ def _judge(found: Coverage, path: Path, runtime: str | None) -> None:
             why=f"none of its {len(found.layers)} convolutions and matrix products has a DequantizeLinear before it",
             fix="quantize the network first",
         )
-    if not (fallbacks := found.fallbacks):
+    if not (fallbacks := found.fallbacks) or not found.fallbacks_matter:
         return
     names = ", ".join(layer.name for layer in fallbacks[:3])
     explained = [layer for layer in fallbacks if layer.rules]
@@ -139,6 +139,8 @@ def _print(found: Coverage, source: str) -> None:
     all_known = all(layer.macs is not None for layer in found.layers)
     if all_known and found.macs and found.int8_macs / found.macs < NO_SHARE:
         share += ": next to nothing, so it is no faster than in float"
+    if found.fallbacks and not found.fallbacks_matter:
+        share += ", and 0.0% of the MACs are in the other quantized ones"
     click.echo(f"int8: {found.int8_layers} of {counted(found.quantized_layers, 'quantized layer')}{share}")
 
 

@@ -103,6 +103,7 @@ def cost_documents(tuned: Tuned) -> dict[str, Any]:
             "in_float": mixed.in_float,
             "quantized_macs_before": mixed.quantized_share_before,
             "quantized_macs": mixed.quantized_share,
+            "share_of": mixed.share_of,
         },
         "fine_tuning": None
         if fine_tuned is None

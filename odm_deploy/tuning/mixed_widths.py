@@ -23,7 +23,7 @@ from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.signals import replace_layer
 from odm_deploy.tuning.goals import Goal
 from odm_deploy.tuning.held_back import HeldBack, OutputCost
-from odm_deploy.tuning.sensitivity import LayerSensitivity, layer_sensitivities, macs_shares
+from odm_deploy.tuning.sensitivity import MACS, LayerSensitivity, layer_sensitivities, macs_shares
 
 MOST_RETURNS = 12
 """Layers that are tried at their narrow width again after the bisection, where the goal has to be kept."""
@@ -51,6 +51,8 @@ class MixedWidths:
     """The same of `model`: what is left to int8 arithmetic."""
     measured: int
     """Candidates measured."""
+    share_of: str = MACS
+    """What the shares are of: `WEIGHTS` where multiply-adds cannot be counted."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def keep_goal(
     before = held_back.measure(model)
     share_before = search.share_of(model)
     if not goal.misses(before):
-        return MixedWidths(model, before, before, (), (), share_before, share_before, 1)
+        return MixedWidths(model, before, before, (), (), share_before, share_before, 1, search.counted_in)
     moves = _ranked_moves(network, model, None if wide is None else wide(), held_back, track)
     ways = _leaving_one(moves)
     if goal.float_share is not None:
@@ -114,6 +116,7 @@ def keep_goal(
         share_before,
         search.share_of(mixed),
         search.measured + 1,
+        search.counted_in,
     )
 
 
@@ -184,7 +187,7 @@ class _Search:
     def __init__(self, network: SuperResolutionNetwork, model: QuantizedModel, held_back: HeldBack, goal: Goal) -> None:
         self.network, self.model, self.held_back, self.goal = float_form(network, model), model, held_back, goal
         self.measured = 1
-        self._shares = macs_shares(network)
+        self._shares, self.counted_in = macs_shares(network)
 
     def share_of(self, model: QuantizedModel) -> float:
         """Share of multiply-adds in quantized layers."""

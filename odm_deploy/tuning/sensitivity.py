@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
-from odm_deploy.accounting import count_macs
+from odm_deploy.accounting import full_hd_macs
 from odm_deploy.errors import InputError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.running import run_network
@@ -44,6 +44,10 @@ PROBES = 4
 """Backward passes for each part; parts times probes squares are averaged, and 32 leave an error of a decibel."""
 
 
+MACS, WEIGHTS = "MACs", "weights"
+"""What a layer's share of the work is counted in."""
+
+
 @dataclass(frozen=True)
 class LayerSensitivity:
     """What quantizing one layer costs while all others stay float."""
@@ -56,6 +60,8 @@ class LayerSensitivity:
     """Mean squared error at the output, in squared 8-bit steps."""
     macs_share: float
     """Its share of the network's multiply-adds, 0 to 1."""
+    share_of: str = MACS
+    """What `macs_share` is a share of: `WEIGHTS` where multiply-adds cannot be counted."""
 
     @property
     def psnr_db(self) -> float:
@@ -87,7 +93,7 @@ def layer_sensitivities(
     """
     layers = model.layers
     chosen = choose_parts(images, parts)
-    shares = macs_shares(network)
+    shares, share_of = macs_shares(network)
     network = float_form(network, model).eval().requires_grad_(False)
     squares = dict.fromkeys(layers, 0.0)
     signs = torch.Generator().manual_seed(0)
@@ -105,7 +111,7 @@ def layer_sensitivities(
             fix="say by --layer NAME=WIDTH which layers get more bits",
         ) from error
     return [
-        LayerSensitivity(name, layer.weight_bits, layer.grid.bits, squares[name], shares[name])
+        LayerSensitivity(name, layer.weight_bits, layer.grid.bits, squares[name], shares[name], share_of)
         for name, layer in layers.items()
     ]
 
@@ -124,20 +130,23 @@ def float_inputs(model: QuantizedModel) -> SuperResolutionNetwork:
     return network
 
 
-def macs_shares(network: SuperResolutionNetwork) -> dict[str, float]:
-    """Share of the network's multiply-adds that each module's own products have, by dotted name.
+def macs_shares(network: SuperResolutionNetwork) -> tuple[dict[str, float], str]:
+    """Share of the network's multiply-adds that each module's own products have, by dotted name; and `MACS`.
 
-    Where they cannot be counted, because somebody's code does not run without data, the share of the weights.
+    Where they cannot be counted, because somebody's code does not run without data, the share of the weights, and
+    `WEIGHTS`.
     """
+    share_of = MACS
     try:
-        macs = count_macs(network, (64 * network.scale, 64 * network.scale))
+        _, macs = full_hd_macs(network)
     except InputError:
+        share_of = WEIGHTS
         macs = {
             name: sum(value.numel() for value in module.parameters(recurse=False))
             for name, module in network.named_modules()
         }
     total = sum(macs.values()) or 1
-    return {name: count / total for name, count in macs.items()}
+    return {name: count / total for name, count in macs.items()}, share_of
 
 
 def choose_parts(images: Sequence[Tensor], count: int, part_px: int = PART_PX) -> list[Tensor]:

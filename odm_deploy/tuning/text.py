@@ -11,7 +11,7 @@ from odm_deploy.proof.parity_text import INVISIBLE_DB, visibility
 from odm_deploy.terminal import table
 from odm_deploy.tuning.held_back import OutputCost
 from odm_deploy.tuning.mixed_widths import MixedWidths
-from odm_deploy.tuning.sensitivity import LayerSensitivity
+from odm_deploy.tuning.sensitivity import MACS, LayerSensitivity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,14 +91,15 @@ def sensitivity_table(sensitivities: Sequence[LayerSensitivity], count: int | No
         for each in worst_layers(sensitivities)[:count]
     ]
     shown = "" if len(rows) == len(sensitivities) else f", {len(rows)} of {len(sensitivities)}"
-    head = ("layer", "width", "PSNR if quantized alone", "share of the error", "share of MACs")
+    head = ("layer", "width", "PSNR if quantized alone", "share of the error", _share_of(sensitivities))
     return table(f"layers that cost most{shown}", head, rows, left=("width",))
 
 
 def mixed_text(mixed: MixedWidths) -> str:
     """One line: what was widened or left float, and the price."""
     if not (mixed.widened or mixed.in_float):
-        return f"the goal is kept as it is; {mixed.quantized_share:.1%} of MACs are quantized"
+        share = f"{mixed.quantized_share:.1%} of {mixed.share_of}"
+        return f"the goal is kept as it is; {share} are quantized{_not_counted(mixed.share_of)}"
     parts = [
         f"{counted(len(names), 'layer')} {where} ({_first_of(names)})"
         for where, names in (("at 8 bits", mixed.widened), ("in float", mixed.in_float))
@@ -106,9 +107,19 @@ def mixed_text(mixed: MixedWidths) -> str:
     ]
     all_of_them = max(len(mixed.widened), len(mixed.in_float)) > _NAMED
     return (
-        f"mixed widths: {' and '.join(parts)}; quantized share of MACs {mixed.quantized_share_before:.1%} -> "
-        f"{mixed.quantized_share:.1%}" + (" (odm-deploy inspect names all)" if all_of_them else "")
+        f"mixed widths: {' and '.join(parts)}; quantized share of {mixed.share_of} "
+        f"{mixed.quantized_share_before:.1%} -> {mixed.quantized_share:.1%}{_not_counted(mixed.share_of)}"
+        + (" (odm-deploy inspect names all)" if all_of_them else "")
     )
+
+
+def _share_of(sensitivities: Sequence[LayerSensitivity]) -> str:
+    of = sensitivities[0].share_of if sensitivities else MACS
+    return f"share of {of}{_not_counted(of)}"
+
+
+def _not_counted(share_of: str) -> str:
+    return "" if share_of == MACS else " (its code does not run without data, so its MACs are not counted)"
 
 
 def _first_of(names: Sequence[str]) -> str:
@@ -139,6 +150,7 @@ def sensitivity_document(sensitivities: Sequence[LayerSensitivity]) -> list[dict
             "mse": each.error,
             "psnr_db": each.psnr_db,
             "macs_share": each.macs_share,
+            "share_of": each.share_of,
         }
         for each in sensitivities
     ]

@@ -120,6 +120,26 @@ def test_lint_is_named_only_where_it_has_something_to_say(tmp_path, label, point
     assert ("lint knows nothing about it either" in outcome.stderr) != pointed
 
 
+@needs_rtx
+def test_small_layers_that_no_builder_takes_are_told_and_no_gate(tmp_path):
+    b = Builder()
+    b.batch = 1
+    body = b.conv(b.qdq("x", "a"), b.weights())
+    # Channel attention, by a layer of four channels on one pixel.
+    pooled = b.op("AveragePool", ["x"], "pooled", kernel_shape=[64, 64], strides=[64, 64])
+    squeezed = b.op("Conv", [pooled, b.constant("few", np.ones((4, CHANNELS, 1, 1), np.float32))], "squeezed")
+    few = b.constant("few_q", b.codes(CHANNELS, 4, 1, 1), onnx.TensorProto.INT8)
+    scales = b.constant("few_s", np.full(CHANNELS, 0.01, np.float32))
+    weights = b.op(
+        "DequantizeLinear", [few, scales, b.constant("few_z", np.zeros(CHANNELS, np.int8))], "few_dq", axis=0
+    )
+    attention = b.op("Conv", [b.qdq(squeezed, "s"), weights], "attention")
+    onnx.save(b.model(b.op("Mul", [body, attention], "y")), tmp_path / "model.onnx")
+    outcome = run_cli("inspect", tmp_path / "model.onnx", "--shapes", "1x16x64x64")
+    assert outcome.code == 0, outcome.stderr
+    assert "int8: 1 of 2 quantized layers, 100.0% of all MACs, and 0.0% of the MACs are in the other" in outcome.stdout
+
+
 def test_checkpoint_is_listed_with_its_grids(tiny_checkpoint):
     outcome = run_cli("inspect", tiny_checkpoint, "--json")
     assert outcome.code == 0

@@ -50,6 +50,34 @@ def test_gemm_sums_over_the_other_axis_when_transposed():
     assert count_macs(graph, graph.nodes[1], infer_shapes(graph.model, PROFILE)) == 120 * 16 * 5
 
 
+@pytest.mark.parametrize(
+    ("equation", "shape", "expected"),
+    [
+        ("nchw,ncdw->nhd", (1, 16, 7, 12), 16 * 10 * 12 * 7),
+        ("nchw, cd -> ndhw", (16, 5), 16 * 10 * 12 * 5),
+        ("nchw,nchw->nchw", (1, 16, 10, 12), 0),  # nothing is summed up: no product of matrices
+        ("nchw,...->nhw", (1, 16, 10, 12), None),
+    ],
+)
+def test_einsums_are_products_like_others(equation, shape, expected):
+    b = Builder()
+    graph = QdqGraph(
+        b.model(b.op("Einsum", ["x", b.constant("w", np.zeros(shape, np.float32))], "y", equation=equation))
+    )
+    shapes = {"x": (1, 16, 10, 12), "w": shape}
+    assert count_macs(graph, graph.nodes[0], shapes) == expected
+
+
+def test_work_of_einsums_is_work_that_is_not_int8():
+    b = Builder()
+    body = b.conv(b.qdq("x", "a"), b.weights())
+    weight = b.constant("w", np.zeros((16, 8), np.float32))
+    model = b.model(b.op("Einsum", [body, weight], "mixed", equation="nchw,cd->ndhw"))
+    covered = coverage(model, [record("layer")], PROFILE)
+    assert [(layer.name, layer.reason) for layer in covered.layers] == [("layer", ""), ("mixed", "float in this model")]
+    assert covered.int8_share() == f", {144 / 152:.1%} of all MACs"
+
+
 def test_shapes_follow_the_input_through_symbolic_annotations():
     b = Builder()
     model = b.model(b.op("DepthToSpace", ["x"], "y", blocksize=2))
@@ -90,3 +118,18 @@ def test_layer_the_engine_does_not_name_is_missing():
     (layer,) = coverage(b.model(b.conv(b.qdq("x", "a"), b.weights())), [], PROFILE).fallbacks
     assert (layer.precision, layer.engine_layer) == ("missing", "")
     assert "no layer of the engine" in layer.reason
+
+
+def test_layers_of_a_few_numbers_are_no_fallback_that_matters():
+    def covered(*macs):
+        return Coverage(
+            tuple(
+                LayerCoverage(f"{count}", "Conv", True, "fp32" if at else "int8", "", count, "")
+                for at, count in enumerate(macs)
+            )
+        )
+
+    assert covered(1_000_000).fallbacks == ()
+    assert not covered(1_000_000, 400).fallbacks_matter
+    assert covered(1_000_000, 400, 400).fallbacks_matter
+    assert covered(1_000_000, 400, None).fallbacks_matter

@@ -8,13 +8,22 @@ import math
 import pytest
 import torch
 
+from odm_deploy.accounting import account
 from odm_deploy.errors import InputError
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
 from odm_deploy.tuning.held_back import HeldBack, Sample
-from odm_deploy.tuning.sensitivity import PART_PX, choose_parts, float_inputs, layer_sensitivities
+from odm_deploy.tuning.sensitivity import (
+    MACS,
+    PART_PX,
+    WEIGHTS,
+    choose_parts,
+    float_inputs,
+    layer_sensitivities,
+    macs_shares,
+)
 from odm_deploy.tuning.tune import tune
 from tests.factories import random_images, tiny_model, tiny_network
 from tests.foreign_networks import Enlarger, seeded
@@ -106,3 +115,29 @@ def test_a_network_without_gradients_is_refused_in_a_line_and_still_quantized():
     assert tuned.model is calibrated[0]
     assert tuned.sensitivities == []
     assert [line.startswith("not known which layers cost most") for line in said] == [True]
+
+
+class Pooled(torch.nn.Module):
+    """Most of its work is on an average of a fixed size, so its share depends on the image's."""
+
+    def __init__(self, wants_data=False):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+        self.body = torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.wants_data = wants_data
+
+    def forward(self, x):
+        if self.wants_data:
+            float(x.mean())
+        x = self.first(x)
+        return self.last(x * self.body(torch.nn.functional.adaptive_avg_pool2d(x, 64)).mean())
+
+
+def test_shares_of_work_are_those_of_the_accounting_or_said_to_be_of_the_weights():
+    network = foreign_network(Pooled())
+    cost = {layer.name: layer.macs for layer in account(network).layers}
+    shares, share_of = macs_shares(network)
+    assert share_of == MACS
+    assert shares["net.body"] == cost["net.body"] / sum(cost.values())
+    shares, share_of = macs_shares(foreign_network(Pooled(wants_data=True)))
+    assert (share_of, shares["net.body"]) == (WEIGHTS, 584 / (224 + 584 + 219))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from rich.console import Console
 
 from odm_deploy.tuning.held_back import OutputCost
 from odm_deploy.tuning.mixed_widths import MixedWidths
-from odm_deploy.tuning.sensitivity import LayerSensitivity
+from odm_deploy.tuning.sensitivity import WEIGHTS, LayerSensitivity
 from odm_deploy.tuning.text import advice, cost_text, mixed_text, sensitivity_table, worst_text
 from tests.factories import tiny_model
 
@@ -86,3 +87,15 @@ def test_the_price_of_mixed_widths_is_told():
     assert many.startswith("mixed widths: 6 layers in float (a, b, c, 3 more); quantized share of MACs 90.0% -> ")
     assert many.endswith("(odm-deploy inspect names all)")
     assert mixed_text(MixedWidths(model, cost, cost, (), (), 0.9, 0.9, 1)).startswith("the goal is kept as it is")
+
+
+def test_work_that_cannot_be_counted_is_told_as_a_share_of_the_weights():
+    model, cost = tiny_model(), OutputCost(1, 40.0, 9.0)
+    assert mixed_text(MixedWidths(model, cost, cost, ("a",), (), 0.9, 0.8, 7, WEIGHTS)).endswith(
+        "quantized share of weights 90.0% -> 80.0% (its code does not run without data, so its MACs are not counted)"
+    )
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(sensitivity_table([dataclasses.replace(each, share_of=WEIGHTS) for each in LAYERS]))
+    assert "share of weights (its code" in captured.get()
+    assert "MACs (" not in captured.get()
