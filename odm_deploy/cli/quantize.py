@@ -258,17 +258,12 @@ def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
 
 def _depends_on_size(network: SuperResolutionNetwork, images: CalibrationImages) -> bool:
     """Whether ranges hold for images of one size only; says so, and how to get them for another."""
-    from odm_deploy.errors import OdmError
-    from odm_deploy.quantization.size_dependence import size_dependent
+    from odm_deploy.quantization.size_dependence import depends_on_size
 
     if not network.is_foreign:
         return False
     first = next(iter(images))
-    try:
-        times = size_dependent(network, first)
-    except OdmError:
-        # Where it matters that it does not run at the sizes that are tried, somebody else says so.
-        return False
+    times = depends_on_size(network, first)
     if not times:
         return False
     name = max(times, key=lambda name: abs(math.log(max(times[name], 1e-9))))

@@ -29,6 +29,7 @@ from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_sha
 from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input
 from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, on_sum_units, sharing
 from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
+from odm_deploy.quantization.size_dependence import depends_on_size
 from odm_deploy.quantization.weight_fitting import fit_all_weights
 from odm_deploy.quantization.weights import quantize_weight
 
@@ -68,9 +69,9 @@ class CalibrationSettings:
     in_sequence: bool = True
     """Weight codes and biases that also make up for the quantized layers in front (`quantization.sequential`). Off
     where layers of several calibrations are to be put together: what one made up for, another has not got."""
-    whole_inputs: bool = False
+    whole_inputs: bool | None = None
     """Judge by whole inputs and not by the middle of each: for networks where what layers read depends on the image's
-    size (`quantization.size_dependence`)."""
+    size. None: where that is found (`quantization.size_dependence`)."""
 
 
 Known = dict[Hashable, tuple[FrozenLayer, InputObserver]]
@@ -131,6 +132,7 @@ def calibrate(
     """
     settings = settings or CalibrationSettings()
     bits = policy.select(network)
+    original = network
     # Nothing learns, whatever somebody's code switches on in the middle.
     network = copy.deepcopy(network).requires_grad_(False)
     if policy.power_of_two:
@@ -140,8 +142,8 @@ def calibrate(
         network.round_float_edges()
     plan, pixels = SignalPlan(), None
     count = len(images) if isinstance(images, Sized) else 0
-    size = None if settings.whole_inputs else REFINED_PX if policy.power_of_two else PART_PX
-    images, parts = _with_parts(images, size)
+    whole, images = _whole_inputs(original, images, settings)
+    images, parts = _with_parts(images, None if whole else REFINED_PX if policy.power_of_two else PART_PX)
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
@@ -248,6 +250,17 @@ def _fit_inputs(
             observers[patches.name].add(offset_inputs(patches.inputs, patches, layer.offsets))
         fitted[patches.name] = layer
     return fitted
+
+
+def _whole_inputs(
+    network: SuperResolutionNetwork, images: Iterable[Tensor], settings: CalibrationSettings
+) -> tuple[bool, Iterable[Tensor]]:
+    """Whether to judge by whole inputs, and the images, of which the first may have been looked at."""
+    if settings.whole_inputs is not None or not network.is_foreign:
+        return bool(settings.whole_inputs), images
+    coming = iter(images)
+    first = list(itertools.islice(coming, 1))
+    return any(depends_on_size(network, image[:1]) for image in first), itertools.chain(first, coming)
 
 
 def _with_parts(images: Iterable[Tensor], size: int | None) -> tuple[Iterator[Tensor], list[Tensor]]:

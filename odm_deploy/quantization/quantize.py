@@ -48,7 +48,8 @@ def quantize(
         policy: what is quantized with how many bits; a number quantizes the body at that width. Of a network that is
             not this project's, the first layer to run is the head, those on enlarged features and the last one are
             the tail, all others the body.
-        images: network inputs, float32 [N, 3, H, W] in 0..255 or uint8 [H, W, 3]; consumed one after the other.
+        images: network inputs, float32 [N, 3, H, W] in 0..255 or uint8 [H, W, 3]; consumed one after the other. Where
+            what layers read depends on the image's size, the result is good near the size of these.
         builder: where a network that is not this project's comes from, `package.module:Name`, so that it can be saved.
             None takes its class.
         arguments: keyword arguments of the builder, plain values. None takes `network.hyperparameters`, where it has

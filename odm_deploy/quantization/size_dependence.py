@@ -8,16 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from odm_deploy.errors import OdmError
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.foreign import PROBE_PX
 from odm_deploy.networks.running import run_network
+from odm_deploy.quantization.layers import QuantizedLayer
 
 _TIMES = 1.5
 """Beyond it values do not merely differ by the image's edges, of which a larger one has fewer."""
+
+
+_found: WeakKeyDictionary[SuperResolutionNetwork, dict[str, float]] = WeakKeyDictionary()
+"""What was found of each network, which several parts of a program ask for."""
+
+
+def depends_on_size(network: SuperResolutionNetwork, image: Tensor) -> dict[str, float]:
+    """`size_dependent`, found once a network; empty for this project's own, and where it does not run at those sizes.
+
+    Ranges of such a network hold near the size of the images they were seen on, and parts of them say nothing.
+    """
+    if not network.is_foreign:
+        return {}
+    if network not in _found:
+        try:
+            _found[network] = size_dependent(network, image)
+        except OdmError:
+            # Where that matters, somebody else says so.
+            return {}
+    return _found[network]
 
 
 def size_dependent(network: SuperResolutionNetwork, image: Tensor) -> dict[str, float]:
@@ -60,7 +83,7 @@ def _sizes(network: SuperResolutionNetwork, image: Tensor) -> dict[str, float]:
 
     with ExitStack() as hooks, torch.no_grad():
         for name, layer in network.named_modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            if isinstance(layer, (nn.Conv2d, nn.Linear, QuantizedLayer)):
                 hooks.enter_context(layer.register_forward_pre_hook(watched_as(name)))
         run_network(network, image)
     return found

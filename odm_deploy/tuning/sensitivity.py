@@ -36,6 +36,7 @@ from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.layers import QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.signals import with_signals
+from odm_deploy.quantization.size_dependence import depends_on_size
 
 PART_PX = 48
 """Height and width of a part: more than the reach of most layers, and a multiple of what window attention needs."""
@@ -83,7 +84,8 @@ def layer_sensitivities(
     Args:
         network: the float network that `model` was made of, or `float_inputs` of the model.
         model: its quantized form.
-        images: network inputs, float32 [1, 3, H, W] in 0..255; small parts of them are used.
+        images: network inputs, float32 [1, 3, H, W] in 0..255; small parts of them are used, or, where what layers read
+            depends on the image's size, as many whole ones as are no more work.
         track: for a progress bar over the parts.
         parts: how many parts.
         probes: backward passes a part.
@@ -92,7 +94,12 @@ def layer_sensitivities(
         InputError: no image, layers that the network lacks, or somebody's code that has no gradients.
     """
     layers = model.layers
-    chosen = choose_parts(images, parts)
+    if images and depends_on_size(network, images[0]):
+        sides = images[0].shape[2:]
+        count = max(parts * PART_PX**2 // (sides[0] * sides[1]), 1)
+        chosen = choose_parts(images, count, max(side for image in images for side in image.shape[2:]))
+    else:
+        chosen = choose_parts(images, parts)
     shares, share_of = macs_shares(network)
     network = float_form(network, model).eval().requires_grad_(False)
     squares = dict.fromkeys(layers, 0.0)

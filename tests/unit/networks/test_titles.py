@@ -15,6 +15,8 @@ from odm_deploy.networks.titles import network_title
     [
         ("edsr", {"scale": 4}, "edsr"),
         ("foreign", {"builder": "spandrel.architectures.SPAN:SPAN"}, "SPAN"),
+        ("foreign", {"builder": "spandrel.architectures.RealCUGAN:UpCunet2x"}, "RealCUGAN"),
+        ("foreign", {"builder": "spandrel.architectures.PLKSR:RealPLKSR"}, "RealPLKSR"),
         ("foreign", {"builder": "mine.nets:Outer.Inner"}, "Inner"),
         ("foreign", {"builder": "odm_deploy.networks.onnx_network:OnnxNetwork"}, "ONNX"),
         ("foreign", {"builder": ""}, "foreign"),

@@ -7,13 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.cli.quantize import _depends_on_size
 from odm_deploy.networks.foreign import foreign_network
-from odm_deploy.quantization import post_training
+from odm_deploy.quantization import post_training, size_dependence
+from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
-from odm_deploy.quantization.size_dependence import size_dependent
-from tests.factories import random_images
+from odm_deploy.quantization.size_dependence import depends_on_size, size_dependent
+from odm_deploy.tuning import sensitivity
+from odm_deploy.tuning.sensitivity import float_inputs, layer_sensitivities
+from tests.factories import random_images, tiny_network
 
 
 class Normed(nn.Module):
@@ -66,6 +70,33 @@ def test_it_is_calibrated_on_whole_inputs():
             return -10 * float((model.network(unseen) - network(unseen)).square().mean().log10())
 
     assert psnr(True) > psnr(False) + 3
+    # What is not said is found; also of images that come once, and by the call that needs no command.
+    assert psnr(None) == psnr(True)
+    model = quantize(network.net, QuantizationPolicy.deploy(LayerBits(8, 8)), iter(seen))
+    wanted, _ = calibrate(
+        network, seen, QuantizationPolicy.deploy(LayerBits(8, 8)), CalibrationSettings(whole_inputs=True)
+    )
+    assert model.grids == wanted.grids
+
+
+def test_sensitivities_are_those_at_the_size_of_the_images():
+    network, seen = network_of("length"), images(2, 256)
+    model, _ = calibrate(network, seen, QuantizationPolicy.deploy(LayerBits(8, 8)))
+    found = {each.name: each.error for each in layer_sensitivities(network, model, seen[:1])}
+    floats, signs = float_form(network, model), torch.Generator().manual_seed(0)
+    whole = sensitivity._squares(floats, model.layers, seen[0], sensitivity.PROBES, signs)
+    assert found["net.body"] == pytest.approx(whole["net.body"])
+    # Those of a model.pt without its float weights, too, whose layers are other ones.
+    assert size_dependent(float_inputs(model), seen[0]).keys() == {"net.body"}
+
+
+def test_it_is_found_once(monkeypatch):
+    network, runs = network_of("length"), []
+    monkeypatch.setattr(size_dependence, "size_dependent", lambda *_: runs.append(1) or {"net.body": 0.5})
+    for _ in range(2):
+        assert depends_on_size(network, images(1, 64)[0]) == {"net.body": 0.5}
+    assert depends_on_size(tiny_network(), images(1, 64)[0]) == {}
+    assert len(runs) == 1
 
 
 @pytest.mark.parametrize(("how", "found"), [("length", True), ("mean", False)])
