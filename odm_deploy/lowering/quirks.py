@@ -133,6 +133,19 @@ def convolutions_of_one_pixel(model: ir.Model) -> list[ir.Node]:
     return found
 
 
+def shared_without_bias(node: ir.Node) -> bool:
+    """Whether OpenVINO would lose the scales of a convolution of codes for one of those who read its result.
+
+    Without a bias, or with zeros for one, OpenVINO 2026.4 computes the scales in an operator of their own, then in the
+    convolution, and where shapes are dynamic, whoever has taken them in by then applies them twice: a quantizer gives
+    the code of zero for everything. A bound right behind the convolution leaves it one reader.
+    """
+    if node.op_type != "Conv" or constant_array(node.inputs[1]) is not None:
+        return False
+    bias = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
+    return (bias is None or not bias.any()) and len(node.outputs[0].uses()) > 1
+
+
 def extremes_of_codes(model: ir.Model) -> list[ir.Node]:
     """Reductions to the largest or smallest whose results are quantized, behind arithmetic point by point or at once.
 

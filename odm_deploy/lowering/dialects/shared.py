@@ -54,7 +54,8 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
 
 def _spare_openvino(model: ir.Model, editor: GraphEditor) -> None:
     """Keep apart, by bounds that change nothing, what it would make one operator of, and compute wrongly."""
-    for node in (*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model)):
+    shared = [node for node in model.graph if quirks.shared_without_bias(node)]
+    for node in dict.fromkeys([*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model), *shared]):
         keep_apart(editor, node)
     for node in list(model.graph):
         if quirks.loses_epsilon(node):

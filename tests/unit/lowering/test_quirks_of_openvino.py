@@ -111,6 +111,32 @@ def test_channels_that_openvino_does_not_know(target: Target, bits: str) -> None
     check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
 
 
+class WithoutBias(Tokens):
+    """Convolutions without biases, or with zeros, whose results a layer, a sum and a rectifier read."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1)
+        self.down, self.one = nn.Conv2d(12, 12, 2, 2, bias=bias), nn.Conv2d(12, 12, 1, bias=bias)
+        for layer in (self.down, self.one) if bias else ():
+            nn.init.zeros_(layer.get_parameter("bias"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        down: Tensor = self.down(self.first(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        return super().forward((down + self.one(down) + F.relu(down))[:, :3])
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolutions_without_bias(target: Target, bias: bool) -> None:
+    """At dynamic sizes, their scales were applied twice for those who read the result beside others."""
+    images = crops(20, 28)
+    model = quantize(
+        WithoutBias(bias), QuantizationPolicy.parse("deploy", "8", symmetric=True), images, settings=UNFITTED
+    )
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+
+
 class Recurrent(nn.Module):
     """Depthwise and grouped convolutions that run twice, and one that writes a single channel."""
 
