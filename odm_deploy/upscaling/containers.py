@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,12 @@ _A_FRAME_A_PACKET = (
 )
 """Codecs whose every packet becomes a frame of its time, if it is whole; others have packets that show nothing."""
 
+
+_FEWEST_GAPS = 8
+_RHYTHM, _ROUNDED = 0.8, 0.2
+"""Share of the frames of a video that come one step after the one before, and what of a step that may be off."""
+_PAUSE = 250
+"""From so many steps on a gap is a recording's pause, or a clock set anew."""
 
 _SAYS_NOTHING_NEW_BYTES = 16
 """Packets of AVI files up to this size may say that nothing changes, or that the one before held two frames."""
@@ -129,6 +137,18 @@ class Ends:
         return missing_s if missing_s > max(_TOLERANCE_S, _TOLERANCE * claimed_s) else 0.0
 
 
+def missing_in(times: Sequence[int]) -> int:
+    """How many frames are missing between those of these rising times; 0 where they have no rhythm to tell it by."""
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    if len(gaps) < _FEWEST_GAPS or (usual := statistics.median(gaps)) <= 0:
+        return 0
+    # Containers round times to milliseconds, say.
+    steps = [gap / usual for gap in gaps]
+    if sum(abs(step - 1) < _ROUNDED for step in steps) < _RHYTHM * len(steps):
+        return 0
+    return sum(round(step) - 1 for step in steps if 1 < step < _PAUSE)
+
+
 class Damage:
     """Counts frames that cannot be decoded, or only in part: of a scratched disc, players show the rest, too."""
 
@@ -140,6 +160,8 @@ class Damage:
         self._first: int | None = None
         self._shown: int | None = None
         self._refused_times: set[int] = set()
+        self._corrupt_times: set[int] = set()
+        self._shown_times: list[int] = []
         self._awaited: set[int] = set()
         self._packets = 0
         self._pictures = 0
@@ -160,12 +182,14 @@ class Damage:
         Not those before the first one that came: a file cut between frames that refer to each other begins so.
         """
         silent = sum(self._first is None or time > self._first for time in self._awaited)
-        return self._refused + self._too_late + self._lost + silent
+        known = self._refused + self._too_late + self._lost + silent
+        # Packets that containers do not find leave a gap alone, which says nothing by itself: rhythms may vary.
+        return max(known, missing_in(self._shown_times)) if known or self.mended else 0
 
     def is_shown(self, frame: Any) -> bool:
         """Whether a frame is to be shown: not where a later one was, because behind damage decoders lose the order."""
         self._awaited.discard(frame.pts)
-        partly = frame.is_corrupt
+        partly = frame.is_corrupt or (self._first is not None and frame.pts in self._corrupt_times)
         if frame.pts in self._refused_times:
             # A part of it was refused; the rest became a frame all the same.
             self._refused_times.remove(frame.pts)
@@ -179,6 +203,8 @@ class Damage:
         self._shown = frame.pts
         if self._first is None:
             self._first = frame.pts
+        if frame.pts is not None:
+            self._shown_times.append(frame.pts)
         return True
 
     def decoded(self, packet: Any, times: PacketTimes | None) -> list[Any]:
@@ -192,6 +218,9 @@ class Damage:
             self._pictures += packet.size > _SAYS_NOTHING_NEW_BYTES
         if times is None and codec in _A_FRAME_A_PACKET and packet.size and not packet.is_discard:
             self._awaited.update(() if packet.pts is None else (packet.pts,))
+        if packet.is_corrupt and packet.pts is not None:
+            # What the container found wrong, the decoder may take without a word.
+            self._corrupt_times.add(packet.pts)
         try:
             frames = packet.decode()
             self._came += len(frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,7 @@ pytest.importorskip("av", reason="PyAV is not installed")
 import av
 
 from odm_deploy.errors import InputError
-from odm_deploy.upscaling.containers import open_to_read
+from odm_deploy.upscaling.containers import missing_in, open_to_read
 from odm_deploy.upscaling.video import upscale_video
 from tests.video_clips import flash_times_s, frame_times_s, write_clip
 
@@ -165,6 +166,40 @@ def test_frames_that_can_be_decoded_in_part_are_shown_and_counted(tmp_path, suff
     assert result.mended > 0
     assert result.mended + result.damaged == 3
     assert result.frames == 24 - result.damaged
+
+
+@pytest.mark.parametrize("how", ["cut out", "noise"])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".ts", "libx264"), (".ts", "mpeg2video"), (".mkv", "mpeg4"), (".mkv", "mpeg2video")]
+)
+def test_frames_that_a_container_does_not_find_are_counted_where_it_is_known_to_be_damaged(
+    tmp_path, suffix, codec, how
+):
+    plain, damaged = tmp_path / f"plain{suffix}", tmp_path / f"damaged{suffix}"
+    noisy(plain, codec)
+    content = bytearray(plain.read_bytes())
+    at, many = len(content) // 3, len(content) // 6
+    content[at : at + many] = random.Random(0).randbytes(many if how == "noise" else 0)
+    damaged.write_bytes(content)
+    whole = upscale_video(plain, tmp_path / "whole.mkv", twice, 2)
+    result = upscale_video(damaged, tmp_path / "out.mkv", twice, 2)
+    assert (whole.frames, whole.damaged, whole.mended) == (24, 0, 0)
+    assert (result.frames + result.damaged, result.damaged > 0) == (24, True)
+
+
+def test_frames_are_missed_by_the_rhythm_of_the_others():
+    every = list(range(0, 2000, 40))
+    assert missing_in(every) == 0
+    assert missing_in([time for time in every if time not in (400, 440, 1000)]) == 3
+    # Milliseconds of 29.97 frames a second, a pause and a clock set anew.
+    rounded = [round(1000 * 1001 * count / 30000) for count in range(60)]
+    assert missing_in(rounded) == 0
+    assert missing_in(rounded[:20] + rounded[21:]) == 1
+    assert missing_in([*every, *(time + 3_600_000 for time in every)]) == 0
+    # Frames of changing times, and few of them, have none.
+    assert missing_in([count * count for count in range(50)]) == 0
+    assert missing_in([0, 40, 80, 400]) == 0
+    assert missing_in([]) == 0
 
 
 def test_frames_that_a_decoder_drops_without_a_word_are_counted(tmp_path):
