@@ -150,12 +150,13 @@ def extremes_of_codes(model: ir.Model) -> list[ir.Node]:
     """Reductions to the largest or smallest whose results are quantized, behind arithmetic point by point or at once.
 
     OpenVINO 2026.4 makes one operator of all of it, and nearly all codes are wrong, of whatever axis and image size.
-    A bound right behind the reduction keeps them apart.
+    It moves a quantizer before what joins or moves values, too. A bound right behind the reduction keeps them apart.
     """
     return [
         node
         for node in model.graph
-        if node.op_type in _EXTREMES and any(reader.op_type == "QuantizeLinear" for reader in _point_by_point(node))
+        if node.op_type in _EXTREMES
+        and any(reader.op_type == "QuantizeLinear" for reader in _readers(node, _POINTWISE | _MOVES))
     ]
 
 
@@ -230,18 +231,18 @@ def _meets_channel_arithmetic(node: ir.Node) -> bool:
     """Whether a convolution with quantized weights goes point by point into arithmetic with a constant per channel."""
     if node.op_type != "Conv" or constant_array(node.inputs[1]) is not None:
         return False
-    arithmetic = [reader for reader in _point_by_point(node) if reader.op_type in _POINTWISE]
+    arithmetic = [reader for reader in _readers(node, _POINTWISE) if reader.op_type in _POINTWISE]
     constants = [constant_array(value) for reader in arithmetic for value in reader.inputs]
     return any(array is not None and array.size > 1 for array in constants)
 
 
-def _point_by_point(node: ir.Node) -> set[ir.Node]:
-    """What reads the result of `node`, at once or behind operators that compute point by point; these, too."""
+def _readers(node: ir.Node, through: set[str]) -> set[ir.Node]:
+    """What reads the result of `node`, at once or behind operators of the kinds `through`; these, too."""
     behind = [use.node for use in node.outputs[0].uses()]
     seen: set[ir.Node] = set()
     while behind:
         reader = behind.pop()
-        if reader not in seen and reader.op_type in _POINTWISE:
+        if reader not in seen and reader.op_type in through:
             behind += [use.node for use in reader.outputs[0].uses()]
         seen.add(reader)
     return seen

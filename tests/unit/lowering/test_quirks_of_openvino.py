@@ -206,19 +206,21 @@ def test_gains_that_reach_a_quantizer_through_something_else(
 
 
 class Extremes(nn.Module):
-    """Attention from the largest of each map, and from the smallest of each pixel's channels."""
+    """Attention from the largest of each map, and from the smallest of each pixel's channels, alone and joined."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(11)
         self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
         self.channels, self.pixels = nn.Conv2d(12, 12, 1), nn.Conv2d(1, 1, 3, padding=1)
+        self.joined = nn.Conv2d(2, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(x)
         found: Tensor = self.body(F.relu(x))
         factors: Tensor = self.channels(F.relu(F.adaptive_max_pool2d(found, 1)))
         places: Tensor = self.pixels(found.amin(1, keepdim=True))
+        places = places + self.joined(torch.cat([found.mean(1, keepdim=True), found.amax(1, keepdim=True)], 1))
         return F.pixel_shuffle(self.tail(x + found * torch.sigmoid(factors) * torch.sigmoid(places)), 2)
 
 
