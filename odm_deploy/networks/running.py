@@ -6,7 +6,8 @@ Not part of a network's `forward`: what traces it, or counts its operations with
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -35,8 +36,9 @@ def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """
     foreign = isinstance(network, SuperResolutionNetwork) and network.is_foreign
     try:
-        # Somebody else's code may scale its input in place (RCAN), and the caller goes on with the images.
-        return network(images.clone() if foreign else images)
+        with _making(images.dtype):
+            # Somebody else's code may scale its input in place (RCAN), and the caller goes on with the images.
+            return network(images.clone() if foreign else images)
     except (OdmError, MemoryError):
         raise
     except Exception as error:  # somebody else's code may raise anything
@@ -85,6 +87,20 @@ def _runs(run: Callable[[int, int], None], height: int, width: int) -> bool:
     except Exception:  # as in `run_network`
         return False
     return True
+
+
+@contextmanager
+def _making(dtype: torch.dtype) -> Generator[None]:
+    """Let what a network's code makes itself, such as `torch.full((12,), 0.2)`, be float64 where its images are."""
+    usual = torch.get_default_dtype()
+    if dtype != torch.float64:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 @torch.no_grad()

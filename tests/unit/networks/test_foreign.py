@@ -306,3 +306,26 @@ def test_code_that_asks_for_parameters_is_quantized_exported_and_computed_in_flo
     assert np.abs(model.double()(torch.from_numpy(x).double()).numpy() - expected).mean() < 0.1
     with OPENERS["onnxruntime"](lower(model).SerializeToString()) as runtime:
         assert np.quantile(np.abs(runtime.upscale(x) - expected), 0.95) < 0.5
+
+
+class OwnNumbers(nn.Module):
+    """Makes tensors in its code, and gives them to operators that take one type only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        x = F.prelu(self.first(x), torch.full((12,), 0.2))
+        x = self.body(F.conv2d(x, torch.ones(12, 1, 3, 3) / 9, padding=1, groups=12))
+        return F.pixel_shuffle(self.last(x), 2)
+
+
+def test_numbers_that_code_makes_itself_are_float64_where_the_network_is() -> None:
+    torch.manual_seed(5)
+    model = quantize(OwnNumbers(), THROUGHOUT, images())
+    x = torch.from_numpy(random_images(18, 26, seed=5))
+    in_double = model.double()(x.double())
+    assert in_double.dtype == torch.float64
+    assert (in_double - model(x)).abs().mean() < 0.1
+    assert torch.get_default_dtype() == torch.float32
