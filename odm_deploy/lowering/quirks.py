@@ -188,6 +188,19 @@ def truncates_bounds(node: ir.Node) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
+def may_shrink_smoothly(node: ir.Node) -> bool:
+    """Whether a bicubic resizing may make something smaller, of which ONNX Runtime can fail to run it.
+
+    ONNX Runtime 1.31 computes integer convolutions with channels last, moves the transpositions from there through a
+    Resize, and then refuses factors below 1 of the bicubic kind. A reshape to the shape it has keeps them apart.
+    """
+    kind = node.attributes.get("mode") if node.op_type == "Resize" else None
+    if kind is None or kind.as_string() != "cubic":
+        return False
+    scales = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    return scales is None or bool((scales < 1).any())
+
+
 def loses_epsilon(node: ir.Node) -> bool:
     """Whether OpenVINO would normalize codes where their levels should be, and add its epsilon to another variance.
 

@@ -14,7 +14,7 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine.
 
-Five places need care, and are found by measurement only:
+Six places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
@@ -25,6 +25,8 @@ Five places need care, and are found by measurement only:
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
 - ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
+- ONNX Runtime does not run bicubic resizing to a smaller size behind an integer convolution
+  (`quirks.may_shrink_smoothly`) unless a reshape that changes nothing stands between them.
 - OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
   behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`). For all dialects,
@@ -89,6 +91,10 @@ def lower_markers(model: ir.Model) -> None:
             pad_channels(editor, node)
         if quirks.would_lose_weights(node):
             keep_apart(editor, node)
+        if quirks.may_shrink_smoothly(node):
+            name = node.outputs[0].name
+            same = editor.constant(f"{name}.same_shape", [0, 0, 0, 0], np.int64)
+            node.replace_input_with(0, editor.node_before(node, "Reshape", [node.inputs[0], same], f"{name}.original"))
     clip_apart(model, editor)
     editor.drop_unused_constants()
 

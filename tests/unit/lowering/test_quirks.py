@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from odm_deploy import quantize
-from odm_deploy.lowering.lower import lower
+from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings
 from tests.factories import OPENERS, random_images
@@ -111,3 +111,29 @@ def test_openvino_reads_such_bounds_rightly():
 
     assert run((1, 3, 1, 1)) == 0.0
     assert run(()) > 0.1, "OpenVINO computes this graph rightly now: the quirk can go"
+
+
+class Smoothed(nn.Module):
+    """Features made larger, convolved and made smaller again, by bicubic resizing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        x = self.first(x)
+        larger = nn.functional.interpolate(x, size=(height * 3 // 2, width * 3 // 2), mode="bicubic")
+        smaller = nn.functional.interpolate(torch.relu(self.body(larger)), size=(height, width), mode="bicubic")
+        return nn.functional.pixel_shuffle(self.last(smaller + x), 2)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_onnxruntime_runs_bicubic_resizing_behind_integer_convolutions(runtime):
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(Smoothed(), QuantizationPolicy.parse("integer", "4"), images)
+    image = random_images(33, 50, seed=5)
+    with OPENERS[runtime](lower(model, LoweringOptions(target="cpu")).SerializeToString()) as opened:
+        found = opened.upscale(image)
+    assert np.abs(found - model(torch.from_numpy(image)).numpy()).mean() < 0.05
