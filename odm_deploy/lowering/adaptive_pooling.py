@@ -1,5 +1,7 @@
 """Pooling to a given size, antialiased resizing and `linspace`, in operations that a trace follows at every image size.
 
+And what else the exporter would make another function of.
+
 PyTorch's own operators take numbers, so a trace holds the example's: SAFMN (Sun et al., ICCV 2023) and its heirs pool
 to an eighth of the image, whatever that is. Where the number is the code's own, as in pyramids of poolings, the
 exporter takes the operator apart into windows of the example's widths.
@@ -14,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from odm_deploy.errors import InputError
 
 Reduction = Callable[[Tensor, Tensor], Tensor]
 """[N, C, windows, K] and which of the K belong to each window [windows, K] -> [N, C, windows, 1]."""
@@ -38,6 +42,8 @@ class SizesFromImages(TorchFunctionMode):
             return func(*args, **kwargs)
         if name == "linspace":
             return _linspace(func, *args, **kwargs)
+        if name == "avg_pool2d":
+            return _averaged(func, *args, **kwargs)
         reduce = _REDUCTIONS.get(name)
         if reduce is None or kwargs.get("return_indices") or any(args[2:]):
             return func(*args, **kwargs)
@@ -65,6 +71,27 @@ def _linspace(function: Callable[..., Tensor], start: Any, end: Any, steps: Any,
     last = index[-1:]
     step = (end - start) / last.clamp(min=1.0)
     return torch.where(index < torch.floor((last + 1.0) / 2.0), start + index * step, end - (last - index) * step)
+
+
+def _averaged(
+    function: Callable[..., Tensor],
+    input: Tensor,  # PyTorch's name  # noqa: A002
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """PyTorch's `avg_pool2d`. The exporter leaves out a divisor that is not the window's size, without a word."""
+    if divisor_override is None:
+        return function(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    if ceil_mode:
+        raise InputError(
+            "avg_pool2d cannot be exported", why="with ceil_mode and divisor_override", fix="leave one of them out"
+        )
+    height, width = _pair(kernel_size)
+    return function(input, kernel_size, stride, padding) * (height * width / divisor_override)
 
 
 def _antialiased(x: Tensor, mode: str, **given: Any) -> Tensor:

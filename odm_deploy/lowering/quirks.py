@@ -208,8 +208,11 @@ def loses_epsilon(node: ir.Node) -> bool:
     a normalization, also where sums stand between them. But a variance of 4e-6 is 40 % of the epsilon, and that of the
     codes is not.
     """
-    if node.op_type not in _NORMALIZATIONS:
-        return False
+    return node.op_type in _NORMALIZATIONS and _comes_from_codes(node)
+
+
+def _comes_from_codes(node: ir.Node) -> bool:
+    """Whether dequantized values reach the first input of `node` by moves and arithmetic."""
     values, seen = list(node.inputs[:1]), set[ir.Value]()
     while values:
         value = values.pop()
@@ -222,6 +225,21 @@ def loses_epsilon(node: ir.Node) -> bool:
         if producer.op_type in _MOVES | _ARITHMETIC:
             values += producer.inputs
     return False
+
+
+def averages_a_border(node: ir.Node) -> bool:
+    """Whether zeros around dequantized values are averaged, which OpenVINO would take for codes of zero.
+
+    OpenVINO 2026.4 averages the codes, and pads them with 0 where the code of zero should be: next to the border, or
+    where a last window reaches beyond it, nearly all values are wrong. Zeros padded before become the pooling's own.
+    """
+    if node.op_type != "AveragePool":
+        return False
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    padding = node.inputs[0].producer() if node.inputs[0] is not None else None
+    pads = any(attributes.get("pads", ())) or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    within = not attributes.get("ceil_mode") and (padding is None or padding.op_type != "Pad")
+    return (bool(pads) or not within) and _comes_from_codes(node)
 
 
 def comes_from_concat(x: ir.Value) -> bool:

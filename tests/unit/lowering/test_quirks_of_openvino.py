@@ -258,3 +258,28 @@ def test_normalized_sums_of_signals(target: Target) -> None:
     images = crops(20, 28)
     model = quantize(NormalizedSum(), QuantizationPolicy.parse("integer", "8"), images)
     check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+
+
+class Averages(nn.Module):
+    """A signal is averaged with zeros around it: the pooling's, or padded before, also of joined and moved parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(13)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        around = F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1) * 2.0 - F.avg_pool2d(x, 5, 1, 2, divisor_override=20)
+        joined = F.avg_pool2d(torch.cat([x[:, 6:], x[:, :6]], 1), 3, 1, 1)
+        return F.pixel_shuffle(self.tail(self.body(around + joined) + x), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_averages_with_zeros_around(target: Target, runtime: str) -> None:
+    """OpenVINO padded codes with 0 instead of the code of zero, and the exporter leaves a divisor out."""
+    images = crops(20, 28)
+    model = quantize(Averages(), QuantizationPolicy.parse("integer", "8"), images)
+    graph = lower(model, LoweringOptions(target=target))
+    check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
