@@ -6,6 +6,7 @@ this was measured, with the versions named; none of it is documented anywhere.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.graphs.editor import constant_array, only_consumer
@@ -198,7 +199,7 @@ def may_shrink_smoothly(node: ir.Node) -> bool:
     if kind is None or kind.as_string() != "cubic":
         return False
     scales = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    return scales is None or bool((scales < 1).any())
+    return scales is None or float(scales.astype(np.float64).min(initial=1.0)) < 1.0
 
 
 def loses_epsilon(node: ir.Node) -> bool:
