@@ -1,14 +1,19 @@
-"""The sizes of images that a network takes where it does not take every one: both sides multiples of a number."""
+"""The sizes of images that a network takes where it does not take every one: both sides multiples of a number.
+
+Networks in torch ask, too, so onnx is imported only for graphs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto, helper
 
 from odm_deploy.errors import InputError, MissingError
-from odm_deploy.graphs.plain_run import PlainRun
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _DIVISORS = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
 """What networks may want the sides of images to be multiples of."""
@@ -34,6 +39,10 @@ def divisor_of_sides(takes: Callable[[int, int], bool]) -> int:
 
 def divisor_of_graph(model: ModelProto) -> int:
     """`divisor_of_sides` of a graph with one image for input, by ONNX Runtime; 0 also where that cannot tell."""
+    from onnx import helper
+
+    from odm_deploy.graphs.plain_run import PlainRun
+
     filled = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in filled]
     tensor = inputs[0].type.tensor_type

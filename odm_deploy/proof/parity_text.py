@@ -10,18 +10,13 @@ from odm_deploy.progress import counted
 from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import NO_GATES, Distance, Gates, ParityReport, floor_text
+from odm_deploy.proof.visibility import visibility
 from odm_deploy.terminal import table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 WORST_LAYERS = 5
-INVISIBLE_DB = 45.0
-"""PSNR between two pictures from which on their difference drowns in the noise of any camera: 1.4 steps on average."""
-INVISIBLE_STEPS = 16
-"""Largest difference of a single value, in 8-bit steps, that is still lost in detail."""
-HARDLY_VISIBLE_DB = 35.0
-"""From here on (4.5 steps on average) people find differences only by switching between the pictures."""
 
 _HEAD = ("", "runtime", "noise floor / reference")
 _LAYER_HEAD = ("layer", "flips per million", "on ties", "floor", "largest step")
@@ -48,18 +43,6 @@ def verdict(report: ParityReport, gates: Gates = NO_GATES) -> str:
     if gates == NO_GATES:
         return f"{name} computes the reference, as far as rounding lets it compute itself: the pictures are {apart}"
     return f"{name} meets the gates: the pictures are {apart}"
-
-
-def visibility(psnr_db: float, largest: int) -> str:
-    """Whether people see the difference between two pictures: `invisible`, `hardly visible` or `visible`.
-
-    Args:
-        psnr_db: PSNR between the two.
-        largest: largest difference of a value, in 8-bit steps.
-    """
-    if psnr_db >= INVISIBLE_DB and largest <= INVISIBLE_STEPS:
-        return "invisible"
-    return "hardly visible" if psnr_db >= HARDLY_VISIBLE_DB else "visible"
 
 
 def rows(report: ParityReport) -> list[tuple[str, str, str]]:

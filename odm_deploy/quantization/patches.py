@@ -116,11 +116,12 @@ def layer_patches(
                     # It runs once for each image of a batch, and the first had enough.
                     return
                 seen[name].append(rows_of(layer, inputs[0]))
-                values = _by_channel(layer, inputs[0])
-                ends[name].append(_extremes(values, EXTREMES if extremes else 0))
+                channels = inputs[0].shape[1 if isinstance(layer, nn.Conv2d) else -1]
+                none = torch.zeros(channels, 0)
+                ends[name].append(_extremes(_by_channel(layer, inputs[0]), EXTREMES) if extremes else none)
                 if len(seen[name]) == runs[name]:
-                    rows, found = (torch.cat(each.pop(name), 1) for each in (seen, ends))
-                    put(_patches(name, layer, rows, runs[name], found, runs[name] * values.shape[1]))
+                    rows, found = (_joined(each.pop(name)) for each in (seen, ends))
+                    put(_patches(name, layer, rows, runs[name], found, runs[name] * (inputs[0].numel() // channels)))
                 if not seen:
                     raise AllSeen
 
@@ -177,6 +178,11 @@ def _patches(name: str, layer: nn.Module, inputs: Tensor, runs: int, extremes: T
         extremes,
         pixels,
     )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Of each time a layer ran [G, n, K], side by side; most layers run once, and nothing is copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 def _by_channel(layer: nn.Module, x: Tensor) -> Tensor:

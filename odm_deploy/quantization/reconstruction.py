@@ -7,7 +7,7 @@ on all layers: `fit_inputs` chooses what is in front of the weights, `fit_weight
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,7 @@ def fit_weights(
     layer: FrozenLayer,
     patches: LayerPatches,
     arrived: Tensor,
+    outputs: Sequence[Tensor] | None = None,
     *,
     round_weights: bool = True,
     correct_bias: bool = True,
@@ -79,27 +80,28 @@ def fit_weights(
         layer: with its grid and offsets chosen.
         patches: of its input in the float network.
         arrived: the same patches [G, N, K] in the quantized network.
+        outputs: `float_outputs`, where somebody has them already.
         round_weights: off keeps the nearest codes.
         correct_bias: off keeps the bias.
     """
     weight = layer.weight
     if weight.step != 1:
         return layer
-    inputs = offset_inputs(patches.inputs, patches, layer.offsets)
     targets, _ = offset_weights(patches, layer.offsets)
+    wanted = float_outputs(layer, patches) if outputs is None else outputs
     quantized = fake_quantize(offset_inputs(arrived, patches, layer.offsets), layer.grid)
-    outputs = patches.weight.shape[1]
-    bias = torch.zeros(weight.codes.shape[0]) if layer.bias is None else layer.bias.detach()
+    width = patches.weight.shape[1]
+    bias = _bias(layer)
     scale = weight.scale.expand(weight.codes.shape[0])
     codes, biases = [], []
-    for group in range(len(inputs)):
-        own = slice(group * outputs, (group + 1) * outputs)
+    for group in range(len(quantized)):
+        own = slice(group * width, (group + 1) * width)
         found = round_to_output(
             targets[group],
             bias[own],
             scale[own],
             2 ** (weight.bits - 1) - 1,
-            inputs[group],
+            wanted[group],
             quantized[group],
             round_weights=round_weights,
             correct_bias=correct_bias and layer.bias is not None,
@@ -112,6 +114,19 @@ def fit_weights(
         weight=dataclasses.replace(weight, codes=chosen),
         bias=None if layer.bias is None else torch.cat(biases).float(),
     )
+
+
+@torch.no_grad()
+def float_outputs(layer: FrozenLayer, patches: LayerPatches) -> list[Tensor]:
+    """What the float layer makes of its patches, [N, O/G] for each group: what `fit_weights` brings codes close to."""
+    inputs = offset_inputs(patches.inputs, patches, layer.offsets)
+    targets, _ = offset_weights(patches, layer.offsets)
+    biases = _bias(layer).reshape(len(inputs), -1)
+    return [rows @ weight.T + bias for rows, weight, bias in zip(inputs, targets, biases, strict=True)]
+
+
+def _bias(layer: FrozenLayer) -> Tensor:
+    return torch.zeros(len(layer.weight.codes)) if layer.bias is None else layer.bias.detach()
 
 
 def divided_by_gains(weights: Mapping[str, Tensor], layers: Mapping[str, FrozenLayer]) -> dict[str, Tensor]:

@@ -38,10 +38,6 @@ class Rounded:
     """Whole numbers as float64 [O, K]."""
     bias: Tensor
     """float64 [O]."""
-    nearest_error: float
-    """Mean squared error of the output with the nearest codes and the old bias, damped."""
-    error: float
-    """With these; never larger."""
 
 
 def round_to_output(
@@ -49,7 +45,7 @@ def round_to_output(
     bias: Tensor,
     scale: Tensor,
     limit: int,
-    inputs: Tensor,
+    outputs: Tensor,
     quantized: Tensor,
     *,
     round_weights: bool = True,
@@ -62,22 +58,16 @@ def round_to_output(
         bias: float [O].
         scale: of the codes, float [O], > 0.
         limit: largest code.
-        inputs: patches, float [N, K].
-        quantized: the same patches on the input's grid, [N, K].
+        outputs: of the float layer, float [N, O]: its patches times `weight`, and the bias.
+        quantized: the patches on the input's grid, float [N, K].
         round_weights: off keeps the nearest codes.
         correct_bias: off keeps the bias.
     """
     damping = _damping(quantized)
-    outputs = inputs @ weight.T + bias
     hessian, wanted = _moments(outputs, quantized, weight, damping)
     steps = scale.double()[:, None]
     codes = torch.clamp(torch.round(weight.double() / steps), -limit, limit)
     start = torch.cat([codes * steps, bias.double()[:, None]], 1)
-    constant = float(outputs.double().square().mean(0).sum()) + damping * float(weight.double().square().sum())
-
-    def error(levels: Tensor) -> float:
-        return float(((levels @ hessian - 2 * wanted) * levels).sum()) + constant
-
     found = torch.from_numpy(
         _descend(
             *(each.numpy() for each in (start, hessian, wanted, scale.double())),
@@ -87,7 +77,7 @@ def round_to_output(
         )
     )
     last = weight.shape[1]
-    return Rounded(torch.round(found[:, :last] / steps), found[:, last], error(start), error(found))
+    return Rounded(torch.round(found[:, :last] / steps), found[:, last])
 
 
 def _descend(
@@ -111,13 +101,15 @@ def _descend(
         for first in range(0, len(order), BLOCK):
             block = order[first : first + BLOCK]
             levels, slope, coupling = found[:, block].T, gradient[:, block].T.copy(), hessian[np.ix_(block, block)]
-            moved = np.zeros_like(levels)
-            for k in range(len(block)):
-                best = np.rint((levels[k] - slope[k] / coupling[k, k]) / scale)
-                moved[k] = np.clip(best, -limit, limit) * scale - levels[k]
-                if moved[k].any():
-                    # What was decided in this block is not looked at again.
-                    slope[k + 1 :] += coupling[k, k + 1 :, None] * moved[k]
+            moved = np.empty_like(levels)
+            for k, (level, move, pivot) in enumerate(zip(levels, moved, coupling.diagonal(), strict=True)):
+                # In place, and no np.clip: calls of numpy are most of what a step takes.
+                np.subtract(level, np.divide(slope[k], pivot, out=move), out=move)
+                np.rint(np.divide(move, scale, out=move), out=move)
+                np.minimum(np.maximum(move, -limit, out=move), limit, out=move)
+                np.subtract(np.multiply(move, scale, out=move), level, out=move)
+                # What was decided in this block is not looked at again.
+                slope[k + 1 :] += coupling[k, k + 1 :, None] * move
             found[:, block] += moved.T
             gradient += moved.T @ hessian[block]
         if np.array_equal(found, before):

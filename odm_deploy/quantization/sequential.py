@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.exact.integer_products import integer_products
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.patches import AllSeen, LayerPatches, batch_of, layer_patches, rows_of
@@ -81,7 +82,8 @@ def fit_in_sequence(
         stream = cleanup.enter_context(closing(layer_patches(network, parts, list(layers), track, extremes=False)))
         for layer in model.layers.values():
             cleanup.enter_context(layer.register_forward_pre_hook(arriving_at(layer)))
-        with suppress(AllSeen):
+        # A layer multiplies only once its codes are fitted.
+        with integer_products(model), suppress(AllSeen):
             model(images)
         # Ends the progress bar.
         assert next(stream, None) is None, "every layer was fitted"

@@ -25,7 +25,7 @@ from odm_deploy.quantization.exact.sums import with_sums_kept_exact
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.patches import LayerPatches, layer_patches
-from odm_deploy.quantization.reconstruction import fit_weights
+from odm_deploy.quantization.reconstruction import fit_weights, float_outputs
 from odm_deploy.quantization.sequential import fit_in_sequence
 
 
@@ -56,8 +56,10 @@ def fit_all_weights(
         correct_bias: off keeps biases.
     """
 
-    def fit(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
-        found = fit_weights(layer, patches, arrived, round_weights=round_weights, correct_bias=correct_bias)
+    def fit(
+        layer: FrozenLayer, patches: LayerPatches, arrived: Tensor, outputs: Sequence[Tensor] | None = None
+    ) -> FrozenLayer:
+        found = fit_weights(layer, patches, arrived, outputs, round_weights=round_weights, correct_bias=correct_bias)
         return found if exact is None else with_sums_kept_exact(found, exact[patches.name])
 
     if not in_sequence:
@@ -68,8 +70,9 @@ def fit_all_weights(
     apart: dict[str, FrozenLayer] = {}
 
     def fit_twice(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
-        apart[patches.name] = fit(layer, patches, patches.inputs)
-        return fit(layer, patches, arrived)
+        outputs = float_outputs(layer, patches)
+        apart[patches.name] = fit(layer, patches, patches.inputs, outputs)
+        return fit(layer, patches, arrived, outputs)
 
     # Each for itself besides: what the float network computes for it is the same.
     chained = fit_in_sequence(network, parts, layers, fit_twice, signals, partial(track, stage="rounding"))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from odm_deploy.bench.report import BenchReport, plain_number
 from odm_deploy.building.coverage import Coverage
 from odm_deploy.proof.parity_report import ParityReport
-from odm_deploy.proof.parity_text import verdict, visibility
+from odm_deploy.proof.parity_text import verdict
+from odm_deploy.proof.visibility import visibility
 from odm_deploy.report.crops import CropRow
 from odm_deploy.report.layer_statistics import LayerStatistics
 

@@ -100,17 +100,22 @@ def layer_sensitivities(
         chosen = choose_parts(images, count, max(side for image in images for side in image.shape[2:]))
     else:
         chosen = choose_parts(images, parts)
+    if model.exact is not None:
+        # Nothing but convolutions and what stands between them: a sixth of the time goes. Other people's code may take
+        # tensors apart by `view`, which needs channels one after the other.
+        chosen = [part.contiguous(memory_format=torch.channels_last) for part in chosen]
     shares, share_of = macs_shares(network)
     network = float_form(network, model).eval().requires_grad_(False)
     squares = dict.fromkeys(layers, 0.0)
     signs = torch.Generator().manual_seed(0)
     try:
-        for part in track(chosen, len(chosen), "sensitivity of the layers"):
-            # Other people's code overwrites, as by `x *= y`, what gradients need.
-            with allow_mutation_on_saved_tensors(), integer_products(model):
-                found = _squares(network, layers, part, probes, signs)
-            for name, square in found.items():
-                squares[name] += square / len(chosen)
+        with integer_products(model):
+            for part in track(chosen, len(chosen), "sensitivity of the layers"):
+                # Other people's code overwrites, as by `x *= y`, what gradients need.
+                with allow_mutation_on_saved_tensors():
+                    found = _squares(network, layers, part, probes, signs)
+                for name, square in found.items():
+                    squares[name] += square / len(chosen)
     except RuntimeError as error:
         raise InputError(
             f"no gradients pass through {network.title}, so its layers cannot be ranked",

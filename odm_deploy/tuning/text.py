@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from odm_deploy.progress import counted
-from odm_deploy.proof.parity_text import INVISIBLE_DB, visibility
+from odm_deploy.proof.visibility import INVISIBLE_DB, visibility
 from odm_deploy.terminal import table
 from odm_deploy.tuning.held_back import OutputCost
 from odm_deploy.tuning.mixed_widths import MixedWidths

@@ -208,6 +208,12 @@ def test_an_older_model_survives_a_failed_call(call, tmp_path, weights, images):
     assert output.read_text() == "old"
 
 
+def test_words_about_what_it_cost_import_no_onnx():
+    code = "import sys, odm_deploy.tuning.text; sys.exit('onnx' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_imports_no_torch():
     code = (
         "import sys; from odm_deploy.cli.quantize import command; command(['--help'], standalone_mode=False); "

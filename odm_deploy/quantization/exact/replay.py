@@ -2,6 +2,9 @@
 
 Whatever runs before that layer computes what it computed before. So the outputs of all layers of the last run that was
 kept are held, and layers in front of the changed one hand theirs out instead of computing it.
+
+Networks may write into tensors that they are given. Into which ones they write is seen in the first run on an image,
+and of those it is copies that are held and handed out.
 """
 
 from __future__ import annotations
@@ -33,12 +36,18 @@ class Replay:
         self._kept: dict[tuple[int, int], Tensor] = {}
         self._new: dict[tuple[int, int], Tensor] = {}
         self._free_bytes = KEPT_MIB * 2**20
+        # Calls into whose outputs the network writes; of a first run outputs, and how often they were written into.
+        self._written: set[int] = set()
+        self._watched: list[tuple[int, Tensor, int]] | None = None
         # Of the run that is going on: its image, how many calls of layers it has made, and the first one to compute.
         self._image = self._calls = self._first = 0
 
     def first(self, number: int, image: Tensor) -> Tensor:
         """Run for the first time on an image, [N, 3, H, W]; its outputs are kept."""
+        self._watched = watched = []
         output = self._run(number, image, 0)
+        self._watched = None
+        self._written |= {call for call, given, version in watched if given._version != version}
         self._kept |= self._new
         return output
 
@@ -66,15 +75,17 @@ class Replay:
             self._starts[layer] = call
             self.order.append(layer)
         held = self._kept.get((self._image, call))
-        # Copies, because networks write into tensors that they were given.
         if held is not None and call < self._first:
-            return held.clone()
+            return held.clone() if call in self._written else held
         output = compute(x)
         if held is None and output.nbytes <= self._free_bytes:
             self._free_bytes -= output.nbytes
             held = output
         if held is not None:
-            self._new[self._image, call] = output.clone()
+            copied = self._watched is not None or call in self._written
+            self._new[self._image, call] = output.clone() if copied else output
+        if self._watched is not None:
+            self._watched.append((call, output, output._version))
         return output
 
 

@@ -14,9 +14,9 @@ from odm_deploy.proof.parity_text import (
     summary_table,
     to_markdown,
     verdict,
-    visibility,
     worst_layers_table,
 )
+from odm_deploy.proof.visibility import visibility
 
 
 def distance(step):

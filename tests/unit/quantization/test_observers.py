@@ -35,6 +35,15 @@ def test_a_histogram_does_not_depend_on_the_order_of_arrival(values):
     assert forth.occupied()[1].sum() == len(values)
 
 
+def test_counts_are_those_of_any_order_in_memory():
+    image = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    forms = [image, image.contiguous(memory_format=torch.channels_last), image.mT, image[..., ::2], image[..., 1::2]]
+    plain, pixel_by_pixel, turned, even, odd = (observed(form).histogram.occupied() for form in forms)
+    for other in (pixel_by_pixel, turned):
+        np.testing.assert_array_equal(other, plain)
+    assert even[1].sum() + odd[1].sum() == plain[1].sum() == image.numel()
+
+
 def test_an_image_of_zeros_first_costs_no_resolution():
     histogram = Histogram()
     histogram.add(torch.zeros(3))

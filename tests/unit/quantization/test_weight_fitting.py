@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from odm_deploy.quantization import weight_fitting
+from odm_deploy.quantization import reconstruction, weight_fitting
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.policy import QuantizationPolicy
@@ -39,6 +39,16 @@ def test_of_both_fits_the_closer_one_is_taken():
     distances = [distance(way) for way in ways]
     assert distances[0] != distances[1]
     assert distance(chosen) == min(distances) < distance(layers)
+
+
+def test_both_fits_of_a_layer_share_what_the_float_layer_makes(monkeypatch):
+    network, computed = tiny_network(), []
+    float_outputs = weight_fitting.float_outputs
+    counted = lambda layer, patches: computed.append(patches.name) or float_outputs(layer, patches)  # noqa: E731
+    for module in (weight_fitting, reconstruction):
+        monkeypatch.setattr(module, "float_outputs", counted)
+    model, _ = calibrate(network, PARTS, QuantizationPolicy.parse("paper", "4"))
+    assert sorted(computed) == sorted(model.layers)
 
 
 @torch.no_grad()

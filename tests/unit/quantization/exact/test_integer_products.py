@@ -11,8 +11,10 @@ from torch import nn
 from odm_deploy.grid import Grid
 from odm_deploy.quantization.exact import integer_products as module
 from odm_deploy.quantization.exact.integer_products import integer_products
+from odm_deploy.quantization.fake_quant import grid_codes
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedConv2d
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.quantization.sequential import fit_in_sequence
 from odm_deploy.quantization.weights import WeightCodes
 from tests.exact_models import SIZES, calibrated_exact
 from tests.factories import random_images, tiny_model
@@ -73,6 +75,32 @@ def test_the_largest_products_and_every_code(zero_point):
     with integer_products(model):
         found = model(x)
     assert torch.equal(found, model(x))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zero_point", [0, 1, 2, 3])
+def test_codes_are_those_of_the_grid_halfway_between_levels_and_far_away_too(zero_point, bits):
+    grid = Grid(0.125, zero_point, bits)
+    halves = torch.arange(-2000.0, 2001.0) * (0.125 / 2)
+    far = torch.tensor([4.1e6, -4.1e6, 2.0**31, -(2.0**31), 3.4e38, -3.4e38, 1e-45, -0.0])
+    x = torch.cat([halves, halves.nextafter(torch.zeros(())), far]).reshape(1, 1, 1, -1)
+    assert torch.equal(module._codes(x, grid), grid_codes(x, grid))
+
+
+@HERE
+def test_the_network_that_layers_are_fitted_behind_multiplies_integers(convolved):
+    model = calibrated_exact("edsr", 4)
+    layers = {name: FrozenLayer(layer.weight_codes, layer.grid, layer.bias) for name, layer in model.layers.items()}
+    network = copy.deepcopy(model.network)
+    for name, layer in model.layers.items():
+        conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding)
+        conv.weight = nn.Parameter(layer.weight, requires_grad=False)
+        conv.bias = nn.Parameter(layer.bias.clone(), requires_grad=False)
+        network.set_submodule(name, conv)
+    convolved.clear()
+    fit_in_sequence(network, IMAGES, layers, lambda layer, *_: layer)
+    # The run ends at the last layer, once it is fitted.
+    assert convolved == list(layers)[:-1]
 
 
 def test_an_ordinary_model_is_left_alone(convolved):

@@ -77,6 +77,20 @@ def test_a_network_that_writes_into_its_tensors_spoils_nothing():
         hook.remove()
 
 
+def test_nothing_is_copied_that_nobody_writes_into(monkeypatch):
+    model = small_exact()
+    with replaying(model) as runs:
+        first = runs.first(0, IMAGES[0])
+        copies = []
+        clone = torch.Tensor.clone
+        monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: copies.append(tensor.shape) or clone(tensor))
+        runs.begin()
+        assert torch.equal(runs.again(0, IMAGES[0], runs.order[3]), first)
+        runs.keep()
+        assert torch.equal(runs.again(0, IMAGES[0], runs.order[-1]), first)
+    assert copies == []
+
+
 def test_layers_are_themselves_again_afterwards():
     model = small_exact()
     with pytest.raises(ZeroDivisionError), replaying(model):
