@@ -202,6 +202,31 @@ def may_shrink_smoothly(node: ir.Node) -> bool:
     return scales is None or float(scales.astype(np.float64).min(initial=1.0)) < 1.0
 
 
+def drops_axis_of_factors(node: ir.Node) -> bool:
+    """Whether OpenVINO would keep an axis that is dropped, and refuse the graph: `(x * f)[:, :, 0]`, f per channel.
+
+    OpenVINO 2026.4 computes such factors, also those of a batch norm, behind a Gather of one index, but with as many
+    axes as before it. A Gather of a list of one index, whose axis is dropped by an operator of its own, it leaves.
+    """
+    if node.op_type != "Gather" or (index := constant_array(node.inputs[1])) is None or index.ndim:
+        return False
+    values, seen = list(node.inputs[:1]), set[ir.Value]()
+    while values:
+        value = values.pop()
+        producer = value.producer() if value is not None else None
+        if value is None or producer is None or value in seen:
+            continue
+        seen.add(value)
+        if producer.op_type == "BatchNormalization":
+            return True
+        constants = [array for each in producer.inputs if (array := constant_array(each)) is not None]
+        if producer.op_type in ("Mul", "Div") and any(array.size > 1 for array in constants):
+            return True
+        if producer.op_type in _MOVES | _ARITHMETIC | {"Gather", "Squeeze", "Unsqueeze"}:
+            values += producer.inputs
+    return False
+
+
 def loses_epsilon(node: ir.Node) -> bool:
     """Whether OpenVINO would normalize codes where their levels should be, and add its epsilon to another variance.
 

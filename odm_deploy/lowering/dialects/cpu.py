@@ -14,7 +14,7 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine.
 
-Six places need care, and are found by measurement only:
+Seven places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
@@ -27,6 +27,7 @@ Six places need care, and are found by measurement only:
 - ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
 - ONNX Runtime does not run bicubic resizing to a smaller size behind an integer convolution
   (`quirks.may_shrink_smoothly`) unless a reshape that changes nothing stands between them.
+- OpenVINO refuses factors per channel in front of one index of an axis (`quirks.drops_axis_of_factors`).
 - OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
   behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`). For all dialects,
@@ -75,6 +76,9 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if markers.is_weight(node):
             _refine_weight(editor, node)
+        elif quirks.drops_axis_of_factors(node):
+            # Before what quantizers read is noted by name.
+            _drop_axis_apart(editor, node)
     lower_all(model, _lower_quantizer)
     for node in list(model.graph):
         if node.op_type == "DepthToSpace":
@@ -97,6 +101,18 @@ def lower_markers(model: ir.Model) -> None:
             node.replace_input_with(0, editor.node_before(node, "Reshape", [node.inputs[0], same], f"{name}.original"))
     clip_apart(model, editor)
     editor.drop_unused_constants()
+
+
+def _drop_axis_apart(editor: GraphEditor, gather: ir.Node) -> None:
+    """Let an operator of its own drop the axis of which one index is taken."""
+    data, index = gather.inputs
+    array, name = constant_array(index), gather.outputs[0].name or ""
+    assert array is not None
+    axis = gather.attributes["axis"].as_int() if "axis" in gather.attributes else 0
+    taken = editor.constant(f"{name}.taken", array.reshape(1), np.int64)
+    kept = editor.node_before(gather, "Gather", [data, taken], f"{name}.kept", {"axis": axis})
+    dropped = editor.constant(f"{name}.dropped", [axis], np.int64)
+    replace_node(gather, editor.node_before(gather, "Squeeze", [kept, dropped], name))
 
 
 def _shuffle_codes(graph: ir.Graph, shuffle: ir.Node) -> None:

@@ -17,7 +17,7 @@ from odm_deploy.bundle import Target
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.model import QuantizedModel
-from odm_deploy.quantization.policy import QuantizationPolicy
+from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.onnx.openvino_faults import wants_fixed_sizes
@@ -283,3 +283,38 @@ def test_averages_with_zeros_around(target: Target, runtime: str) -> None:
     model = quantize(Averages(), QuantizationPolicy.parse("integer", "8"), images)
     graph = lower(model, LoweringOptions(target=target))
     check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
+
+
+class OneIndex(nn.Module):
+    """Takes one index of the axes of a map behind factors per channel, for a linear layer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.tail, self.mix = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1), nn.Linear(8, 8)
+        self.norm, self.how = nn.BatchNorm2d(8), how
+        self.factors = nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        means = x.mean((2, 3), keepdim=True)
+        if self.how == "batch_norm":
+            found = self.norm(means)[:, :, 0, 0]
+        elif self.how == "factors":
+            found = (x * self.factors)[:, :, 3, 5]
+        else:
+            found = (x * self.factors)[:, :, 3].mean(2)
+        return self.tail(x * torch.sigmoid(self.mix(found))[:, :, None, None])
+
+
+@pytest.mark.parametrize("how", ["batch_norm", "factors", "row"])
+def test_one_index_of_an_axis_behind_factors_per_channel_is_taken(how: str) -> None:
+    model = quantize(OneIndex(how), QuantizationPolicy.deploy(LayerBits(8, 8)), crops(48, 48), settings=UNFITTED)
+    graph = lower(model, LoweringOptions(target="cpu"))
+    image = random_images(40, 56)
+    check_every_layer(model, graph, image)
+    check_every_layer(model, graph, image, OPENERS["onnxruntime"])
+    with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
+        found = next(iter(runtime.run({"input": image}).values()))
+    assert np.abs(found - model(torch.from_numpy(image)).numpy()).max() < 2.0
