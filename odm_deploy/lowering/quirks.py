@@ -82,6 +82,17 @@ def would_lose_weights(node: ir.Node) -> bool:
     return quantized and producer is not None and producer.op_type == "DequantizeLinear"
 
 
+def would_look_up(node: ir.Node) -> bool:
+    """Whether ONNX Runtime would take a softmax from a table of 256 numbers, unless another operator stands behind it.
+
+    That is what ONNX Runtime 1.31 makes of one between DequantizeLinear and QuantizeLinear, a twentieth of a step off.
+    """
+    if node.op_type != "Softmax" or (reader := only_consumer(node.outputs[0])) is None:
+        return False
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return reader.op_type == "QuantizeLinear" and producer is not None and producer.op_type == "DequantizeLinear"
+
+
 def loses_channels(x: ir.Value) -> bool:
     """Whether OpenVINO may not know how many channels `x` has, which was computed with a constant per channel.
 

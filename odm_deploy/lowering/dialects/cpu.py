@@ -24,7 +24,8 @@ Seven places need care, and are found by measurement only:
   quantizer and sum, even the one that codes have anyway, keeps them apart (a lower one does, too, both do not). On
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
-- ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer.
+- ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer,
+  and a table of a softmax (`quirks.would_look_up`).
 - ONNX Runtime does not run bicubic resizing to a smaller size behind an integer convolution
   (`quirks.may_shrink_smoothly`) unless a reshape that changes nothing stands between them.
 - OpenVINO refuses factors per channel in front of one index of an axis (`quirks.drops_axis_of_factors`).
@@ -93,7 +94,7 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Conv":
             pad_channels(editor, node)
-        if quirks.would_lose_weights(node):
+        if quirks.would_lose_weights(node) or quirks.would_look_up(node):
             keep_apart(editor, node)
         if quirks.may_shrink_smoothly(node):
             name = node.outputs[0].name

@@ -11,9 +11,10 @@ from torch import nn
 
 from odm_deploy import quantize
 from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings
-from tests.factories import OPENERS, random_images
+from tests.factories import OPENERS, UNFITTED, random_images
 
 
 class MeanShifted(nn.Module):
@@ -137,3 +138,24 @@ def test_onnxruntime_runs_bicubic_resizing_behind_integer_convolutions(runtime):
     with OPENERS[runtime](lower(model, LoweringOptions(target="cpu")).SerializeToString()) as opened:
         found = opened.upscale(image)
     assert np.abs(found - model(torch.from_numpy(image)).numpy()).mean() < 0.05
+
+
+class Shares(nn.Module):
+    """A softmax over the channels of a signal, right before a quantizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        x = self.first(x)
+        return nn.functional.pixel_shuffle(self.last(self.body(torch.softmax(x, 1)) + x), 2)
+
+
+def test_onnxruntime_computes_a_softmax_between_grids():
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(Shares(), QuantizationPolicy.parse("integer", "8"), images, settings=UNFITTED)
+    graph = lower(model, LoweringOptions(target="cpu"))
+    layers = compare_layers(model, graph, OPENERS["onnxruntime"], [random_images(24, 32, seed=5)])
+    assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]
