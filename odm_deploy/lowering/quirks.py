@@ -24,6 +24,7 @@ _POINTWISE = _ARITHMETIC | {
 _MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity"}
 _CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
+_PRODUCTS = {"Einsum", "Gemm", "MatMul"}
 _EXTREMES = {"ReduceMax", "ReduceMin"}
 _NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
 
@@ -156,6 +157,23 @@ def shared_without_bias(node: ir.Node) -> bool:
         return False
     bias = constant_array(node.inputs[2]) if len(node.inputs) > 2 else None
     return (bias is None or not bias.any()) and len(node.outputs[0].uses()) > 1
+
+
+def float_convolutions_of_codes(model: ir.Model) -> list[ir.Node]:
+    """Convolutions with float weights right before a quantizer, in graphs that are compiled for any size.
+
+    OpenVINO 2026.4 makes one operator of the two. Compiled for any size, which it is where a graph has products of
+    matrices, its codes are wrong in some graphs, such as one where they are moved to a product with float constants.
+    """
+    if not any(node.op_type in _PRODUCTS for node in model.graph):
+        return []
+    return [
+        node
+        for node in model.graph
+        if node.op_type == "Conv"
+        and constant_array(node.inputs[1]) is not None
+        and any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
+    ]
 
 
 def extremes_of_codes(model: ir.Model) -> list[ir.Node]:

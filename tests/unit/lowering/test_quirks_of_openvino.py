@@ -318,3 +318,27 @@ def test_one_index_of_an_axis_behind_factors_per_channel_is_taken(how: str) -> N
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
         found = next(iter(runtime.run({"input": image}).values()))
     assert np.abs(found - model(torch.from_numpy(image)).numpy()).max() < 2.0
+
+
+class MixedByConstants(nn.Module):
+    """A float convolution's codes are moved to a product with float constants, and added behind another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        mixed = torch.tensordot(x, torch.eye(12).flip(0), ([1], [0])).permute(0, 3, 1, 2)
+        return F.pixel_shuffle(self.tail(self.body(mixed) + x), 2)
+
+
+def test_the_first_codes_of_networks_with_products() -> None:
+    """Seen in the whole picture only: what reads codes out keeps the convolution from the quantizer, too."""
+    images = crops(32, 36)
+    model = quantize(MixedByConstants(), QuantizationPolicy.parse("integer", "8"), images[:2], settings=UNFITTED)
+    graph = lower(model, LoweringOptions(target="cpu"))
+    image = random_images(33, 50, seed=6)
+    with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
+        assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
