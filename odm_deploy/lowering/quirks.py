@@ -159,21 +159,22 @@ def shared_without_bias(node: ir.Node) -> bool:
     return (bias is None or not bias.any()) and len(node.outputs[0].uses()) > 1
 
 
-def float_convolutions_of_codes(model: ir.Model) -> list[ir.Node]:
-    """Convolutions with float weights right before a quantizer, in graphs that are compiled for any size.
+def convolutions_before_products(model: ir.Model) -> list[ir.Node]:
+    """Convolutions before a quantizer, with float weights or codes that go to a product, in graphs with such products.
 
     OpenVINO 2026.4 makes one operator of the two. Compiled for any size, which it is where a graph has products of
     matrices, its codes are wrong in some graphs, such as one where they are moved to a product with float constants.
     """
     if not any(node.op_type in _PRODUCTS for node in model.graph):
         return []
-    return [
-        node
-        for node in model.graph
-        if node.op_type == "Conv"
-        and constant_array(node.inputs[1]) is not None
-        and any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
-    ]
+    found: list[ir.Node] = []
+    for node in model.graph:
+        readers = _readers(node, {"QuantizeLinear", "DequantizeLinear"} | _MOVES) if node.op_type == "Conv" else set()
+        is_float = node.op_type == "Conv" and constant_array(node.inputs[1]) is not None
+        quantized = any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
+        if quantized and (is_float or any(reader.op_type in _PRODUCTS for reader in readers)):
+            found.append(node)
+    return found
 
 
 def extremes_of_codes(model: ir.Model) -> list[ir.Node]:

@@ -100,7 +100,7 @@ def lower_markers(model: ir.Model) -> None:
             name = node.outputs[0].name
             same = editor.constant(f"{name}.same_shape", [0, 0, 0, 0], np.int64)
             node.replace_input_with(0, editor.node_before(node, "Reshape", [node.inputs[0], same], f"{name}.original"))
-    for node in quirks.float_convolutions_of_codes(model):
+    for node in quirks.convolutions_before_products(model):
         keep_apart(editor, node)
     clip_apart(model, editor)
     editor.drop_unused_constants()

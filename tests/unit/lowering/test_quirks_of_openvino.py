@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -334,10 +335,12 @@ class MixedByConstants(nn.Module):
         return F.pixel_shuffle(self.tail(self.body(mixed) + x), 2)
 
 
-def test_the_first_codes_of_networks_with_products() -> None:
+@pytest.mark.parametrize("head", [None, LayerBits(8, 8)])
+def test_the_first_codes_of_networks_with_products(head: LayerBits | None) -> None:
     """Seen in the whole picture only: what reads codes out keeps the convolution from the quantizer, too."""
     images = crops(32, 36)
-    model = quantize(MixedByConstants(), QuantizationPolicy.parse("integer", "8"), images[:2], settings=UNFITTED)
+    policy = dataclasses.replace(QuantizationPolicy.parse("integer", "8"), head=head)
+    model = quantize(MixedByConstants(), policy, images[:2], settings=UNFITTED)
     graph = lower(model, LoweringOptions(target="cpu"))
     image = random_images(33, 50, seed=6)
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
