@@ -127,6 +127,30 @@ def loses_channels(x: ir.Value) -> bool:
     return False
 
 
+def flips_channels(x: ir.Value) -> bool:
+    """Whether `x` was computed with a factor per channel, and some are negative.
+
+    OpenVINO 2026.4 makes one operator of such factors and the quantizer, whose ends change places, and where shapes are
+    dynamic and something else reads what is multiplied, most codes are wrong. One bound keeps them apart.
+    """
+    negative, per_channel = False, False
+    while (node := x.producer()) is not None:
+        operands = _with_constant(x)
+        if operands is not None:
+            constant = next(array for value in node.inputs if (array := constant_array(value)) is not None)
+            factor = node.op_type in ("Mul", "Div")
+            subtracted = node.op_type == "Sub" and node.inputs[1] is operands[0]
+            negative |= subtracted or (factor and float(constant.astype(np.float64).min()) < 0.0)
+            per_channel |= factor and constant.size > 1
+            x = operands[0]
+        elif node.op_type in _CARRIES | {"Neg"} and node.inputs[0] is not None:
+            negative |= node.op_type == "Neg"
+            x = node.inputs[0]
+        else:
+            break
+    return negative and per_channel
+
+
 def convolutions_of_one_pixel(model: ir.Model) -> list[ir.Node]:
     """Convolutions of codes whose results OpenVINO would take for others, as in channel attention.
 

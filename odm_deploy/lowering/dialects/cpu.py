@@ -31,8 +31,8 @@ Seven places need care, and are found by measurement only:
 - OpenVINO refuses factors per channel in front of one index of an axis (`quirks.drops_axis_of_factors`).
 - OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
-  behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`). For all dialects,
-  `quirks.extremes_of_codes` and `quirks.convolutions_of_one_pixel` get theirs in `lower_all`.
+  behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`), or of which some are
+  negative (`quirks.flips_channels`). For all dialects, what else needs one gets it in `lower_all`.
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir
     raised = _raised_by(grid)
     if not grid.is_free and grid.is_power_of_two and (grid.zero_point + raised) % 2:
         x = round_to_even_code(editor, marker, name, grid, x)
-    if quirks.loses_channels(x) or (grid.code_max == UINT8_MAX and quirks.comes_from_concat(x)):
+    misread = quirks.loses_channels(x) or quirks.flips_channels(x)
+    if misread or (grid.code_max == UINT8_MAX and quirks.comes_from_concat(x)):
         value = np.float32(UINT8_MAX - grid.zero_point) * np.float32(grid.scale)
         bound = editor.constant(f"{name}.min", value, np.float32)
         x = editor.node_before(marker, "Min", [x, bound], f"{name}.min_bounded")

@@ -136,7 +136,8 @@ def _quantize(
 ) -> tuple[ir.Value, ir.Value]:
     """Bounds, Q and DQ in front of the marker; returns the codes and what they stand for."""
     lowest, highest = -offset, grid.code_max - offset
-    shape, upper = quirks.shape_of_channel_arithmetic(x), quirks.comes_from_concat(x) or quirks.loses_channels(x)
+    shape = quirks.shape_of_channel_arithmetic(x)
+    upper = quirks.comes_from_concat(x) or quirks.loses_channels(x) or quirks.flips_channels(x)
     # QuantizeLinear saturates to int8 by itself; only a narrower range needs bounds.
     for op, code, limit in (("Max", lowest, INT8_MIN), ("Min", highest, INT8_MAX)):
         if code != limit or (op == "Min" and upper):

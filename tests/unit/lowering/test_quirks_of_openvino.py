@@ -138,6 +138,27 @@ def test_convolutions_without_bias(target: Target, bias: bool) -> None:
     check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
 
 
+class NegativeFactors(Tokens):
+    """A factor for each channel, some of them negative, of what others read, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.factor = nn.Parameter(torch.linspace(-1.0, 2.0, 12).view(1, 12, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.first(x))
+        return super().forward((x + self.one(x * self.factor))[:, :3])
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_negative_factors(target: Target) -> None:
+    """At dynamic sizes, a quantizer behind them had its ends the wrong way round."""
+    images = crops(20, 28)
+    model = quantize(NegativeFactors(), QuantizationPolicy.parse("deploy", "8"), images, settings=UNFITTED)
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+
+
 class Recurrent(nn.Module):
     """Depthwise and grouped convolutions that run twice, and one that writes a single channel."""
 
