@@ -58,6 +58,12 @@ class InputFormat:
         """Whether the network restores photographs in any of the formats."""
         return max(self.psnr_db.values()) > min(self.enlarged_db - FAR_DB, ALIKE_DB)
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether one range is better than the other; of those alike, 0..1 is taken."""
+        small, large = _best_of_ranges(self.psnr_db)
+        return abs(large - small) > CLEAR_RANGE_DB
+
     def __str__(self) -> str:
         tried = ", ".join(f"0..{value:g} {order} {self.psnr_db[value, order]:.1f} dB" for value, order in self.psnr_db)
         return f"{tried}; a bicubic enlargement {self.enlarged_db:.1f} dB"
@@ -92,7 +98,8 @@ def settle_input_format(
         )
     order = str(settings.get("channel_order", found.channel_order))
     config = dataclasses.replace(network.config, input_range=found.input_range, channel_order=order)
-    told = f"input 0..{found.input_range:g} {order}, found by trying: {found}"
+    how = "found by trying" if found.is_clear else "as most networks take it, since trying does not tell"
+    told = f"input 0..{found.input_range:g} {order}, {how}: {found}"
     return ForeignNetwork(config, network.net), told
 
 
@@ -117,10 +124,15 @@ def find_input_format(network: ForeignNetwork, photographs: Iterable[Rgb]) -> In
     if not enlarged:
         raise InputError("nothing to try the network on", why="there are no images")
     psnr = {key: _psnr(values) for key, values in errors.items()}
-    small, large = (max(psnr[value, order] for order in ORDERS) for value in RANGES)
+    small, large = _best_of_ranges(psnr)
     best = RANGES[large > small + CLEAR_RANGE_DB]
     order = "bgr" if psnr[best, "bgr"] > psnr[best, "rgb"] + CLEAR_DB else "rgb"
     return InputFormat(best, order, psnr, _psnr(enlarged))
+
+
+def _best_of_ranges(psnr: Mapping[tuple[float, str], float]) -> list[float]:
+    """The better order's figure of each of `RANGES`."""
+    return [max(psnr[value, order] for order in ORDERS) for value in RANGES]
 
 
 def _probe(photograph: Rgb, scale: int) -> tuple[Tensor, Tensor]:

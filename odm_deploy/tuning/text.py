@@ -28,10 +28,11 @@ def cost_text(cost: OutputCost) -> str:
     images = f"{cost.images} image{'' if cost.images == 1 else 's'}"
     if math.isinf(cost.psnr_db):
         return f"cost, on {images}: nothing, float and quantized output are equal"
-    text = (
-        f"cost, on {images}: {cost.psnr_db:.1f} dB between float and quantized output, "
-        f"{visibility(cost.psnr_db, round(cost.largest))}"
-    )
+    seen = visibility(cost.psnr_db, round(cost.largest))
+    if cost.psnr_db >= INVISIBLE_DB and seen != "invisible":
+        # Else 59 dB, hardly visible, would contradict 47 dB, invisible.
+        seen += f", because a value is {round(cost.largest)} of 255 off"
+    text = f"cost, on {images}: {cost.psnr_db:.1f} dB between float and quantized output, {seen}"
     if cost.drop_db is not None:
         text += (
             f"; against the originals {cost.float_psnr_y_db:.2f} -> {cost.quantized_psnr_y_db:.2f} dB "

@@ -107,7 +107,7 @@ def tune(
     if goal is not None and mixed is not None:
         known.update({name: wider[name] for name in mixed.widened})
         if mixed.model.exact is None and (apart or mixed.in_float):
-            say("fitting the layers again, with the widths chosen")
+            say("calibrating again, with the widths chosen")
             mixed = _fitted_again(mixed, made(_chosen(policy, mixed), True, known), held_back, goal)
         model = mixed.model
     cost = held_back.measure(model)

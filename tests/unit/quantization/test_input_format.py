@@ -102,6 +102,16 @@ def test_what_was_found_is_in_the_network_and_said(photographs):
     assert network.config.head == ("net.first",)
 
 
+def test_where_both_ranges_do_as_well_that_is_said(photographs):
+    class Plain(Clipping):
+        def forward(self, x):
+            return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest") + 0.0 * super().forward(x)
+
+    network, told = settle_input_format(foreign_network(Plain(255)), {}, photographs)
+    assert network.config.input_range == 1
+    assert told.startswith("input 0..1 rgb, as most networks take it, since trying does not tell: 0..1 rgb ")
+
+
 def test_what_the_user_says_is_not_tried(photographs):
     network = foreign_network(Clipping(255), input_range=1)
     assert settle_input_format(network, {"input_range": 1}, photographs) == (network, "")

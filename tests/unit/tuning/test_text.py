@@ -24,6 +24,7 @@ def test_the_cost_is_a_figure_and_whether_it_is_seen():
     assert cost_text(OutputCost(2, 47.26, 9.0)) == (
         "cost, on 2 images: 47.3 dB between float and quantized output, invisible"
     )
+    assert cost_text(OutputCost(1, 59.1, 22.6)).endswith("hardly visible, because a value is 23 of 255 off")
     known = OutputCost(1, 38.0, 40.0, 31.5, 31.44)
     assert cost_text(known).endswith("hardly visible; against the originals 31.50 -> 31.44 dB (-0.060)")
     lucky = OutputCost(1, 38.0, 40.0, 31.5, 31.44, 0.12)
