@@ -23,7 +23,7 @@ class Severity(StrEnum):
     WARNING = "warning"
     """Works here, but not on every builder or version, or costs accuracy."""
     INFO = "info"
-    """Works; could be better."""
+    """Works, or costs next to nothing; could be better."""
 
     @property
     def fails_gate(self) -> bool:

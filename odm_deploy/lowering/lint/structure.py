@@ -75,13 +75,14 @@ def transposed_convolution(graph: QdqGraph) -> Iterator[Hit]:
 
 @rule(
     "narrow-attention",
-    Severity.SILENT_FLOAT,
+    Severity.INFO,
     fix="give it more than 4 input channels (zero weights change nothing), or leave it float: it is tiny",
 )
 def narrow_attention(graph: QdqGraph) -> Iterator[Hit]:
     """A 1x1 convolution of up to 4 channels on one pixel, as behind the pooling of channel attention, stays float.
 
-    So it is in engines for one image at a time; with room for a batch the builder takes int8.
+    So it is in engines for one image at a time; with room for a batch the builder takes int8. One pixel is none of the
+    work, so nothing is refused for it, by `inspect` either.
     """
     for layer in find_layers(graph):
         weights = graph.shape_of(layer.weight.tensor)
