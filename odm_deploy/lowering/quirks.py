@@ -264,20 +264,11 @@ def drops_axis_of_factors(node: ir.Node) -> bool:
     """
     if node.op_type != "Gather" or (index := constant_array(node.inputs[1])) is None or index.ndim:
         return False
-    values, seen = list(node.inputs[:1]), set[ir.Value]()
-    while values:
-        value = values.pop()
-        producer = value.producer() if value is not None else None
-        if value is None or producer is None or value in seen:
-            continue
-        seen.add(value)
-        if producer.op_type == "BatchNormalization":
-            return True
+    for producer in _producers(node, _MOVES | _ARITHMETIC | {"Gather", "Squeeze", "Unsqueeze"}):
         constants = [array for each in producer.inputs if (array := constant_array(each)) is not None]
-        if producer.op_type in ("Mul", "Div") and any(array.size > 1 for array in constants):
+        factors = producer.op_type in ("Mul", "Div") and any(array.size > 1 for array in constants)
+        if factors or producer.op_type == "BatchNormalization":
             return True
-        if producer.op_type in _MOVES | _ARITHMETIC | {"Gather", "Squeeze", "Unsqueeze"}:
-            values += producer.inputs
     return False
 
 
@@ -289,22 +280,6 @@ def loses_epsilon(node: ir.Node) -> bool:
     codes is not.
     """
     return node.op_type in _NORMALIZATIONS and _comes_from_codes(node)
-
-
-def _comes_from_codes(node: ir.Node) -> bool:
-    """Whether dequantized values reach the first input of `node` by moves and arithmetic."""
-    values, seen = list(node.inputs[:1]), set[ir.Value]()
-    while values:
-        value = values.pop()
-        producer = value.producer() if value is not None else None
-        if value is None or producer is None or value in seen:
-            continue
-        seen.add(value)
-        if producer.op_type == "DequantizeLinear":
-            return True
-        if producer.op_type in _MOVES | _ARITHMETIC:
-            values += producer.inputs
-    return False
 
 
 def averages_a_border(node: ir.Node) -> bool:
@@ -345,6 +320,25 @@ def _meets_channel_arithmetic(node: ir.Node) -> bool:
     arithmetic = [reader for reader in _readers(node, _POINTWISE) if reader.op_type in _POINTWISE]
     constants = [constant_array(value) for reader in arithmetic for value in reader.inputs]
     return any(array is not None and array.size > 1 for array in constants)
+
+
+def _comes_from_codes(node: ir.Node) -> bool:
+    """Whether dequantized values reach the first input of `node` by moves and arithmetic."""
+    return any(producer.op_type == "DequantizeLinear" for producer in _producers(node, _MOVES | _ARITHMETIC))
+
+
+def _producers(node: ir.Node, through: set[str]) -> set[ir.Node]:
+    """What makes the first input of `node`, at once or in front of operators of the kinds `through`; these, too."""
+    values, seen = list(node.inputs[:1]), set[ir.Node]()
+    while values:
+        value = values.pop()
+        producer = value.producer() if value is not None else None
+        if producer is None or producer in seen:
+            continue
+        seen.add(producer)
+        if producer.op_type in through:
+            values += producer.inputs
+    return seen
 
 
 def _readers(node: ir.Node, through: set[str]) -> set[ir.Node]:

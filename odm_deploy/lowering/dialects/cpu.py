@@ -14,7 +14,7 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine.
 
-Seven places need care, and are found by measurement only:
+Eight places need care, and are found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
@@ -32,7 +32,11 @@ Seven places need care, and are found by measurement only:
 - OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
 - A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
   behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`), or of which some are
-  negative (`quirks.flips_channels`). For all dialects, what else needs one gets it in `lower_all`.
+  negative (`quirks.flips_channels`).
+- OpenVINO makes one operator of a convolution and its quantizer where products of matrices keep sizes dynamic, with
+  wrong codes (`quirks.convolutions_before_products`), unless a bound stands behind it.
+
+For all dialects, what else needs a bound gets it in `lower_all`.
 """
 
 from __future__ import annotations
