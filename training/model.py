@@ -134,11 +134,14 @@ class TrainableModel:
 
     def project(self) -> None:
         """Bring all quantizer parameters back to where they mean something."""
-        for layer in self.layers.values():
-            layer.activation.project()
-            layer.weight_quantizer.project()
-        for signal in self.signals.values():
-            signal.range.project()
+        quantizers = [part for layer in self.layers.values() for part in (layer.activation, layer.weight_quantizer)]
+        quantizers += [signal.range for signal in self.signals.values()]
+        # Layers share ranges with signals.
+        kinds: dict[type[Any], dict[int, Any]] = {}
+        for quantizer in quantizers:
+            kinds.setdefault(type(quantizer), {})[id(quantizer)] = quantizer
+        for kind, members in kinds.items():
+            kind.project_all(list(members.values()))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name; those a method holds fixed and constants such as mean shifts are left out."""

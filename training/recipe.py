@@ -144,6 +144,8 @@ class RunSection:
     tf32: bool = True
     """On NVIDIA GPUs: convolutions outside autocast round their operands to 11 significant bits while training.
     Validation never does."""
+    channels_last: bool = False
+    """Keep the channels of a pixel together in memory, as convolutions on NVIDIA GPUs compute."""
     compile: bool = False
     """Compile the quantizers (`torch.compile`): a minute of waiting at the start, shorter steps after that."""
     cuda_graphs: bool = False

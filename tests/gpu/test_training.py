@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,28 @@ def test_graphs_compute_the_gradients_of_separate_kernels(name: str) -> None:
         for key, gradient in expected.combined.items():
             scale = gradient.abs().max().item()
             torch.testing.assert_close(found.combined[key], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=key)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_channels_last_learns_what_planes_do(compiled: bool) -> None:
+    """A recorded step whose gradients Adam's one kernel takes; cuDNN has other algorithms for it."""
+    use_tf32(False)
+    plain, last = attached("odm_v2"), attached("odm_v2")
+    if compiled:
+        compile_quantizers(last.model)
+    last = replace(last, channels_last=True)
+    optimizer, recorded = (
+        build_optimizer(last.model, OptimizerSection(learning_rate=1e-9, range_learning_rate=1e-9)),
+        GraphedStep(last),
+    )
+    for iteration in range(4):
+        low = torch.rand(2, 3, 16, 16, device="cuda") * 255
+        high = torch.rand(2, 3, 32, 32, device="cuda") * 255
+        expected, found = plain(low, high, iteration), recorded(low, high, iteration)
+        for key, gradient in expected.combined.items():
+            scale = gradient.abs().max().item()
+            torch.testing.assert_close(found.combined[key], gradient, rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=key)
+        follow(last.model, optimizer, found.combined)
 
 
 QUANTIZERS = [

@@ -103,10 +103,11 @@ def conflicts(gradients: Gradients) -> dict[str, float]:
     shared = [name for name in gradients.auxiliary if name in gradients.reconstruction]
     if not shared:
         return {}
-    products = [(gradients.reconstruction[name] * gradients.auxiliary[name]).flatten() for name in shared]
+    pairs = [(gradients.reconstruction[name].flatten(), gradients.auxiliary[name].flatten()) for name in shared]
+    products = [ours * theirs for ours, theirs in pairs]
     opposed = torch.stack([product.sum() < 0 for product in products])
     # (cos + 1) / 2 is what the cooperative update weighs by.
-    cosines = [2.0 * similarity(gradients.reconstruction[name], gradients.auxiliary[name]) - 1.0 for name in shared]
+    cosines = [2.0 * similarity(*pair) - 1.0 for pair in pairs]
     return {
         "conflict_tensors": opposed.float().mean().item(),
         "conflict_scalars": (torch.cat(products) < 0).float().mean().item(),

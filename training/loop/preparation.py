@@ -136,7 +136,7 @@ def build_gradient_step(
     Raises:
         UsageError: CUDA graphs for what cannot be recorded.
     """
-    step = GradientStep(model, method, world, recipe.run.autocast)
+    step = GradientStep(model, method, world, recipe.run.autocast, recipe.run.channels_last)
     if not recipe.run.cuda_graphs:
         return step
     reasons = {

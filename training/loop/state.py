@@ -37,6 +37,7 @@ _FREE_SETTINGS = {
     ("run", "log_every"),
     ("run", "device"),
     ("run", "cuda_graphs"),
+    ("run", "channels_last"),
     ("method", "remove_gates"),
 }
 

@@ -26,12 +26,13 @@ from training.recipe import OptimizerSection
 
 @dataclass(frozen=True)
 class GradientStep:
-    """Computes the gradients of an iteration from its batch; with `autocast`, convolutions compute in bfloat16."""
+    """Computes the gradients of an iteration from its batch; see `RunSection` for how."""
 
     model: TrainableModel
     method: Method[Any]
     world: World
     autocast: bool
+    channels_last: bool = False
 
     def __call__(self, low: Tensor, high: Tensor, iteration: int) -> Gradients:
         """Losses and gradients.
@@ -46,7 +47,10 @@ class GradientStep:
 
     def passes(self, low: Tensor, high: Tensor, iteration: int) -> Gradients:
         """The part that runs on the device: forward and backward, without asking for any value."""
-        with self.model.recording() if self.method.records_features else nullcontext():
+        if self.channels_last:
+            low = low.contiguous(memory_format=torch.channels_last)
+        recording = self.model.recording() if self.method.records_features else nullcontext()
+        with recording, self.method.passes(self.model):
             with bfloat16_convolutions(low.device, self.autocast):
                 output = self.model(low)
             step = Step(self.model, low, high, output.float(), iteration, self.world, self.autocast)
@@ -133,6 +137,8 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: TrainableModel, iteration: int) -> None:
         """Take in the parameters after a 0-based iteration."""
+        if not self.values:
+            return
         # A young average would otherwise remember the start for 1 / (1 - decay) iterations.
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
         pairs = [(self.values[name], p) for name, p in model.parameters().items() if name in self.values]

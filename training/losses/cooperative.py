@@ -13,10 +13,17 @@ Gradients = Mapping[str, Tensor]
 
 
 def similarity(first: Tensor, second: Tensor) -> Tensor:
-    """(cos + 1) / 2 in [0, 1] between two gradients taken as vectors; float32 []. 0.5 where one is zero."""
-    a, b = first.flatten(), second.flatten()
-    norms = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
-    cosine = torch.dot(a, b) / norms.clamp(min=torch.finfo(torch.float32).tiny)
+    """(cos + 1) / 2 in [0, 1] between gradients taken as vectors; 0.5 where one is zero.
+
+    Args:
+        first: float32 [..., K].
+        second: float32 [..., K].
+
+    Returns:
+        float32 [...].
+    """
+    norms = torch.linalg.vector_norm(first, dim=-1) * torch.linalg.vector_norm(second, dim=-1)
+    cosine = (first * second).sum(dim=-1) / norms.clamp(min=torch.finfo(torch.float32).tiny)
     return (cosine.clamp(-1.0, 1.0) + 1.0) / 2.0
 
 
@@ -33,25 +40,31 @@ def combine_cooperatively(
             each scalar (`element`, where cos is +-1, so that the auxiliary gradient counts fully or not at all: the
             sign rule of ODM v1).
     """
-    shared = [name for name in auxiliary if name in reconstruction]
-    factors: dict[str, Tensor] = {}
-    if granularity == "global" and shared:
-        everything = similarity(
-            torch.cat([reconstruction[name].flatten() for name in shared]),
-            torch.cat([auxiliary[name].flatten() for name in shared]),
-        )
-        factors = dict.fromkeys(shared, everything)
+    pairs = {name: (ours, auxiliary[name]) for name, ours in reconstruction.items() if name in auxiliary}
     combined = dict(reconstruction)
-    for name in shared:
-        ours, theirs = reconstruction[name], auxiliary[name]
+    overall: Tensor | None = None
+    if granularity == "global" and pairs:
+        overall = similarity(
+            *(torch.cat([part.flatten() for part in side]) for side in zip(*pairs.values(), strict=True))
+        )
+    # Layers are alike: a GPU takes no longer for all of one size than for one of them.
+    for names in _of_one_size({name: ours for name, (ours, _) in pairs.items()}):
+        ours = torch.stack([pairs[name][0].flatten() for name in names])
+        theirs = torch.stack([pairs[name][1].flatten() for name in names])
         if granularity == "element":
             factor = (ours * theirs >= 0).to(theirs.dtype)
-        elif granularity == "tensor":
-            factor = similarity(ours, theirs)
         else:
-            factor = factors[name]
-        combined[name] = ours + weight * factor * theirs
+            factor = similarity(ours, theirs).unsqueeze(1) if overall is None else overall
+        for name, row in zip(names, ours + weight * factor * theirs, strict=True):
+            combined[name] = row.view(reconstruction[name].shape)
     return combined
+
+
+def _of_one_size(tensors: Gradients) -> list[list[str]]:
+    groups: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(tensor.numel(), []).append(name)
+    return list(groups.values())
 
 
 def combine_naively(reconstruction: Gradients, auxiliary: Gradients, weight: float) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -94,6 +95,10 @@ class Method(ABC, Generic[OptionsT]):
 
     def begin_iteration(self, model: TrainableModel, iteration: int) -> None:
         """Called before the forward pass of each iteration, for methods with phases."""
+
+    def passes(self, model: TrainableModel) -> AbstractContextManager[object]:
+        """Entered around the forward and backward passes of each step, on the device."""
+        return nullcontext()
 
     def operations(self, iteration: int) -> Hashable:
         """What kind of step `iteration` is: equal values promise the same operations on the same tensors."""
@@ -200,4 +205,10 @@ def _differentiate(loss: Tensor, parameters: dict[str, nn.Parameter], *, retain:
     grads = torch.autograd.grad(loss, list(parameters.values()), retain_graph=retain, allow_unused=True)
     # The stubs do not know that parameters the loss does not reach have None.
     optional = cast("tuple[Tensor | None, ...]", grads)
-    return {name: grad for name, grad in zip(parameters, optional, strict=True) if grad is not None}
+    found = {name: grad for name, grad in zip(parameters, optional, strict=True) if grad is not None}
+    return {name: _laid_out_as(parameters[name], grad) for name, grad in found.items()}
+
+
+def _laid_out_as(parameter: Tensor, grad: Tensor) -> Tensor:
+    """`grad` in the memory layout of its parameter, which Adam's one kernel asks for."""
+    return grad if grad.stride() == parameter.stride() else torch.empty_like(parameter).copy_(grad)

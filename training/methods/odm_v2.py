@@ -13,8 +13,10 @@ No code of the method was published; what the text leaves open is an option here
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +138,11 @@ class OdmV2(Method[OdmV2Options]):
         if duration := self.options.anneal_exponents:
             anneal(model.network, min(iteration / duration, 1.0))
 
+    def passes(self, model: TrainableModel) -> AbstractContextManager[object]:
+        """Look for the percentiles of all weights at once."""
+        clipped = [(layer.weight_quantizer, layer.weight) for layer in model.layers.values()]
+        return ClippedWeight.looked_up_together([(q, weight) for q, weight in clipped if isinstance(q, ClippedWeight)])
+
     def operations(self, iteration: int) -> bool:
         """Whether the step regularizes."""
         return (iteration + 1) % self.options.mismatch_every == 0
@@ -174,6 +181,8 @@ class ClippedWeight(SymmetricWeight):
         self.power_of_two = options.power_of_two
         self.options = options
         self.exponents = Exponents(annealed=options.anneal_exponents > 0)
+        # f(W) within `looked_up_together`.
+        self.looked_up: Tensor | None = None
         percentile_bound = self.percentile_bound(weight)
         start = self._best_gamma(weight) if options.gamma_init == "mse" else torch.ones_like(percentile_bound)
         if options.clipping == "learned":
@@ -193,7 +202,15 @@ class ClippedWeight(SymmetricWeight):
 
     def percentile_bound(self, weight: Tensor) -> Tensor:
         """f(W): float32 [O] or [1], detached."""
-        rows = weight_rows(weight, per_channel=self.options.per_channel)
+        if self.looked_up is not None:
+            return self.looked_up
+        return self._percentile_bounds(self.rows(weight))
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Weights that share a bound: float32 [O, K] or [1, K], detached."""
+        return weight_rows(weight, per_channel=self.options.per_channel)
+
+    def _percentile_bounds(self, rows: Tensor) -> Tensor:
         rows = rows.abs() if self.options.percentile_of == "absolute" else rows
         return row_percentile(rows, self.options.weight_percentile).clamp(min=SMALLEST_BOUND)
 
@@ -207,7 +224,35 @@ class ClippedWeight(SymmetricWeight):
         """That of the annealing."""
         return self.exponents()
 
-    @torch.no_grad()
     def project(self) -> None:
         """Keep gamma positive."""
-        self.gamma.clamp_(min=SMALLEST_BOUND if self.options.clipping == "learned" else _SMALLEST_GAMMA)
+        self.project_all([self])
+
+    @classmethod
+    def project_all(cls, quantizers: Sequence[Any]) -> None:
+        """As `project` does, in an operation for all of a model, whose options are the same."""
+        smallest = SMALLEST_BOUND if quantizers[0].options.clipping == "learned" else _SMALLEST_GAMMA
+        with torch.no_grad():
+            cast("Any", torch)._foreach_clamp_min_([quantizer.gamma for quantizer in quantizers], smallest)
+
+    @classmethod
+    @contextmanager
+    def looked_up_together(cls, pairs: Sequence[tuple[ClippedWeight, Tensor]]) -> Generator[None, None, None]:
+        """Within it each of the quantizers knows f of the weight beside it, which must not change.
+
+        A GPU takes no longer to look for the percentiles of all layers than for those of one.
+        """
+        groups: dict[int, list[tuple[ClippedWeight, Tensor]]] = {}
+        for quantizer, weight in pairs:
+            if quantizer.options.clipping != "learned":
+                rows = quantizer.rows(weight)
+                groups.setdefault(rows.shape[1], []).append((quantizer, rows))
+        for group in groups.values():
+            bounds = group[0][0]._percentile_bounds(torch.cat([rows for _, rows in group]))
+            for (quantizer, _), bound in zip(group, bounds.split([len(rows) for _, rows in group]), strict=True):
+                quantizer.looked_up = bound
+        try:
+            yield
+        finally:
+            for quantizer, _ in pairs:
+                quantizer.looked_up = None

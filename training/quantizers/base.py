@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -75,6 +76,12 @@ class ActivationQuantizer(nn.Module, ABC):
     def project(self) -> None:
         """Bring the parameters back to where they mean something, after each optimizer step."""
 
+    @classmethod
+    def project_all(cls, quantizers: Sequence[Any]) -> None:
+        """Project several of this class; overridden where one operation does it for all."""
+        for quantizer in quantizers:
+            quantizer.project()
+
     def overhead(self, pixels: int) -> Overhead:
         """What it costs on an input of so many pixels a channel, besides range and rounding. Nothing by default."""
         return Overhead()
@@ -105,6 +112,12 @@ class WeightQuantizer(nn.Module, ABC):
 
     def project(self) -> None:
         """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    @classmethod
+    def project_all(cls, quantizers: Sequence[Any]) -> None:
+        """Project several of this class; overridden where one operation does it for all."""
+        for quantizer in quantizers:
+            quantizer.project()
 
     @abstractmethod
     def codes(self, weight: Tensor) -> WeightCodes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,14 +103,23 @@ class LearnableRange(ActivationQuantizer):
             self.upper.copy_(upper / self.unit)
         self.project()
 
-    @torch.no_grad()
     def project(self) -> None:
         """Keep l <= 0 <= u (unless free) and the range wide enough to divide by."""
-        if not self.free:
-            self.lower.clamp_(max=0.0)
-            self.upper.clamp_(min=0.0)
-        smallest = _SMALLEST_WIDTH / self.unit
-        self.upper.copy_(torch.maximum(self.upper, self.lower + smallest))
+        self.project_all([self])
+
+    @classmethod
+    def project_all(cls, quantizers: Sequence[Any]) -> None:
+        """As `project` does, in an operation for all of them."""
+        foreach = cast("Any", torch)
+        lowers, uppers = [each.lower for each in quantizers], [each.upper for each in quantizers]
+        with torch.no_grad():
+            if snapped := [each for each in quantizers if not each.free]:
+                foreach._foreach_clamp_max_([each.lower for each in snapped], 0.0)
+                foreach._foreach_clamp_min_([each.upper for each in snapped], 0.0)
+            widths = foreach._foreach_mul(
+                foreach._foreach_reciprocal([each.unit for each in quantizers]), _SMALLEST_WIDTH
+            )
+            foreach._foreach_clamp_min_(uppers, foreach._foreach_add(lowers, widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Levels of `x`."""

@@ -87,7 +87,8 @@ def _levels(quotient: Tensor, scale: Tensor, zero_point: Tensor | int, code_max:
 
 def _total(grad: Tensor, share: Tensor, like: Tensor) -> Tensor:
     """The sum of grad * share over what one value of `like` stands for."""
-    if like.numel() == 1:
+    # Compiled, it is one loop in any case, which must not be told to follow an order other than that of memory.
+    if like.numel() == 1 and not torch.compiler.is_compiling():
         return torch.dot(grad.flatten(), share.flatten().to(grad.dtype)).reshape(like.shape)
     return (grad * share).sum_to_size(like.shape)
 
