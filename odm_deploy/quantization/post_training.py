@@ -34,9 +34,9 @@ from odm_deploy.quantization.weight_fitting import fit_all_weights
 from odm_deploy.quantization.weights import quantize_weight
 
 PARTS = 16
-"""Images whose middle is kept: what needs more than one look is judged by these."""
+"""Images of which parts are kept, for what needs more than one look: the middle to fit to, a corner to choose by."""
 PART_PX = 48
-"""Height and width of that middle."""
+"""Height and width of a part."""
 WHOLE_PX = PARTS * 256**2
 """Pixels of all parts together, where these are whole inputs: one batch of them goes through the network."""
 REFINED_ON = 8
@@ -143,7 +143,7 @@ def calibrate(
     plan, pixels = SignalPlan(), None
     count = len(images) if isinstance(images, Sized) else 0
     whole, images = _whole_inputs(original, images, settings)
-    images, parts = _with_parts(images, None if whole else REFINED_PX if policy.power_of_two else PART_PX)
+    images, parts, unseen = _with_parts(images, None if whole else REFINED_PX if policy.power_of_two else PART_PX)
     scaled: dict[str, list[int]] = {}
     if policy.signals is not None:
         network.align_output()
@@ -206,6 +206,7 @@ def calibrate(
         layers = fit_all_weights(
             network,
             parts,
+            unseen,
             layers,
             signals,
             exact,
@@ -263,21 +264,32 @@ def _whole_inputs(
     return any(depends_on_size(network, image[:1]) for image in first), itertools.chain(first, coming)
 
 
-def _with_parts(images: Iterable[Tensor], size: int | None) -> tuple[Iterator[Tensor], list[Tensor]]:
-    """The images, and the middle of the first few of them, at most `size` pixels high and wide; None: as they are."""
+def _with_parts(images: Iterable[Tensor], size: int | None) -> tuple[Iterator[Tensor], list[Tensor], list[Tensor]]:
+    """The images; of the first few the middle, at most `size` pixels high and wide, and as much of a corner.
+
+    With None, images as they are, and others where there are any.
+    """
     coming = iter(images)
     first = list(itertools.islice(coming, PARTS))
     if size is None:
         pixels = itertools.accumulate(image.numel() // image.shape[1] for image in first)
         fit = sum(all_px <= WHOLE_PX for all_px in pixels)
-        return itertools.chain(first, coming), first[: max(fit, 1)]
-    return itertools.chain(first, coming), [_middle(image, size).clone() for image in first]
+        parts = first[: max(fit, 1)]
+        return itertools.chain(first, coming), parts, first[len(parts) : 2 * len(parts)] or parts
+    parts = [_middle(image, size).clone() for image in first]
+    return itertools.chain(first, coming), parts, [_corner(image, size, n).clone() for n, image in enumerate(first)]
 
 
 def _middle(image: Tensor, size: int) -> Tensor:
     """The middle of an image [N, C, H, W], at most `size` pixels high and wide."""
     top, left = (max(length - size, 0) // 2 for length in image.shape[2:])
     return image[..., top : top + size, left : left + size]
+
+
+def _corner(image: Tensor, size: int, which: int) -> Tensor:
+    """As much of one of the corners of an image, so that there are as many skies as lawns."""
+    rows, columns = (slice(None, size) if number % 2 else slice(-size, None) for number in (which, which // 2))
+    return image[..., rows, columns]
 
 
 def _freeze_layer(

@@ -108,7 +108,7 @@ def test_quantize_says_so(how, found, capsys):
 
 def test_whole_inputs_are_as_many_as_one_batch_holds(monkeypatch):
     monkeypatch.setattr(post_training, "WHOLE_PX", 3 * 32 * 32)
-    for size, count in ((32, 3), (64, 1)):
-        seen, parts = post_training._with_parts(iter(images(5, size)), None)
-        assert len(parts) == count
+    for size, count, others in ((32, 3, 2), (64, 1, 1)):
+        seen, parts, unseen = post_training._with_parts(iter(images(5, size)), None)
+        assert (len(parts), len(unseen)) == (count, others)
         assert len(list(seen)) == 5

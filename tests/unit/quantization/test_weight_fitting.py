@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from odm_deploy.quantization import reconstruction, weight_fitting
+from odm_deploy.quantization import post_training, reconstruction, weight_fitting
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.policy import QuantizationPolicy
@@ -35,7 +35,7 @@ def test_of_both_fits_the_closer_one_is_taken():
                         signals),
         fit_in_sequence(network, PARTS, layers, fit_weights, signals),
     ]  # fmt: skip
-    chosen = fit_all_weights(network, PARTS, layers, signals, None)
+    chosen = fit_all_weights(network, PARTS, PARTS, layers, signals, None)
     distances = [distance(way) for way in ways]
     assert distances[0] != distances[1]
     assert distance(chosen) == min(distances) < distance(layers)
@@ -62,5 +62,36 @@ def test_a_fit_that_makes_it_worse_is_not_taken(monkeypatch):
         return dataclasses.replace(layer, bias=layer.bias + 50)
 
     monkeypatch.setattr(weight_fitting, "fit_weights", spoilt)
-    chosen = fit_all_weights(network, PARTS, layers, {}, None)
+    chosen = fit_all_weights(network, PARTS, PARTS, layers, {}, None)
     assert all(chosen[name] is layer for name, layer in layers.items())
+
+
+@torch.no_grad()
+def test_fits_are_chosen_by_pixels_that_none_was_fitted_to(monkeypatch):
+    network = tiny_network()
+    model, _ = calibrate(network, PARTS, QuantizationPolicy.parse("paper", "4"), NEAREST)
+    layers = {name: FrozenLayer(layer.weight_codes, layer.grid, layer.bias) for name, layer in model.layers.items()}
+    unseen = [torch.from_numpy(random_images(24, 24, seed=seed)) for seed in range(2, 4)]
+    distances = []
+
+    def judged(network, candidate, **rest):
+        found = freeze(network, candidate, **rest)
+        distances.append([float((found(part) - network(part)).square().sum()) for part in unseen])
+        return found
+
+    monkeypatch.setattr(weight_fitting, "freeze", judged)
+    chosen = fit_all_weights(network, PARTS, unseen, layers, {}, None)
+    found = freeze(network, chosen)
+    assert [float((found(part) - network(part)).square().sum()) for part in unseen] == min(distances, key=sum)
+    assert len(distances) == 3
+
+
+def test_the_parts_to_choose_by_are_others_than_those_to_fit_to():
+    image = torch.arange(3.0 * 64 * 64).reshape(1, 3, 64, 64)
+    _, parts, unseen = post_training._with_parts(iter([image] * 5), 21)
+    assert [part.shape for part in unseen] == [part.shape for part in parts] == [(1, 3, 21, 21)] * 5
+    assert not set(torch.cat(parts).flatten().tolist()) & set(torch.cat(unseen).flatten().tolist())
+    assert len({part[0, 0, 0, 0].item() for part in unseen}) == 4
+    # A small image has no others.
+    _, parts, unseen = post_training._with_parts(iter([image] * 2), 64)
+    assert all(torch.equal(*pair) for pair in zip(parts, unseen, strict=True))
