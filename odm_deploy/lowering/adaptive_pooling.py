@@ -10,11 +10,14 @@ exporter takes the operator apart into windows of the example's widths.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from odm_deploy.errors import InputError
@@ -24,6 +27,10 @@ Reduction = Callable[[Tensor, Tensor], Tensor]
 
 
 _MAP_RANK, _ROW_RANK = 4, 3
+_POWER_OF_TWO = 0.5
+"""Of one, the number in front of the power."""
+_LARGEST_DENOMINATOR, _LONGEST_PX = 1000, 1 << 14
+"""Factors are taken for fractions of such numbers where that is the same for lengths up to this."""
 
 
 class SizesFromImages(TorchFunctionMode):
@@ -39,11 +46,15 @@ class SizesFromImages(TorchFunctionMode):
                 return _pooled_to(x, _sizes(x, **given), mean)
             if x.dim() == _MAP_RANK and given.get("antialias"):
                 return _antialiased(x, **given)
+            if x.dim() == _MAP_RANK and given.get("mode", "nearest") in ("nearest", "nearest-exact"):
+                return _nearest(func, x, **given)
             return func(*args, **kwargs)
         if name == "linspace":
             return _linspace(func, *args, **kwargs)
-        if name == "avg_pool2d":
+        if name in ("avg_pool1d", "avg_pool2d"):
             return _averaged(func, *args, **kwargs)
+        if name in ("max_pool1d", "max_pool2d"):
+            return _largest_of_windows(func, *args, **kwargs)
         reduce = _REDUCTIONS.get(name)
         if reduce is None or kwargs.get("return_indices") or any(args[2:]):
             return func(*args, **kwargs)
@@ -83,15 +94,69 @@ def _averaged(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """PyTorch's `avg_pool2d`. The exporter leaves out a divisor that is not the window's size, without a word."""
-    if divisor_override is None:
-        return function(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
-    if ceil_mode:
+    """PyTorch's `avg_pool1d` and `avg_pool2d`, whose padding stands apart where windows may reach beyond it.
+
+    There OpenVINO 2026.4 divides by what lies in the image instead of by what lies in the image and its padding. And
+    the exporter leaves out a divisor that is not the window's size, without a word.
+    """
+    if ceil_mode and divisor_override is not None:
         raise InputError(
             "avg_pool2d cannot be exported", why="with ceil_mode and divisor_override", fix="leave one of them out"
         )
-    height, width = _pair(kernel_size)
-    return function(input, kernel_size, stride, padding) * (height * width / divisor_override)
+    if divisor_override is not None:
+        height, width = _pair(kernel_size)
+        return function(input, kernel_size, stride, padding) * (height * width / divisor_override)
+    x, pads = input, padding
+    if ceil_mode and count_include_pad:
+        around = [size for each in reversed(_along(function, padding)) for size in (each, each)]
+        x, pads = functional.pad(input, around), 0
+    result = function(x, kernel_size, stride, pads, ceil_mode, count_include_pad)
+    return _begun_inside(function, result, input, kernel_size, stride, padding) if ceil_mode else result
+
+
+def _largest_of_windows(
+    function: Callable[..., Tensor],
+    input: Tensor,  # PyTorch's name  # noqa: A002
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **others: Any,
+) -> Tensor:
+    """PyTorch's `max_pool1d` and `max_pool2d`; OpenVINO 2026.4 also has windows that begin behind the image."""
+    step = {"stride": stride} if stride else {}
+    result = function(input, kernel_size, padding=padding, dilation=dilation, ceil_mode=ceil_mode, **step, **others)
+    if not ceil_mode:
+        return result
+    return _begun_inside(function, result, input, kernel_size, stride, padding, dilation)
+
+
+def _begun_inside(
+    function: Callable[..., Tensor],
+    result: Tensor,
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any = 1,
+) -> Tensor:
+    """Of what `function` pooled, what PyTorch keeps: a last window has to begin in the image or in front of it."""
+    settings = (kernel_size, stride or kernel_size, padding, dilation)
+    for back, (size, step, pad, apart) in enumerate(zip(*(_along(function, each) for each in settings), strict=True)):
+        axis = back - len(_along(function, 0))
+        length, reach = x.shape[axis], apart * (size - 1) + 1
+        if step > reach - pad:
+            windows: Any = torch.sym_min((length + 2 * pad - reach - 1) // step + 2, (length + pad - 1) // step + 1)
+            result = result.narrow(axis, 0, windows)
+    return result
+
+
+def _along(function: Callable[..., Tensor], values: Any) -> tuple[Any, ...]:
+    """What a pooling `function` is told for each axis."""
+    axes = 1 if function.__name__.endswith("1d") else 2
+    values = tuple(values) if isinstance(values, (tuple, list)) else (values,)
+    return values if len(values) == axes else values * axes
 
 
 def _antialiased(x: Tensor, mode: str, **given: Any) -> Tensor:
@@ -109,6 +174,29 @@ def _antialiased(x: Tensor, mode: str, **given: Any) -> Tensor:
         reach = (torch.arange(length, device=x.device) + 0.5 - centers[:, None]) / torch.sym_max(step, 1.0)
         weights = _KERNELS[mode](reach.abs())
         x = (x @ (weights / weights.sum(1, keepdim=True)).T.to(x.dtype)).transpose(axis, -1)
+    return x
+
+
+def _nearest(function: Callable[..., Tensor], x: Tensor, mode: str = "nearest", **given: Any) -> Tensor:
+    """What PyTorch's `interpolate` gives of the nearest values, which it finds by products with float32 of 1 / factor.
+
+    Where a place lies between two values, as one of 17 does at a factor of 1.7, rounding decides. Runtimes and the
+    exporter divide by the factor, and take the other one.
+    """
+    known = not given.get("recompute_scale_factor") and given.get("size") is None
+    factors = [float(factor) for factor in _pair(given["scale_factor"])] if known else []
+    if known and all(factor.is_integer() for factor in factors):
+        # Both modes are the same then.
+        return function(x, mode="nearest", **given)
+    if mode == "nearest" and all(np.frexp(factor)[0] == _POWER_OF_TWO for factor in factors):
+        return function(x, mode=mode, **given)
+    for axis, size in zip((-2, -1), _sizes(x, **given), strict=True):
+        length = x.shape[axis]
+        step = float(np.float32(1.0 / factors[axis])) if known else length / size
+        # Halves are counted in whole numbers: OpenVINO 2026.4 multiplies what is added apart, and rounds once more.
+        halves = torch.arange(size, device=x.device) * 2 + (mode == "nearest-exact")
+        index = torch.floor(halves.float() * (step / 2.0)).to(torch.int64)
+        x = x.index_select(axis, torch.minimum(index, torch.full_like(index, length - 1)))
     return x
 
 
@@ -135,7 +223,16 @@ def _sizes(x: Tensor, size: Any = None, scale_factor: Any = None, **_others: Any
     if size is not None:
         return _pair(size)
     factors = zip(x.shape[2:], _pair(scale_factor), strict=True)
-    return tuple(torch.sym_int(length * factor) for length, factor in factors)
+    return tuple(_times(length, float(factor)) for length, factor in factors)
+
+
+def _times(length: Any, factor: float) -> Any:
+    """`length` times `factor` without its fraction; of a graph, where float32 would come to less, in whole numbers."""
+    ratio = Fraction(factor).limit_denominator(_LARGEST_DENOMINATOR)
+    lengths = np.arange(1, _LONGEST_PX)
+    if ((lengths * factor).astype(np.int64) == lengths * ratio.numerator // ratio.denominator).all():
+        return length * ratio.numerator // ratio.denominator
+    return torch.sym_int(length * factor)
 
 
 def _pooled_to(x: Tensor, sizes: Sequence[Any], reduce: Reduction) -> Tensor:

@@ -26,6 +26,7 @@ _CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _PRODUCTS = {"Einsum", "Gemm", "MatMul"}
 _EXTREMES = {"ReduceMax", "ReduceMin"}
+_POOLINGS = {"AveragePool", "MaxPool"}
 _NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
 
 
@@ -295,6 +296,17 @@ def averages_a_border(node: ir.Node) -> bool:
     pads = any(attributes.get("pads", ())) or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     within = not attributes.get("ceil_mode") and (padding is None or padding.op_type != "Pad")
     return (bool(pads) or not within) and _comes_from_codes(node)
+
+
+def takes_in_padding(node: ir.Node) -> bool:
+    """Whether ONNX Runtime would make a constant that is padded before a pooling the pooling's own, which is none.
+
+    ONNX Runtime 1.31 lets the largest of a window be that of the image's values only, though zeros were padded. Where
+    the number of windows is rounded up, a last one of averages may begin in what was padded, and is left out.
+    """
+    padding = node.inputs[0].producer() if node.op_type in _POOLINGS and node.inputs[0] is not None else None
+    rounds_up = "ceil_mode" in node.attributes and node.attributes["ceil_mode"].as_int() == 1
+    return padding is not None and padding.op_type == "Pad" and (rounds_up or node.op_type == "MaxPool")
 
 
 def comes_from_concat(x: ir.Value) -> bool:

@@ -48,17 +48,17 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
             _lower_weight(editor, node)
     editor.drop_unused_constants()
     model.opset_imports.pop(markers.DOMAIN, None)
-    _spare_openvino(model, editor)
+    _spare_runtimes(model, editor)
     write_taps(model.metadata_props, taps)
 
 
-def _spare_openvino(model: ir.Model, editor: GraphEditor) -> None:
-    """Keep apart, by bounds that change nothing, what it would make one operator of, and compute wrongly."""
+def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
+    """Keep apart, by bounds that change nothing, what runtimes would make one operator of, and compute wrongly."""
     shared = [node for node in model.graph if quirks.shared_without_bias(node)]
     for node in dict.fromkeys([*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model), *shared]):
         keep_apart(editor, node)
     for node in list(model.graph):
-        if quirks.loses_epsilon(node) or quirks.averages_a_border(node):
+        if quirks.loses_epsilon(node) or quirks.averages_a_border(node) or quirks.takes_in_padding(node):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
 
 

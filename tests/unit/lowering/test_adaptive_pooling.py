@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 from odm_deploy import quantize
 from odm_deploy.lowering.adaptive_pooling import SizesFromImages, largest, mean, pooled
 from odm_deploy.lowering.lower import lower
+from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images
 
@@ -83,6 +88,79 @@ def test_antialiased_resizing_is_pytorchs(mode, how) -> None:
     expected = F.interpolate(x, mode=mode, antialias=True, **how)
     with SizesFromImages():
         torch.testing.assert_close(F.interpolate(x, mode=mode, antialias=True, **how), expected)
+
+
+POOLINGS = {
+    "average": (F.avg_pool2d, torch._C._nn.avg_pool2d),
+    "average_of_rows": (F.avg_pool1d, torch.avg_pool1d),
+    "largest": (F.max_pool2d, torch.max_pool2d, lambda *args, **kwargs: nn.MaxPool2d(*args[1:], **kwargs)(args[0])),
+    "largest_of_rows": (F.max_pool1d, torch.max_pool1d),
+}
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+@pytest.mark.parametrize("how", [(2, None, 0), (3, 2, 1), (2, 2, 1), (3, 3, 1), (5, 3, 2), (2, 3, 0), ([4], [4], [2])])
+@pytest.mark.parametrize("ceil", [False, True])
+def test_pooling_by_windows_is_pytorchs(kind, how, ceil) -> None:
+    for length in range(9, 24):
+        x = torch.randn(2, 3, *([length] if "rows" in kind else [length, 13]))
+        for function in POOLINGS[kind]:
+            kernel, stride, padding = how
+            how_far = {} if stride is None else {"stride": stride}
+            expected = function(x, kernel, padding=padding, ceil_mode=ceil, **how_far)
+            with SizesFromImages():
+                found = function(x, kernel, padding=padding, ceil_mode=ceil, **how_far)
+            torch.testing.assert_close(found, expected)
+
+
+FACTORS = [{"scale_factor": factor} for factor in (2.0, 0.5, 1.7, 0.6, 1.3, (2.5, 0.3))]
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("how", [*FACTORS, {"size": (30, 9)}, {"scale_factor": 1.7, "recompute_scale_factor": True}])
+def test_the_nearest_values_are_pytorchs(mode, how) -> None:
+    for height, width in itertools.product(range(10, 60, 7), range(10, 130, 11)):
+        x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(width))
+        for order in (torch.contiguous_format, torch.channels_last):
+            expected = F.interpolate(x.to(memory_format=order), mode=mode, **how)
+            with SizesFromImages():
+                assert torch.equal(F.interpolate(x.to(memory_format=order), mode=mode, **how), expected)
+
+
+class Nearest(nn.Module):
+    """Takes the nearest values of maps, and their own size again."""
+
+    def __init__(self, mode: str, how: Mapping[str, Any]) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.deep = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last, self.mode, self.how = nn.Conv2d(8, 12, 3, padding=1), mode, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        height, width = x.shape[-2:]
+        how = self.how or {"size": (height // 2 + 3, width // 3 + 2)}
+        other = self.deep(F.interpolate(x, mode=self.mode, **how))
+        return F.pixel_shuffle(self.last(x + F.interpolate(other, size=(height, width), mode="bilinear")), 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        ("nearest-exact", {"scale_factor": 1.7}),
+        ("nearest-exact", {"scale_factor": 0.3}),
+        ("nearest-exact", {"scale_factor": 2}),
+        ("nearest-exact", {}),
+        ("nearest", {"scale_factor": (0.6, 1.3)}),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_graph_takes_the_nearest_values(mode, how, runtime) -> None:
+    images = [torch.from_numpy(random_images(34, 51, seed=seed)) for seed in range(3)]
+    model = quantize(Nearest(mode, how).eval(), QuantizationPolicy.parse("deploy", "8"), images)
+    for size in ((34, 51), (45, 90)):
+        layers = compare_layers(model, lower(model), OPENERS[runtime], [random_images(*size, seed=9)])
+        assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]
 
 
 class Placed(nn.Module):

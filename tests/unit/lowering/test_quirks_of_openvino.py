@@ -1,4 +1,7 @@
-"""What OpenVINO computes wrongly in networks of attention, windows, groups and normalizations, each layer by itself."""
+"""What OpenVINO computes wrongly in networks of attention, windows, groups and normalizations, each layer by itself.
+
+And ONNX Runtime in pooling.
+"""
 
 from __future__ import annotations
 
@@ -305,6 +308,48 @@ def test_averages_with_zeros_around(target: Target, runtime: str) -> None:
     model = quantize(Averages(), QuantizationPolicy.parse("integer", "8"), images)
     graph = lower(model, LoweringOptions(target=target))
     check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
+
+
+class PoolsBeyond(nn.Module):
+    """A map is made smaller by windows that may reach beyond it, and enlarged again."""
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.head, self.body, self.tail = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, 12), (12, 12), (12, 12)))
+        self.head.bias.data -= 2.0  # pyright: ignore[reportOptionalMemberAccess]
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        smaller: Tensor = self.body(self.pool(x))
+        return F.pixel_shuffle(self.tail(x + F.interpolate(smaller, size=x.shape[2:])), 2)
+
+
+def _rows(pool: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: pool(x.flatten(2))[..., None].expand(-1, -1, -1, 2)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param(lambda x: F.avg_pool2d(x, (3, 4), (2, 3), (1, 2), ceil_mode=True), id="averages"),
+        pytest.param(lambda x: F.avg_pool2d(x, 3, 3, 1, ceil_mode=True), id="averages_behind"),
+        pytest.param(_rows(lambda x: F.avg_pool1d(x, 3, 2, 1, ceil_mode=True)), id="averages_of_rows"),
+        pytest.param(lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 3, ceil_mode=True), id="padded_averages"),
+        pytest.param(lambda x: F.max_pool2d(x, 3, 3, 1, ceil_mode=True), id="largest"),
+        pytest.param(_rows(lambda x: F.max_pool1d(x, 2, 3, ceil_mode=True)), id="largest_of_rows"),
+        pytest.param(lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1), id="padded_largest"),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_windows_that_reach_beyond_the_border(pool: Callable[[Tensor], Tensor], runtime: str) -> None:
+    """OpenVINO divided by fewer, and had windows that PyTorch has not; ONNX Runtime took zeros padded for nothing."""
+    images = crops(22, 29)
+    model = quantize(PoolsBeyond(pool).eval(), QuantizationPolicy.parse("integer", "8"), images)
+    graph = lower(model, LoweringOptions(target="cpu"))
+    for size in ((22, 29), (20, 28), (21, 27)):
+        check_every_layer(model, graph, random_images(*size, seed=5), OPENERS[runtime])
 
 
 class OneIndex(nn.Module):
