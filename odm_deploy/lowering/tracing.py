@@ -17,7 +17,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering import exporter
-from odm_deploy.lowering.adaptive_pooling import SizesFromImages
+from odm_deploy.lowering.sizes_from_images import SizesFromImages
 from odm_deploy.networks.foreign import ForeignNetwork
 from odm_deploy.quantization.model import QuantizedModel
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy import quantize
-from odm_deploy.lowering.adaptive_pooling import SizesFromImages, largest, mean, pooled
 from odm_deploy.lowering.lower import lower
+from odm_deploy.lowering.pooling import largest, mean, pooled
+from odm_deploy.lowering.sizes_from_images import SizesFromImages
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from tests.factories import OPENERS, random_images

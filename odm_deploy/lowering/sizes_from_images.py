@@ -1,0 +1,46 @@
+"""Functions of PyTorch that a trace or the exporter would hold at the example's size, or make another function of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from odm_deploy.lowering.pooling import REDUCTIONS, adaptive, averaged, largest_of_windows
+from odm_deploy.lowering.resizing import resized
+
+
+class SizesFromImages(TorchFunctionMode):
+    """While this lasts, these functions give what PyTorch's do, at any size of an image."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in REDUCTIONS:
+            return adaptive(func, REDUCTIONS[name], *args, **kwargs)
+        written = _WRITTEN.get(name)
+        return func(*args, **kwargs) if written is None else written(func, *args, **kwargs)
+
+
+def _linspace(function: Callable[..., Tensor], start: Any, end: Any, steps: Any, **options: Any) -> Tensor:
+    """PyTorch's `linspace`, which counts from the nearer end, of a number of steps that is a size of the image."""
+    if isinstance(steps, int) or options.get("out") is not None:
+        return function(start, end, steps, **options)
+    dtype = options.get("dtype") or torch.get_default_dtype()
+    index = torch.arange(steps, device=options.get("device")).to(dtype)
+    last = index[-1:]
+    step = (end - start) / last.clamp(min=1.0)
+    return torch.where(index < torch.floor((last + 1.0) / 2.0), start + index * step, end - (last - index) * step)
+
+
+_WRITTEN: dict[str, Callable[..., Tensor]] = {
+    "interpolate": resized,
+    "linspace": _linspace,
+    "avg_pool1d": averaged,
+    "avg_pool2d": averaged,
+    "max_pool1d": largest_of_windows,
+    "max_pool2d": largest_of_windows,
+}
