@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.options import Command, group
+from odm_deploy.progress import Track, steps, untracked
 from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
@@ -38,15 +39,21 @@ def image_options(text: str, count: int) -> Callable[[Command], Command]:
 
 
 def load_float(
-    weights: Path, network: str | None, scale: int | None, settings: Mapping[str, Any], paths: Sequence[Path]
+    weights: Path,
+    network: str | None,
+    scale: int | None,
+    settings: Mapping[str, Any],
+    paths: Sequence[Path],
+    track: Track = untracked,
 ) -> SuperResolutionNetwork:
     """The float network of some weights, told how images go into it; says so where that was found by trying."""
     from odm_deploy.imaging.reading import read_rgb
     from odm_deploy.networks.loading import load_network
     from odm_deploy.quantization.input_format import settle_input_format
 
-    loaded = load_network(weights, network=network, scale=scale, settings=settings)
-    loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths))
+    with steps(track, (1,), f"loading {weights.name}"):
+        loaded = load_network(weights, network=network, scale=scale, settings=settings)
+    loaded, told = settle_input_format(loaded, settings, map(read_rgb, paths), track)
     if told:
         say(told)
     return loaded

@@ -18,12 +18,12 @@ from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_opt
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policies, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
 from odm_deploy.errors import UsageError
-from odm_deploy.progress import counted
+from odm_deploy.progress import counted, steps
 from odm_deploy.terminal import emit_json, json_option, progress, progress_alone, say
 from odm_deploy.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from odm_deploy.accounting import FloatShare
     from odm_deploy.networks.base import SuperResolutionNetwork
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import LayerSummary
+    from odm_deploy.tuning.held_back import Sample
 
 _PATH = click.Path(path_type=Path)
 _NAMED = 8
@@ -77,7 +78,7 @@ def command(
     from odm_deploy.quantization.post_training import Known, calibrate
     from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
     from odm_deploy.tuning.goals import default_goal
-    from odm_deploy.tuning.held_back import PART_PX, HeldBack, Sample
+    from odm_deploy.tuning.held_back import PART_PX, HeldBack
     from odm_deploy.tuning.profile_choice import choose_profile
     from odm_deploy.tuning.tune import tune
     from odm_deploy.tuning.unfinished import Unfinished
@@ -91,13 +92,18 @@ def command(
     goal, budget = to_goal(options), to_budget(options)
     paths = choose_images(image_source, max_images)
     say_what_is_not_read(image_source)
-    loaded = load_float(weights, network, scale, settings, paths)
-    _check_sizes(loaded, exporting=bundle is not None)
-    seen_paths, unseen_paths = hold_back(paths)
-    refined = all(policy.power_of_two for policy in policies.values())
-    seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
-    unseen = dataclasses.replace(seen, paths=unseen_paths)
-    whole = _depends_on_size(loaded, seen)
+    with progress("loading") as track:
+        loaded = load_float(weights, network, scale, settings, paths, track)
+        seen_paths, unseen_paths = hold_back(paths)
+        refined = all(policy.power_of_two for policy in policies.values())
+        with steps(track, (1, 1, 3), "trying sizes of images") as begin:
+            begin()
+            _check_sizes(loaded, exporting=bundle is not None)
+            begin()
+            seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
+            unseen = dataclasses.replace(seen, paths=unseen_paths)
+            begin()
+            whole = _depends_on_size(loaded, seen)
     ranges = dataclasses.replace(ranges, whole_inputs=whole)
     if goal is not None:
         goal.check(with_truth=seen.downscale > 1)
@@ -129,7 +135,7 @@ def command(
             return calibrate(loaded, seen, widths, how, described, track, known)
 
         part_px = seen.crop_px if whole else affordable_px(loaded, len(unseen), JUDGED_MACS, PART_PX)
-        held_back = HeldBack(loaded, (Sample(*pair) for pair in unseen.pairs()), part_px)
+        held_back = HeldBack(loaded, _samples(unseen), part_px, track)
         choice = choose_profile(policies, lambda name: calibrated(name, policies[name]), held_back, goal)
         if choice.why:
             say(f"profile {choice.profile}, chosen: {choice.why}")
@@ -153,6 +159,11 @@ def command(
             track=track,
             say=say,
         )
+        if len(unseen) == 1 and seen.paths != unseen.paths:
+            # One image says nothing of how they differ. Those that were seen do: what is lost on them is lost.
+            part_px = seen.crop_px if whole else affordable_px(loaded, len(seen), JUDGED_MACS, PART_PX)
+            others = HeldBack(loaded, _samples(seen), part_px, track).measure(tuned.model)
+            tuned = dataclasses.replace(tuned, cost=tuned.cost.beside(others))
     model, summaries = tuned.model, tuned.summaries
     save_model(model, output)
     if unfinished is not None:
@@ -185,6 +196,13 @@ def command(
                 "seconds": seconds,
             }
         )
+
+
+def _samples(images: CalibrationImages) -> Iterator[Sample]:
+    """What to judge by, called by the names of the files."""
+    from odm_deploy.tuning.held_back import Sample
+
+    return (Sample(*pair, path.name) for pair, path in zip(images.pairs(), images.paths, strict=True))
 
 
 def _place_of(output: Path | None) -> Path:

@@ -75,7 +75,7 @@ def command(
                 say("the model holds no float weights: this is the cost of rounding inputs; --against WEIGHTS has all")
             floats = float_inputs(model) if against is None else load_same(against, model.network)
         else:
-            floats = load_float(source, network, scale, settings, paths)
+            floats = load_float(source, network, scale, settings, paths, track)
             model = _quantized(floats, inputs_of(floats, paths, low_resolution, crop_px), options, track)
         images = inputs_of(floats, paths, low_resolution, crop_px or CROP_PX)
         found = layer_sensitivities(floats, model, list(images), track)

@@ -24,6 +24,7 @@ from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.foreign import PROBE_PX, ForeignNetwork
 from odm_deploy.networks.running import run_network
 from odm_deploy.networks.trusted_builders import is_spandrel
+from odm_deploy.progress import Track, untracked
 
 Rgb = NDArray[np.uint8]
 
@@ -70,7 +71,10 @@ class InputFormat:
 
 
 def settle_input_format(
-    network: SuperResolutionNetwork, settings: Mapping[str, Any], photographs: Iterable[Rgb]
+    network: SuperResolutionNetwork,
+    settings: Mapping[str, Any],
+    photographs: Iterable[Rgb],
+    track: Track = untracked,
 ) -> tuple[SuperResolutionNetwork, str]:
     """The network, told how images go into it where neither its authors nor the user said so, and a line about that.
 
@@ -78,13 +82,15 @@ def settle_input_format(
         network: any; this project's own are returned as they are.
         settings: what the user said; `input_range` and `channel_order` are taken from it.
         photographs: uint8 [H, W, 3], RGB; a few of them are looked at.
+        track: shows progress over these.
 
     Raises:
         InputError: the network restores photographs in no format, or a photograph cannot be used.
     """
     if not isinstance(network, ForeignNetwork) or "input_range" in settings:
         return network, ""
-    found = find_input_format(network, itertools.islice(photographs, PROBES))
+    looked_at = list(itertools.islice(photographs, PROBES))
+    found = find_input_format(network, track(looked_at, len(looked_at), "finding the input's format"))
     known = is_spandrel(network.config.builder)
     if not found.fits:
         if known:

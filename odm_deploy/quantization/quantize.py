@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.folding import copy_of
 from odm_deploy.networks.foreign import foreign_network
+from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
@@ -32,6 +33,7 @@ def quantize(
     arguments: Mapping[str, Any] | None = None,
     input_range: float = 1.0,
     settings: CalibrationSettings | None = None,
+    track: Track = untracked,
 ) -> QuantizedModel:
     """Quantize any network that enlarges RGB images, after training and without it.
 
@@ -41,6 +43,11 @@ def quantize(
 
         model = quantize(net, 8, images)
         save_model(model, "model.pt")       # then: odm-deploy export model.pt --trust my_pkg.net:Net
+
+    Large networks take minutes. A `Track` shows how far it has come, as a bar or in lines on stderr:
+
+        with progress("quantizing") as track:  # of odm_deploy.terminal
+            model = quantize(net, 8, images, track=track)
 
     Args:
         network: one of this project's networks, or any module from float32 [N, 3, H, W] to
@@ -56,6 +63,7 @@ def quantize(
             them, else none.
         input_range: value of white in the images a network that is not this project's takes and gives: 1 or 255.
         settings: how ranges are chosen; None for the smallest squared error.
+        track: shows progress over the images, if they have a length, and over the layers that are fitted to them.
 
     Raises:
         UsageError: the policy does not fit the network, or a width outside 2 to 8.
@@ -72,7 +80,7 @@ def quantize(
             input_range=input_range,
         )
     metadata = {"method": "post-training", "odm_deploy": __version__}
-    model, _ = calibrate(network, _tensors(images), policy, settings, metadata)
+    model, _ = calibrate(network, _tensors_of(images), policy, settings, metadata, track)
     return model
 
 
@@ -80,6 +88,24 @@ def _home_of(network: nn.Module) -> str:
     """Import path of a module's class; empty where it has none that another process could use."""
     kind = type(network)
     return "" if kind.__module__ == "__main__" or "<" in kind.__qualname__ else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _tensors_of(images: Iterable[Image]) -> Iterable[Tensor]:
+    """The images as tensors, with a length if they have one."""
+    return _SizedTensors(images, len(images)) if isinstance(images, Sized) else _tensors(images)
+
+
+class _SizedTensors:
+    """`_tensors` of images that are known to be so many."""
+
+    def __init__(self, images: Iterable[Image], count: int) -> None:
+        self._images, self._count = images, count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return _tensors(self._images)
+
+    def __len__(self) -> int:
+        return self._count
 
 
 def _tensors(images: Iterable[Image]) -> Generator[Tensor]:

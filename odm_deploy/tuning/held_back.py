@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.networks.running import run_network
+from odm_deploy.progress import Track, untracked
 from odm_deploy.proof.metrics import luma_energy, psnr_y
 from odm_deploy.quantization.exact.integer_products import integer_products
 from odm_deploy.quantization.model import QuantizedModel
@@ -36,6 +38,20 @@ class Sample:
     """Network input, float32 [1, 3, H, W] in 0..255."""
     truth: Rgb | None = None
     """uint8 [scale*H, scale*W, 3], the image it was made of by downscaling, where it was."""
+    name: str = ""
+    """What it is told by, such as its file's name."""
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """The image whose quantized output is furthest from float's."""
+
+    name: str
+    """That of its `Sample`."""
+    psnr_db: float
+    """As `OutputCost.psnr_db`, of it alone."""
+    seen: bool = False
+    """Whether calibration saw it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,8 @@ class OutputCost:
     as mean over images, and `STANDARD_ERRORS` of that mean more. Small errors happen to cancel on one image and add up
     on the next, networks trained with an adversary score better when they blur, and images differ. So what was lost on
     a few of them says less of others than this."""
+    worst: WorstImage | None = None
+    """Of several images; None where outputs are equal."""
 
     @property
     def drop_db(self) -> float | None:
@@ -74,6 +92,13 @@ class OutputCost:
         drop = self.drop_db
         return drop if drop is None or self.uncancelled_drop_db is None else max(drop, self.uncancelled_drop_db)
 
+    def beside(self, seen: OutputCost) -> OutputCost:
+        """This of a single image, with the worst of those that calibration saw where that one is worse still."""
+        worst = seen.worst
+        if worst is None or worst.psnr_db >= self.psnr_db:
+            return self
+        return dataclasses.replace(self, worst=dataclasses.replace(worst, seen=True))
+
 
 class HeldBack:
     """Held-back images with the float network's outputs, which are computed once.
@@ -82,16 +107,20 @@ class HeldBack:
         network: the float network.
         samples: what to compare on; the middle `part_px` of each is kept.
         part_px: height and width of that middle, in pixels of the input.
+        track: shows progress while the float network runs.
 
     Raises:
         InputError: no sample, or an output that is not finite.
     """
 
-    def __init__(self, network: Network, samples: Iterable[Sample], part_px: int = PART_PX) -> None:
+    def __init__(
+        self, network: Network, samples: Iterable[Sample], part_px: int = PART_PX, track: Track = untracked
+    ) -> None:
         self.samples = [_middle(sample, part_px) for sample in samples]
         if not self.samples:
             raise InputError("nothing to judge by", why="no image was held back", fix="give --images more images")
-        self._outputs = [_run(network, sample.low) for sample in self.samples]
+        judged = track(self.samples, len(self.samples), "float output of what is judged by")
+        self._outputs = [_run(network, sample.low) for sample in judged]
 
     @property
     def lows(self) -> list[Tensor]:
@@ -111,23 +140,30 @@ class HeldBack:
         """
         squared, values, largest = 0.0, 0, 0.0
         qualities: list[tuple[float, float, float]] = []
+        alone: list[WorstImage] = []
         for sample, expected in zip(self.samples, self._outputs, strict=True):
             with integer_products(model) if isinstance(model, QuantizedModel) else nullcontext():
                 found = _run(model, sample.low)
             difference = (found - expected).double()
-            squared += float(difference.square().sum())
+            squared += (own := float(difference.square().sum()))
             values += difference.numel()
+            alone.append(WorstImage(sample.name, _psnr(own, difference.numel())))
             largest = max(largest, float(difference.abs().max()))
             if sample.truth is not None:
                 quality = _quality(expected, sample)
                 qualities.append((quality, _quality(found, sample), _uncancelled(quality, difference, sample)))
-        psnr_db = 10.0 * math.log10(255.0**2 * values / squared) if squared else math.inf
+        psnr_db = _psnr(squared, values)
+        worst = min(alone, key=lambda image: image.psnr_db) if squared and len(alone) > 1 else None
         if not qualities:
-            return OutputCost(len(self.samples), psnr_db, largest)
+            return OutputCost(len(self.samples), psnr_db, largest, worst=worst)
         plain, quantized, uncancelled = (sum(each) / len(each) for each in zip(*qualities, strict=True))
         if len(qualities) > 1 and math.isfinite(uncancelled):
             uncancelled += STANDARD_ERRORS * statistics.stdev(each[-1] for each in qualities) / len(qualities) ** 0.5
-        return OutputCost(len(self.samples), psnr_db, largest, plain, quantized, uncancelled)
+        return OutputCost(len(self.samples), psnr_db, largest, plain, quantized, uncancelled, worst)
+
+
+def _psnr(squared: float, values: int) -> float:
+    return 10.0 * math.log10(255.0**2 * values / squared) if squared else math.inf
 
 
 @torch.no_grad()
@@ -161,8 +197,8 @@ def _middle(sample: Sample, part_px: int) -> Sample:
     top, left = (max(size - part_px, 0) // 2 for size in sample.low.shape[2:])
     low = sample.low[..., top : top + part_px, left : left + part_px].clone()
     if sample.truth is None:
-        return Sample(low)
+        return Sample(low, name=sample.name)
     scale = sample.truth.shape[0] // sample.low.shape[2]
     height, width = low.shape[2:]
     rows, columns = slice(scale * top, scale * (top + height)), slice(scale * left, scale * (left + width))
-    return Sample(low, sample.truth[rows, columns].copy())
+    return Sample(low, sample.truth[rows, columns].copy(), sample.name)

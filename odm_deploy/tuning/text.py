@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SMALL_DROP_DB = 0.03
 """A loss against the truth that no benchmark table shows."""
+NOTICEABLE_DB = 1.0
+"""How much further from float than all images together one of them is that is named."""
 _WORST = 5
 _NAMED = 3
 _BITS_OF_INT8 = 8
@@ -32,13 +34,21 @@ def cost_text(cost: OutputCost) -> str:
     if cost.psnr_db >= INVISIBLE_DB and seen != "invisible":
         # Else 59 dB, hardly visible, would contradict 47 dB, invisible.
         seen += f", because a value is {round(cost.largest)} of 255 off"
-    text = f"cost, on {images}: {cost.psnr_db:.1f} dB between float and quantized output, {seen}"
+    text = f"cost, on {images}: {cost.psnr_db:.1f} dB between float and quantized output{_worst(cost)}, {seen}"
     if cost.drop_db is not None:
         text += (
             f"; against the originals {cost.float_psnr_y_db:.2f} -> {cost.quantized_psnr_y_db:.2f} dB "
             f"({-cost.drop_db:+.3f}{_uncancelled(cost)})"
         )
     return text
+
+
+def _worst(cost: OutputCost) -> str:
+    """The image that is worse than all of them together, where it shows."""
+    worst = cost.worst
+    if worst is None or worst.psnr_db > cost.psnr_db - NOTICEABLE_DB:
+        return ""
+    return f" ({worst.psnr_db:.1f} on {worst.name}{', seen in calibration' if worst.seen else ''})"
 
 
 def _uncancelled(cost: OutputCost) -> str:
@@ -138,6 +148,9 @@ def cost_document(cost: OutputCost) -> dict[str, Any]:
         "quantized_psnr_y_db": cost.quantized_psnr_y_db,
         "drop_db": cost.drop_db,
         "uncancelled_drop_db": cost.uncancelled_drop_db,
+        "worst": None
+        if cost.worst is None
+        else {"image": cost.worst.name, "psnr_db": cost.worst.psnr_db, "seen": cost.worst.seen},
     }
 
 

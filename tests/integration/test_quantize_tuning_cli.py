@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from odm_deploy.checkpoint import load_model
+from odm_deploy.imaging.writing import write_image
 from tests.command_line import run_cli
 from tests.inputs import edsr_weights, image_folder
 
@@ -35,6 +39,41 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "most of it: body." in outcome.stderr
     assert re.search(r"to lose less: --(max-drop 0\.03|min-psnr 45) finds", outcome.stderr)
     assert "=8;" in outcome.stderr
+
+
+def test_where_one_image_is_held_back_the_worst_of_the_others_is_named(weights, images, tmp_path):
+    """Noise, on which the network does something else, was seen in calibration."""
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    first = min(folder.iterdir())
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    write_image(folder / "a_night.png", noise)
+    first.unlink()
+    outcome = quantize(weights, folder, tmp_path / "model.pt", "--bits", "3", "--lr", "--json")
+    assert outcome.code == 0, outcome.stderr
+    cost = outcome.document["cost"]
+    assert cost["images"] == 1
+    assert cost["worst"]["seen"]
+    assert cost["worst"]["image"] == "a_night.png"
+    assert f"({cost['worst']['psnr_db']:.1f} on a_night.png, seen in calibration)" in outcome.stderr
+
+
+def test_it_says_what_it_does_from_the_beginning(weights, images, tmp_path, monkeypatch):
+    told = list[str]()
+
+    @contextmanager
+    def progress(description):
+        def track(items, total, stage=description):
+            told.append(stage)
+            yield from items
+
+        yield track
+
+    monkeypatch.setattr("odm_deploy.cli.quantize.progress", progress)
+    assert quantize(weights, images, tmp_path / "model.pt", "--no-fit").code == 0
+    assert told[:2] == [f"loading {weights.name}", "trying sizes of images"]
+    assert told[2] == "float output of what is judged by"
+    assert "calibrating" in told
 
 
 def test_what_nobody_named_is_not_replaced(weights, images, tmp_path, monkeypatch):

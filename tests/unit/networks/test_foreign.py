@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,22 @@ def test_quantized_at_8_bits_it_stays_close(model) -> None:
     with torch.no_grad():
         error = model(x) - seeded()(x / 255) * 255
     assert 0 < float(error.abs().mean()) < 1.0
+
+
+def test_it_shows_how_far_it_has_come() -> None:
+    told = list[tuple[str, int]]()
+
+    def track(items: Iterable[Any], total: int, stage: str = "") -> Iterator[Any]:
+        told.append((stage, total))
+        return iter(items)
+
+    quantize(seeded(), 8, images(2), track=track)
+    assert told[0] == ("calibrating", 2)
+    assert {"ranges", "rounding"} <= {stage for stage, _ in told}
+    told.clear()
+    # Of what has no length nobody knows how far it is.
+    quantize(seeded(), 8, iter(images(2)), track=track)
+    assert "calibrating" not in {stage for stage, _ in told}
 
 
 def test_a_number_quantizes_the_body_and_arrays_are_images() -> None:

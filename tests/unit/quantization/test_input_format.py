@@ -95,7 +95,14 @@ def test_a_reversed_order_is_found_where_it_matters(photographs):
 
 
 def test_what_was_found_is_in_the_network_and_said(photographs):
-    network, told = settle_input_format(foreign_network(Clipping(255)), {}, photographs)
+    tracked = list[tuple[int, str]]()
+
+    def track(items, total, stage=""):
+        tracked.append((total, stage))
+        return iter(items)
+
+    network, told = settle_input_format(foreign_network(Clipping(255)), {}, photographs, track)
+    assert tracked == [(min(len(photographs), 3), "finding the input's format")]
     assert network.config.input_range == 255
     assert told.startswith("input 0..255 rgb, found by trying: 0..1 rgb ")
     # Its layers keep their names.

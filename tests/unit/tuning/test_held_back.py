@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from odm_deploy.errors import InputError
 from odm_deploy.proof.metrics import psnr_y
-from odm_deploy.tuning.held_back import HeldBack, Sample
+from odm_deploy.tuning.held_back import HeldBack, Sample, WorstImage
 from tests.factories import random_images
 
 
@@ -37,6 +38,25 @@ def test_psnr_is_over_all_images_on_clamped_values():
     assert cost.images == 2
     assert cost.drop_db is None
     assert held.measure(enlarge).psnr_db == math.inf
+
+
+def test_the_worst_image_is_known_by_its_name():
+    samples = [dataclasses.replace(sample(seed=seed), name=f"{seed}.png") for seed in range(3)]
+    worst = samples[1].low
+
+    def uneven(low):
+        return enlarge(low) + (8.0 if torch.equal(low, worst) else 2.0)
+
+    cost = HeldBack(enlarge, samples).measure(uneven)
+    assert cost.worst is not None
+    assert cost.worst.name == "1.png"
+    assert cost.worst.psnr_db == HeldBack(enlarge, samples[1:2]).measure(uneven).psnr_db < cost.psnr_db
+    assert HeldBack(enlarge, samples).measure(enlarge).worst is None
+    # Of one image there is no worst, but one that calibration saw may be worse.
+    alone = HeldBack(enlarge, samples[:1]).measure(uneven)
+    assert alone.worst is None
+    assert alone.beside(cost).worst == WorstImage("1.png", cost.worst.psnr_db, seen=True)
+    assert HeldBack(enlarge, samples[1:2]).measure(uneven).beside(cost).worst is None
 
 
 def test_the_truth_is_cut_where_the_image_is():

@@ -7,7 +7,7 @@ import math
 
 from rich.console import Console
 
-from odm_deploy.tuning.held_back import OutputCost
+from odm_deploy.tuning.held_back import OutputCost, WorstImage
 from odm_deploy.tuning.mixed_widths import MixedWidths
 from odm_deploy.tuning.sensitivity import WEIGHTS, LayerSensitivity
 from odm_deploy.tuning.text import advice, cost_text, mixed_text, sensitivity_table, worst_text
@@ -25,6 +25,13 @@ def test_the_cost_is_a_figure_and_whether_it_is_seen():
         "cost, on 2 images: 47.3 dB between float and quantized output, invisible"
     )
     assert cost_text(OutputCost(1, 59.1, 22.6)).endswith("hardly visible, because a value is 23 of 255 off")
+    worst = WorstImage("night.png", 41.24)
+    assert cost_text(OutputCost(2, 43.1, 9.0, worst=worst)) == (
+        "cost, on 2 images: 43.1 dB between float and quantized output (41.2 on night.png), hardly visible"
+    )
+    assert "night" not in cost_text(OutputCost(2, 41.9, 9.0, worst=worst))
+    seen = WorstImage("night.png", 41.24, seen=True)
+    assert "output (41.2 on night.png, seen in calibration), " in cost_text(OutputCost(1, 50.0, 9.0, worst=seen))
     known = OutputCost(1, 38.0, 40.0, 31.5, 31.44)
     assert cost_text(known).endswith("hardly visible; against the originals 31.50 -> 31.44 dB (-0.060)")
     lucky = OutputCost(1, 38.0, 40.0, 31.5, 31.44, 0.12)
