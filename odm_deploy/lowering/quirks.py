@@ -23,6 +23,7 @@ _POINTWISE = _ARITHMETIC | {
 # fmt: on
 _MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity"}
 _CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
+_TAKES = {"Expand", "Gather", "GatherElements", "GatherND", "Split", "Squeeze", "Tile", "Unsqueeze"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _PRODUCTS = {"Einsum", "Gemm", "MatMul"}
 _EXTREMES = {"ReduceMax", "ReduceMin"}
@@ -188,13 +189,14 @@ def convolutions_before_products(model: ir.Model) -> list[ir.Node]:
     """Convolutions before a quantizer, with float weights or codes that go to a product, in graphs with such products.
 
     OpenVINO 2026.4 makes one operator of the two. Compiled for any size, which it is where a graph has products of
-    matrices, its codes are wrong in some graphs, such as one where they are moved to a product with float constants.
+    matrices, its codes are wrong in some graphs, such as one where they are moved to a product with float constants, or
+    split and cut into windows by indices.
     """
     if not any(node.op_type in _PRODUCTS for node in model.graph):
         return []
-    found: list[ir.Node] = []
+    found, through = list[ir.Node](), {"QuantizeLinear", "DequantizeLinear"} | _MOVES | _TAKES
     for node in model.graph:
-        readers = _readers(node, {"QuantizeLinear", "DequantizeLinear"} | _MOVES) if node.op_type == "Conv" else set()
+        readers = _readers(node, through) if node.op_type == "Conv" else set()
         is_float = node.op_type == "Conv" and constant_array(node.inputs[1]) is not None
         quantized = any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
         if quantized and (is_float or any(reader.op_type in _PRODUCTS for reader in readers)):
@@ -360,7 +362,7 @@ def _readers(node: ir.Node, through: set[str]) -> set[ir.Node]:
     while behind:
         reader = behind.pop()
         if reader not in seen and reader.op_type in through:
-            behind += [use.node for use in reader.outputs[0].uses()]
+            behind += [use.node for output in reader.outputs for use in output.uses()]
         seen.add(reader)
     return seen
 

@@ -411,3 +411,31 @@ def test_the_first_codes_of_networks_with_products(head: LayerBits | None) -> No
     image = random_images(33, 50, seed=6)
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
         assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
+
+
+class UnfoldedWindows(nn.Module):
+    """Attention in windows that `unfold` cuts out of queries, keys and values, which one convolution makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.head, self.tail = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.three, self.end = nn.Conv2d(12, 36, 1), nn.Conv2d(12, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        parts = (F.unfold(part, 4, stride=4).unflatten(1, (12, 16)) for part in self.three(x).chunk(3, 1))
+        queries, keys, values = (part.permute(0, 3, 2, 1) for part in parts)
+        mixed = (queries @ keys.transpose(-2, -1)).softmax(-1) @ values
+        folded = F.fold(mixed.permute(0, 3, 2, 1).flatten(1, 2), (x.shape[2], x.shape[3]), 4, stride=4)
+        return F.pixel_shuffle(self.tail(x + self.end(folded)), 2)
+
+
+@pytest.mark.parametrize("bits", ["8", "3"])
+def test_codes_that_are_split_and_taken_apart_before_products(bits: str) -> None:
+    images = crops(32, 36)
+    model = quantize(UnfoldedWindows(), QuantizationPolicy.parse("engine", bits), images[:2], settings=UNFITTED)
+    graph = lower(model, LoweringOptions(target="cpu"))
+    image = random_images(32, 48, seed=6)
+    with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
+        assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
