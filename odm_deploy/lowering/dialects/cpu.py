@@ -12,7 +12,7 @@ bias grows by c * sum(w^); their network pads before.
 
 Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds the bias to a multiple of both scales'
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
-changes no weight and makes that multiple fine.
+changes no weight and makes that multiple fine. Where it is not (`quirks.would_round_bias`), a bound keeps the two apart.
 
 Eight places need care, and are found by measurement only:
 
@@ -98,7 +98,7 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Conv":
             pad_channels(editor, node)
-        if quirks.would_lose_weights(node) or quirks.would_look_up(node):
+        if quirks.would_lose_weights(node) or quirks.would_look_up(node) or quirks.would_round_bias(node):
             keep_apart(editor, node)
         if quirks.may_shrink_smoothly(node):
             name = node.outputs[0].name

@@ -159,3 +159,23 @@ def test_onnxruntime_computes_a_softmax_between_grids():
     graph = lower(model, LoweringOptions(target="cpu"))
     layers = compare_layers(model, graph, OPENERS["onnxruntime"], [random_images(24, 32, seed=5)])
     assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]
+
+
+class CoarseInFrontOfFine(nn.Module):
+    """A convolution of few bits right in front of one of eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(self.last(torch.relu(self.body(self.first(x)))), 2)
+
+
+def test_onnxruntime_does_not_round_biases_by_visible_parts_of_a_step():
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(CoarseInFrontOfFine(), QuantizationPolicy.parse("deploy", "2"), images, settings=UNFITTED)
+    graph = lower(model, LoweringOptions(target="cpu"))
+    layers = compare_layers(model, graph, OPENERS["onnxruntime"], [random_images(24, 32, seed=5)])
+    assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]
