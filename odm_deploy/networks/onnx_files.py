@@ -65,6 +65,7 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
         MissingError: ONNX Runtime is not installed.
     """
     read = read_onnx(Path(path))[0]
+    _check_outputs_and_order(read, path)
     first, *others = [value.name for value in read.graph.output]
     sizes = [*SIZES_PX, *_beyond_fixed_size(read)]
     reference = _plain_form(read, path)
@@ -109,6 +110,33 @@ def _beyond_fixed_size(model: ModelProto) -> list[tuple[int, int]]:
         return []
     rows, cols = (min(size, _LARGEST_FIXED_PX) + 16 for size in stated)
     return [(rows, cols)]
+
+
+def _check_outputs_and_order(model: ModelProto, path: Path | str) -> None:
+    """Refuse what ONNX Runtime takes, or fails at in words of its own, and nothing here converts.
+
+    Raises:
+        UsageError: no output, one that is no float image, or sparse weights.
+        InputError: nodes that stand before what they read.
+    """
+    if not model.graph.output:
+        raise UsageError(f"{path} has no output", fix="export the network again: one image is what is wanted")
+    kind = model.graph.output[0].type.tensor_type.elem_type
+    if kind not in (TensorProto.UNDEFINED, TensorProto.FLOAT, *_HALVES):
+        name = str(TensorProto.DataType.Name(kind))  # pyright: ignore[reportArgumentType]
+        raise UsageError(f"{path} gives {name}", fix="an output of float images [N, 3, H, W] is wanted")
+    if model.graph.sparse_initializer:
+        count = len(model.graph.sparse_initializer)
+        raise UsageError(f"{path} holds sparse weights", why=f"{count} tensors", fix="export it with dense ones")
+    missing = {name for node in model.graph.node for name in node.output if name}
+    for node in model.graph.node:
+        if early := missing.intersection(node.input):
+            raise InputError(
+                f"{path} is not in the order in which it runs",
+                why=f"a {node.op_type} reads {min(early)}, which is made behind it",
+                fix="sort its nodes, or export the network again",
+            )
+        missing.difference_update(node.output)
 
 
 def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:

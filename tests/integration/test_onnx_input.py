@@ -296,3 +296,45 @@ def test_grey_images_are_refused(tmp_path):
     onnx.save(grey, tmp_path / "grey.onnx")
     with pytest.raises(UsageError, match="FLOAT"):
         load_network(tmp_path / "grey.onnx")
+
+
+def _without_output(graph):
+    del graph.output[:]
+
+
+def _of_bytes(graph):
+    last = graph.output[0].name
+    graph.node.append(helper.make_node("Cast", [last], ["bytes"], to=TensorProto.UINT8))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("bytes", TensorProto.UINT8, None))
+
+
+def _sparse(graph):
+    weight = next(tensor for tensor in graph.initializer if len(tensor.dims) == 4)
+    array = numpy_helper.to_array(weight)
+    values = numpy_helper.from_array(array.reshape(-1), weight.name)
+    places = numpy_helper.from_array(np.arange(array.size), f"{weight.name}.places")
+    graph.initializer.remove(weight)
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, array.shape))
+
+
+def _backwards(graph):
+    nodes = list(graph.node)[::-1]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_without_output, "has no output"),
+        (_of_bytes, "gives UINT8"),
+        (_sparse, "sparse weights"),
+        (_backwards, "made behind it"),
+    ],
+)
+def test_what_onnxruntime_may_take_and_nobody_converts_is_said(change, words, tmp_path):
+    model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+    change(model.graph)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises((InputError, UsageError), match=words):
+        load_network(tmp_path / "model.onnx")

@@ -12,7 +12,7 @@ bias grows by c * sum(w^); their network pads before.
 
 Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds the bias to a multiple of both scales'
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
-changes no weight and makes that multiple fine. Where it is not (`quirks.would_round_bias`), a bound keeps the two apart.
+changes no weight and makes that multiple fine. Where it is not, a bound keeps them apart.
 
 Eight places need care, and are found by measurement only:
 
