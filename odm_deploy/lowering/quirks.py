@@ -109,8 +109,9 @@ def would_round_bias(node: ir.Node) -> bool:
     unit = of_input * of_weight
     if not np.all(unit) or not np.all(of_output):
         return False
-    rounded = np.rint(bias / unit) * unit
-    return bool((np.abs(rounded - bias) / of_output).max() > _LARGEST_BIAS_ERROR)
+    exact = bias.astype(np.float64)
+    rounded = np.rint(exact / unit) * unit
+    return bool((np.abs(rounded - exact) / of_output).max() > _LARGEST_BIAS_ERROR)
 
 
 def would_look_up(node: ir.Node) -> bool:
