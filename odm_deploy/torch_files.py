@@ -8,6 +8,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from odm_deploy.torch_contents import check_contents
 
 _COMPRESSED_BYTES = 16 << 20
 """What records may hold beyond the file's own length: torch compresses code, but no tensors."""
+_CHUNK_BYTES = 1 << 20
 _DEEPEST = 32
 """Levels of lists and mappings in plain values."""
 
@@ -144,6 +146,28 @@ def _check_records(stream: BinaryIO, path: Path, wanted: str) -> None:
             why=f"its records are compressed: {held} bytes in a file of {length}",
             fix="torch.save never compresses; load it where you trust it, and save it again",
         )
+    damaged = _damaged(stream, records)
+    # Where torch was told to write no checksums, none is right.
+    if 0 < len(damaged) < len(records):
+        raise InputError(
+            f"cannot read {path}",
+            why=f"the file is damaged (the checksum of {damaged[0]} is another)",
+            fix="copy or download it again",
+        )
+
+
+def _damaged(stream: BinaryIO, records: list[zipfile.ZipInfo]) -> list[str]:
+    """The records of an archive that do not have the checksum which was written with them; torch looks at none."""
+    found: list[str] = []
+    with zipfile.ZipFile(stream) as archive:
+        for record in records:
+            try:
+                with archive.open(record) as content:
+                    while content.read(_CHUNK_BYTES):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError):
+                found.append(record.filename)
+    return found
 
 
 def _reason(error: BaseException) -> str:

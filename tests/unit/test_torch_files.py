@@ -51,6 +51,26 @@ def test_a_truncated_file_is_refused(tmp_path, share):
         read_torch_file(tmp_path / "cut.pt")
 
 
+def test_a_file_with_one_wrong_bit_is_refused(tmp_path):
+    """torch reads it, and gives another number."""
+    weights = torch.full((1000,), 0.1)
+    torch.save({"a": weights}, tmp_path / "whole.pt")
+    data = bytearray((tmp_path / "whole.pt").read_bytes())
+    data[data.index(weights.numpy().tobytes()) + 2003] ^= 1
+    (tmp_path / "damaged.pt").write_bytes(data)
+    with pytest.raises(InputError, match="checksum of whole/data/0"):
+        read_torch_file(tmp_path / "damaged.pt")
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(1000.0)}, tmp_path / "bare.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_torch_file(tmp_path / "bare.pt")["a"], torch.arange(1000.0))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
