@@ -87,6 +87,9 @@ def _described(content: Any) -> str:
         inside = f"{counted(tensors, 'tensor')} without names" if tensors else "no tensors"
         return f"a {kind} of {counted(len(content), 'value')}, {inside}"
     if isinstance(content, Mapping):
+        several = [str(key) for key, value in content.items() if _unwrapped(value)]
+        if several:
+            return f"{len(several)} dictionaries of tensors, {', '.join(several[:5])}, one of which has to be chosen"
         return f"a {kind} with {', '.join(map(str, list(content)[:5]))}, without tensors"
     return f"{content!r:.40}, of type {kind}"
 

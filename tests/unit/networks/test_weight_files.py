@@ -145,6 +145,10 @@ def test_a_file_without_tensors_is_refused(content, tmp_path):
         ((torch.ones(2), 1), "a tuple of 2 values, 1 tensor without names"),
         (torch.ones(2, 3), r"one tensor, \[2, 3\], without a name"),
         ({"a": [torch.ones(2)]}, "a dict with a, without tensors"),
+        (
+            {"a": {"w": torch.ones(2)}, "b": {"w": torch.ones(2)}},
+            "2 dictionaries of tensors, a, b, one of which has to be chosen",
+        ),
         ({}, "an empty dict"),
         (5, "5, of type int"),
     ],
