@@ -58,7 +58,7 @@ def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
     for node in dict.fromkeys([*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model), *shared]):
         keep_apart(editor, node)
     for node in list(model.graph):
-        if quirks.loses_epsilon(node) or quirks.averages_a_border(node) or quirks.takes_in_padding(node):
+        if quirks.loses_epsilon(node) or quirks.averages_codes(node) or quirks.takes_in_padding(node):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
 
 

@@ -310,6 +310,23 @@ def test_averages_with_zeros_around(target: Target, runtime: str) -> None:
     check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
 
 
+class NormalizedAverages(Averages):
+    """A signal's averages by windows are normalized."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        averages = F.pad(F.avg_pool2d(x, 7, 1), (3, 3, 3, 3), "replicate")
+        averages = averages / (averages.abs().sum(1, keepdim=True) + 1.0)
+        return F.pixel_shuffle(self.tail(self.body(averages) + x), 2)
+
+
+@pytest.mark.parametrize("bits", ["8", "4"])
+def test_normalized_averages_of_signals(bits: str) -> None:
+    """OpenVINO was up to two steps off in half of the codes."""
+    model = quantize(NormalizedAverages(), QuantizationPolicy.parse("integer", bits), crops(20, 28))
+    check_every_layer(model, lower(model, LoweringOptions(target="cpu")), random_images(20, 28, seed=5))
+
+
 class PoolsBeyond(nn.Module):
     """A map is made smaller by windows that may reach beyond it, and enlarged again."""
 
