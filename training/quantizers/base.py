@@ -35,7 +35,20 @@ class Overhead:
     """For one image."""
 
 
-class ActivationQuantizer(nn.Module, ABC):
+class _Quantizer(nn.Module, ABC):
+    """What the two kinds of quantizers share."""
+
+    def project(self) -> None:
+        """Bring the parameters back to where they mean something, after each optimizer step."""
+
+    @classmethod
+    def project_all(cls, quantizers: Sequence[Any]) -> None:
+        """Project several of this class; overridden where one operation does it for all."""
+        for quantizer in quantizers:
+            quantizer.project()
+
+
+class ActivationQuantizer(_Quantizer):
     """Puts a layer's input on a grid. Life: `observe` float inputs, `initialize` once, then train."""
 
     def __init__(self, bits: int) -> None:
@@ -73,15 +86,6 @@ class ActivationQuantizer(nn.Module, ABC):
         """What scales the range for each image, as constants; None: nothing. With it there is no `grid`."""
         return None
 
-    def project(self) -> None:
-        """Bring the parameters back to where they mean something, after each optimizer step."""
-
-    @classmethod
-    def project_all(cls, quantizers: Sequence[Any]) -> None:
-        """Project several of this class; overridden where one operation does it for all."""
-        for quantizer in quantizers:
-            quantizer.project()
-
     def overhead(self, pixels: int) -> Overhead:
         """What it costs on an input of so many pixels a channel, besides range and rounding. Nothing by default."""
         return Overhead()
@@ -95,7 +99,7 @@ class ActivationQuantizer(nn.Module, ABC):
         """
 
 
-class WeightQuantizer(nn.Module, ABC):
+class WeightQuantizer(_Quantizer):
     """Puts a layer's weights on levels that are integers times a scale."""
 
     def __init__(self, bits: int) -> None:
@@ -109,15 +113,6 @@ class WeightQuantizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """Levels of `weight`: float32 [O, ...], differentiable."""
-
-    def project(self) -> None:
-        """Bring the parameters back to where they mean something, after each optimizer step."""
-
-    @classmethod
-    def project_all(cls, quantizers: Sequence[Any]) -> None:
-        """Project several of this class; overridden where one operation does it for all."""
-        for quantizer in quantizers:
-            quantizer.project()
 
     @abstractmethod
     def codes(self, weight: Tensor) -> WeightCodes:

@@ -72,11 +72,12 @@ def test_fits_are_chosen_by_pixels_that_none_was_fitted_to(monkeypatch):
     model, _ = calibrate(network, PARTS, QuantizationPolicy.parse("paper", "4"), NEAREST)
     layers = {name: FrozenLayer(layer.weight_codes, layer.grid, layer.bias) for name, layer in model.layers.items()}
     unseen = [torch.from_numpy(random_images(24, 24, seed=seed)) for seed in range(2, 4)]
-    distances = []
+    distances, judged_on = [], []
 
     def judged(network, candidate, **rest):
         found = freeze(network, candidate, **rest)
         distances.append([float((found(part) - network(part)).square().sum()) for part in unseen])
+        found.network.register_forward_pre_hook(lambda _, inputs: judged_on.append(inputs[0]))
         return found
 
     monkeypatch.setattr(weight_fitting, "freeze", judged)
@@ -84,6 +85,7 @@ def test_fits_are_chosen_by_pixels_that_none_was_fitted_to(monkeypatch):
     found = freeze(network, chosen)
     assert [float((found(part) - network(part)).square().sum()) for part in unseen] == min(distances, key=sum)
     assert len(distances) == 3
+    assert [any(image is part for part in unseen) for image in judged_on] == [True] * 6
 
 
 def test_the_parts_to_choose_by_are_others_than_those_to_fit_to():
