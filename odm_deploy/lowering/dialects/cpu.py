@@ -14,7 +14,7 @@ Where a quantizer follows a convolution, ONNX Runtime fuses the two and rounds t
 product. Weights of few bits leave room in int8: their codes are doubled and their scale halved, over and over, which
 changes no weight and makes that multiple fine. Where it is not, a bound keeps them apart.
 
-Eight places need care, and are found by measurement only:
+Two things about OpenVINO shape how codes are written, and were found by measurement only:
 
 - OpenVINO adds the zero point before it rounds, so that an odd one makes ties go to odd codes. On power-of-two scales,
   where values do lie on ties, codes move up by one then; those of 8 bits have no room for it, and are rounded before
@@ -24,19 +24,8 @@ Eight places need care, and are found by measurement only:
   quantizer and sum, even the one that codes have anyway, keeps them apart (a lower one does, too, both do not). On
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
   is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
-- ONNX Runtime makes 8-bit integers of a float layer's weights between DQ and Q, unless a bound stands behind the layer,
-  and a table of a softmax (`quirks.would_look_up`).
-- ONNX Runtime does not run bicubic resizing to a smaller size behind an integer convolution
-  (`quirks.may_shrink_smoothly`) unless a reshape that changes nothing stands between them.
-- OpenVINO refuses factors per channel in front of one index of an axis (`quirks.drops_axis_of_factors`).
-- OpenVINO clips levels at whole codes (`quirks.truncates_bounds`): a ReLU6 behind a quantizer is two operators.
-- A quantizer of all 256 codes behind a Concat (`quirks.comes_from_concat`) needs a bound before it, and so does one
-  behind factors per channel where OpenVINO may not know the channels (`quirks.loses_channels`), or of which some are
-  negative (`quirks.flips_channels`).
-- OpenVINO makes one operator of a convolution and its quantizer where products of matrices keep sizes dynamic, with
-  wrong codes (`quirks.convolutions_before_products`), unless a bound stands behind it.
 
-For all dialects, what else needs a bound gets it in `lower_all`.
+What else both compute wrongly or refuse, `odm_deploy.lowering.quirks` recognises.
 """
 
 from __future__ import annotations
@@ -49,7 +38,7 @@ import onnx_ir as ir
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
-from odm_deploy.lowering import markers, quirks
+from odm_deploy.lowering import markers
 from odm_deploy.lowering.dialects.blocks import shuffle_by_pixel
 from odm_deploy.lowering.dialects.moving import prepare, swap
 from odm_deploy.lowering.dialects.padded_channels import pad_channels
@@ -64,6 +53,7 @@ from odm_deploy.lowering.dialects.shared import (
     shift_bias,
 )
 from odm_deploy.lowering.metadata import Tap
+from odm_deploy.lowering.quirks import onnxruntime, openvino, tensorrt
 
 UINT8_MAX, INT8_MAX, INT16_MAX = 255, 127, 32767
 _RECTIFIED = ".rectified.codes_x"
@@ -81,7 +71,7 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if markers.is_weight(node):
             _refine_weight(editor, node)
-        elif quirks.drops_axis_of_factors(node):
+        elif openvino.drops_axis_of_factors(node):
             # Before what quantizers read is noted by name.
             _drop_axis_apart(editor, node)
     lower_all(model, _lower_quantizer)
@@ -98,13 +88,17 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Conv":
             pad_channels(editor, node)
-        if quirks.would_lose_weights(node) or quirks.would_look_up(node) or quirks.would_round_bias(node):
+        if (
+            onnxruntime.would_lose_weights(node)
+            or onnxruntime.would_look_up(node)
+            or onnxruntime.would_round_bias(node)
+        ):
             keep_apart(editor, node)
-        if quirks.may_shrink_smoothly(node):
+        if onnxruntime.may_shrink_smoothly(node):
             name = node.outputs[0].name
             same = editor.constant(f"{name}.same_shape", [0, 0, 0, 0], np.int64)
             node.replace_input_with(0, editor.node_before(node, "Reshape", [node.inputs[0], same], f"{name}.original"))
-    for node in quirks.convolutions_before_products(model):
+    for node in openvino.convolutions_before_products(model):
         keep_apart(editor, node)
     clip_apart(model, editor)
     editor.drop_unused_constants()
@@ -207,7 +201,7 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
     replace_node(marker, levels := _dequantize(editor, marker, name, kept))
     bound_terms(editor, name, levels, grid)
     if consumer is not None:
-        for width in quirks.missing_additions(consumer):
+        for width in tensorrt.missing_additions(consumer):
             zeros = editor.constant(f"{name}.nothing", [0.0] * width, np.float32)
             add_behind(editor, consumer, zeros, f"{name}.whole")
     assert codes.name is not None
@@ -224,8 +218,8 @@ def _quantize(editor: GraphEditor, marker: ir.Node, name: str, grid: Grid, x: ir
     raised = _raised_by(grid)
     if not grid.is_free and grid.is_power_of_two and (grid.zero_point + raised) % 2:
         x = round_to_even_code(editor, marker, name, grid, x)
-    misread = quirks.loses_channels(x) or quirks.flips_channels(x)
-    if misread or (grid.code_max == UINT8_MAX and quirks.comes_from_concat(x)):
+    misread = openvino.loses_channels(x) or openvino.flips_channels(x)
+    if misread or (grid.code_max == UINT8_MAX and openvino.comes_from_concat(x)):
         value = np.float32(UINT8_MAX - grid.zero_point) * np.float32(grid.scale)
         bound = editor.constant(f"{name}.min", value, np.float32)
         x = editor.node_before(marker, "Min", [x, bound], f"{name}.min_bounded")

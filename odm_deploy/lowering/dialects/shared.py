@@ -14,8 +14,9 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, replace_node
 from odm_deploy.graphs.shapes import infer_types
 from odm_deploy.grid import Grid
-from odm_deploy.lowering import markers, quirks
+from odm_deploy.lowering import markers
 from odm_deploy.lowering.metadata import Tap, run_name, write_taps
+from odm_deploy.lowering.quirks import onnxruntime, openvino
 
 LowerQuantizer = Callable[[GraphEditor, ir.Node, bool], Tap]
 """Replaces one `FakeQuantize` marker; is told whether it is a signal, which anybody may read."""
@@ -54,11 +55,13 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
 
 def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
     """Keep apart, by bounds that change nothing, what runtimes would make one operator of, and compute wrongly."""
-    shared = [node for node in model.graph if quirks.shared_without_bias(node)]
-    for node in dict.fromkeys([*quirks.convolutions_of_one_pixel(model), *quirks.extremes_of_codes(model), *shared]):
+    shared = [node for node in model.graph if openvino.shared_without_bias(node)]
+    for node in dict.fromkeys(
+        [*openvino.convolutions_of_one_pixel(model), *openvino.extremes_of_codes(model), *shared]
+    ):
         keep_apart(editor, node)
     for node in list(model.graph):
-        if quirks.loses_epsilon(node) or quirks.averages_codes(node) or quirks.takes_in_padding(node):
+        if openvino.loses_epsilon(node) or openvino.averages_codes(node) or onnxruntime.takes_in_padding(node):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
 
 
@@ -121,8 +124,8 @@ def bound_terms(editor: GraphEditor, name: str, levels: ir.Value, grid: Grid) ->
 
 
 def clip_apart(model: ir.Model, editor: GraphEditor) -> None:
-    """Clip by operators that OpenVINO does not join, wherever it would move a bound (`quirks.truncates_bounds`)."""
-    clips = [node for node in model.graph if quirks.truncates_bounds(node)]
+    """Clip by operators that OpenVINO does not join, wherever it would move a bound (`openvino.truncates_bounds`)."""
+    clips = [node for node in model.graph if openvino.truncates_bounds(node)]
     types = infer_types(ir.to_proto(model)) if clips else {}
     for clip in clips:
         name = clip.outputs[0].name
@@ -202,7 +205,7 @@ def _lower_weight(editor: GraphEditor, marker: ir.Node) -> None:
     weight = editor.node_before(marker, "DequantizeLinear", [codes, scale_w, zero_w], f"{layer}.weight", axis)
     replace_node(marker, weight)
     array = np.asarray(constant_array(codes))
-    for run in quirks.runs_of_groups(weight)[1:]:
+    for run in openvino.runs_of_groups(weight)[1:]:
         own = editor.constant(f"{layer}.codes", array, np.int8)
         run.replace_input_with(
             1, editor.node_before(run, "DequantizeLinear", [own, scale_w, zero_w], f"{layer}.weight", axis)

@@ -35,7 +35,7 @@ import onnx_ir as ir
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, only_consumer, replace_node
 from odm_deploy.grid import Grid
-from odm_deploy.lowering import markers, quirks
+from odm_deploy.lowering import markers
 from odm_deploy.lowering.dialects.moving import prepare_for_engines
 from odm_deploy.lowering.dialects.shared import (
     add_behind,
@@ -47,6 +47,7 @@ from odm_deploy.lowering.dialects.shared import (
     shift_bias,
 )
 from odm_deploy.lowering.metadata import Tap
+from odm_deploy.lowering.quirks import openvino, tensorrt
 
 INT8_MIN, INT8_MAX = -128, 127
 
@@ -91,7 +92,7 @@ def _lower_activation(editor: GraphEditor, marker: ir.Node) -> Tap:
     codes, levels = _quantize(editor, marker, layer, grid, x, offset)
     replace_node(marker, levels)
     if consumer is not None:
-        for width in quirks.missing_additions(consumer):
+        for width in tensorrt.missing_additions(consumer):
             add_behind(
                 editor, consumer, editor.constant(f"{layer}.nothing", [0.0] * width, np.float32), f"{layer}.whole"
             )
@@ -136,8 +137,8 @@ def _quantize(
 ) -> tuple[ir.Value, ir.Value]:
     """Bounds, Q and DQ in front of the marker; returns the codes and what they stand for."""
     lowest, highest = -offset, grid.code_max - offset
-    shape = quirks.shape_of_channel_arithmetic(x)
-    upper = quirks.comes_from_concat(x) or quirks.loses_channels(x) or quirks.flips_channels(x)
+    shape = openvino.shape_of_channel_arithmetic(x)
+    upper = openvino.comes_from_concat(x) or openvino.loses_channels(x) or openvino.flips_channels(x)
     # QuantizeLinear saturates to int8 by itself; only a narrower range needs bounds.
     for op, code, limit in (("Max", lowest, INT8_MIN), ("Min", highest, INT8_MAX)):
         if code != limit or (op == "Min" and upper):

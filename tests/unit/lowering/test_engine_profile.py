@@ -49,7 +49,7 @@ def test_no_kernel_pads_shifts_or_bounds_in_front_of_a_convolution(model):
         quantizer = producers[node.input[0]]
         assert (node.op_type, quantizer.op_type) == ("DequantizeLinear", "QuantizeLinear")
         source = producers[quantizer.input[0]]
-        # Behind a concatenation OpenVINO needs a bound (`quirks.comes_from_concat`).
+        # Behind a concatenation OpenVINO needs a bound (`quirks.openvino.comes_from_concat`).
         is_joined = source.op_type == "Min" and producers[source.input[0]].op_type == "Concat"
         assert is_joined or source.op_type in ("Conv", "Relu", "PRelu", "Add"), conv.name
 

@@ -1,60 +1,20 @@
-"""Graphs that runtimes compute slowly or wrongly, and that an equal graph spares them.
-
-Each function recognises one such place; a dialect then writes an operator that changes no result. All of
-this was measured, with the versions named; none of it is documented anywhere.
-"""
+"""What OpenVINO computes wrongly or refuses."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from odm_deploy.graphs.editor import constant_array, only_consumer
+from odm_deploy.graphs.editor import constant_array
 from odm_deploy.graphs.shapes import infer_types
-from odm_deploy.lowering.markers import stored_weight
+from odm_deploy.lowering.quirks.walking import ARITHMETIC, MOVES, POINTWISE, producers_of, readers_of, with_constant
 
-# fmt: off
-_ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
-_POINTWISE = _ARITHMETIC | {
-    "Abs", "BatchNormalization", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "LeakyRelu", "Max", "Min", "Mish", "Neg", "PRelu", "Pow", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Swish",
-    "Tanh",
-}
-# fmt: on
-_MOVES = {"DepthToSpace", "Concat", "Slice", "Pad", "Transpose", "Reshape", "Resize", "Identity"}
 _CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
 _TAKES = {"Expand", "Gather", "GatherElements", "GatherND", "Split", "Squeeze", "Tile", "Unsqueeze"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _PRODUCTS = {"Einsum", "Gemm", "MatMul"}
 _EXTREMES = {"ReduceMax", "ReduceMin"}
-_POOLINGS = {"AveragePool", "MaxPool"}
 _NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
-_LARGEST_BIAS_ERROR = 0.01
-"""Steps of the grid behind a convolution; `verify` takes less for rounding."""
-
-
-def missing_additions(consumer: ir.Node) -> list[int]:
-    """Widths of the vectors of zeros to add to what `consumer` makes of its quantized input: none, one or two.
-
-    TensorRT-RTX 1.7 pulls slices of a matrix product, such as attention's queries, keys and values, through one
-    addition (the bias) into the dequantized weight, and then multiplies in float. It leaves a product behind two
-    additions alone, runs it as int8 and folds both. (They have to be vectors: slicing a single number fails its build.)
-    """
-    if consumer.op_type != "MatMul":
-        return []
-    width, found = 0, 0
-    value = consumer.outputs[0]
-    while (user := only_consumer(value)) is not None and user.op_type == "Add":
-        constant = next((array for each in user.inputs if (array := constant_array(each)) is not None), None)
-        if constant is None or constant.ndim != 1:
-            break
-        width, found, value = constant.size, found + 1, user.outputs[0]
-    if not width:
-        # As many columns as the weight has; none where both factors are computed.
-        weight, transposed = stored_weight(consumer.inputs[1])
-        array = constant_array(weight)
-        width = 0 if array is None or array.ndim != 2 else array.shape[0 if transposed else 1]
-    return [width] * (2 - min(found, 2)) if width else []
 
 
 def shape_of_channel_arithmetic(x: ir.Value) -> tuple[int, ...]:
@@ -64,65 +24,11 @@ def shape_of_channel_arithmetic(x: ir.Value) -> tuple[int, ...]:
     into one operator, which then, on images of dynamic size, treats all channels like the first. Bounds per channel
     are not merged.
     """
-    while (operands := _with_constant(x)) is not None:
+    while (operands := with_constant(x)) is not None:
         x, shape = operands
         if shape and max(shape) > 1:
             return shape
     return ()
-
-
-def would_lose_weights(node: ir.Node) -> bool:
-    """Whether ONNX Runtime would round the float weights of a layer, unless another operator stands behind it.
-
-    Between DequantizeLinear and QuantizeLinear, with nothing but ReLU and Clip before the latter, ONNX Runtime 1.31 at
-    its defaults makes 8-bit integers of float weights, with one scale for all of them.
-    """
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or constant_array(node.inputs[1]) is None:
-        return False
-    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    reader = only_consumer(node.outputs[0])
-    while reader is not None and reader.op_type in ("Relu", "Clip"):
-        reader = only_consumer(reader.outputs[0])
-    quantized = reader is not None and reader.op_type == "QuantizeLinear"
-    return quantized and producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def would_round_bias(node: ir.Node) -> bool:
-    """Whether ONNX Runtime would move a convolution's codes by more than a hundredth of a step, its bias being rounded.
-
-    ONNX Runtime 1.31 makes one operator of a convolution of codes and the quantizer behind it, which counts the bias in
-    whole products of both scales. Codes of 2 or 3 bits have large ones, up to a tenth of a step of an 8-bit grid
-    behind them, where nothing has rounded the bias before. A bound keeps them apart.
-    """
-    if node.op_type != "Conv" or len(node.inputs) < 3:
-        return False
-    source, weight = (value.producer() if value is not None else None for value in node.inputs[:2])
-    bias, reader = constant_array(node.inputs[2]), only_consumer(node.outputs[0])
-    while reader is not None and reader.op_type in ("Relu", "Clip"):
-        reader = only_consumer(reader.outputs[0])
-    quantizers = source, weight, reader
-    kinds = [quantizer.op_type if quantizer is not None else None for quantizer in quantizers]
-    if bias is None or kinds != ["DequantizeLinear", "DequantizeLinear", "QuantizeLinear"]:
-        return False
-    scales = [constant_array(quantizer.inputs[1]) for quantizer in quantizers if quantizer is not None]
-    of_input, of_weight, of_output = (np.float64(0) if scale is None else scale.astype(np.float64) for scale in scales)
-    unit = of_input * of_weight
-    if not np.all(unit) or not np.all(of_output):
-        return False
-    exact = bias.astype(np.float64)
-    rounded = np.rint(exact / unit) * unit
-    return bool((np.abs(rounded - exact) / of_output).max() > _LARGEST_BIAS_ERROR)
-
-
-def would_look_up(node: ir.Node) -> bool:
-    """Whether ONNX Runtime would take a softmax from a table of 256 numbers, unless another operator stands behind it.
-
-    That is what ONNX Runtime 1.31 makes of one between DequantizeLinear and QuantizeLinear, a twentieth of a step off.
-    """
-    if node.op_type != "Softmax" or (reader := only_consumer(node.outputs[0])) is None:
-        return False
-    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return reader.op_type == "QuantizeLinear" and producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def loses_channels(x: ir.Value) -> bool:
@@ -136,7 +42,7 @@ def loses_channels(x: ir.Value) -> bool:
     values, seen = [x], set[ir.Value]()
     while not (shape := shape_of_channel_arithmetic(x)):
         # What moves values on the way to the quantizer is moved out of it, and what rectifies is part of the operator.
-        node, operands = x.producer(), _with_constant(x)
+        node, operands = x.producer(), with_constant(x)
         if operands is not None:
             x = operands[0]
         elif node is not None and node.op_type in _CARRIES and node.inputs[0] is not None:
@@ -166,7 +72,7 @@ def flips_channels(x: ir.Value) -> bool:
     """
     negative, per_channel = False, False
     while (node := x.producer()) is not None:
-        operands = _with_constant(x)
+        operands = with_constant(x)
         if operands is not None:
             constant = next(array for value in node.inputs if (array := constant_array(value)) is not None)
             factor = node.op_type in ("Mul", "Div")
@@ -223,9 +129,9 @@ def convolutions_before_products(model: ir.Model) -> list[ir.Node]:
     """
     if not any(node.op_type in _PRODUCTS for node in model.graph):
         return []
-    found, through = list[ir.Node](), {"QuantizeLinear", "DequantizeLinear"} | _MOVES | _TAKES
+    found, through = list[ir.Node](), {"QuantizeLinear", "DequantizeLinear"} | MOVES | _TAKES
     for node in model.graph:
-        readers = _readers(node, through) if node.op_type == "Conv" else set()
+        readers = readers_of(node, through) if node.op_type == "Conv" else set()
         is_float = node.op_type == "Conv" and constant_array(node.inputs[1]) is not None
         quantized = any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
         if quantized and (is_float or any(reader.op_type in _PRODUCTS for reader in readers)):
@@ -243,7 +149,7 @@ def extremes_of_codes(model: ir.Model) -> list[ir.Node]:
         node
         for node in model.graph
         if node.op_type in _EXTREMES
-        and any(reader.op_type == "QuantizeLinear" for reader in _readers(node, _POINTWISE | _MOVES))
+        and any(reader.op_type == "QuantizeLinear" for reader in readers_of(node, POINTWISE | MOVES))
     ]
 
 
@@ -270,22 +176,9 @@ def truncates_bounds(node: ir.Node) -> bool:
     if not any(bound is not None and bound.dtype.kind == "f" and float(bound) != 0.0 for bound in bounds):
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    while producer is not None and producer.op_type in _MOVES | {"Add"}:
+    while producer is not None and producer.op_type in MOVES | {"Add"}:
         producer = producer.inputs[0].producer() if producer.inputs[0] is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
-
-
-def may_shrink_smoothly(node: ir.Node) -> bool:
-    """Whether a bicubic resizing may make something smaller, of which ONNX Runtime can fail to run it.
-
-    ONNX Runtime 1.31 computes integer convolutions with channels last, moves the transpositions from there through a
-    Resize, and then refuses factors below 1 of the bicubic kind. A reshape to the shape it has keeps them apart.
-    """
-    kind = node.attributes.get("mode") if node.op_type == "Resize" else None
-    if kind is None or kind.as_string() != "cubic":
-        return False
-    scales = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    return scales is None or float(scales.astype(np.float64).min(initial=1.0)) < 1.0
 
 
 def drops_axis_of_factors(node: ir.Node) -> bool:
@@ -296,7 +189,7 @@ def drops_axis_of_factors(node: ir.Node) -> bool:
     """
     if node.op_type != "Gather" or (index := constant_array(node.inputs[1])) is None or index.ndim:
         return False
-    for producer in _producers(node, _MOVES | _ARITHMETIC | {"Gather", "Squeeze", "Unsqueeze"}):
+    for producer in producers_of(node, MOVES | ARITHMETIC | {"Gather", "Squeeze", "Unsqueeze"}):
         constants = [array for each in producer.inputs if (array := constant_array(each)) is not None]
         factors = producer.op_type in ("Mul", "Div") and any(array.size > 1 for array in constants)
         if factors or producer.op_type == "BatchNormalization":
@@ -324,17 +217,6 @@ def averages_codes(node: ir.Node) -> bool:
     return node.op_type == "AveragePool" and _comes_from_codes(node)
 
 
-def takes_in_padding(node: ir.Node) -> bool:
-    """Whether ONNX Runtime would make a constant that is padded before a pooling the pooling's own, which is none.
-
-    ONNX Runtime 1.31 lets the largest of a window be that of the image's values only, though zeros were padded. Where
-    the number of windows is rounded up, a last one of averages may begin in what was padded, and is left out.
-    """
-    padding = node.inputs[0].producer() if node.op_type in _POOLINGS and node.inputs[0] is not None else None
-    rounds_up = "ceil_mode" in node.attributes and node.attributes["ceil_mode"].as_int() == 1
-    return padding is not None and padding.op_type == "Pad" and (rounds_up or node.op_type == "MaxPool")
-
-
 def comes_from_concat(x: ir.Value) -> bool:
     """Whether `x` is a Concat, or computed from one point by point: then an upper bound belongs before the quantizer.
 
@@ -345,7 +227,7 @@ def comes_from_concat(x: ir.Value) -> bool:
         if node.op_type == "Concat":
             return True
         computed = [value for value in node.inputs if value is not None and value.const_value is None]
-        if node.op_type not in _POINTWISE or len(computed) != 1:
+        if node.op_type not in POINTWISE or len(computed) != 1:
             return False
         x = computed[0]
     return False
@@ -355,47 +237,11 @@ def _meets_channel_arithmetic(node: ir.Node) -> bool:
     """Whether a convolution with quantized weights goes point by point into arithmetic with a constant per channel."""
     if node.op_type != "Conv" or constant_array(node.inputs[1]) is not None:
         return False
-    arithmetic = [reader for reader in _readers(node, _POINTWISE) if reader.op_type in _POINTWISE]
+    arithmetic = [reader for reader in readers_of(node, POINTWISE) if reader.op_type in POINTWISE]
     constants = [constant_array(value) for reader in arithmetic for value in reader.inputs]
     return any(array is not None and array.size > 1 for array in constants)
 
 
 def _comes_from_codes(node: ir.Node) -> bool:
     """Whether dequantized values reach the first input of `node` by moves and arithmetic."""
-    return any(producer.op_type == "DequantizeLinear" for producer in _producers(node, _MOVES | _ARITHMETIC))
-
-
-def _producers(node: ir.Node, through: set[str]) -> set[ir.Node]:
-    """What makes the first input of `node`, at once or in front of operators of the kinds `through`; these, too."""
-    values, seen = list(node.inputs[:1]), set[ir.Node]()
-    while values:
-        value = values.pop()
-        producer = value.producer() if value is not None else None
-        if producer is None or producer in seen:
-            continue
-        seen.add(producer)
-        if producer.op_type in through:
-            values += producer.inputs
-    return seen
-
-
-def _readers(node: ir.Node, through: set[str]) -> set[ir.Node]:
-    """What reads the result of `node`, at once or behind operators of the kinds `through`; these, too."""
-    behind = [use.node for use in node.outputs[0].uses()]
-    seen: set[ir.Node] = set()
-    while behind:
-        reader = behind.pop()
-        if reader not in seen and reader.op_type in through:
-            behind += [use.node for output in reader.outputs for use in output.uses()]
-        seen.add(reader)
-    return seen
-
-
-def _with_constant(x: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """The computed operand of the arithmetic that made `x` and the shape of the constant one; None for other values."""
-    node = x.producer()
-    if node is None or node.op_type not in _ARITHMETIC:
-        return None
-    constants = [array for value in node.inputs if (array := constant_array(value)) is not None]
-    computed = [value for value in node.inputs if value is not None and value.const_value is None]
-    return (computed[0], constants[0].shape) if len(constants) == len(computed) == 1 else None
+    return any(producer.op_type == "DequantizeLinear" for producer in producers_of(node, MOVES | ARITHMETIC))
