@@ -61,7 +61,12 @@ def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
     ):
         keep_apart(editor, node)
     for node in list(model.graph):
-        if openvino.loses_epsilon(node) or openvino.averages_codes(node) or onnxruntime.takes_in_padding(node):
+        if (
+            openvino.loses_epsilon(node)
+            or openvino.averages_codes(node)
+            or openvino.folds_padding(node)
+            or onnxruntime.takes_in_padding(node)
+        ):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.graphs.editor import constant_array, only_consumer
 
 _POOLINGS = {"AveragePool", "MaxPool"}
+_PASSED = {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+"""What ONNX Runtime 1.31 moves quantizers through, towards the layers on both sides."""
 _LARGEST_BIAS_ERROR = 0.01
-"""Steps of the grid behind a convolution; `verify` takes less for rounding."""
+"""Steps of the grid behind a layer; `verify` takes less for rounding."""
 
 
 def would_lose_weights(node: ir.Node) -> bool:
@@ -20,32 +24,24 @@ def would_lose_weights(node: ir.Node) -> bool:
     """
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or constant_array(node.inputs[1]) is None:
         return False
-    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    reader = only_consumer(node.outputs[0])
-    while reader is not None and reader.op_type in ("Relu", "Clip"):
-        reader = only_consumer(reader.outputs[0])
-    quantized = reader is not None and reader.op_type == "QuantizeLinear"
-    return quantized and producer is not None and producer.op_type == "DequantizeLinear"
+    return _is_between_codes(node, {"Relu", "Clip"})
 
 
 def would_round_bias(node: ir.Node) -> bool:
-    """Whether ONNX Runtime would move a convolution's codes by more than a hundredth of a step, its bias being rounded.
+    """Whether ONNX Runtime would move the codes behind a layer by more than a hundredth of a step, its bias rounded.
 
-    ONNX Runtime 1.31 makes one operator of a convolution of codes and the quantizer behind it, which counts the bias in
-    whole products of both scales. Codes of 2 or 3 bits have large ones, up to a tenth of a step of an 8-bit grid
-    behind them, where nothing has rounded the bias before. A bound keeps them apart.
+    ONNX Runtime 1.31 makes one operator of a convolution or matrix product of codes and the quantizer behind it, which
+    counts the bias in whole products of both scales. Codes of 2 or 3 bits have large ones, up to a tenth of a step of
+    an 8-bit grid behind them, where nothing has rounded the bias before. A bound keeps them apart.
     """
-    if node.op_type != "Conv" or len(node.inputs) < 3:
+    if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
         return False
-    source, weight = (value.producer() if value is not None else None for value in node.inputs[:2])
-    bias, reader = constant_array(node.inputs[2]), only_consumer(node.outputs[0])
-    while reader is not None and reader.op_type in ("Relu", "Clip"):
-        reader = only_consumer(reader.outputs[0])
-    quantizers = source, weight, reader
-    kinds = [quantizer.op_type if quantizer is not None else None for quantizer in quantizers]
-    if bias is None or kinds != ["DequantizeLinear", "DequantizeLinear", "QuantizeLinear"]:
+    weight = node.inputs[1].producer() if node.inputs[1] is not None else None
+    source, reader = _quantizer_before(node), _quantizer_behind(node, {"Relu", "Clip"})
+    bias = constant_array(node.inputs[2])
+    if bias is None or source is None or reader is None or weight is None or weight.op_type != "DequantizeLinear":
         return False
-    scales = [constant_array(quantizer.inputs[1]) for quantizer in quantizers if quantizer is not None]
+    scales = [constant_array(quantizer.inputs[1]) for quantizer in (source, weight, reader)]
     of_input, of_weight, of_output = (np.float64(0) if scale is None else scale.astype(np.float64) for scale in scales)
     unit = of_input * of_weight
     if not np.all(unit) or not np.all(of_output):
@@ -60,10 +56,7 @@ def would_look_up(node: ir.Node) -> bool:
 
     That is what ONNX Runtime 1.31 makes of one between DequantizeLinear and QuantizeLinear, a twentieth of a step off.
     """
-    if node.op_type != "Softmax" or (reader := only_consumer(node.outputs[0])) is None:
-        return False
-    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return reader.op_type == "QuantizeLinear" and producer is not None and producer.op_type == "DequantizeLinear"
+    return node.op_type == "Softmax" and _is_between_codes(node)
 
 
 def may_shrink_smoothly(node: ir.Node) -> bool:
@@ -88,3 +81,24 @@ def takes_in_padding(node: ir.Node) -> bool:
     padding = node.inputs[0].producer() if node.op_type in _POOLINGS and node.inputs[0] is not None else None
     rounds_up = "ceil_mode" in node.attributes and node.attributes["ceil_mode"].as_int() == 1
     return padding is not None and padding.op_type == "Pad" and (rounds_up or node.op_type == "MaxPool")
+
+
+def _is_between_codes(node: ir.Node, through: Set[str] = frozenset()) -> bool:
+    """Whether `node` has a quantizer on both sides, behind it perhaps after operators of the kinds `through`."""
+    return _quantizer_before(node) is not None and _quantizer_behind(node, through) is not None
+
+
+def _quantizer_before(node: ir.Node) -> ir.Node | None:
+    """The DequantizeLinear whose values `node` reads first, be they moved."""
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    while producer is not None and producer.op_type in _PASSED:
+        producer = producer.inputs[0].producer() if producer.inputs[0] is not None else None
+    return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _quantizer_behind(node: ir.Node, through: Set[str]) -> ir.Node | None:
+    """The QuantizeLinear that alone reads what `node` gives, be it moved, after operators of the kinds `through`."""
+    reader = only_consumer(node.outputs[0])
+    while reader is not None and reader.op_type in _PASSED | through:
+        reader = only_consumer(reader.outputs[0])
+    return reader if reader is not None and reader.op_type == "QuantizeLinear" else None

@@ -217,6 +217,18 @@ def averages_codes(node: ir.Node) -> bool:
     return node.op_type == "AveragePool" and _comes_from_codes(node)
 
 
+def folds_padding(node: ir.Node) -> bool:
+    """Whether OpenVINO would make the zeros padded before a transposed convolution those that this leaves out.
+
+    OpenVINO 2026.4 takes what is padded off the convolution's own padding, which is counted in pixels of the result,
+    and its results are too small where there are several of them for each pixel.
+    """
+    if node.op_type != "ConvTranspose" or "strides" not in node.attributes or node.inputs[0] is None:
+        return False
+    padding = node.inputs[0].producer()
+    return padding is not None and padding.op_type == "Pad" and max(node.attributes["strides"].as_ints()) > 1
+
+
 def comes_from_concat(x: ir.Value) -> bool:
     """Whether `x` is a Concat, or computed from one point by point: then an upper bound belongs before the quantizer.
 

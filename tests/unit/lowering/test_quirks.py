@@ -141,41 +141,85 @@ def test_onnxruntime_runs_bicubic_resizing_behind_integer_convolutions(runtime):
 
 
 class Shares(nn.Module):
-    """A softmax over the channels of a signal, right before a quantizer."""
+    """A softmax over the channels of a signal before a quantizer, at once or with what only moves values between."""
+
+    def __init__(self, between: str) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.between = between
+        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.between == "transpose":
+            shares = torch.softmax(x.permute(0, 2, 3, 1), -1).permute(0, 3, 1, 2)
+        elif self.between == "pool":
+            shares = nn.functional.max_pool2d(torch.softmax(x, 1), 3, 1, 1)
+        else:
+            shares = torch.softmax(x, 1)
+        return nn.functional.pixel_shuffle(self.last(self.body(shares) + x), 2)
+
+
+class PooledTransposedConvolution(nn.Module):
+    """A convolution of the transposed kind, whose weights are floats, between signals, and a pooling behind it."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(6)
         self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+        self.larger = nn.ConvTranspose2d(12, 12, 4, 2, 1)
 
     def forward(self, x):
         x = self.first(x)
-        return nn.functional.pixel_shuffle(self.last(self.body(torch.softmax(x, 1)) + x), 2)
+        pooled = nn.functional.max_pool2d(self.larger(x + self.body(x)), 2)
+        return nn.functional.pixel_shuffle(self.last(self.body(pooled) + x), 2)
 
 
-def test_onnxruntime_computes_a_softmax_between_grids():
+@pytest.mark.parametrize(
+    "network",
+    [Shares("nothing"), Shares("transpose"), Shares("pool"), PooledTransposedConvolution()],
+    ids=["softmax", "softmax, transposed", "softmax, pooled", "transposed convolution, pooled"],
+)
+def test_onnxruntime_computes_between_grids(network):
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
-    model = quantize(Shares(), QuantizationPolicy.parse("integer", "8"), images, settings=UNFITTED)
+    model = quantize(network, QuantizationPolicy.parse("integer", "8"), images, settings=UNFITTED)
     graph = lower(model, LoweringOptions(target="cpu"))
     layers = compare_layers(model, graph, OPENERS["onnxruntime"], [random_images(24, 32, seed=5)])
     assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]
 
 
 class CoarseInFrontOfFine(nn.Module):
-    """A convolution of few bits right in front of one of eight."""
+    """A layer of few bits in front of one of eight, with what only moves values in between, or on one pixel."""
 
-    def __init__(self) -> None:
+    def __init__(self, between: str) -> None:
         super().__init__()
         torch.manual_seed(9)
-        self.first, self.body, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12, 12))
+        self.between = between
+        self.first, self.last = (nn.Conv2d(inputs, 12, 3, padding=1) for inputs in (3, 12))
+        self.body = nn.Linear(12, 12) if between == "one pixel" else nn.Conv2d(12, 12, 3, padding=1)
+        self.up = nn.Linear(12, 12)
 
     def forward(self, x):
-        return nn.functional.pixel_shuffle(self.last(torch.relu(self.body(self.first(x)))), 2)
+        x = self.first(x)
+        if self.between == "one pixel":
+            gains = torch.sigmoid(self.up(torch.relu(self.body(x.mean((2, 3))))))
+            x = x * gains[..., None, None]
+        elif self.between == "slice":
+            x = torch.relu(self.body(nn.functional.pad(x, (1, 0, 1, 0))))[:, :, 1:, 1:]
+        else:
+            x = torch.relu(self.body(x))
+        if self.between == "pool":
+            x = nn.functional.max_pool2d(x, 3, 1, 1)
+        elif self.between == "view":
+            x = x.view(x.shape[0], 3, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return nn.functional.pixel_shuffle(self.last(x), 2)
 
 
-def test_onnxruntime_does_not_round_biases_by_visible_parts_of_a_step():
+@pytest.mark.parametrize("between", ["nothing", "pool", "slice", "view", "one pixel"])
+def test_onnxruntime_does_not_round_biases_by_visible_parts_of_a_step(between):
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
-    model = quantize(CoarseInFrontOfFine(), QuantizationPolicy.parse("deploy", "2"), images, settings=UNFITTED)
+    policy = QuantizationPolicy.parse("deploy", "3" if between == "one pixel" else "2")
+    model = quantize(CoarseInFrontOfFine(between), policy, images, settings=UNFITTED)
     graph = lower(model, LoweringOptions(target="cpu"))
     layers = compare_layers(model, graph, OPENERS["onnxruntime"], [random_images(24, 32, seed=5)])
     assert all(layer.is_clean for layer in layers), [layer for layer in layers if not layer.is_clean]

@@ -456,3 +456,24 @@ def test_codes_that_are_split_and_taken_apart_before_products(bits: str) -> None
     image = random_images(32, 48, seed=6)
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
         assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
+
+
+class PaddedTransposedConvolution(nn.Module):
+    """A transposed convolution of stride 2 behind a padding with zeros, as inverse wavelets have it; cut to size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 3, 3, padding=1)
+        self.larger = nn.ConvTranspose2d(12, 12, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        larger: Tensor = self.larger(F.pad(F.relu(self.first(x)), (1, 1, 1, 1)))
+        return self.last(F.relu(larger)[:, :, 2:-2, 2:-2])
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_padding_in_front_of_transposed_convolutions(target: Target) -> None:
+    policy = QuantizationPolicy.parse("integer", "8")
+    model = quantize(PaddedTransposedConvolution(), policy, crops(20, 28), settings=UNFITTED)
+    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
