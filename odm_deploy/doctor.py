@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from odm_deploy.errors import MissingError
-from odm_deploy.installing import install_extra
+from odm_deploy.installing import install_extra, install_spandrel
 from odm_deploy.machine.builders import Builder, choose_builder, find_builders
 from odm_deploy.machine.capabilities import why_unfit
 from odm_deploy.machine.gpus import Gpu, find_gpus
@@ -22,7 +22,10 @@ from odm_deploy.runtimes.registry import why_unusable
 
 # Distributions that put an `onnxruntime` module in the same place; the last one installed wins, half broken.
 _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "openvino", "polygraphy", "cuda-python", "numpy", "Pillow")
+_PACKAGES = (
+    *("torch", "onnx", "onnxscript", "onnx-ir", "openvino", "polygraphy", "cuda-python", "numpy", "Pillow"),
+    *("av", "einops", "jinja2", "spandrel", "starlette", "torchvision", "uvicorn"),
+)
 _DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 
 
@@ -136,8 +139,23 @@ def _abilities() -> list[Ability]:
     for need in (cpu, export):
         if not need.works:
             verify = replace(need, name=verify.name)
-    calibrate = _needs("calibrate and train (from a clone)", ["torch", "PIL"], install_extra("train"))
-    return [calibrate, export, _build(), cpu, _run_gpu(), verify]
+    quantize = _needs("quantize", ["torch", "PIL"], install_extra("export"))
+    foreign = _needs("quantize what spandrel knows", ["spandrel", "einops"], install_spandrel())
+    if not quantize.works:
+        foreign = replace(quantize, name=foreign.name)
+    return [
+        quantize,
+        foreign,
+        export,
+        _build(),
+        cpu,
+        _run_gpu(),
+        verify,
+        _needs("upscale video files", ["av"], install_extra("video")),
+        _needs("write reports", ["torch", "jinja2"], install_extra("report")),
+        _needs("upscale over HTTP", ["starlette", "uvicorn"], install_extra("serve")),
+        _needs("train (from a clone)", ["torch", "PIL"], install_extra("train")),
+    ]
 
 
 def _ability(name: str, *, with_what: str = "", problem: str = "", fix: str = "") -> Ability:

@@ -31,6 +31,14 @@ def install_extra(*extras: str) -> str:
     return f"pip install {'-e ' if editable else ''}{shlex.quote(f'{clone}{names}')}"
 
 
+def install_spandrel() -> str:
+    """The shell command that installs spandrel beside the torch that is here.
+
+    Its dependencies would bring torchvision, which is not needed, and that the torch of its own version instead.
+    """
+    return "pip install --no-deps spandrel && pip install einops"
+
+
 def _clone() -> tuple[Path | None, bool]:
     """The clone that this copy runs from or was installed from, and whether it runs from there."""
     here = Path(__file__).resolve().parent.parent

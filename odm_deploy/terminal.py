@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -287,7 +288,11 @@ def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
     if extra is None:
         return None
     what = "this command works on networks" if extra == "export" else "this command needs it"
-    return MissingError(f"{package} is not installed", why=what, fix=install_extra(extra))
+    fix = install_extra(extra)
+    if package == "onnx_ir" and find_spec("torch") is None:
+        # Graphs are rewritten without torch, which the extra would bring: gigabytes.
+        what, fix = "graphs are rewritten with it", "pip install onnx-ir"
+    return MissingError(f"{package} is not installed", why=what, fix=fix)
 
 
 def run(command: click.Command, prog_name: str) -> None:

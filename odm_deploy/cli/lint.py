@@ -36,13 +36,15 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
     if fix != (output is not None):
         raise UsageError("--fix and -o go together", fix="odm-deploy lint --fix IN.onnx -o OUT.onnx")
     from odm_deploy.bundle import Bundle
-    from odm_deploy.cli.lint_fix import fix_file
     from odm_deploy.graphs.files import read_onnx
     from odm_deploy.lowering.lint import is_quantized, lint, quantizing_branches
 
     opened = Bundle.open(target, "an ONNX file or a bundle is wanted")
     graph = opened.graph if target.is_dir() else read_onnx(target)[0]
     if output is not None:
+        # It alone wants packages that a machine with bundles need not have.
+        from odm_deploy.cli.lint_fix import fix_file
+
         fix_file(graph, target, output, as_json=as_json)
         return
     findings = lint(graph)

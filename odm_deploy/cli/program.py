@@ -53,6 +53,13 @@ EXAMPLES = {
 class _LazyGroup(click.Group):
     """A click group that imports a verb's module only when that verb runs."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            # New versions of click make an error of the help, old ones a success: on one line, it could not be read.
+            click.echo(ctx.get_help())
+            ctx.exit(UsageError.exit_code)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 

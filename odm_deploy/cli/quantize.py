@@ -101,6 +101,7 @@ def command(
             _check_sizes(loaded, exporting=bundle is not None)
             begin()
             seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
+            _say_small_inputs(seen)
             unseen = dataclasses.replace(seen, paths=unseen_paths)
             begin()
             whole = _depends_on_size(loaded, seen)
@@ -174,7 +175,7 @@ def command(
     say(f"{output}: {loaded.title} x{loaded.scale}, {summary}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
-    say_cost(tuned, held_back=seen.paths != unseen.paths)
+    say_cost(tuned, output, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
     if as_json:
@@ -272,6 +273,18 @@ def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
         if exporting:
             raise
         say(f"no bundle can be made of it later: {error}")
+
+
+def _say_small_inputs(images: CalibrationImages) -> None:
+    """That images are too small to be shrunk, in a line: they may be inputs already. Not where --crop asks for it."""
+    from odm_deploy.quantization.calibration_images import SMALL_PX
+
+    side = images.largest_side()
+    if images.downscale > 1 and 0 < side < min(SMALL_PX, images.crop_px):
+        say(
+            f"small images: shrunk by {images.downscale}, none is more than {side} pixels high and wide; "
+            f"take larger ones, or --lr if they are what the network is to enlarge"
+        )
 
 
 def _depends_on_size(network: SuperResolutionNetwork, images: CalibrationImages) -> bool:

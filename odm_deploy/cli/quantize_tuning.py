@@ -11,6 +11,8 @@ from odm_deploy.cli.options import group
 from odm_deploy.terminal import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from odm_deploy.tuning.finetuning import Budget
     from odm_deploy.tuning.goals import Goal
     from odm_deploy.tuning.tune import Tuned
@@ -74,13 +76,16 @@ def to_budget(options: Mapping[str, Any]) -> Budget | None:
     return None if minutes is None else Budget(minutes=minutes)
 
 
-def say_cost(tuned: Tuned, *, held_back: bool) -> None:
-    """What quantization cost, which layers cost most, and what to do about it."""
+def say_cost(tuned: Tuned, model: Path, *, held_back: bool) -> None:
+    """What quantization cost in a `model` just written, which layers cost most, and what to do about it."""
     from odm_deploy.tuning.text import advice, cost_text, mixed_text, worst_text
 
     if tuned.mixed is not None:
-        say(mixed_text(tuned.mixed))
-    say(cost_text(tuned.cost) + ("" if held_back else " (seen in calibration, too; five images or more are held back)"))
+        say(mixed_text(tuned.mixed, model))
+    say(
+        cost_text(tuned.cost)
+        + ("" if held_back else " (seen in calibration, too; of five images or more, some are held back)")
+    )
     if worst := worst_text(tuned.sensitivities):
         say(worst)
     if todo := advice(tuned.cost, tuned.sensitivities, exact=tuned.model.exact is not None):

@@ -98,6 +98,18 @@ def read_rgb(path: Path | str) -> NDArray[np.uint8]:
     return to_eight_bits(read_image(path).rgb)
 
 
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Width and height in a file's header; None where there is none that can be read, which `read_image` explains."""
+    try:
+        _check_regular(path)
+        with _pillow_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with EncodedImage(path).open(READERS) as opened:
+                return opened.size
+    except Exception:
+        return None
+
+
 def list_images(source: Path | str) -> list[Path]:
     """The image files that `source` names, sorted by path.
 

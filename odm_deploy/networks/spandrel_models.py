@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from odm_deploy.errors import InputError, MissingError
+from odm_deploy.installing import install_spandrel
 from odm_deploy.networks.base import StateDict
 from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.foreign import ForeignNetwork, foreign_network
@@ -76,11 +77,16 @@ def import_spandrel() -> Any:
     """The package. Raises MissingError where it, or the torchvision it imports, is missing or unusable."""
     if importlib.util.find_spec("spandrel") is None:
         raise MissingError(
-            "spandrel is not installed", why="it knows public networks by their weights", fix="pip install spandrel"
+            "spandrel is not installed", why="it knows public networks by their weights", fix=install_spandrel()
         )
     try:
         with _standing_in_for_torchvision():
             return importlib.import_module("spandrel")
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise MissingError(
+            "spandrel cannot be imported here", why=f"{package} is not installed", fix=f"pip install {package}"
+        ) from None
     except Exception as error:  # torchvision beside a torch it was not built for raises RuntimeError, or OSError
         why = f"this torchvision is not the one for torch {torch.__version__} ({type(error).__name__}: {error})"
         raise MissingError(

@@ -14,12 +14,14 @@ from torch import Tensor
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_batch
-from odm_deploy.imaging.reading import list_images, read_rgb
+from odm_deploy.imaging.reading import list_images, read_rgb, size_of
 from odm_deploy.imaging.resize import downscale
 
 MOST_HELD_BACK = 8
 CROP_PX = 256
 """Largest height and width of an input, where nothing else is said."""
+SMALL_PX = 48
+"""Inputs of fewer pixels a side are mostly border to networks that look 20 pixels and more around each."""
 REFINED_CROP_PX = 64
 """The same for power-of-two grids: there are few, and they are refined by what they do to the output."""
 
@@ -60,6 +62,11 @@ class CalibrationImages:
                 except InputError as error:
                     raise InputError(f"cannot calibrate on {path}", why=str(error)) from None
             yield torch.from_numpy(to_batch(image)), high
+
+    def largest_side(self) -> int:
+        """The shorter side, in pixels, of the largest input, by the files' headers; 0 where none can be read."""
+        sizes = [size for path in self.paths if (size := size_of(path))]
+        return min(max((min(size) // self.downscale for size in sizes), default=0), self.crop_px)
 
 
 def choose_images(source: Path | str, count: int) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from odm_deploy.tuning.mixed_widths import MixedWidths
 from odm_deploy.tuning.sensitivity import MACS, LayerSensitivity
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
 SMALL_DROP_DB = 0.03
@@ -33,7 +36,7 @@ def cost_text(cost: OutputCost) -> str:
     seen = visibility(cost.psnr_db, round(cost.largest))
     if cost.psnr_db >= INVISIBLE_DB and seen != "invisible":
         # Else 59 dB, hardly visible, would contradict 47 dB, invisible.
-        seen += f", because a value is {round(cost.largest)} of 255 off"
+        seen += f" (a value is {round(cost.largest)} of 255 off)"
     text = f"cost, on {images}: {cost.psnr_db:.1f} dB between float and quantized output{_worst(cost)}, {seen}"
     if cost.drop_db is not None:
         text += (
@@ -106,8 +109,8 @@ def sensitivity_table(sensitivities: Sequence[LayerSensitivity], count: int | No
     return table(f"layers that cost most{shown}", head, rows, left=("width",))
 
 
-def mixed_text(mixed: MixedWidths) -> str:
-    """One line: what was widened or left float, and the price."""
+def mixed_text(mixed: MixedWidths, model: Path) -> str:
+    """One line: what was widened or left float, and the price. `model` is the file that holds all of it."""
     if not (mixed.widened or mixed.in_float):
         share = f"{mixed.quantized_share:.1%} of {mixed.share_of}"
         return f"the goal is kept as it is; {share} are quantized{_not_counted(mixed.share_of)}"
@@ -120,7 +123,7 @@ def mixed_text(mixed: MixedWidths) -> str:
     return (
         f"mixed widths: {' and '.join(parts)}; quantized share of {mixed.share_of} "
         f"{mixed.quantized_share_before:.1%} -> {mixed.quantized_share:.1%}{_not_counted(mixed.share_of)}"
-        + (" (odm-deploy inspect names all)" if all_of_them else "")
+        + (f" (odm-deploy inspect {shlex.quote(str(model))} names all)" if all_of_them else "")
     )
 
 

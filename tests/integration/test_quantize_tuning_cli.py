@@ -41,6 +41,19 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "=8;" in outcome.stderr
 
 
+def test_images_that_shrink_to_little_are_named_as_what_may_be_inputs(weights, tmp_path):
+    small = image_folder(tmp_path / "small", 2, 40, 48)
+    told = {
+        name: quantize(weights, small, tmp_path / "model.pt", "--no-fit", *more).stderr
+        for name, more in {"shrunk": (), "as they are": ("--lr",), "as asked for": ("--crop", "16")}.items()
+    }
+    assert [name for name, text in told.items() if "small images" in text] == ["shrunk"]
+    assert "shrunk by 2, none is more than 20 pixels high and wide; take larger ones, or --lr" in told["shrunk"]
+    assert all(
+        "(seen in calibration, too; of five images or more, some are held back)" in text for text in told.values()
+    )
+
+
 def test_where_one_image_is_held_back_the_worst_of_the_others_is_named(weights, images, tmp_path):
     """Noise, on which the network does something else, was seen in calibration."""
     folder = tmp_path / "images"

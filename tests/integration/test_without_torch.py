@@ -24,7 +24,19 @@ def exact_bundle(tmp_path_factory):
 
 def without_torch(*arguments):
     """`odm-deploy ARGUMENTS` in a process in which torch cannot be imported."""
-    code = "import sys; sys.modules['torch'] = None; from odm_deploy.cli import main; main()"
+    return without("torch", arguments=arguments)
+
+
+def without(*packages, arguments):
+    """`odm-deploy ARGUMENTS` in a process that finds none of these packages."""
+    code = f"""
+import importlib.util, sys
+sys.modules.update(dict.fromkeys({packages}))
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {packages} else find(name, package)
+from odm_deploy.cli import main
+main()
+"""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
@@ -44,6 +56,18 @@ def test_commands_that_need_it_say_so_in_one_line(tiny_bundle, tiny_checkpoint, 
         assert done.stderr.count("\n") == 1
         assert "[export]" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_are_checked_without_it_and_rewritten_with_a_small_package(tiny_bundle, tmp_path):
+    graph = tiny_bundle / "model.onnx"
+    done = without("torch", "onnx_ir", arguments=("lint", graph))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, f"{graph}: no findings")
+    done = without("torch", "onnx_ir", arguments=("lint", "--fix", graph, "-o", tmp_path / "fixed.onnx"))
+    assert done.returncode == 4
+    assert done.stderr == "error: onnx_ir is not installed: graphs are rewritten with it; pip install onnx-ir\n"
+    assert list(tmp_path.iterdir()) == []
+    done = without("torch", arguments=("lint", "--fix", graph, "-o", tmp_path / "fixed.onnx"))
+    assert done.returncode == 0, done.stderr
 
 
 def test_bundles_run_without_it(tiny_bundle, tiny_set, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from odm_deploy.cli.doctor import command
@@ -32,6 +34,23 @@ def test_abilities_agree_with_the_runtimes_they_stand_for() -> None:
     for ability in abilities.values():
         # Either what it would use, or what it lacks.
         assert bool(ability.with_what) == ability.works != bool(ability.problem), ability
+
+
+def test_what_an_extra_adds_is_told_with_the_command_that_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = {
+        "quantize what spandrel knows": ("spandrel", "--no-deps spandrel"),
+        "upscale video files": ("av", "[video]"),
+        "write reports": ("jinja2", "[report]"),
+        "upscale over HTTP": ("uvicorn", "[serve]"),
+    }
+    missing = {module for module, _ in needs.values()}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
+    abilities = {ability.name: ability for ability in look_around().abilities}
+    assert abilities["quantize"].works
+    for name, (module, fix) in needs.items():
+        assert module in abilities[name].problem
+        assert fix in abilities[name].fix
 
 
 def test_clashing_onnx_runtimes_are_noticed() -> None:

@@ -14,6 +14,7 @@ from odm_deploy import __version__
 from odm_deploy.cli import main
 from odm_deploy.cli.options import RUNTIMES
 from odm_deploy.cli.program import EXAMPLES, VERBS, odm_deploy
+from tests.command_line import run_cli
 
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "polygraphy", "PIL", "rich")
 
@@ -37,6 +38,14 @@ def imported_by(*arguments: str) -> list[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 def test_help_and_version_import_nothing_heavy(arguments):
     assert imported_by(*arguments) == []
+
+
+def test_a_bare_call_shows_what_there_is():
+    done = run_cli()
+    assert done.code == 2
+    assert "Commands:\n  quantize " in done.stdout
+    assert done.stdout == run_cli("--help").stdout
+    assert done.stderr == ""
 
 
 def test_the_check_for_imports_can_fail():

@@ -171,6 +171,15 @@ def test_a_torchvision_that_does_not_fit_is_named(broken, save, tmp_path, monkey
         load_network(save(nn.Conv2d(3, 3, 1).state_dict()))
 
 
+def test_what_spandrel_lacks_is_not_blamed_on_torchvision(save, monkeypatch):
+    require_spandrel()
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("spandrel", "einops")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "einops", None)
+    with pytest.raises(MissingError, match="cannot be imported here: einops is not installed; pip install einops"):
+        load_network(save(nn.Conv2d(3, 3, 1).state_dict()))
+
+
 def test_other_weights_of_a_network_at_hand(save):
     own = build_network("edsr", {"scale": 2, **SMALL["edsr"]}).eval()
     assert load_same(save(own.state_dict()), own).config == own.config

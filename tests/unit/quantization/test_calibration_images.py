@@ -38,6 +38,16 @@ def test_the_middle_of_large_images_is_taken(picture):
     assert small.shape == (1, 3, 20, 20)
 
 
+def test_how_large_inputs_are_is_told_by_the_headers_of_what_can_be_read(picture, tmp_path):
+    pixels, path = picture
+    (tmp_path / "broken.png").write_bytes(path.read_bytes()[:12])
+    paths = [tmp_path / "missing.png", tmp_path / "broken.png", tmp_path, path]
+    assert CalibrationImages(paths, downscale=1).largest_side() == min(pixels.shape[:2])
+    assert CalibrationImages(paths, downscale=4).largest_side() == min(pixels.shape[:2]) // 4
+    assert CalibrationImages(paths, downscale=1, crop_px=20).largest_side() == 20
+    assert CalibrationImages(paths[:3]).largest_side() == 0
+
+
 def test_files_are_read_when_their_turn_comes(picture, tmp_path):
     _, path = picture
     images = CalibrationImages([path, tmp_path / "missing.png"], downscale=1)

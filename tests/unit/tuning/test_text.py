@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 from rich.console import Console
 
@@ -24,7 +25,7 @@ def test_the_cost_is_a_figure_and_whether_it_is_seen():
     assert cost_text(OutputCost(2, 47.26, 9.0)) == (
         "cost, on 2 images: 47.3 dB between float and quantized output, invisible"
     )
-    assert cost_text(OutputCost(1, 59.1, 22.6)).endswith("hardly visible, because a value is 23 of 255 off")
+    assert cost_text(OutputCost(1, 59.1, 22.6)).endswith("hardly visible (a value is 23 of 255 off)")
     worst = WorstImage("night.png", 41.24)
     assert cost_text(OutputCost(2, 43.1, 9.0, worst=worst)) == (
         "cost, on 2 images: 43.1 dB between float and quantized output (41.2 on night.png), hardly visible"
@@ -88,18 +89,19 @@ def test_layers_are_listed_most_expensive_first():
 def test_the_price_of_mixed_widths_is_told():
     model, cost = tiny_model(), OutputCost(1, 40.0, 9.0)
     mixed = MixedWidths(model, cost, cost, ("a",), ("b", "c"), 0.9, 0.81, 7)
-    assert mixed_text(mixed) == (
+    path = Path("4 bits.pt")
+    assert mixed_text(mixed, path) == (
         "mixed widths: 1 layer at 8 bits (a) and 2 layers in float (b, c); quantized share of MACs 90.0% -> 81.0%"
     )
-    many = mixed_text(MixedWidths(model, cost, cost, (), tuple("abcdef"), 0.9, 0.81, 7))
+    many = mixed_text(MixedWidths(model, cost, cost, (), tuple("abcdef"), 0.9, 0.81, 7), path)
     assert many.startswith("mixed widths: 6 layers in float (a, b, c, 3 more); quantized share of MACs 90.0% -> ")
-    assert many.endswith("(odm-deploy inspect names all)")
-    assert mixed_text(MixedWidths(model, cost, cost, (), (), 0.9, 0.9, 1)).startswith("the goal is kept as it is")
+    assert many.endswith("(odm-deploy inspect '4 bits.pt' names all)")
+    assert mixed_text(MixedWidths(model, cost, cost, (), (), 0.9, 0.9, 1), path).startswith("the goal is kept as it is")
 
 
 def test_work_that_cannot_be_counted_is_told_as_a_share_of_the_weights():
     model, cost = tiny_model(), OutputCost(1, 40.0, 9.0)
-    assert mixed_text(MixedWidths(model, cost, cost, ("a",), (), 0.9, 0.8, 7, WEIGHTS)).endswith(
+    assert mixed_text(MixedWidths(model, cost, cost, ("a",), (), 0.9, 0.8, 7, WEIGHTS), Path("model.pt")).endswith(
         "quantized share of weights 90.0% -> 80.0% (its code does not run without data, so its MACs are not counted)"
     )
     console = Console(width=200)
