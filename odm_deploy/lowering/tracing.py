@@ -8,6 +8,7 @@ else's is compared with the network it came from.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering import exporter
+from odm_deploy.lowering.branches_by_size import sizes_decided_otherwise
 from odm_deploy.lowering.sizes_from_images import SizesFromImages
 from odm_deploy.networks.foreign import ForeignNetwork
 from odm_deploy.quantization.model import QuantizedModel
@@ -160,15 +162,22 @@ def _refused(model: QuantizedModel, cause: BaseException) -> InputError:
 
 def _is_the_network(program: torch.export.ExportedProgram, model: QuantizedModel) -> bool:
     """Whether the trace computes what the network does, on images of other sizes than the example."""
-    # The graph has none of the guards that the trace would stop at.
+    # The graph has none of the guards, and knows nothing of the ranges, that the trace would stop at.
     traced = program.module(check_guards=False)
-    for image in map(_image, _OTHER_PX):
-        expected = _run(model, image)
-        if expected is None:
-            continue
-        found = _run(traced, image)
-        if found is None or found.shape != expected.shape or not _is_close(found, expected):
-            return False
+    setattr(traced, "validate_inputs", False)  # noqa: B010 - none of a module's own
+    seen: list[tuple[int, int]] = []
+    for sizes in itertools.chain(([size] for size in _OTHER_PX), sizes_decided_otherwise(program, seen)):
+        # Of several sizes, the first that the network takes.
+        for size in sizes:
+            image = _image(size)
+            expected = _run(model, image)
+            if expected is None:
+                continue
+            seen.append(size)
+            found = _run(traced, image)
+            if found is None or found.shape != expected.shape or not _is_close(found, expected):
+                return False
+            break
     return True
 
 

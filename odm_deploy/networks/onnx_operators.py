@@ -111,7 +111,8 @@ def _gather(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 
 def _where(inputs: list[Any], _: Attributes) -> Tensor:
-    like = next(value for value in inputs[1:] if isinstance(value, Tensor))
+    # Of two constants, float32 ones where they are no single numbers.
+    like = next((value for value in inputs[1:] if isinstance(value, Tensor)), torch.empty(0))
     condition = inputs[0] if isinstance(inputs[0], Tensor) else torch.tensor(inputs[0].tolist())
     return torch.where(condition, as_tensor(inputs[1], like), as_tensor(inputs[2], like))
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.plain_run import run_plainly
 from odm_deploy.networks.loading import load_network
+from odm_deploy.networks.onnx_files import convert_graph
 from odm_deploy.networks.registry import build_network
 from tests.command_line import run_cli
 from tests.qdq_graphs import LEGAL, TRAPS
@@ -154,6 +155,20 @@ def test_from_a_file_to_a_bundle_that_verifies(name, tmp_path, image_folder):
         assert result.shape == (1, 3, 2 * size[0], 2 * size[1])
     checked = run_cli("verify", bundle, "--against", model, "--images", image_folder, "--runtime", "onnxruntime")
     assert checked.code == 0, checked.stderr
+
+
+def test_a_choice_between_two_constants_is_converted(tmp_path):
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        agraph (float[N, 3, H, W] x) => (float[N, 12, H, W] y)
+            <float half = {0.5}, float low = {0.2}, float high = {0.9}>
+            { m = Greater (x, half)  f = Where (m, high, low)  g = Mul (x, f)  y = Conv (g, w) }""")
+    weights = np.random.default_rng(0).random((12, 3, 1, 1), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    module, _ = convert_graph(model)
+    x = np.random.default_rng(1).random((1, 3, 16, 24), np.float32)
+    with torch.no_grad():
+        found = module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, run_plainly(model, {"x": x}, ["y"])["y"], rtol=1e-5)
 
 
 def test_half_precision_file_becomes_float32(tmp_path):
