@@ -1,10 +1,11 @@
 """Half precision for what is not quantized.
 
-TensorRT 11 knows precision only from the graph (strong typing), so the casts stand in it. Two things stay float32:
+TensorRT 11 knows precision only from the graph (strong typing), so the casts stand in it. Three things stay float32:
 
 - quantizers: bounds, scales and the division by the scale. Rounding a scale to float16 alone flips 0.4-0.7 % of the
   8-bit codes. `Cast(fp32) -> Q -> DQ -> Cast(fp16) -> Conv` still runs as an int8 convolution;
-- arithmetic at the image edges (mean shifts, rounding): float16 has steps of 0.125 near 255, bfloat16 of 1.
+- arithmetic at the image edges (mean shifts, rounding): float16 has steps of 0.125 near 255, bfloat16 of 1;
+- what ONNX knows in no other type: whole operators, such as Celu, or single inputs, such as the scales of Resize.
 
 float16 is the better choice for images: bfloat16 carries three bits less, and its only merit, the range of float32,
 is of use to networks whose activations grow beyond 65504.
@@ -12,14 +13,16 @@ is of use to networks whose activations grow beyond 65504.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
+from onnx import defs
 
 from odm_deploy.graphs.editor import GraphEditor, constant_array
 
 _SUFFIXES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 _BFLOAT16_OPSET = 22
+_FLOAT = "tensor(float)"
 _COMPUTE = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 _QUANTIZER_STEPS = {"Min", "Max", "Sub", "Pad"}
 # Gather and Slice: networks of windows extend the image before they scale it, and crop what they scaled back.
@@ -38,14 +41,18 @@ def convert_rest_to_half(model: ir.Model, half_type: ir.DataType = ir.DataType.F
     graph = model.graph
     editor = GraphEditor(graph)
     nodes = list(graph)
+    opset = model.graph.opset_imports[""]
     keep = _quantizer_nodes(nodes) | _edge_nodes(nodes, graph)
+    keep |= {node for node in nodes if _is_of_floats(node, opset, half_type)}
     half: set[ir.Value] = set()
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in nodes:
-        wanted = ir.DataType.FLOAT if node in keep else half_type
+        formal = _inputs_of_schema(node, opset)
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype not in (ir.DataType.FLOAT, half_type):
                 continue
+            is_float = node in keep or (index < len(formal) and formal[index].type_str == _FLOAT)
+            wanted = ir.DataType.FLOAT if is_float else half_type
             if (half_type if value in half else ir.DataType.FLOAT) != wanted:
                 node.replace_input_with(index, _cast(editor, node, value, wanted, casts))
         if node not in keep:
@@ -57,6 +64,27 @@ def convert_rest_to_half(model: ir.Model, half_type: ir.DataType = ir.DataType.F
                     half.add(value)
     _restore_outputs(editor, graph, half)
     editor.drop_unused_constants()
+
+
+def _is_of_floats(node: ir.Node, opset: int, half_type: ir.DataType) -> bool:
+    """Whether ONNX has the operator in float32, but not in half precision, or float32 is its attribute's choice."""
+    floats = [value is not None and value.dtype == ir.DataType.FLOAT for value in node.inputs]
+    if not any(floats):
+        return node.op_type != "Cast"
+    half = f"tensor({half_type.name.lower()})"
+    # Inputs that are float32 in any case say nothing of the others.
+    return any(
+        is_float and formal.type_str != _FLOAT and half not in formal.types
+        for is_float, formal in zip(floats, _inputs_of_schema(node, opset), strict=False)
+    )
+
+
+def _inputs_of_schema(node: ir.Node, opset: int) -> Sequence[defs.OpSchema.FormalParameter]:
+    """What ONNX says of each input of a node; nothing of other domains' operators."""
+    try:
+        return defs.get_schema(node.op_type, opset, node.domain).inputs
+    except defs.SchemaError:
+        return ()
 
 
 def _cast(

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
+import torch.nn.functional as F
 from onnx import TensorProto, numpy_helper
+from torch import Tensor, nn
 
+from odm_deploy import quantize
+from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.reference import TorchReference
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model, tiny_network
@@ -122,3 +127,33 @@ def test_bfloat16_keeps_quantizers_and_edges_and_is_three_bits_coarser(model, ha
         of_float16 = np.sqrt(np.mean((runtime.upscale(images) - expected) ** 2))
     # A code that flips for it moves its neighbourhood, as with float16.
     assert of_float16 < difference < 2.0
+
+
+class WithFloatsOnly(nn.Module):
+    """An operator that ONNX has in float32 only, and one with an input that is float32 whatever the others are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(9, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(F.celu(self.second(self.first(x))), scale_factor=2, mode="nearest")
+        column = torch.linspace(0, 1, x.shape[2]).view(1, 1, -1, 1).expand(x.shape[0], 1, -1, x.shape[3])
+        return self.last(torch.cat([x, column], 1))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_onnx_knows_in_float32_only_stays_so(precision):
+    torch.manual_seed(0)
+    images = random_images(24, 20)
+    model = quantize(WithFloatsOnly().eval(), 8, [images[0].transpose(1, 2, 0).astype(np.uint8)])
+    graph = lower(model, LoweringOptions(precision=precision))
+    types = types_of(graph)
+    of = {node.op_type: node for node in graph.graph.node}
+    assert types[of["Celu"].input[0]] == types[of["Celu"].output[0]] == TensorProto.FLOAT
+    assert types[of["Resize"].input[2]] == TensorProto.FLOAT
+    assert types[of["Resize"].output[0]] != TensorProto.FLOAT
+    with OPENERS["onnx_reference"](graph.SerializeToString()) as runtime:
+        difference = runtime.upscale(images) - TorchReference(model).upscale(images)
+    assert np.sqrt(np.mean(difference**2)) < 2.0
