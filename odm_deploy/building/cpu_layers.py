@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,17 @@ def _names(graph: onnx.ModelProto) -> dict[str, str]:
     return {node.output[0]: node.name for node in nodes} | {node.name: node.name for node in nodes}
 
 
+def _scaled_by(graph: onnx.ModelProto) -> dict[str, str]:
+    """Names of multiplications -> the convolution or product whose result alone they read, apart from constants."""
+    producers = {name: node for node in graph.graph.node for name in node.output}
+    found: dict[str, str] = {}
+    for node in graph.graph.node:
+        computed = [producers[name] for name in node.input if name in producers]
+        if node.op_type == "Mul" and len(computed) == 1 and computed[0].op_type in _FLOAT:
+            found[node.name] = computed[0].name
+    return found
+
+
 def _plain_name(name: str) -> str:
     return name.partition(_RENAMED)[0].removesuffix("_nchwc").removesuffix("_nhwc")
 
@@ -94,7 +106,7 @@ def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tu
     read.reshape({source.name: [n, h, w, c] if nhwc else [n, c, h, w]})
     compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     # OpenVINO calls an operator of an ONNX file by its name, or by that of its result.
-    names = _names(graph)
+    names, scaled = _names(graph), _scaled_by(graph)
     records: list[LayerRecord] = []
     for operator in compiled.get_runtime_model().get_ordered_ops():
         facts = operator.get_rt_info()
@@ -103,7 +115,11 @@ def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tu
         )
         nodes = tuple(dict.fromkeys(names[text] for text in sources.split(",") if text in names))
         spelled = "int8" if precision in ("i8", "u8") else {"f32": "fp32", "f16": "fp16"}.get(precision, precision)
-        records.append(LayerRecord(operator.get_friendly_name(), kind, spelled, nodes))
+        record = LayerRecord(operator.get_friendly_name(), kind, spelled, nodes)
+        if record.is_compute:
+            # Weights that it multiplies by a factor behind the layer lose the layer's name for the factor's.
+            record = replace(record, onnx_nodes=(*nodes, *(scaled[node] for node in nodes if node in scaled)))
+        records.append(record)
     return records, f"openvino {openvino.__version__}, the model it executes"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from odm_deploy.cli.options import precision_option, proof_options
 from odm_deploy.errors import UsageError
 from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, print_table, progress, say, show
+
+if TYPE_CHECKING:
+    from odm_deploy.proof.parity_report import ParityReport
 
 
 @click.command("verify")
@@ -60,7 +63,7 @@ def command(
         return
     from odm_deploy.errors import GateError
     from odm_deploy.files import check_file, write_text
-    from odm_deploy.proof.parity_report import Gates
+    from odm_deploy.proof.parity_report import NO_GATES, Gates
     from odm_deploy.proof.parity_text import summary_table, to_markdown, verdict, worst_layers_table
     from odm_deploy.proof.verify import VerifyOptions, verify
 
@@ -83,7 +86,23 @@ def command(
         if report.distance.differing and report.runtime["rounding_note"]:
             click.secho(report.runtime["rounding_note"], dim=True)
     if failures:
-        raise GateError(verdict(report, gates))
+        raise GateError(verdict(report, gates), fix=_judge_half(model, report) if gates == NO_GATES else "")
+
+
+def _judge_half(path: Path, report: ParityReport) -> str:
+    """How to judge a graph that is the model's, but for half precision, which moves more codes than rounding does."""
+    from odm_deploy.bundle import Bundle
+    from odm_deploy.proof.lowered_again import way_of
+
+    if any(graph.failures for graph in report.graphs):
+        return ""
+    precision = way_of(Bundle.open(path)).precision
+    return (
+        ""
+        if precision == "fp32"
+        else f"what is not int8 is {precision} in this graph, which moves codes: say how far by --max-lsb or "
+        f"--max-psnr-drop, or verify what is exported without --precision"
+    )
 
 
 def _verify_golden(path: Path, runtime: str | None, threads: int | None, as_json: bool) -> None:

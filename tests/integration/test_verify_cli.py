@@ -212,6 +212,9 @@ def test_half_precision_bundles_are_held_to_a_gate(tiny_checkpoint, images, tmp_
     outcome = run_cli("verify", tmp_path / "half", "--images", images, *gates, "--json")
     assert outcome.code == 0, outcome.stderr
     assert outcome.document["identical_pixels"] < 1
+    outcome = run_cli("verify", tmp_path / "half", "--images", images)
+    assert outcome.code == 3
+    assert "; what is not int8 is fp16 in this graph, which moves codes: say how far by --max-lsb" in outcome.stderr
 
 
 def test_a_bundle_finds_its_model_from_any_folder_and_when_both_are_moved(tmp_path, monkeypatch, images):
