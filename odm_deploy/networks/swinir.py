@@ -128,7 +128,8 @@ class SwinIR(SuperResolutionNetwork):
         rows, cols = (height + window - 1) // window, (width + window - 1) // window
         # Padded before it is normalised: OpenVINO 2026.4 crashes on the opposite order (`openvino_faults`).
         shallow = self.conv_first(pad_reflected(x, rows, cols, window) / 255.0 - self.mean)
-        mask = shifted_window_mask(rows, cols, window, window // 2, like=shallow)
+        # For all images at once: between reshapes that tell them apart, OpenVINO 2026.4 attends step by step.
+        mask = shifted_window_mask(rows, cols, window, window // 2, like=shallow)[:, None].repeat(x.shape[0], 1, 1, 1)
         tokens = self.patch_embed(shallow.permute(0, 2, 3, 1))
         for layer in self.layers:
             tokens = layer(tokens, mask, rows, cols)

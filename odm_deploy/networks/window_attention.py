@@ -35,7 +35,7 @@ class WindowAttention(nn.Module):
 
         Args:
             x: float [N * windows, T, C] with T = window * window tokens.
-            mask: float [windows, T, T], added to the logits; None in unshifted blocks.
+            mask: float [N * windows, 1, T, T], added to the logits; None in unshifted blocks.
 
         Returns:
             float [N * windows, T, C].
@@ -45,9 +45,7 @@ class WindowAttention(nn.Module):
         query, key, value = qkv[0], qkv[1], qkv[2]
         logits = (query * self.factor) @ key.transpose(-2, -1) + self.position_bias()
         if mask is not None:
-            windows = mask.shape[0]
-            logits = logits.reshape(-1, windows, self.heads, tokens, tokens) + mask[:, None]
-            logits = logits.reshape(-1, self.heads, tokens, tokens)
+            logits = logits + mask
         attended = torch.softmax(logits, -1) @ value
         return self.proj(attended.transpose(1, 2).reshape(-1, tokens, channels))
 

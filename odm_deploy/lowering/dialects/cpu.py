@@ -39,6 +39,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers
+from odm_deploy.lowering.dialects.attention import separate_parts
 from odm_deploy.lowering.dialects.blocks import shuffle_by_pixel
 from odm_deploy.lowering.dialects.moving import prepare, swap
 from odm_deploy.lowering.dialects.padded_channels import pad_channels
@@ -100,6 +101,9 @@ def lower_markers(model: ir.Model) -> None:
             node.replace_input_with(0, editor.node_before(node, "Reshape", [node.inputs[0], same], f"{name}.original"))
     for node in openvino.convolutions_before_products(model):
         keep_apart(editor, node)
+    for node in list(model.graph):
+        if node.op_type == "Transpose":
+            separate_parts(editor, node)
     clip_apart(model, editor)
     editor.drop_unused_constants()
 

@@ -255,5 +255,5 @@ def test_openvino_adds_what_linear_layers_add_in_their_kernels():
     model = lowered(quantized(small(), lambda *_: (8, "asymmetric", "per_channel")), target="cpu")
     layers, _ = cpu_layers("openvino", model.SerializeToString(), model, InputShapes.static(1, 16, 16))
     kinds = Counter(layer.kind for layer in layers)
-    assert sum(layer.precision == "int8" for layer in layers if layer.kind == "FullyConnected") == 16
+    assert sum(layer.precision == "int8" for layer in layers if layer.kind == "FullyConnected") == 24
     assert not kinds["Eltwise"]
