@@ -1,6 +1,7 @@
-"""Queries, keys and values, each from a product of its own, so that OpenVINO computes attention as one operator.
+"""Attention as OpenVINO computes it by one operator: nothing but transpositions and sums around both products.
 
-Networks compute all three by one linear layer and take them apart afterwards, through a transposition of the whole:
+Networks compute queries, keys and values by one linear layer and take them apart afterwards, through a transposition
+of the whole (`separate_parts`):
 
     MatMul -> Add -> Reshape(.., 3, heads, d) -> Transpose -> Gather(i) -> [Mul(number)] -> [Transpose] -> ..
 
@@ -9,8 +10,13 @@ becomes, for each i, with the columns of the weight and of what is added that Ga
     MatMul -> Add -> [Mul(number)] -> Reshape(.., heads, d) -> Transpose -> ..
 
 Columns of a product do not depend on each other, and transpositions only move, so that no value changes. Each part is
-moved once and by whole rows of a head; what is left between two products is a transposition that OpenVINO 2026.4 takes
-into its operator for attention. SwinIR-light at 320x180 is a tenth faster (`docs/measurements/cpu-speed.md`).
+moved once and by whole rows of a head, most of them by OpenVINO 2026.4's operator for attention itself.
+
+Between both products, the mask of shifted windows is added image by image (`mask_at_once`). In a graph for one image
+
+    Reshape(1, windows, heads, T, T) -> Add(mask) -> Reshape(windows, heads, T, T)     is     Add(mask)
+
+SwinIR-light at 320x180 is a tenth faster by both (`docs/measurements/cpu-speed.md`).
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
+from odm_deploy.graphs.shapes import infer_types
 from odm_deploy.lowering.metadata import layer_of_run
 
 _TURN = (1, 0)
@@ -63,6 +70,58 @@ def separate_parts(editor: GraphEditor, transpose: ir.Node) -> None:
     for node in parts.unread:
         assert node.graph is not None
         node.graph.remove(node, safe=True)
+
+
+def mask_at_once(model: ir.Model, editor: GraphEditor) -> None:
+    """Spare sums of what is computed for one image the reshapes around them, wherever these add an axis of one."""
+    found = [(node, sums) for node in model.graph if (sums := _sum_of_one_image(node)) is not None]
+    types = infer_types(ir.to_proto(model)) if found else {}
+
+    def sizes_of(value: ir.Value) -> list[int]:
+        kind = types.get(value.name or "")
+        return [] if kind is None else [size.dim_value for size in kind.shape.dim]
+
+    for back, (total, there, unsqueeze) in found:
+        (x, target), (term, added) = there.inputs[:2], unsqueeze.inputs
+        sizes, axes = _integers(target)[1:], _integers(added)
+        if x is None or term is None or sizes_of(x)[1:] != sizes[1:]:
+            continue
+        if len(sizes_of(term)) + len(axes) != len(sizes) + 1:
+            continue
+        name = back.outputs[0].name or ""
+        if kept := [axis - 1 for axis in axes if axis]:
+            added = editor.constant(f"{name}.axes", kept, np.int64)
+            term = editor.node_before(back, "Unsqueeze", [term, added], f"{name}.term")
+        new = editor.node_before(back, "Add", [x, term], f"{name}.sum")
+        replace_node(back, new)
+        new.name = name
+        for node in (total, there, unsqueeze):
+            if not node.outputs[0].uses():
+                model.graph.remove(node, safe=True)
+
+
+def _sum_of_one_image(back: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:
+    """Of a Reshape to [-1, ..] behind a sum: that, the Reshape to [1, -1, ..] of one of its terms, and what gives the
+    other its axes of one; None of any other operator.
+    """
+    total = _sole_producer(back.inputs[0], "Add") if back.op_type == "Reshape" else None
+    if total is None:
+        return None
+    reshapes = [_sole_producer(value, "Reshape") for value in total.inputs]
+    there = next((node for node in reshapes if node is not None), None)
+    term = next((value for value in total.inputs if there is None or value is not there.outputs[0]), None)
+    unsqueeze = term.producer() if term is not None else None
+    if there is None or unsqueeze is None or unsqueeze.op_type != "Unsqueeze":
+        return None
+    sizes = _integers(back.inputs[1])
+    one_image = sizes[:1] == [-1] and min(sizes[1:], default=0) > 0 and _integers(there.inputs[1]) == [1, *sizes]
+    return (total, there, unsqueeze) if one_image and min(_integers(unsqueeze.inputs[1]), default=-1) == 0 else None
+
+
+def _integers(value: ir.Value | None) -> list[int]:
+    """The numbers of a constant; none of anything computed."""
+    array = constant_array(value)
+    return [] if array is None else [int(each) for each in array.reshape(-1)]
 
 
 def _parts_of(transpose: ir.Node) -> _Parts | None:

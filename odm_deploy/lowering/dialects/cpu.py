@@ -39,7 +39,7 @@ from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
 from odm_deploy.grid import Grid
 from odm_deploy.lowering import markers
-from odm_deploy.lowering.dialects.attention import separate_parts
+from odm_deploy.lowering.dialects.attention import mask_at_once, separate_parts
 from odm_deploy.lowering.dialects.blocks import shuffle_by_pixel
 from odm_deploy.lowering.dialects.moving import prepare, swap
 from odm_deploy.lowering.dialects.padded_channels import pad_channels
@@ -104,6 +104,7 @@ def lower_markers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type == "Transpose":
             separate_parts(editor, node)
+    mask_at_once(model, editor)
     clip_apart(model, editor)
     editor.drop_unused_constants()
 

@@ -1,4 +1,7 @@
-"""Queries, keys and values get products of their own, which compute the same numbers, or everything stays as it is."""
+"""Queries, keys and values get products of their own, and masks are added without reshapes: the same numbers.
+
+Or everything stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.graphs.editor import GraphEditor
-from odm_deploy.lowering.dialects.attention import separate_parts
+from odm_deploy.lowering.dialects.attention import mask_at_once, separate_parts
 from odm_deploy.lowering.metadata import layer_of_run
 
 TOKENS, INPUTS = 6, 4
@@ -159,3 +162,109 @@ def test_anything_else_stays(parts):
     assert Counter(node.op_type for node in after.graph.node) == Counter(node.op_type for node in before.graph.node)
     for found, expected in zip(computed(after), computed(before), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+WINDOWS, HEADS = 4, 2
+LOGITS = (HEADS, TOKENS, TOKENS)
+
+
+def masked(
+    *,
+    there: Sequence[int] = (1, -1, *LOGITS),
+    back: Sequence[int] = (-1, *LOGITS),
+    mask: Sequence[int | str] = ("windows", TOKENS, TOKENS),
+    axes: Sequence[int] = (0, 2),
+    swapped: bool = False,
+    sums: int = 1,
+    read_between: str = "",
+) -> onnx.ModelProto:
+    stored = {"there": np.array(there), "back": np.array(back), "axes": np.array(axes)}
+    nodes, outputs = [helper.make_node("Unsqueeze", ["mask", "axes"], ["term"])], ["y"]
+    last = "x"
+    for index in range(sums):
+        terms = [f"spread{index}", "term"]
+        nodes += [
+            helper.make_node("Neg", [last], [f"logits{index}"]),
+            helper.make_node("Reshape", [f"logits{index}", "there"], [f"spread{index}"]),
+            helper.make_node("Add", terms[::-1] if swapped else terms, [f"sum{index}"]),
+            helper.make_node("Reshape", [f"sum{index}", "back"], [f"masked{index}"]),
+        ]
+        last = f"masked{index}"
+    nodes.append(helper.make_node("Softmax", [last], ["y"]))
+    if read_between:
+        nodes.append(helper.make_node("Abs", [read_between], ["other"]))
+        outputs.append("other")
+    graph = helper.make_graph(
+        nodes,
+        "masked",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["windows", *LOGITS]),
+            helper.make_tensor_value_info("mask", TensorProto.FLOAT, mask),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def masked_at_once(proto: onnx.ModelProto) -> onnx.ModelProto:
+    model = ir.from_proto(proto)
+    editor = GraphEditor(model.graph)
+    mask_at_once(model, editor)
+    return ir.to_proto(model)
+
+
+def check_same_logits(found: onnx.ModelProto, expected: onnx.ModelProto) -> None:
+    rng = np.random.default_rng(2)
+    shapes = {
+        each.name: [size.dim_value or WINDOWS for size in each.type.tensor_type.shape.dim] for each in found.graph.input
+    }
+    inputs = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    pairs = zip(*(ReferenceEvaluator(proto).run(None, inputs) for proto in (found, expected)), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="as_in_swinir"),
+        pytest.param({"swapped": True}, id="the_other_way_round"),
+        pytest.param({"sums": 3}, id="one_mask_for_several"),
+        pytest.param({"mask": ("windows", *LOGITS), "axes": (0,)}, id="a_mask_for_each_head"),
+        pytest.param({"mask": (TOKENS, TOKENS), "axes": (0, 1, 2)}, id="one_mask_for_all"),
+    ],
+)
+def test_masks_are_added_without_reshapes(settings):
+    before = masked(**settings)
+    after = masked_at_once(before)
+    assert "Reshape" not in {node.op_type for node in after.graph.node}
+    check_same_logits(after, before)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"there": (2, -1, *LOGITS), "mask": (2, TOKENS, TOKENS)}, id="two_images"),
+        pytest.param({"there": (1, -1, 1, *LOGITS[:2], 6), "axes": (0, 1, 3)}, id="another_axis"),
+        pytest.param({"back": (-1, HEADS * TOKENS, TOKENS)}, id="back_to_another_shape"),
+        pytest.param(
+            {
+                "there": (1, -1, 1, TOKENS, TOKENS),
+                "back": (-1, 1, TOKENS, TOKENS),
+                "mask": (TOKENS, TOKENS),
+                "axes": (0, 1, 2),
+            },
+            id="heads_become_windows",
+        ),
+        pytest.param({"mask": (TOKENS,), "axes": (0, 1)}, id="a_term_of_fewer_axes"),
+        pytest.param({"read_between": "spread0"}, id="reshaped_logits_are_read"),
+        pytest.param({"read_between": "sum0"}, id="the_sum_is_read"),
+    ],
+)
+def test_other_sums_keep_their_reshapes(settings):
+    before = masked(**settings)
+    after = masked_at_once(before)
+    assert sum(node.op_type == "Reshape" for node in after.graph.node) == 2
+    check_same_logits(after, before)
