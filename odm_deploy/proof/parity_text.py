@@ -104,9 +104,8 @@ def _steps(count: int) -> str:
 
 def _constants(graph: GraphCheck) -> str:
     """How many are what the model.pt lowers to."""
-    if graph.remark:
-        return "not compared"
-    return f"{graph.compared - len(graph.constants)} of {graph.compared}"
+    wired = ", wired otherwise" if graph.remark else ""
+    return f"{graph.compared - len(graph.constants)} of {graph.compared}{wired}"
 
 
 def _images(report: ParityReport) -> str:

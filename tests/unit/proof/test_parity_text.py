@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from odm_deploy.proof.evaluation import Quality
+from odm_deploy.proof.graph_check import GraphCheck
 from odm_deploy.proof.layer_parity import LayerParity
 from odm_deploy.proof.parity_report import Distance, Gates, ParityReport
 from odm_deploy.proof.parity_text import (
@@ -64,6 +65,18 @@ def test_rows_put_the_floor_beside_every_figure():
     assert rows(report(truth=True))[3:] == [
         ("PSNR-Y, runtime / reference", "31.500 dB", "31.500 dB"),
         ("SSIM-Y, runtime / reference", "0.9123", "0.9123"),
+    ]
+
+
+def test_constants_of_a_graph_that_another_version_wired_are_counted():
+    counted = report()
+    counted.graphs += [
+        GraphCheck("model.onnx", 9, ["a scale is another"], ["an Add"], None),
+        GraphCheck("model.cpu.onnx", 12, [], ["an Add instead of a Mul"], "odm-deploy 0.0"),
+    ]
+    assert [found for name, found, _ in rows(counted) if name.startswith("constants")] == [
+        "8 of 9",
+        "12 of 12, wired otherwise",
     ]
 
 
