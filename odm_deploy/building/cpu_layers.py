@@ -17,6 +17,7 @@ import onnx
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.runtimes.onnx.openvino_package import import_openvino
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")
 
@@ -96,7 +97,7 @@ def _plain_name(name: str) -> str:
 
 
 def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tuple[list[LayerRecord], str]:
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     read = core.read_model(model)

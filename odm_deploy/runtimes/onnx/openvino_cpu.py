@@ -17,6 +17,7 @@ from odm_deploy.lowering.metadata import is_marked_exact
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.onnx.openvino_faults import KEPT, CompiledSizes, Shapes, needs_probe, probe, wants_fixed_sizes
+from odm_deploy.runtimes.onnx.openvino_package import import_openvino
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
 
@@ -65,7 +66,7 @@ class OpenVinoCpu(GraphRuntime):
             raise MissingError("openvino is not installed", fix=install_extra("cpu"))
         if needs_probe(graph):
             probe(model, label)
-        import openvino
+        openvino = import_openvino()
 
         core = openvino.Core()
         if options.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -23,6 +23,7 @@ from typing import Any
 from onnx import ModelProto
 
 from odm_deploy.errors import InputError
+from odm_deploy.runtimes.onnx.openvino_package import import_openvino
 
 # fmt: off
 _HARMLESS = {
@@ -102,7 +103,7 @@ class CompiledSizes:
 
 
 def _main() -> None:
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
