@@ -36,6 +36,45 @@ def _linspace(function: Callable[..., Tensor], start: Any, end: Any, steps: Any,
     return torch.where(index < torch.floor((last + 1.0) / 2.0), start + index * step, end - (last - index) * step)
 
 
+def _padded(
+    function: Callable[..., Tensor],
+    input: Tensor,  # PyTorch's name  # noqa: A002
+    pad: Any,
+    mode: str = "constant",
+    value: float | None = None,
+) -> Tensor:
+    """PyTorch's `pad`; around an edge by joining parts, since OpenVINO 2026.4 knows no such padding."""
+    if mode != "circular" or not all(isinstance(each, int) and each >= 0 for each in pad):
+        return function(input, pad, mode, value)
+    x = input
+    for index in range(len(pad) // 2):
+        before, after = pad[2 * index : 2 * index + 2]
+        axis, length = x.dim() - 1 - index, x.shape[-1 - index]
+        last = [x.narrow(axis, length - before, before)] if before else []
+        first = [x.narrow(axis, 0, after)] if after else []
+        x = torch.cat([*last, x, *first], axis)
+    return x
+
+
+def _rolled(
+    function: Callable[..., Tensor],
+    input: Tensor,  # PyTorch's name  # noqa: A002
+    shifts: Any,
+    dims: Any = None,
+) -> Tensor:
+    """PyTorch's `roll`, whose shifts the exporter takes as numbers only; by joining parts where they are computed."""
+    numbers = shifts if isinstance(shifts, (tuple, list)) else (shifts,)
+    axes = dims if isinstance(dims, (tuple, list)) else (dims,)
+    if dims is None or all(isinstance(shift, int) for shift in numbers):
+        return function(input, shifts, dims)
+    x = input
+    for shift, axis in zip(numbers, axes, strict=True):
+        moved = shift % x.shape[axis]
+        stays = x.shape[axis] - moved
+        x = torch.cat([x.narrow(axis, stays, moved), x.narrow(axis, 0, stays)], axis)
+    return x
+
+
 _WRITTEN: dict[str, Callable[..., Tensor]] = {
     "interpolate": resized,
     "linspace": _linspace,
@@ -43,4 +82,6 @@ _WRITTEN: dict[str, Callable[..., Tensor]] = {
     "avg_pool2d": averaged,
     "max_pool1d": largest_of_windows,
     "max_pool2d": largest_of_windows,
+    "pad": _padded,
+    "roll": _rolled,
 }

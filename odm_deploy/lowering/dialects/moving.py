@@ -149,12 +149,18 @@ def _rectify_codes(graph: ir.Graph, quantizer: ir.Node) -> None:
 
 
 def _joins_its_own_grid(quantizer: ir.Node) -> bool:
-    """Whether a quantizer reads a concatenation of levels of its own grid, and so changes none."""
-    grid = markers.grid_of(quantizer)
+    """Whether a quantizer reads a concatenation of levels of its own grid, and so changes none.
+
+    What holds the same levels twice is quantized again: taps name each part once.
+    """
+    grid, seen = markers.grid_of(quantizer), set[ir.Value | None]()
     waiting, parts = [quantizer.inputs[0]], 0
     while waiting:
         value = waiting.pop()
         node = value.producer() if value is not None else None
+        if value in seen:
+            return False
+        seen.add(value)
         if node is not None and node.op_type == "Concat":
             waiting += node.inputs
             parts += 1

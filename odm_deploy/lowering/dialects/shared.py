@@ -65,6 +65,7 @@ def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
             openvino.loses_epsilon(node)
             or openvino.averages_codes(node)
             or openvino.folds_padding(node)
+            or openvino.shuffles_joined(node)
             or onnxruntime.takes_in_padding(node)
         ):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))

@@ -133,7 +133,7 @@ def convolutions_before_products(model: ir.Model) -> list[ir.Node]:
     for node in model.graph:
         readers = readers_of(node, through) if node.op_type == "Conv" else set()
         is_float = node.op_type == "Conv" and constant_array(node.inputs[1]) is not None
-        quantized = any(use.node.op_type == "QuantizeLinear" for use in node.outputs[0].uses())
+        quantized = any(reader.op_type == "QuantizeLinear" for reader in readers_of(node, MOVES))
         if quantized and (is_float or any(reader.op_type in _PRODUCTS for reader in readers)):
             found.append(node)
     return found
@@ -229,6 +229,18 @@ def folds_padding(node: ir.Node) -> bool:
     return padding is not None and padding.op_type == "Pad" and max(node.attributes["strides"].as_ints()) > 1
 
 
+def shuffles_joined(node: ir.Node) -> bool:
+    """Whether dequantized values are joined along channels and then go through a pixel shuffle.
+
+    OpenVINO 2026.4 takes zero points out of the parts and moves them, one for each channel, behind the shuffle, where
+    there are fewer channels; then it refuses the graph.
+    """
+    if node.op_type != "DepthToSpace":
+        return False
+    producers = producers_of(node, MOVES | POINTWISE)
+    return any(producer.op_type == "Concat" for producer in producers) and _comes_from_codes(node)
+
+
 def comes_from_concat(x: ir.Value) -> bool:
     """Whether `x` is a Concat, or computed from one point by point: then an upper bound belongs before the quantizer.
 
@@ -255,5 +267,6 @@ def _meets_channel_arithmetic(node: ir.Node) -> bool:
 
 
 def _comes_from_codes(node: ir.Node) -> bool:
-    """Whether dequantized values reach the first input of `node` by moves and arithmetic."""
-    return any(producer.op_type == "DequantizeLinear" for producer in producers_of(node, MOVES | ARITHMETIC))
+    """Whether dequantized values reach the first input of `node` by moves, arithmetic and what keeps their order."""
+    through = MOVES | ARITHMETIC | _TAKES | _CARRIES | {"MaxPool"}
+    return any(producer.op_type == "DequantizeLinear" for producer in producers_of(node, through))

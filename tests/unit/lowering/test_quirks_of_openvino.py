@@ -297,6 +297,7 @@ class Averages(nn.Module):
         x = self.head(x)
         around = F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1) * 2.0 - F.avg_pool2d(x, 5, 1, 2, divisor_override=20)
         joined = F.avg_pool2d(torch.cat([x[:, 6:], x[:, :6]], 1), 3, 1, 1)
+        joined = joined + F.avg_pool2d(F.max_pool2d(x, 3, 1, 1), 3, 1, 1)
         return F.pixel_shuffle(self.tail(self.body(around + joined) + x), 2)
 
 
@@ -477,3 +478,54 @@ def test_padding_in_front_of_transposed_convolutions(target: Target) -> None:
     policy = QuantizationPolicy.parse("integer", "8")
     model = quantize(PaddedTransposedConvolution(), policy, crops(20, 28), settings=UNFITTED)
     check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+
+
+class TokensFirst(nn.Module):
+    """A float convolution's result goes to a product by a transposition, and the product's is rolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.mix, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(self.head(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        rolled = torch.roll(mixed, (1, -2), (2, 3)).permute(0, 2, 3, 1)
+        return F.pixel_shuffle(self.tail(self.norm(rolled).permute(0, 3, 1, 2)), 2)
+
+
+def test_codes_that_are_transposed_before_a_product() -> None:
+    """Seen in the whole picture only, as above."""
+    model = quantize(TokensFirst(), QuantizationPolicy.parse("engine", "8"), crops(32, 36)[:2], settings=UNFITTED)
+    image = random_images(33, 50, seed=6)
+    with OpenVinoCpu.open_bytes(lower(model, LoweringOptions(target="cpu")).SerializeToString()) as runtime:
+        assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
+
+
+class Repeated(nn.Module):
+    """A signal joined with itself, before a layer and before a pixel shuffle, as what repeats pixels does."""
+
+    def __init__(self, shuffled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.shuffled = shuffled
+        self.head, self.body, self.both = (
+            nn.Conv2d(3, 12, 3, padding=1),
+            nn.Conv2d(12, 12, 3, padding=1),
+            nn.Conv2d(24, 12, 1),
+        )
+        self.last, self.tail = nn.Conv2d(12, 3, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(F.relu(self.head(x)))
+        if self.shuffled:
+            return self.last(F.pixel_shuffle(torch.cat([x] * 4, 1), 2))
+        return F.pixel_shuffle(self.tail(self.both(torch.cat([x, x], 1))), 2)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_signals_joined_with_themselves(shuffled: bool) -> None:
+    """OpenVINO refused the shuffled ones, and the layers could not be compared where others read both."""
+    model = quantize(Repeated(shuffled), QuantizationPolicy.parse("integer", "8"), crops(20, 28), settings=UNFITTED)
+    check_every_layer(model, lower(model, LoweringOptions(target="cpu")), random_images(20, 28, seed=5))

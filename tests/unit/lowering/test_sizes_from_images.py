@@ -194,3 +194,38 @@ def test_the_graph_pools_at_every_size(network) -> None:
                 with torch.no_grad():
                     expected = model(torch.from_numpy(x)).numpy()
                 assert np.quantile(np.abs(opened.upscale(x) - expected), 0.95) < 0.5, (runtime, size)
+
+
+class Around(nn.Module):
+    """Pads around the edges, and rolls by shifts that the image's size gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Conv2d(n, 12, 3, padding=1, padding_mode="circular") for n in (3, 12))
+        self.deep = nn.Conv2d(12, 12, 3)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        x = torch.relu(torch.roll(self.first(x), (height // 2, -(width // 4)), (2, -1)))
+        x = self.deep(F.pad(x, (2, 1, 0, 3), mode="circular"))[:, :, :-1, :-1]
+        return F.pixel_shuffle(self.last(x), 2)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_graph_goes_around_edges_at_every_size(runtime) -> None:
+    torch.manual_seed(4)
+    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
+    model = quantize(Around().eval(), QuantizationPolicy.parse("integer", "8"), images)
+    with OPENERS[runtime](lower(model).SerializeToString()) as opened:
+        for size in ((24, 32), (33, 51)):
+            x = random_images(*size, seed=9)
+            assert np.abs(opened.upscale(x) - model(torch.from_numpy(x)).numpy()).mean() < 0.05
+
+
+@pytest.mark.parametrize("edges", [(1, 2), (0, 3, 2, 0), (1, 1, 1, 1)])
+def test_padding_around_edges_is_pytorchs(edges) -> None:
+    x = torch.rand(2, 3, 5, 7)
+    x = x if len(edges) > 2 else x[0]
+    expected = F.pad(x, edges, mode="circular")
+    with SizesFromImages():
+        assert torch.equal(F.pad(x, edges, mode="circular"), expected)
