@@ -24,7 +24,7 @@ from odm_deploy.terminal import emit_json, json_option, progress, say
     "--seconds", default=4.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Time to spend on that."
 )
 @click.option(
-    "--quick", is_flag=True, help="A page in about a minute: two images, a second of timing, no layer-by-layer proof."
+    "--quick", is_flag=True, help="A page in a minute or two: two images, a second of timing, no layer-by-layer proof."
 )
 @click.option("--build", is_flag=True, help="Build an engine for int8 coverage where the bundle has none.")
 @json_option

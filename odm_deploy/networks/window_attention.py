@@ -118,8 +118,9 @@ def pad_reflected(x: Tensor, rows: int, cols: int, window: int) -> Tensor:
 def _reflected(size: int, padded: int, device: torch.device) -> Tensor:
     """Indices 0 .. size-1 .. 0 .. size-1 .., `padded` of them, int64."""
     # Tensors rather than integers: a comparison of symbolic sizes would bind the exported graph to one outcome. And
-    # `maximum` rather than `clamp`, because TensorRT has no integer Clip.
+    # `maximum` rather than `clamp`, because TensorRT has no integer Clip, and rather than `abs`, because OpenVINO
+    # 2026.4 leaves whole numbers negative where it knows them at compilation, as in graphs of one size.
     last = torch.arange(size, device=device)[-1:]
     period = torch.maximum(2 * last, torch.ones_like(last))
-    position = torch.remainder(torch.arange(padded, device=device), period)
-    return last - (position - last).abs()
+    beyond = torch.remainder(torch.arange(padded, device=device), period) - last
+    return last - torch.maximum(beyond, -beyond)

@@ -69,6 +69,16 @@ def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
             or onnxruntime.takes_in_padding(node)
         ):
             node.replace_input_with(0, _bounded_before(editor, node, node.inputs[0]))
+        elif openvino.keeps_signs(node):
+            _compare_with_opposite(editor, node)
+
+
+def _compare_with_opposite(editor: GraphEditor, absolute: ir.Node) -> None:
+    """The larger one of numbers and their opposites, for their absolute value."""
+    x, result = absolute.inputs[0], absolute.outputs[0]
+    assert x is not None and x.dtype is not None
+    opposite = editor.node_before(absolute, "Neg", [x], f"{result.name}.opposite", dtype=x.dtype)
+    replace_node(absolute, editor.node_before(absolute, "Max", [x, opposite], f"{result.name}.larger", dtype=x.dtype))
 
 
 def center_of(grid: Grid) -> float:

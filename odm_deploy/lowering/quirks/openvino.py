@@ -13,6 +13,7 @@ _CARRIES = {"Clip", "LeakyRelu", "PRelu", "Pad", "Relu", "Transpose"}
 _TAKES = {"Expand", "Gather", "GatherElements", "GatherND", "Split", "Squeeze", "Tile", "Unsqueeze"}
 _SHAPED = {"Expand", "Pad", "Reshape", "Resize", "Slice", "Tile"}
 _PRODUCTS = {"Einsum", "Gemm", "MatMul"}
+_WHOLE = {ir.DataType.INT32, ir.DataType.INT64}
 _EXTREMES = {"ReduceMax", "ReduceMin"}
 _NORMALIZATIONS = {"GroupNormalization", "InstanceNormalization", "LayerNormalization"}
 
@@ -239,6 +240,15 @@ def shuffles_joined(node: ir.Node) -> bool:
         return False
     producers = producers_of(node, MOVES | POINTWISE)
     return any(producer.op_type == "Concat" for producer in producers) and _comes_from_codes(node)
+
+
+def keeps_signs(node: ir.Node) -> bool:
+    """Whether OpenVINO would leave whole numbers negative whose absolute value is asked for, as of reflected indices.
+
+    OpenVINO 2026.4 does where it computes them at compilation, which it can in graphs of one size; pixels are then
+    taken from the other end of the image.
+    """
+    return node.op_type == "Abs" and node.inputs[0] is not None and node.inputs[0].dtype in _WHOLE
 
 
 def comes_from_concat(x: ir.Value) -> bool:

@@ -7,8 +7,8 @@ convolutional networks consist of have never crashed, so only others are compile
 
 It compiles a graph of dynamic height and width with other kernels and fusions than one of fixed size, and either may be
 wrong. At dynamic size it is the sum of two int8 convolutions' results (a network whose first convolution is quantized,
-too), and arithmetic per channel of maps of one pixel, of which this project's own graphs spare it
-(`lowering.quirks`); at fixed size the attention of SwinIR. So networks without products of matrices are compiled for
+too), and arithmetic per channel of maps of one pixel; at fixed size absolute values of whole numbers. Of the latter two
+this project's own graphs spare it (`lowering.quirks`). So networks without products of matrices are compiled for
 each size they meet, which is no slower to run and takes less than a second for EDSR-baseline; others are compiled once.
 """
 

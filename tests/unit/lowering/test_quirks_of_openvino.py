@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -529,3 +530,33 @@ def test_signals_joined_with_themselves(shuffled: bool) -> None:
     """OpenVINO refused the shuffled ones, and the layers could not be compared where others read both."""
     model = quantize(Repeated(shuffled), QuantizationPolicy.parse("integer", "8"), crops(20, 28), settings=UNFITTED)
     check_every_layer(model, lower(model, LoweringOptions(target="cpu")), random_images(20, 28, seed=5))
+
+
+class Mirrored(nn.Module):
+    """A convolution of an image continued by reflection, whose indices are absolute values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.head, self.tail = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis in (2, 3):
+            last = x.shape[axis] - 1
+            index = torch.arange(-1, x.shape[axis] + 1, device=x.device).abs()
+            x = x.index_select(axis, last - (last - index).abs())
+        return F.pixel_shuffle(self.tail(F.relu(self.head(x))), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_indices_are_reflected_at_one_size(target: Target) -> None:
+    """Computed at compilation, absolute values of whole numbers stay negative: pixels of the other end."""
+    images = crops(24, 32)
+    model = quantize(Mirrored().eval(), QuantizationPolicy.parse("deploy", "8"), images)
+    graph = lower(model, LoweringOptions(target=target))
+    assert not any(node.op_type == "Abs" for node in graph.graph.node)
+    read = openvino.Core().read_model(graph.SerializeToString())
+    read.reshape({"input": [1, 3, 24, 32]})
+    compiled = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(images[0].numpy())[0]
+    np.testing.assert_allclose(found, model(images[0]).numpy(), atol=3.0)
