@@ -17,7 +17,7 @@ import onnx
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes
-from odm_deploy.runtimes.onnx.openvino_package import import_openvino
+from odm_deploy.machine.openvino_package import import_openvino
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")
 

@@ -23,7 +23,7 @@ from typing import Any
 from onnx import ModelProto
 
 from odm_deploy.errors import InputError
-from odm_deploy.runtimes.onnx.openvino_package import import_openvino
+from odm_deploy.machine.openvino_package import import_openvino
 
 # fmt: off
 _HARMLESS = {

@@ -11,7 +11,7 @@ pytest.importorskip("openvino_telemetry", reason="OpenVINO's telemetry is not in
 
 _OPENED = """
 import multiprocessing, sys
-import odm_deploy.runtimes.onnx.openvino_package as package
+import odm_deploy.machine.openvino_package as package
 forked = []
 multiprocessing.Process.start = lambda process: forked.append(process)
 {imported}
@@ -33,7 +33,5 @@ def test_telemetry_is_not_imported(imported, found):
 
 
 def test_telemetry_can_be_imported_afterwards():
-    script = (
-        "from odm_deploy.runtimes.onnx.openvino_package import import_openvino as i; i(); import openvino_telemetry"
-    )
+    script = "from odm_deploy.machine.openvino_package import import_openvino as i; i(); import openvino_telemetry"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
