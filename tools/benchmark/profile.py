@@ -10,6 +10,7 @@ import numpy as np
 from onnx import ModelProto
 
 from odm_deploy.machine.host import physical_cpus
+from odm_deploy.machine.openvino_package import import_openvino
 
 _RUNS = 5
 
@@ -30,7 +31,7 @@ class Kernel:
 
 def kernels(model: ModelProto, size: tuple[int, int]) -> list[Kernel]:
     """The executed nodes of a model at one size (height, width), slowest first."""
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     read = core.read_model(model.SerializeToString())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from odm_deploy.machine.host import physical_cpus
+from odm_deploy.machine.openvino_package import import_openvino
 from odm_deploy.runtimes.base import Runtime, RunTimes
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.registry import runtime_class
@@ -64,7 +65,7 @@ class OpenVinoFile:
     """An OpenVINO model with the settings that this project gives to its own: latency hint, one thread a core."""
 
     def __init__(self, path: Path, size: tuple[int, int], options: RuntimeOptions) -> None:
-        import openvino
+        openvino = import_openvino()
 
         core = openvino.Core()
         model = core.read_model(path)

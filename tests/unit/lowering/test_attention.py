@@ -6,7 +6,7 @@ Or everything stays as it is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,22 @@ from odm_deploy.lowering.dialects.attention import mask_at_once, separate_parts
 from odm_deploy.lowering.metadata import layer_of_run
 
 TOKENS, INPUTS = 6, 4
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Sequence[int | str]],
+    outputs: Sequence[str],
+    stored: Mapping[str, np.ndarray],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 @dataclass(frozen=True)
@@ -81,14 +97,7 @@ class Parts:
         if self.second_reader:
             nodes.append(helper.make_node("Abs", [self.second_reader], ["other"]))
             outputs.append("other")
-        graph = helper.make_graph(
-            nodes,
-            "parts",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", TOKENS, INPUTS])],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-            [numpy_helper.from_array(value, name) for name, value in stored.items()],
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        return model_of(nodes, {"x": ["n", TOKENS, INPUTS]}, outputs, stored)
 
 
 def separated(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -194,17 +203,7 @@ def masked(
     if read_between:
         nodes.append(helper.make_node("Abs", [read_between], ["other"]))
         outputs.append("other")
-    graph = helper.make_graph(
-        nodes,
-        "masked",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["windows", *LOGITS]),
-            helper.make_tensor_value_info("mask", TensorProto.FLOAT, mask),
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(value, name) for name, value in stored.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model_of(nodes, {"x": ["windows", *LOGITS], "mask": mask}, outputs, stored)
 
 
 def masked_at_once(proto: onnx.ModelProto) -> onnx.ModelProto:
