@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +99,8 @@ def upscale_files(
     start = time.perf_counter()
     outcomes: list[dict[str, Any]] = []
     try:
-        with progress("images", "images/s") as track:
-            for outcome in track(run_jobs(todo, upscale), len(todo)):
+        with progress("images", "images/s") as track, closing(run_jobs(todo, upscale)) as run:
+            for outcome in track(run, len(todo)):
                 outcomes.append(_document(outcome))
                 if outcome.error is not None:
                     say(f"error: {outcome.error}")

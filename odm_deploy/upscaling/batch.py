@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ def is_done(job: Job, newer_than: float = 0.0) -> bool:
         return False
 
 
-def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Iterator[Outcome]:
+def run_jobs(jobs: Iterable[Job], upscale: Callable[[Image], Image]) -> Generator[Outcome]:
     """Read, upscale and write every image, the three overlapping; yields how each went, in order.
 
     A job that fails does not stop the others. Memory holds a handful of images, however many there are.

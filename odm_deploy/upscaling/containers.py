@@ -74,8 +74,9 @@ def reading(path: Path) -> Generator[None]:
         ) from error
 
 
-def open_to_read(path: Path) -> Any:
-    """A PyAV container of a file; what of its texts is not UTF-8 is replaced, and no reason to refuse a film.
+@contextmanager
+def opened_to_read(path: Path) -> Generator[Any]:
+    """Yield a PyAV container of a file; what of its texts is not UTF-8 is replaced, and no reason to refuse a film.
 
     PyAV does so by itself from 19 on, where it no longer takes a word about it.
 
@@ -90,10 +91,19 @@ def open_to_read(path: Path) -> Any:
     with reading(path):
         try:
             # Of a relative name, FFmpeg takes what comes before a colon for a protocol.
-            return av.open(str(path.absolute()), **told)
+            container = av.open(str(path.absolute()), **told)
         except ArgumentError:
             why = "it is no container of its own pictures: a list, perhaps, of other files"
             raise InputError(f"cannot read video {path}", why=why, fix="give the video itself") from None
+    try:
+        yield container
+    except KeyboardInterrupt:
+        # Whoever presses Ctrl-C twice does not wait for threads: one that still decodes keeps it open.
+        raise
+    except BaseException:
+        container.close()
+        raise
+    container.close()
 
 
 def describe_alike(reader: Any, writer: Any, streams: Mapping[int, Any]) -> None:

@@ -23,7 +23,7 @@ from odm_deploy.installing import install_extra
 from odm_deploy.kinds_of_files import why_no_file
 from odm_deploy.pipeline import ahead, map_ahead
 from odm_deploy.progress import Track, counted, untracked
-from odm_deploy.upscaling.containers import Damage, Ends, PacketTimes, describe_alike, open_to_read, reading
+from odm_deploy.upscaling.containers import Damage, Ends, PacketTimes, describe_alike, opened_to_read, reading
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def upscale_video(
 
     source, destination = Path(source), Path(destination)
     try:
-        with atomic_path(destination) as temporary, open_to_read(source) as reader:
+        with atomic_path(destination) as temporary, opened_to_read(source) as reader:
             if not reader.streams.video:
                 raise InputError(f"cannot read video {source}", why="it has no video stream", fix="give a video file")
             chosen = _FORMATS[destination.suffix.lower()]
@@ -196,8 +196,9 @@ def _transcode(
         writer.mux(encoder.encode(None))
 
     frames = 0
-    for frames in track(written(), _expected_frames(video, reader)):  # noqa: B007
-        pass
+    with closing(written()) as counts:
+        for frames in track(counts, _expected_frames(video, reader)):  # noqa: B007
+            pass
     if frames == 0:
         none = (
             f"none of its {counted(damage.left_out, 'frame')} can be decoded"

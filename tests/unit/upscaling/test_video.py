@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,26 @@ def test_an_error_of_the_network_ends_the_video(clip, tmp_path):
     with pytest.raises(InputError, match="not built"):
         upscale_video(clip, tmp_path / "out" / "out.mp4", refuse, 2)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_interrupted_video_leaves_nobody_at_work_on_it(tmp_path):
+    """A thread that still decodes a file when it is closed ends the process by a signal of another kind."""
+    write_clip(tmp_path / "in.mp4", seconds=3)
+
+    def interrupted(counts, total, stage=""):
+        yield next(counts)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upscale_video(tmp_path / "in.mp4", tmp_path / "out.mp4", doubled, 2, track=interrupted)
+    assert [thread.name for thread in threading.enumerate() if "pipeline" in thread.name] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files there")
+def test_the_video_that_was_read_is_closed(clip, tmp_path):
+    upscale_video(clip, tmp_path / "out.mp4", doubled, 2)
+    assert clip.resolve() not in [entry.resolve() for entry in Path("/proc/self/fd").iterdir()]
 
 
 def test_names_decide_what_is_a_video():

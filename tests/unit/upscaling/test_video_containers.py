@@ -13,7 +13,7 @@ pytest.importorskip("av", reason="PyAV is not installed")
 import av
 
 from odm_deploy.errors import InputError
-from odm_deploy.upscaling.containers import missing_in, open_to_read
+from odm_deploy.upscaling.containers import missing_in, opened_to_read
 from odm_deploy.upscaling.video import upscale_video
 from tests.video_clips import flash_times_s, frame_times_s, write_clip
 
@@ -274,7 +274,7 @@ def test_a_list_of_other_files_is_no_video(tmp_path, kind, suffix):
 )
 def test_every_container_of_its_own_pictures_is_read(tmp_path, suffix, codec):
     recoded(tmp_path, suffix, codec)
-    with open_to_read(tmp_path / f"plain{suffix}") as reader:
+    with opened_to_read(tmp_path / f"plain{suffix}") as reader:
         assert next(reader.decode(video=0)).width == 64
 
 
