@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 140
 _SECONDS_BETWEEN_LINES = 5.0
 _EXTRA_OF = {
-    **dict.fromkeys(("torch", "onnxscript", "onnx_ir", "safetensors"), "export"),
+    **dict.fromkeys(("torch", "onnxscript", "onnx_ir", "safetensors", "threadpoolctl"), "export"),
     "matplotlib": "train",
 }
 """Packages that commands import without asking first -> the extra that brings them."""

@@ -90,6 +90,7 @@ def layer_patches(
     track: Track = untracked,
     *,
     extremes: bool = True,
+    prepare: Callable[[LayerPatches], None] | None = None,
 ) -> Generator[LayerPatches]:
     """The patches of each layer, in the order in which layers run for the last time.
 
@@ -99,6 +100,8 @@ def layer_patches(
         names: dotted names of Conv2d and Linear layers.
         track: for a progress bar over the layers.
         extremes: off where nobody needs the extreme values of channels, which take as long as the patches.
+        prepare: called with a layer's patches before they are handed on, in the thread that makes them, while those of
+            an earlier layer are used.
     """
     images = batch_of(parts)
     modules = dict(network.named_modules())
@@ -121,7 +124,11 @@ def layer_patches(
                 ends[name].append(_extremes(_by_channel(layer, inputs[0]), EXTREMES) if extremes else none)
                 if len(seen[name]) == runs[name]:
                     rows, found = (_joined(each.pop(name)) for each in (seen, ends))
-                    put(_patches(name, layer, rows, runs[name], found, runs[name] * (inputs[0].numel() // channels)))
+                    pixels = runs[name] * (inputs[0].numel() // channels)
+                    patches = _patches(name, layer, rows, runs[name], found, pixels)
+                    if prepare is not None:
+                        prepare(patches)
+                    put(patches)
                 if not seen:
                     raise AllSeen
 

@@ -35,6 +35,8 @@ def fit_in_sequence(
     fit: Fit,
     signals: Mapping[str, Grid] | None = None,
     track: Track = untracked,
+    *,
+    ahead_of_it: Callable[[LayerPatches], None] | None = None,
 ) -> dict[str, FrozenLayer]:
     """All layers, fitted in the order in which they run.
 
@@ -45,6 +47,8 @@ def fit_in_sequence(
         fit: fits one of them.
         signals: grids of tensors between layers, as `freeze` takes them.
         track: for a progress bar over the layers.
+        ahead_of_it: what else is to be done with the float network's patches, in the thread that makes them: while a
+            layer is fitted, it is done for the next one.
 
     Returns:
         The layers by name, in the order of `layers`. Those that run several times saw the float network's patches in
@@ -79,7 +83,8 @@ def fit_in_sequence(
         return hook
 
     with ExitStack() as cleanup:
-        stream = cleanup.enter_context(closing(layer_patches(network, parts, list(layers), track, extremes=False)))
+        patches = layer_patches(network, parts, list(layers), track, extremes=False, prepare=ahead_of_it)
+        stream = cleanup.enter_context(closing(patches))
         for layer in model.layers.values():
             cleanup.enter_context(layer.register_forward_pre_hook(arriving_at(layer)))
         # A layer multiplies only once its codes are fitted.

@@ -28,6 +28,7 @@ from odm_deploy.quantization.model import freeze
 from odm_deploy.quantization.patches import LayerPatches, layer_patches
 from odm_deploy.quantization.reconstruction import fit_weights, float_outputs
 from odm_deploy.quantization.sequential import fit_in_sequence
+from odm_deploy.quantization.two_at_once import two_at_once
 
 
 @torch.no_grad()
@@ -71,14 +72,20 @@ def fit_all_weights(
         # In network order again.
         return {name: apart[name] for name in layers}
     apart: dict[str, FrozenLayer] = {}
+    outputs: dict[str, list[Tensor]] = {}
 
-    def fit_twice(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
-        outputs = float_outputs(layer, patches)
-        apart[patches.name] = fit(layer, patches, patches.inputs, outputs)
-        return fit(layer, patches, arrived, outputs)
+    def fit_apart(patches: LayerPatches) -> None:
+        layer = layers[patches.name]
+        outputs[patches.name] = float_outputs(layer, patches)
+        apart[patches.name] = fit(layer, patches, patches.inputs, outputs[patches.name])
 
-    # Each for itself besides: what the float network computes for it is the same.
-    chained = fit_in_sequence(network, parts, layers, fit_twice, signals, partial(track, stage="rounding"))
+    def fit_in_place(layer: FrozenLayer, patches: LayerPatches, arrived: Tensor) -> FrozenLayer:
+        return fit(layer, patches, arrived, outputs.pop(patches.name))
+
+    told = partial(track, stage="rounding")
+    # What the float network computes for both is the same.
+    with two_at_once():
+        chained = fit_in_sequence(network, parts, layers, fit_in_place, signals, told, ahead_of_it=fit_apart)
     apart = {name: apart[name] for name in layers}
     expected = [run_network(network, part) for part in unseen]
 
