@@ -42,7 +42,14 @@ def _slice(inputs: list[Any], attributes: Attributes) -> Tensor:
     axes = _axes(inputs, attributes, 3) or list(range(len(starts)))
     steps = integers(inputs[4]) if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if step == -1 and start == -1:
+        length = x.shape[axis]
+        if step < 0 and isinstance(length, int):
+            taken = range(length)[start:end:step]
+            whole = taken == range(length)[::-1]
+            x = x.flip(axis) if whole else x.index_select(axis, torch.tensor(taken, device=x.device))
+            continue
+        # Of an axis of any length.
+        if step == -1 and start == -1 and end <= -(2**31):
             x = x.flip(axis)
             continue
         if step < 1:

@@ -61,7 +61,8 @@ class OnnxNetwork(nn.Module):
 
     def __init__(self, graph: str) -> None:
         super().__init__()
-        model = unpack_graph(graph).graph
+        unpacked = unpack_graph(graph)
+        model, opset = unpacked.graph, opset_of(unpacked)
         if not model.input or not model.output:
             raise InputError("the network's ONNX graph is damaged", why="it has no input or no output")
         refuse_unknown_operators(model.node)
@@ -76,7 +77,7 @@ class OnnxNetwork(nn.Module):
         self._parameters_of: dict[str, str] = {}
         shapes = {tensor.name: tuple(tensor.dims) for tensor in model.initializer}
         stripped = {tensor.name for tensor in model.initializer if is_stripped(tensor)}
-        self._steps = self._plan(list(model.node), shapes, stripped)
+        self._steps = self._plan(list(model.node), shapes, stripped, opset)
         read = {name for step in self._steps for name in step.inputs}
         for tensor in model.initializer:
             if tensor.name in read:
@@ -123,11 +124,13 @@ class OnnxNetwork(nn.Module):
         result = TENSOR_OPERATORS[step.op](inputs, step.attributes)
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
-    def _plan(self, nodes: list[NodeProto], shapes: dict[str, tuple[int, ...]], stripped: set[str]) -> list[Layer]:
+    def _plan(
+        self, nodes: list[NodeProto], shapes: dict[str, tuple[int, ...]], stripped: set[str], opset: int
+    ) -> list[Layer]:
         steps: list[Layer] = []
         made: dict[tuple[Any, ...], str] = {}
         for node in nodes:
-            attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+            attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute} | {"opset": opset}
             step = Layer(node.op_type, list(node.input), list(node.output), attributes)
             if node.op_type in LAYERS and len(node.input) > 1 and node.input[1] in stripped:
                 built = make_layer(step, shapes, stripped)
@@ -173,6 +176,12 @@ class OnnxNetwork(nn.Module):
 def is_stripped(tensor: TensorProto) -> bool:
     """Whether a tensor of a packed graph is a parameter, whose data lies elsewhere."""
     return tensor.data_type == TensorProto.FLOAT and tensor.doc_string == STRIPPED
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a graph is written in; the one behind all others where it says none."""
+    stated = (each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    return max(stated, default=onnx.defs.onnx_opset_version())
 
 
 STRIPPED = "weights"

@@ -17,6 +17,8 @@ Attributes = Mapping[str, Any]
 Operator = Callable[[list[Any], Attributes], Any]
 
 _DTYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float32, 11: torch.float32}
+_FIRST_OPSET_WITH_SOFTMAX_OF_ONE_AXIS = 13
+"""Before it, all axes from the named one on were one."""
 
 
 def _broadcast(function: Callable[[Any, Any], Any]) -> Operator:
@@ -72,7 +74,12 @@ def _reduction(function: Callable[..., Tensor]) -> Operator:
 
 
 def _softmax(inputs: list[Any], attributes: Attributes) -> Tensor:
-    return F.softmax(inputs[0], attributes.get("axis", -1))
+    x = inputs[0]
+    of_one_axis = attributes["opset"] >= _FIRST_OPSET_WITH_SOFTMAX_OF_ONE_AXIS
+    axis = attributes.get("axis", -1 if of_one_axis else 1) % x.dim()
+    if of_one_axis or axis == x.dim() - 1:
+        return F.softmax(x, axis)
+    return F.softmax(x.flatten(axis), axis).reshape(x.shape)
 
 
 def _gemm(inputs: list[Any], attributes: Attributes) -> Tensor:
@@ -107,6 +114,10 @@ def _gather(inputs: list[Any], attributes: Attributes) -> Tensor:
     indices = integers(inputs[1])
     if inputs[1].ndim == 0:
         return x.select(axis, indices[0])
+    length = x.shape[axis]
+    if min(indices, default=0) < 0 and not isinstance(length, int):
+        return torch.stack([x.select(axis, index) for index in indices], axis)
+    indices = [index + length if index < 0 else index for index in indices]
     return x.index_select(axis, torch.tensor(indices, device=x.device))
 
 

@@ -74,7 +74,11 @@ CASES = {
     "Transpose": ("Transpose", [], {"perm": [0, 2, 3, 1]}),
     "Slice with steps": ("Slice", [ints(1, 0), ints(2**40, -1), ints(2, 3), ints(2, 3)], {}),
     "Slice backwards": ("Slice", [ints(-1), ints(-(2**40)), ints(3), ints(-1)], {}),
+    "Slice of channels backwards": ("Slice", [ints(7), ints(-(2**40)), ints(1), ints(-1)], {}),
+    "Slice of some channels backwards": ("Slice", [ints(-2), ints(0), ints(1), ints(-3)], {}),
+    "Slice of some rows backwards": ("Slice", [ints(-1), ints(-4), ints(2), ints(-1)], {}),
     "Gather": ("Gather", [ints(2, 0, 1)], {"axis": 1}),
+    "Gather from the end": ("Gather", [ints(-1, 0, -2)], {"axis": 1}),
     "Gather one": ("Gather", [np.int64(3)], {"axis": 2}),
     "Expand": ("Expand", [ints(2, 8, 6, 10)], {}),
     "Tile": ("Tile", [ints(1, 2, 1, 1)], {}),
@@ -120,6 +124,32 @@ def test_operator_agrees_with_the_reference(label):
     again.load_state_dict(module.state_dict())
     with torch.no_grad():
         assert torch.equal(again(torch.from_numpy(x)), torch.from_numpy(got))
+
+
+@pytest.mark.parametrize("attributes", [{}, *({"axis": axis} for axis in (0, 1, 2, 3, -1, -2))])
+def test_softmax_before_version_13_takes_all_axes_from_one_on(attributes):
+    model = graph_of("Softmax", [], attributes)
+    model.opset_import[0].version = 12
+    x = floats(2, 8, 6, 10)
+    axis = attributes.get("axis", 1) % 4
+    powers = np.exp(x.astype(np.float64)).reshape(*x.shape[:axis], -1)
+    wanted = (powers / powers.sum(-1, keepdims=True)).reshape(x.shape)
+    module, text = convert_graph(model)
+    for network in (module, OnnxNetwork(text)):
+        np.testing.assert_allclose(network(torch.from_numpy(x)).numpy(), wanted, rtol=1e-5)
+
+
+def test_what_is_counted_from_the_end_of_any_height_is_exported_so():
+    model = graph_of("Slice", [ints(-1), ints(-(2**40)), ints(2), ints(-1)], {})
+    nodes = [helper.make_node("Gather", ["y", "last"], ["z"], axis=2), helper.make_node("Add", ["x", "z"], ["sum"])]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(ints(-1), "last"))
+    model.graph.output[0].name = "sum"
+    module, _ = convert_graph(model)
+    rows = torch.export.Dim("rows", min=4, max=64)
+    exported = torch.export.export(module.eval(), (torch.rand(1, 8, 6, 10),), dynamic_shapes=({2: rows},)).module()
+    x = floats(1, 8, 9, 10)
+    assert np.array_equal(exported(torch.from_numpy(x)).numpy(), x + x[:, :, :1])
 
 
 def test_uneven_split_and_its_parts():
