@@ -56,8 +56,14 @@ def lower_all(model: ir.Model, lower_quantizer: LowerQuantizer) -> None:
 def _spare_runtimes(model: ir.Model, editor: GraphEditor) -> None:
     """Keep apart, by bounds that change nothing, what runtimes would make one operator of, and compute wrongly."""
     shared = [node for node in model.graph if openvino.shared_without_bias(node)]
+    measured = openvino.convolutions_whose_size_is_read(model)
     for node in dict.fromkeys(
-        [*openvino.convolutions_of_one_pixel(model), *openvino.extremes_of_codes(model), *shared]
+        [
+            *openvino.convolutions_of_one_pixel(model),
+            *openvino.extremes_of_codes(model),
+            *shared,
+            *(node for node in model.graph if node in measured),
+        ]
     ):
         keep_apart(editor, node)
     for node in list(model.graph):

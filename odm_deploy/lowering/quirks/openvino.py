@@ -140,6 +140,24 @@ def convolutions_before_products(model: ir.Model) -> list[ir.Node]:
     return found
 
 
+def convolutions_whose_size_is_read(model: ir.Model) -> set[ir.Node]:
+    """Convolutions before a quantizer whose height or width steers something behind, such as a roll.
+
+    Of values that have one size, OpenVINO 2026.4 reads it off the first, a convolution without its bias, which is not
+    made part of it then, but of the quantizer. Where shapes are dynamic, all channels get the bias of the first one. A
+    bound right behind the convolution keeps them apart.
+    """
+    keep = {"QuantizeLinear", "DequantizeLinear", "MatMul", "Softmax"} | MOVES | POINTWISE | _TAKES | _NORMALIZATIONS
+    return {
+        producer
+        for node in model.graph
+        if node.op_type == "Shape" or (node.op_type == "Slice" and any(map(_is_computed, node.inputs[1:])))
+        for producer in producers_of(node, keep)
+        if producer.op_type == "Conv"
+        and any(reader.op_type == "QuantizeLinear" for reader in readers_of(producer, POINTWISE | MOVES))
+    }
+
+
 def extremes_of_codes(model: ir.Model) -> list[ir.Node]:
     """Reductions to the largest or smallest whose results are quantized, behind arithmetic point by point or at once.
 
@@ -265,6 +283,11 @@ def comes_from_concat(x: ir.Value) -> bool:
             return False
         x = computed[0]
     return False
+
+
+def _is_computed(value: ir.Value | None) -> bool:
+    """Whether an input is there, and no constant."""
+    return value is not None and constant_array(value) is None
 
 
 def _meets_channel_arithmetic(node: ir.Node) -> bool:

@@ -504,6 +504,31 @@ def test_codes_that_are_transposed_before_a_product() -> None:
         assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
 
 
+class Rolled(nn.Module):
+    """A convolution's result, perhaps behind an activation function, is rolled; a matrix mixes channels before."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.mix, self.body, self.function = nn.Linear(8, 8), nn.Conv2d(8, 8, 3, padding=1), function
+        nn.init.normal_(self.body.bias, 0, 0.4)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(self.head(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.pixel_shuffle(self.tail(torch.roll(self.function(self.body(mixed)), (1, -2), (2, 3))), 2)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("function", [nn.Identity(), F.gelu])
+def test_codes_whose_size_steers_a_roll(function: Callable[[Tensor], Tensor], target: Target) -> None:
+    """All channels had the bias of the first one; seen in the whole picture only, as above."""
+    model = quantize(Rolled(function), QuantizationPolicy.parse("integer", "8"), crops(32, 36)[:2], settings=UNFITTED)
+    image = random_images(33, 50, seed=6)
+    with OpenVinoCpu.open_bytes(lower(model, LoweringOptions(target=target)).SerializeToString()) as runtime:
+        assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
+
+
 class Repeated(nn.Module):
     """A signal joined with itself, before a layer and before a pixel shuffle, as what repeats pixels does."""
 
