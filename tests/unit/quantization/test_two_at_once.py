@@ -42,10 +42,14 @@ def test_threads_that_start_meanwhile_have_half_of_the_cores_too(four_threads):
 
 
 def test_all_is_as_it_was_also_behind_an_error(four_threads):
+    def interrupted():
+        with two_at_once():
+            assert state() != before
+            raise KeyboardInterrupt
+
     before = state()
-    with pytest.raises(KeyboardInterrupt), two_at_once():
-        assert state() != before
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert state() == before
 
 
