@@ -139,7 +139,7 @@ def _abilities() -> list[Ability]:
     for need in (cpu, export):
         if not need.works:
             verify = replace(need, name=verify.name)
-    quantize = _needs("quantize", ["torch", "PIL"], install_extra("export"))
+    quantize = _needs("quantize", ["torch", "threadpoolctl", "PIL"], install_extra("export"))
     foreign = _needs("quantize what spandrel knows", ["spandrel", "einops"], install_spandrel())
     if not quantize.works:
         foreign = replace(quantize, name=foreign.name)
