@@ -19,10 +19,7 @@ _TURN_S = 1e-4
 
 @contextmanager
 def two_at_once() -> Generator[None]:
-    """While this lasts, this thread and those that start in it use half as many cores as before.
-
-    Not for computations of which one waits for the other most of the time.
-    """
+    """While this lasts, this thread and those that start in it use half as many cores as before."""
     threads, turn_s = torch.get_num_threads(), sys.getswitchinterval()
     half = max(threads // 2, 1)
     with threadpool_limits(limits=half, user_api="blas"):

@@ -68,7 +68,8 @@ def fit_all_weights(
 
     if not in_sequence:
         stream = layer_patches(network, parts, list(layers), partial(track, stage="rounding"), extremes=False)
-        apart = {patches.name: fit(layers[patches.name], patches, patches.inputs) for patches in stream}
+        with two_at_once():
+            apart = {patches.name: fit(layers[patches.name], patches, patches.inputs) for patches in stream}
         # In network order again.
         return {name: apart[name] for name in layers}
     apart: dict[str, FrozenLayer] = {}
