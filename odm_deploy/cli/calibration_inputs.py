@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from odm_deploy.cli.options import Command, group
+from odm_deploy.errors import OdmError
 from odm_deploy.progress import Track, steps, untracked
 from odm_deploy.terminal import say
 
@@ -81,3 +82,25 @@ def inputs_of(
             macs = macs_of(network) / 1e6
             say(f"a network of {macs:.1f} million multiply-adds a pixel: the middle {crop_px}x{crop_px} of each input")
     return CalibrationImages(paths, 1 if low_resolution else network.scale, crop_px)
+
+
+def check_smallest(network: SuperResolutionNetwork, images: CalibrationImages) -> None:
+    """Refuse an image of which too little is left, by the name of its file, before the minutes of work.
+
+    Raises:
+        InputError, UsageError: the network does not run on it, or nothing of it can be compared.
+    """
+    from odm_deploy.networks.running import run_network
+    from odm_deploy.proof.metrics import psnr_y
+    from odm_deploy.quantization.calibration_images import SMALL_PX
+
+    smallest = images.smallest()
+    for path, (low, high) in zip(smallest.paths, smallest.pairs(), strict=True):
+        if min(low.shape[2:]) >= SMALL_PX:
+            continue
+        try:
+            run_network(network, low)
+            if high is not None:
+                psnr_y(high, high, network.scale)
+        except OdmError as error:
+            raise type(error)(f"cannot calibrate on {path}", why=str(error)) from error

@@ -37,20 +37,25 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
 
     Raises:
         InputError: the graph cannot be used.
-        GateError: it could not be proven equal (nothing is written), or what was written does not run as int8 whole.
+        GateError: it could not be proven equal or nothing could be fixed (nothing is written), or what was written does
+            not run as int8 whole.
         BuildError: the builder refuses what was written.
     """
     keep_input(target, output)
     check_file(output)
     say(f"rewriting {target}")
     fixed = fix(graph)
-    with atomic_path(output) as temporary:
-        onnx.save(fixed.model, temporary)
     failing = [finding for finding in lint(fixed.model) if finding.severity.fails_gate]
+    # A copy of what TensorRT will not run is of no use.
+    before, after = ([node.op_type for node in each.graph.node] for each in (graph, fixed.model))
+    is_copy = bool(failing) and not fixed.done and before == after
+    if not is_copy:
+        with atomic_path(output) as temporary:
+            onnx.save(fixed.model, temporary)
     if any(finding.severity is Severity.ERROR for finding in failing):
         found, builder = None, "TensorRT would refuse what is left"
     else:
-        found, builder = _build(fixed.model, output)
+        found, builder = (None, "nothing was fixed") if is_copy else _build(fixed.model, output)
     if as_json:
         built: dict[str, Any] | None = None if found is None else {"builder": builder, **found.to_dict()}
         emit_json(
@@ -70,7 +75,9 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
         names = list(dict.fromkeys([*(each.node for each in failing), *(each.name for each in fallbacks), *left]))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise GateError(
-            f"{output} computes the same, but TensorRT will not run all of it as int8",
+            f"nothing in {target} can be fixed, and nothing was written"
+            if is_copy
+            else f"{output} computes the same, but TensorRT will not run all of it as int8",
             why=", ".join(names[:3]) + more,
             fix="; ".join(dict.fromkeys(each.fix for each in failing)) or f"see odm-deploy inspect {output}",
         )

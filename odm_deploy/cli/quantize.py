@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float
+from odm_deploy.cli.calibration_inputs import check_smallest, image_options, inputs_of, load_float
 from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policies, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
@@ -101,6 +101,7 @@ def command(
             _check_sizes(loaded, exporting=bundle is not None)
             begin()
             seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
+            check_smallest(loaded, dataclasses.replace(seen, paths=paths))
             _say_small_inputs(seen)
             unseen = dataclasses.replace(seen, paths=unseen_paths)
             begin()

@@ -103,7 +103,8 @@ def _standing_in_for_torchvision() -> Generator[None]:
     It imports three names from there, for networks that fill holes and mend faces; none that enlarges images uses them.
     Builds of torchvision fit one build of torch each, so it is what an environment lacks first.
     """
-    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+    # A folder of that name without a module is what an uninstalled one can leave.
+    if "torchvision" in sys.modules or getattr(importlib.util.find_spec("torchvision"), "origin", None) is not None:
         yield
         return
     names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")

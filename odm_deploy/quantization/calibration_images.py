@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,11 @@ class CalibrationImages:
                 except InputError as error:
                     raise InputError(f"cannot calibrate on {path}", why=str(error)) from None
             yield torch.from_numpy(to_batch(image)), high
+
+    def smallest(self) -> CalibrationImages:
+        """The image alone whose input has the shortest side, by the files' headers; none where none can be read."""
+        sizes = {path: min(size) for path in self.paths if (size := size_of(path))}
+        return replace(self, paths=[min(sizes, key=lambda path: sizes[path])] if sizes else [])
 
     def largest_side(self) -> int:
         """The shorter side, in pixels, of the largest input, by the files' headers; 0 where none can be read."""

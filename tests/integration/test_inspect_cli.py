@@ -231,7 +231,9 @@ def test_what_lint_cannot_fix_is_left_and_not_taken(tmp_path):
     assert outcome.code == 3
     assert outcome.stdout.splitlines()[0] == "fixed: nothing"
     assert "left: layer: " in outcome.stdout
+    assert "nothing was written" in outcome.stderr
     assert "export in the QDQ format" in outcome.stderr
+    assert not (tmp_path / "fixed.onnx").exists()
 
 
 def test_without_a_builder_runtimes_that_look_at_it_are_named(tiny_bundle, monkeypatch):

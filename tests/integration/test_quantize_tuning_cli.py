@@ -54,6 +54,20 @@ def test_images_that_shrink_to_little_are_named_as_what_may_be_inputs(weights, t
     )
 
 
+@pytest.mark.parametrize("size", [(2, 48), (48, 4), (1, 1)])
+def test_an_image_of_which_too_little_is_left_is_named_before_any_work(size, weights, images, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    write_image(folder / "tiny.png", np.full((*size, 3), 100, np.uint8))
+    outcome = quantize(weights, folder, tmp_path / "model.pt", "--no-fit")
+    assert outcome.code == 1
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert f"cannot calibrate on {folder / 'tiny.png'}" in last
+    assert "use larger images" in last
+    assert "calibrating" not in outcome.stderr
+    assert not (tmp_path / "model.pt").exists()
+
+
 def test_where_one_image_is_held_back_the_worst_of_the_others_is_named(weights, images, tmp_path):
     """Noise, on which the network does something else, was seen in calibration."""
     folder = tmp_path / "images"

@@ -66,10 +66,11 @@ class Equality:
 
     def __str__(self) -> str:
         flips = f"{self.flips} differ, by {self.largest_flip} step" if self.flips else "all equal"
+        codes = f"{self.codes} codes compared, {flips}" if self.codes else "no codes to compare are left"
         if self.identical == 1:
-            return f"{self.codes} codes compared, {flips}; outputs equal to the bit"
+            return f"{codes}; outputs equal to the bit"
         return (
-            f"{self.codes} codes compared, {flips}; outputs: {self.identical:.2%} equal to the bit, {self.close:.2%} "
+            f"{codes}; outputs: {self.identical:.2%} equal to the bit, {self.close:.2%} "
             f"within {CLOSE:g} of the largest value, all within {self.output_error:.1e}"
         )
 

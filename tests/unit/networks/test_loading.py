@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from odm_deploy.errors import InputError, MissingError, UsageError
+from odm_deploy.networks import spandrel_models
 from odm_deploy.networks.foreign import ForeignNetwork
 from odm_deploy.networks.loading import load_network, load_same
 from odm_deploy.networks.registry import build_network, network_names
@@ -169,6 +171,14 @@ def test_a_torchvision_that_does_not_fit_is_named(broken, save, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "torchvision.transforms.functional", Broken("functional"))
     with pytest.raises(MissingError, match=r'is not the one for torch 2.*uninstall torchvision.*"torchvision==0\.'):
         load_network(save(nn.Conv2d(3, 3, 1).state_dict()))
+
+
+@pytest.mark.skipif(hasattr(find_spec("torchvision"), "origin"), reason="torchvision is installed")
+def test_an_empty_folder_that_torchvision_left_is_no_torchvision(tmp_path, monkeypatch):
+    (tmp_path / "torchvision").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with spandrel_models._standing_in_for_torchvision():
+        assert importlib.import_module("torchvision.transforms.functional").rotate is None
 
 
 def test_what_spandrel_lacks_is_not_blamed_on_torchvision(save, monkeypatch):

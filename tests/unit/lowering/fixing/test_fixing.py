@@ -101,6 +101,7 @@ def test_codes_of_sixteen_bits_are_rounded_in_float_to_the_same_bits():
     fixed = fix(TRAPS["UINT16 activation"].build())
     assert fixed.equality.identical == 1
     assert "16-bit codes" in fixed.left[0]
+    assert str(fixed.equality) == "no codes to compare are left; outputs equal to the bit"
     assert "activation-type" not in failing(fixed.model)
 
 
