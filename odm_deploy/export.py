@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,18 @@ def write_bundle(
         )
         for name, proto in protos.items():
             (temporary / name).write_bytes(proto.SerializeToString(deterministic=True))
-        onnx_path = temporary / ONNX_FILE
-        if model.exact is not None:
-            say("golden outputs, in integers")
-            _write_golden(model, protos, temporary)
         built = None
-        if engine is not None:
-            _warn_of_padding(protos[ONNX_FILE], say)
-            built = build_bundle_engine(onnx_path, temporary / PLAN_FILE, engine, say, on_progress)
+        # The builder is another process, and needs one core.
+        with ThreadPoolExecutor(1) as beside:
+            golden = None
+            if model.exact is not None:
+                say("golden outputs, in integers")
+                golden = beside.submit(_write_golden, model, protos, temporary)
+            if engine is not None:
+                _warn_of_padding(protos[ONNX_FILE], say)
+                built = build_bundle_engine(temporary / ONNX_FILE, temporary / PLAN_FILE, engine, say, on_progress)
+            if golden is not None:
+                golden.result()
         # Seen from the bundle, unless an absolute path was given: commands run in any folder.
         seen = str(checkpoint) if checkpoint.is_absolute() else path_from(folder, checkpoint)
         described = {
