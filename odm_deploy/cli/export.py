@@ -15,7 +15,12 @@ from odm_deploy.terminal import emit_json, json_option, progress_alone, say
 
 @click.command("export")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Bundle directory.  [default: MODEL without .pt]")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Bundle directory; a bundle that is there is replaced.  [default: MODEL without .pt]",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),

@@ -46,7 +46,13 @@ _NAMED = 8
 @policy_options
 @range_options
 @tuning_options
-@click.option("--export", "bundle", type=_PATH, metavar="BUNDLE", help="Go on to a bundle, as odm-deploy export does.")
+@click.option(
+    "--export",
+    "bundle",
+    type=_PATH,
+    metavar="BUNDLE",
+    help="Go on to a bundle, as odm-deploy export does; one that is there is replaced.",
+)
 @click.option("--engine/--no-engine", default=True, help="With --export: build an engine, where a builder is here.")
 @click.option("--shapes", default="1080p", show_default=True, help="With --export: input sizes of the engine.")
 @json_option

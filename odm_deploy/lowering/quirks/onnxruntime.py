@@ -7,7 +7,8 @@ from collections.abc import Set
 import numpy as np
 import onnx_ir as ir
 
-from odm_deploy.graphs.editor import constant_array, only_consumer
+from odm_deploy.graphs.editor import constant_array
+from odm_deploy.lowering.quirks.walking import readers_of
 
 _POOLINGS = {"AveragePool", "MaxPool"}
 _PASSED = {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -37,18 +38,20 @@ def would_round_bias(node: ir.Node) -> bool:
     if node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
         return False
     weight = node.inputs[1].producer() if node.inputs[1] is not None else None
-    source, reader = _quantizer_before(node), _quantizer_behind(node, {"Relu", "Clip"})
+    source, readers = _quantizer_before(node), _quantizers_behind(node, {"Relu", "Clip"})
     bias = constant_array(node.inputs[2])
-    if bias is None or source is None or reader is None or weight is None or weight.op_type != "DequantizeLinear":
+    if bias is None or source is None or not readers or weight is None or weight.op_type != "DequantizeLinear":
         return False
-    scales = [constant_array(quantizer.inputs[1]) for quantizer in (source, weight, reader)]
-    of_input, of_weight, of_output = (np.float64(0) if scale is None else scale.astype(np.float64) for scale in scales)
+    scales = [constant_array(quantizer.inputs[1]) for quantizer in (source, weight, *readers)]
+    of_input, of_weight, *of_outputs = (
+        np.float64(0) if scale is None else scale.astype(np.float64) for scale in scales
+    )
     unit = of_input * of_weight
-    if not np.all(unit) or not np.all(of_output):
+    if not np.all(unit) or not all(map(np.all, of_outputs)):
         return False
     exact = bias.astype(np.float64)
     rounded = np.rint(exact / unit) * unit
-    return bool((np.abs(rounded - exact) / of_output).max() > _LARGEST_BIAS_ERROR)
+    return any((np.abs(rounded - exact) / scale).max() > _LARGEST_BIAS_ERROR for scale in of_outputs)
 
 
 def would_look_up(node: ir.Node) -> bool:
@@ -85,7 +88,7 @@ def takes_in_padding(node: ir.Node) -> bool:
 
 def _is_between_codes(node: ir.Node, through: Set[str] = frozenset()) -> bool:
     """Whether `node` has a quantizer on both sides, behind it perhaps after operators of the kinds `through`."""
-    return _quantizer_before(node) is not None and _quantizer_behind(node, through) is not None
+    return _quantizer_before(node) is not None and bool(_quantizers_behind(node, through))
 
 
 def _quantizer_before(node: ir.Node) -> ir.Node | None:
@@ -96,9 +99,10 @@ def _quantizer_before(node: ir.Node) -> ir.Node | None:
     return producer if producer is not None and producer.op_type == "DequantizeLinear" else None
 
 
-def _quantizer_behind(node: ir.Node, through: Set[str]) -> ir.Node | None:
-    """The QuantizeLinear that alone reads what `node` gives, be it moved, after operators of the kinds `through`."""
-    reader = only_consumer(node.outputs[0])
-    while reader is not None and reader.op_type in _PASSED | through:
-        reader = only_consumer(reader.outputs[0])
-    return reader if reader is not None and reader.op_type == "QuantizeLinear" else None
+def _quantizers_behind(node: ir.Node, through: Set[str]) -> list[ir.Node]:
+    """The QuantizeLinears that read what `node` gives, be it moved, after operators of the kinds `through`.
+
+    Where something else reads it, too, such as a sum, ONNX Runtime makes no one operator of the two, but does once
+    `verify` has cut that off to compare layers.
+    """
+    return [reader for reader in readers_of(node, _PASSED | through) if reader.op_type == "QuantizeLinear"]

@@ -175,10 +175,32 @@ class PooledTransposedConvolution(nn.Module):
         return nn.functional.pixel_shuffle(self.last(self.body(pooled) + x), 2)
 
 
+class AddedTransposedConvolution(nn.Module):
+    """The same, whose result a layer and a sum read, as in DRUNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.body, self.last = (nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in
+                                            ((3, 12), (12, 12), (12, 3)))  # fmt: skip
+        self.larger = nn.ConvTranspose2d(12, 12, 2, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        larger = self.larger(x + self.body(x))
+        return self.last(larger + self.body(larger))
+
+
 @pytest.mark.parametrize(
     "network",
-    [Shares("nothing"), Shares("transpose"), Shares("pool"), PooledTransposedConvolution()],
-    ids=["softmax", "softmax, transposed", "softmax, pooled", "transposed convolution, pooled"],
+    [
+        Shares("nothing"),
+        Shares("transpose"),
+        Shares("pool"),
+        PooledTransposedConvolution(),
+        AddedTransposedConvolution(),
+    ],
+    ids=["softmax", "softmax, transposed", "softmax, pooled", "transposed convolution, pooled", "and added"],
 )
 def test_onnxruntime_computes_between_grids(network):
     images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
