@@ -17,6 +17,22 @@ _BY_SUFFIX = {
     "text": ".md .txt .log .py .yml .yaml .html",
     "a checkpoint": ".pt .pth .ckpt .safetensors",
 }
+_BEGINNINGS = {
+    b"<!doctype": "a web page, not the file that it links to",
+    b"<html": "a web page, not the file that it links to",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89png": "a PNG image",
+    b"gif8": "a GIF image",
+    b"gguf": "a GGUF file",
+    b"%pdf": "a PDF file",
+    b"rar!": "a RAR archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"\x1f\x8b": "an archive made by gzip",
+}
+"""How files begin that are taken for weights or graphs, in lower case: what a click saved, or somebody renamed."""
+BEGINNING_BYTES = 24
+"""As many bytes of a file as `kind_by_beginning` looks at."""
 _SPECIAL = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _KINDS = {suffix: kind for kind, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()}
 
@@ -32,6 +48,12 @@ def kind_of(path: Path | str) -> str:
 def kind_by_name(path: Path | str) -> str:
     """What goes by such a name, whether or not it is there; empty where the name does not say."""
     return _KINDS.get(Path(path).suffix.lower(), "")
+
+
+def kind_by_beginning(start: bytes) -> str:
+    """What begins so, whatever its name, such as `a web page`; empty where nobody knows."""
+    start = start.lstrip().lower()
+    return next((kind for beginning, kind in _BEGINNINGS.items() if start.startswith(beginning)), "")
 
 
 def why_no_file(path: Path | str) -> str:

@@ -295,8 +295,25 @@ def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
     return MissingError(f"{package} is not installed", why=what, fix=fix)
 
 
+def _fill_closed_streams() -> None:
+    """Let streams that whoever started the process had closed lead nowhere.
+
+    Their numbers would go to the next files that are opened, and what libraries print would go into those.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given, which is this one: those before it are taken by now.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
 def run(command: click.Command, prog_name: str) -> None:
     """Run a click command as a process: one line per error, the documented exit code, no traceback."""
+    _fill_closed_streams()
     # Torch's threads spin while they wait for each other, and on a busy machine take the cores from those with work to
     # do: three times the processor time. Read once, when torch is loaded, which no command does before this line.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

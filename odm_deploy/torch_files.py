@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 
 from odm_deploy.errors import InputError
-from odm_deploy.kinds_of_files import kind_of, why_no_file
+from odm_deploy.kinds_of_files import BEGINNING_BYTES, kind_by_beginning, kind_of, why_no_file
 from odm_deploy.numpy_pickles import SAFE, NotNumbersError, with_tensors
 from odm_deploy.torch_contents import check_contents
 
@@ -47,10 +47,12 @@ def read_torch_file(path: Path | str, wanted: str = "a torch file is wanted") ->
 
 
 def _loaded(stream: BinaryIO, path: Path, wanted: str) -> Any:
-    magic = stream.read(4)
+    start = stream.read(BEGINNING_BYTES)
+    magic = start[:4]
     # torch writes zip archives since 1.6, before that (and `pickle` itself) a pickle stream.
     if magic[:2] != b"PK" and magic[:1] != b"\x80":
-        kind = kind_of(path)
+        # What it holds says more than its name.
+        kind = kind_by_beginning(start) or kind_of(path)
         why = f"it is {kind}" if kind not in ("", "a checkpoint") else f"it begins with {magic!r}"
         raise InputError(f"{path} is not a torch file", why=why, fix=wanted)
     if magic[:2] == b"PK":

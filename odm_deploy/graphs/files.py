@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.tensors import check_tensors, tensors_of
 from odm_deploy.graphs.wellformed import check_graph
-from odm_deploy.kinds_of_files import why_no_file
+from odm_deploy.kinds_of_files import BEGINNING_BYTES, kind_by_beginning, why_no_file
 
 if TYPE_CHECKING:
     import onnx
@@ -113,6 +113,8 @@ def parse_onnx(data: bytes, *, label: str = "the model") -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
+    if kind := kind_by_beginning(data[:BEGINNING_BYTES]):
+        raise InputError(f"{label} is not an ONNX model", why=f"it is {kind}", fix="download or copy the file itself")
     try:
         proto = onnx.load_model_from_string(data)
     except DecodeError as error:

@@ -12,6 +12,7 @@ import re
 import threading
 import warnings
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from odm_deploy.imaging.decoding import EncodedImage, decode
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.jpeg import check_scans
 from odm_deploy.imaging.pixels import Bits, to_eight_bits
-from odm_deploy.kinds_of_files import why_no_file
+from odm_deploy.kinds_of_files import kind_by_name, why_no_file
 
 READ_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What `list_images` takes for an image in a folder."""
@@ -85,7 +86,9 @@ def read_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, max_
         except Exception as error:
             # Decoders raise whatever their parsers stumble over: OSError, SyntaxError, struct.error, IndexError, ...
             raise InputError(
-                f"cannot read {encoded}", why=_reason(encoded, error), fix="replace it with a readable image"
+                f"cannot read {encoded}",
+                why=_reason(encoded, error),
+                fix=_of_video(encoded.source) or "replace it with a readable image",
             ) from error
 
 
@@ -136,9 +139,24 @@ def list_images(source: Path | str) -> list[Path]:
         raise InputError(
             f"no images in {source}",
             why=f"none of its {len(entries)} entries ends in {', '.join(READ_SUFFIXES)}",
-            fix="give a folder, file or pattern that holds images",
+            fix=_instead_of(entries),
         )
     return images
+
+
+def _instead_of(entries: list[Path]) -> str:
+    """What to give instead of entries that are no images."""
+    told = next(filter(None, map(_of_video, entries)), "")
+    return told or "give a folder, file or pattern that holds images"
+
+
+def _of_video(source: Path | bytes) -> str:
+    """What to do with a video where images are wanted; empty where that is the name of something else."""
+    if isinstance(source, bytes) or kind_by_name(source) != "a video":
+        return ""
+    return (
+        f"upscale takes a video by its own name; images of it: ffmpeg -i {quote(str(source))} -vf fps=1 FOLDER/%04d.png"
+    )
 
 
 def list_other_images(source: Path | str) -> list[Path]:

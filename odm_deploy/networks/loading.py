@@ -21,6 +21,11 @@ from odm_deploy.networks.weight_files import check_finite, read_weights
 
 INPUT_SETTINGS = ("input_range", "channel_order")
 """Settings that say how images go into a network that is not this project's."""
+_OTHER_WEIGHTS = {
+    "lora_": "a LoRA, which only changes another network",
+    "diffusion_model.": "a diffusion model, which runs many times for one image",
+}
+"""Weights that lie beside those of upscalers on the same pages, by a part of their keys."""
 
 
 def load_network(
@@ -140,9 +145,14 @@ def _of_spandrel(path: Path | str, readings: list[StateDict], scale: int | None,
             refused = refused or error
     if refused is not None:
         raise refused
+    keys = list(readings[0])
+    if other := next((words for mark, words in _OTHER_WEIGHTS.items() if any(mark in key for key in keys)), None):
+        raise UnknownNetworkError(
+            f"{path} is {other}", why=f"by keys such as {keys[0]}", fix="take weights of a network that enlarges images"
+        )
     raise UnknownNetworkError(
         f"nobody knows the network of {path}",
-        why=f"neither this project nor spandrel does, by keys such as {', '.join(list(readings[0])[:3])}",
+        why=f"neither this project nor spandrel does, by keys such as {', '.join(keys[:3])}",
         fix="name what builds it: --network package.module:Name, with its folder on PYTHONPATH",
     )
 

@@ -278,6 +278,12 @@ def _compare(module: OnnxNetwork, reference: ModelProto, sizes: list[tuple[int, 
             ) from error
         if got.shape != wanted.shape:
             raise InputError(f"{path} cannot be converted", why=f"{got.shape} instead of {wanted.shape}")
+        if wanted.ndim != 4 or wanted.shape[1] != 3:
+            raise UsageError(
+                f"{path} makes no RGB image",
+                why=f"its first output is {'x'.join(map(str, wanted.shape))} for an image of 1x3x{height}x{width}",
+                fix="take a network that enlarges or restores images",
+            )
         if not np.isfinite(wanted).all():
             bad = int((~np.isfinite(wanted)).sum())
             raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ def network_from_spandrel(
             "spandrel does not know this network", why=f"keys {', '.join(list(state)[:3])} ..", fix="name its builder"
         ) from None
     except (LookupError, ArithmeticError, ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise InputError("spandrel cannot load these weights", why=f"{type(error).__name__}: {error}"[:300]) from error
+        raise _misfit(error) from error
     channels = (descriptor.input_channels, descriptor.output_channels)
     if not isinstance(descriptor, spandrel.ImageModelDescriptor) or channels != (3, 3):
         raise InputError(
@@ -71,6 +72,19 @@ def network_from_spandrel(
         channel_order=channel_order,
         scale=scale,
     )
+
+
+def _misfit(error: Exception) -> InputError:
+    """What spandrel stumbled over, in one clean line: a key it counts on, or torch's list of those that differ."""
+    said = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        what, why = "the weights do not fit their network", f"{error.args[0]} is missing"
+    elif torchs := re.search(r"Error\(s\) in loading state_dict for (\w+): *(.*)", said):
+        what, why = f"the weights do not fit {torchs[1]}", torchs[2]
+    else:
+        what, why = "spandrel cannot load these weights", f"{type(error).__name__}: {said}"
+    fix = "download them again, or name what builds this variant: --network package.module:Name"
+    return InputError(what, why=why[:300], fix=fix)
 
 
 def import_spandrel() -> Any:

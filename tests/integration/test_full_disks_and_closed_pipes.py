@@ -40,6 +40,21 @@ def test_an_output_nobody_reads_any_more_says_nothing():
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="its shell closes streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_lead_nowhere(closed, tmp_path):
+    program = (
+        "import sys, click; from odm_deploy.terminal import run, say\n"
+        "def work():\n"
+        "    with open('result', 'w') as file: click.echo('told'); say('said'); print(file.fileno(), file=file)\n"
+        "run(click.Command('work', callback=work), 'work')"
+    )
+    call = f'exec "$0" -c "$1" {closed}'
+    done = subprocess.run(["sh", "-c", call, sys.executable, program], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert int((tmp_path / "result").read_text()) > 2
+
+
 @pytest.mark.parametrize("size", ["64k", "8k"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, size):
     disk = tmp_path / "disk"

@@ -313,6 +313,17 @@ def test_grey_images_are_refused(tmp_path):
         load_network(tmp_path / "grey.onnx")
 
 
+@pytest.mark.parametrize(
+    ("head", "shape"),
+    [((nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1x7 "), ((nn.AdaptiveAvgPool2d(1),), "1x7x1x1 "), ((), "1x7x")],
+)
+def test_classifiers_are_told_from_networks_for_one_size(head, shape, tmp_path):
+    file = export(nn.Sequential(nn.Conv2d(3, 7, 3, padding=1), *head).eval(), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=f"makes no RGB image: its first output is {shape}") as refused:
+        load_network(file)
+    assert "dynamic height" not in str(refused.value)
+
+
 def _without_output(graph):
     del graph.output[:]
 

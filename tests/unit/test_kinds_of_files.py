@@ -49,6 +49,24 @@ def test_what_lies_there_is_told(place, name):
     assert why_no_file("file") == ""
 
 
+BEGINNINGS = {
+    b"\n<!DOCTYPE html><html>": "it is a web page, not the file that it links to",
+    b"version https://git-lfs.github.com/spec/v1": "it is a pointer of Git LFS, not the file itself",
+    b"\xff\xd8\xff\xe0\0\x10JFIF": "it is a JPEG image",
+    b"\x89PNG\r\n": "it is a PNG image",
+}
+
+
+@pytest.mark.parametrize("start", BEGINNINGS)
+@pytest.mark.parametrize(("name", "reader"), [("net.pth", read_weights), ("net.onnx", read_onnx)])
+def test_renamed_and_half_downloaded_files_are_told_by_what_they_hold(tmp_path, start, name, reader):
+    (tmp_path / name).write_bytes(start + bytes(100))
+    with pytest.raises(InputError) as caught:
+        reader(tmp_path / name)
+    assert caught.value.why == BEGINNINGS[start]
+    assert caught.value.fix
+
+
 READERS = [
     read_weights,
     read_onnx,

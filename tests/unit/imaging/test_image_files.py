@@ -282,6 +282,15 @@ def test_list_images_of_nothing(tmp_path):
         list_images(tmp_path / "nowhere")
 
 
+def test_videos_where_images_are_wanted_come_with_what_makes_images_of_them(tmp_path):
+    video = tmp_path / "my film.mp4"
+    video.write_bytes(b"\0\0\0 ftypisom")
+    for read in (lambda: list_images(tmp_path), lambda: read_image(video)):
+        with pytest.raises(InputError) as refused:
+            read()
+        assert f"ffmpeg -i '{video}'" in refused.value.fix
+
+
 @pytest.mark.parametrize("name", ["x", "x.exr", "x.png.txt"])
 def test_unknown_suffix_is_a_usage_error(tmp_path, name):
     with pytest.raises(UsageError, match=r"\.png"):

@@ -150,6 +150,37 @@ def test_what_nobody_knows_is_refused_with_what_to_do(save):
         load_network(path, network="spandrel", settings={"num_feat": 4})
 
 
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("body.2.weight", r'the weights do not fit SRVGGNetCompact: Missing key\(s\) in state_dict: "body.2.weight"'),
+        ("body.6.bias", "the weights do not fit their network: body.6.bias is missing"),
+    ],
+)
+def test_a_network_of_spandrel_that_lacks_a_tensor_says_which_and_what_to_do(lost, words, save):
+    require_spandrel()
+    state = compact().state_dict()
+    del state[lost]
+    with pytest.raises(InputError, match=words) as refused:
+        load_network(save(state))
+    assert not set("\n\t") & set(str(refused.value))
+    assert refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("lora_unet_down_blocks_0.lora_down.weight", "is a LoRA, which only changes another network"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "is a diffusion model, which runs many times for one image"),
+    ],
+)
+def test_what_enlarges_no_images_is_not_asked_for_its_builder(key, words, save):
+    require_spandrel()
+    with pytest.raises(InputError, match=words) as refused:
+        load_network(save({key: torch.zeros(4, 4), f"{key}.more": torch.zeros(4)}))
+    assert "--network" not in str(refused.value)
+
+
 def test_a_network_of_this_project_that_does_not_fit_says_so_rather_than_nobody_knows_it(save):
     require_spandrel()
     state = build_network("edsr", {"scale": 2, **SMALL["edsr"]}).state_dict()
