@@ -50,6 +50,7 @@ fuzz: $(READY)  ## everything that reads strangers' files, guided by coverage: t
 torture: $(READY)  ## damaged files, kills at random instants, full disks and two writers, over every verb
 	$(BIN)/python tools/torture.py --part hostile --count 10000 --out torture.json
 	$(BIN)/python tools/torture.py --part kills --count 500 --out torture.json
+	$(BIN)/python tools/torture.py --part interrupts --count 500 --out torture.json
 	$(BIN)/python tools/torture.py --part disks --part writers --out torture.json
 
 soak: $(READY)  ## the server an hour under slow, broken and oversize clients; thousands of frames through upscale

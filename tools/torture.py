@@ -3,10 +3,11 @@
 python tools/torture.py --part hostile --count 10000 --out torture.json
 python tools/torture.py --part kills --count 500 --out torture.json
 
-Parts: hostile (damaged files), kills (SIGKILL at random instants), disks (full after any number of pages, which takes
-the rights to mount a file system in memory), writers (two at once). Counts add up in --out over several runs, which
-each draw anew. Commands run in forks of a process that has imported what they import, those that read damaged files
-several in one; a share is started anew, which the table counts. Ends with 1 if anything failed.
+Parts: hostile (damaged files), kills (SIGKILL at random instants), interrupts (Ctrl-C at random instants, once or
+twice), disks (full after any number of pages, which takes the rights to mount a file system in memory), writers (two at
+once). Counts add up in --out over several runs, which each draw anew. Commands run in forks of a process that has
+imported what they import, those that read damaged files several in one; a share is started anew, which the table
+counts. Ends with 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from toolbox import COMMAND, markdown_table, read_json, write_json
 from torture.commands import import_commands
 from torture.disks import fill, write_twice
 from torture.hostile import throw
+from torture.interrupts import interrupt
 from torture.kills import kill
 from torture.material import Material, make_material
 from torture.tally import Tally
 
 from odm_deploy.terminal import run
 
-PARTS = ("hostile", "kills", "disks", "writers")
+PARTS = ("hostile", "kills", "interrupts", "disks", "writers")
 
 
 @click.command(context_settings=COMMAND)
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="What to do; repeatable.")
-@click.option("--count", default=200, show_default=True, help="Damaged files, or kills.")
+@click.option("--count", default=200, show_default=True, help="Damaged files, kills or interrupts.")
 @click.option("--minutes", type=float, help="Stop a part after so long, whatever its count.")
 @click.option("--only", default="", help="One kind of file, or verb.")
 @click.option("--seed", type=int, help="Of what is drawn at random; the time where none is given.")
@@ -78,6 +80,8 @@ def _do(
         throw(tally, made, kept, count, seed, only, deadline)
     elif part == "kills":
         kill(tally, made, count, seed, only, deadline)
+    elif part == "interrupts":
+        interrupt(tally, made, count, seed, only, deadline)
     elif part == "disks":
         fill(tally, made, seed, only, deadline)
     else:

@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -26,6 +27,10 @@ LETHAL_BYTES = 2 * MEMORY_BYTES
 """A command that takes so much is ended, for the sake of the machine."""
 _DOCUMENTED = (0, 1, 2, 3, 4)
 _POLL_S = 0.2
+_GRACE_S = 2.0
+"""So long may those that a command has started take to end after it."""
+_FRAMES_BEFORE = 2
+"""`run_here` and the call."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Call = Callable[[], None]
@@ -44,6 +49,8 @@ class Outcome:
     """Largest resident memory, of it or a child of it."""
     killed: bool = False
     """Whether it was ended on purpose."""
+    orphans: int = 0
+    """Processes that it started and that outlived it; told where it was interrupted."""
 
     @property
     def fault(self) -> str:
@@ -66,6 +73,7 @@ def run_forked(
     *,
     folder: Path,
     kill_after_s: float | None = None,
+    interrupt_after_s: Sequence[float] = (),
     file_bytes: int | None = None,
     fresh: bool = False,
 ) -> Outcome:
@@ -75,6 +83,7 @@ def run_forked(
         call: the command.
         folder: the folder it is run in.
         kill_after_s: end it and its children with SIGKILL after so long, if it still runs.
+        interrupt_after_s: send it and its children SIGINT then, as a terminal does.
         file_bytes: no file may grow beyond this: the disk is full there.
         fresh: start it as a user does, with a Python of its own; `call` is a Command then.
     """
@@ -83,17 +92,24 @@ def run_forked(
     gc.freeze()
     with tempfile.TemporaryFile() as errors:
         started = time.monotonic()
+        # What comes before the command's first line waits for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         child = os.fork()
         if child == 0:
             _be_the_command(call, folder, errors, file_bytes, fresh)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         limit = kill_after_s if kill_after_s is not None else HANG_S + 5
+        for after_s in interrupt_after_s:
+            time.sleep(max(0.0, started + after_s - time.monotonic()))
+            _interrupt_group(child)
         killed, largest, (status, usage) = _waited(child, started + limit)
         seconds = time.monotonic() - started
         errors.seek(0)
         said = errors.read()[-4000:].decode(errors="replace")
     code = os.waitstatus_to_exitcode(status)
     on_purpose = killed and kill_after_s is not None
-    return Outcome(code, said, seconds, max(largest, usage.ru_maxrss * 1024), on_purpose)
+    orphans = _end_orphans(child) if interrupt_after_s else 0
+    return Outcome(code, said, seconds, max(largest, usage.ru_maxrss * 1024), on_purpose, orphans)
 
 
 def _waited(child: int, deadline: float) -> tuple[bool, int, tuple[int, resource.struct_rusage]]:
@@ -133,6 +149,37 @@ def kill_group(child: int) -> None:
         os.kill(child, signal.SIGKILL)
 
 
+def _interrupt_group(child: int) -> None:
+    try:
+        os.killpg(child, signal.SIGINT)
+    except ProcessLookupError:
+        # It has not come so far as to have a group, or has ended.
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGINT)
+
+
+def _end_orphans(group: int) -> int:
+    """How many processes of a group are left `_GRACE_S` later; they are ended."""
+    deadline = time.monotonic() + _GRACE_S
+    while left := _members(group):
+        if time.monotonic() > deadline:
+            kill_group(group)
+            break
+        time.sleep(0.02)
+    return len(left)
+
+
+def _members(group: int) -> list[int]:
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, IndexError):
+            # Behind the name, which may hold anything: state, parent, group.
+            state, _, of = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
 def _be_the_command(call: Call, folder: Path, errors: IO[bytes], file_bytes: int | None, fresh: bool) -> None:
     """In the forked process: run the command and end. Never returns."""
     code = 70
@@ -163,6 +210,7 @@ def run_here(call: Call, folder: Path, errors: IO[bytes], *, fresh: bool = False
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if fresh:
         assert isinstance(call, Command)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.execv(call.line[0], call.line)
     modes = ("r", "w", "w")
     sys.stdin, sys.stdout, sys.stderr = (
@@ -170,10 +218,15 @@ def run_here(call: Call, folder: Path, errors: IO[bytes], *, fresh: bool = False
         for number, mode in enumerate(modes)
     )
     code = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         call()
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+    except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = _before_the_command(error)
     except BaseException:
         traceback.print_exc()
         code = 70
@@ -183,6 +236,15 @@ def run_here(call: Call, folder: Path, errors: IO[bytes], *, fresh: bool = False
         except OSError:
             code = code or 1
     return code
+
+
+def _before_the_command(error: KeyboardInterrupt) -> int:
+    """The exit code of one that was interrupted before its first line, which says so; others should have said it."""
+    if len(traceback.extract_tb(error.__traceback__)) > _FRAMES_BEFORE:
+        traceback.print_exc()
+        return 70
+    print("interrupted", file=sys.stderr)
+    return 130
 
 
 def run_all(calls: Sequence[Call], folder: Path) -> None:

@@ -22,7 +22,7 @@ FRESH = 12
 """One command of so many is started anew instead of forked."""
 _START_S = 2.0
 """So much longer does that take."""
-_FOREVER_S = 1.5
+KILLED_FOREVER_S = 1.5
 """Until when what does not end by itself is killed."""
 
 
@@ -43,7 +43,7 @@ def kill(tally: Tally, made: Material, count: int, seed: int, wanted: str = "", 
         with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
             out = Path(scratch)
             if name not in durations:
-                durations[name], expected[name] = _undisturbed(name, job, out / "whole")
+                durations[name], expected[name] = undisturbed(name, job, out / "whole")
             row = out / "killed"
             row.mkdir()
             _kill_in_a_row(tally, name, job, row, durations[name], rng, f"seed {seed}")
@@ -51,11 +51,11 @@ def kill(tally: Tally, made: Material, count: int, seed: int, wanted: str = "", 
                 tally.failed.append(f"{name}: seed {seed}, the run afterwards: {problem}")
 
 
-def _undisturbed(name: str, job: Job, out: Path) -> tuple[float, str]:
+def undisturbed(name: str, job: Job, out: Path) -> tuple[float, str]:
     """How long it takes, in seconds, and what it ends with."""
     out.mkdir()
     if not job.ends:
-        return _FOREVER_S, ""
+        return KILLED_FOREVER_S, ""
     if job.prepare is not None:
         job.prepare(out)
     whole = run_forked(job.call(out), folder=out)
