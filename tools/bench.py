@@ -24,7 +24,7 @@ from benchmark.roofline import machine_peaks
 from benchmark.subjects import SUBJECTS
 from toolbox import COMMAND, ROOT, read_json, write_json
 
-from odm_deploy.errors import OdmError
+from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import write_text
 from odm_deploy.machine.host import cpu_features, describe_cpu, physical_cpus
 from odm_deploy.terminal import SIZE, run, say
@@ -66,13 +66,7 @@ def command(
     Models of both sides and what they lose are kept in the folder, too, and made once.
     """
     if check is not None:
-        worse = results.worse_ratios(read_json(COMMITTED), read_json(check))
-        for line in worse:
-            say(f"warning: {line}")
-        for line in results.unsteady_rows(read_json(check)):
-            say(f"unsteady, not counted: {line}")
-        say(f"{len(worse)} ratios are more than {results.TOLERANCE:.0%} worse than in {COMMITTED.relative_to(ROOT)}")
-        return 3 if worse else 0
+        return compare(check)
     for form in forms:
         if not form.startswith(COMMAND_FORM):
             policy_of(form)
@@ -106,6 +100,29 @@ def command(
     results.draw(document, output / "bench.png")
     click.echo(results.markdown(document))
     return 0
+
+
+def compare(path: Path) -> int:
+    """Say which ratios of a run are worse than the committed ones; the exit code.
+
+    Raises:
+        InputError: none of them can be compared.
+    """
+    committed, found = read_json(COMMITTED), read_json(path)
+    worse, count = results.worse_ratios(committed, found), results.comparable(committed, found)
+    for line in worse:
+        say(f"warning: {line}")
+    for line in results.unsteady_rows(found):
+        say(f"unsteady, not counted: {line}")
+    place = COMMITTED.relative_to(ROOT)
+    if not count:
+        raise InputError(
+            f"no ratio of {path} can be compared with {place}",
+            why="its rows are of other sizes or variants, or unsteady in one of the two",
+            fix="run make bench on an idle machine, at a size of that file",
+        )
+    say(f"{len(worse)} of {count} steady ratios are more than {results.TOLERANCE:.0%} worse than in {place}")
+    return 3 if worse else 0
 
 
 if __name__ == "__main__":

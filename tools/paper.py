@@ -9,9 +9,11 @@ a GPU. Killed at any time, the same command goes on where it stopped. On a CPU o
 works:
 
     python tools/paper.py --cell 5/max --iterations 4 --device cpu --set data.folders=/photos \
-        --set data.validation_folders=[] --benchmark /photos/Set5 --out runs/small
+        --set data.validation_folders=[] --set network.weights=/edsr_x4.pt --benchmark /photos/Set5 --out runs/small
 
-    python tools/paper.py --figures --out runs/small       figures of what is trained there so far
+Figures of what is trained there so far, with the same --set and --device:
+
+    python tools/paper.py --figures --device cpu --set ... --out runs/small
 
 Training images are decoded once and kept in OUT/cache (or $ODM_CACHE). Table 4, storage and operations, trains nothing:
 `python tools/accounting.py`, with --method for what a method adds. Figures are drawn by `paper_figures.py`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -13,13 +14,13 @@ import pytest
 
 from odm_deploy.accounting import count_macs
 from odm_deploy.bench.timing import Effort, time_runs
-from odm_deploy.errors import OdmError
+from odm_deploy.errors import InputError, OdmError
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.runtimes.base import RunTimes
 from tests.exact_models import small_network
 from tests.factories import random_images, tiny_model
-from tests.tool_modules import TOOLS
+from tests.tool_modules import TOOLS, load_tool
 
 SIZE = (24, 32)
 
@@ -83,6 +84,27 @@ def test_only_ratios_that_got_worse_are_told_and_unsteady_rows_do_not_count():
     }
     assert part("results").worse_ratios(committed, found) == ["edsr 320x180, a: 3.50 against 4.00"]
     assert part("results").unsteady_rows(found) == ["edsr 320x180, d, 192.0 to 378.0 ms"]
+
+
+def test_a_check_that_compares_nothing_fails(tmp_path, monkeypatch, capsys):
+    """It said that no ratio was worse. The float network's own, which is always 1, is none."""
+    bench = load_tool("bench")
+    committed, found = tmp_path / "committed.json", tmp_path / "found.json"
+    known = [row("float, onnxruntime", 1.0), row("a", 4.0), row("b", 2.0)]
+    committed.write_text(json.dumps({"rows": known}))
+    monkeypatch.setattr(bench, "COMMITTED", committed)
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    nothing = [
+        row("float, onnxruntime", 1.0),
+        row("a", 4.0) | {"size": [48, 48]},
+        row("b", 1.0) | UNSTEADY | {"ms": 9.0},
+    ]
+    found.write_text(json.dumps({"rows": nothing}))
+    with pytest.raises(InputError, match=r"no ratio of .*found\.json can be compared with committed\.json: "):
+        bench.compare(found)
+    found.write_text(json.dumps({"rows": [*nothing, row("a", 3.9)]}))
+    assert bench.compare(found) == 0
+    assert "0 of 1 steady ratios " in capsys.readouterr().err
 
 
 def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_each_rival():

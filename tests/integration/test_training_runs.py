@@ -163,6 +163,18 @@ def test_finish_freezes_what_a_run_has_reached_and_lets_it_go_on(recipe, tmp_pat
     assert_same(tmp_path / "straight" / "last.pt", tmp_path / "out" / "last.pt")
 
 
+def test_a_longer_run_does_not_pass_for_a_shorter_one(recipe, tmp_path):
+    """Not `compare_methods.py`'s either, whose tables then called three iterations two."""
+    longer, shorter = (load_recipe(recipe, [f"run.iterations={n}", "data.validation_images=0"]) for n in (3, 2))
+    train(longer, tmp_path / "out", World())
+    config = (tmp_path / "out" / "config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"holds 3 iterations: run\.iterations is 2"):
+        train(shorter, tmp_path / "out", World())
+    assert (tmp_path / "out" / "config.json").read_bytes() == config
+    train(longer, tmp_path / "out", World(), finish=True)
+    assert load_model(tmp_path / "out" / "model.pt").metadata["iterations"] == 3
+
+
 def test_finish_needs_no_recipe_because_the_run_has_its_own(recipe, tmp_path):
     train(load_recipe(recipe, ["run.iterations=2", "data.validation_images=0"]), tmp_path / "out", World())
     (tmp_path / "out" / "model.pt").unlink()

@@ -18,6 +18,8 @@ UNSTEADY = "unsteady"
 """In place of a speed that nobody should rely on."""
 _RIVALS = ("NNCF", "onnxruntime.quantization")
 _FLOAT = "float"
+_BASE = f"{_FLOAT}, onnxruntime"
+"""What every other row is compared with."""
 
 
 def known_variants(document: dict[str, Any], network: str, size: tuple[int, int]) -> set[str]:
@@ -119,12 +121,22 @@ def worse_ratios(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
     Rows that ran unsteadily, then or now, are not compared.
     """
-    known = {_key(row): row["speedup"] for row in committed["rows"] if _is_steady(row)}
+    known = _steady_speeds(committed)
     return [
         f"{_told(row)}: {row['speedup']:.2f} against {known[_key(row)]:.2f}"
         for row in found["rows"]
         if _is_steady(row) and _key(row) in known and row["speedup"] < known[_key(row)] * (1 - TOLERANCE)
     ]
+
+
+def comparable(committed: dict[str, Any], found: dict[str, Any]) -> int:
+    """How many ratios were steady both times. The float network's own, which is always 1, says nothing."""
+    known = _steady_speeds(committed)
+    return sum(_is_steady(row) and _key(row) in known and row["variant"] != _BASE for row in found["rows"])
+
+
+def _steady_speeds(document: dict[str, Any]) -> dict[tuple[Any, ...], float]:
+    return {_key(row): row["speedup"] for row in document["rows"] if _is_steady(row)}
 
 
 def unsteady_rows(document: dict[str, Any]) -> list[str]:

@@ -91,12 +91,13 @@ class _Run:
 
     def start(self, tensorboard: bool) -> None:
         """Resume from last.pt, or calibrate a fresh model; before this, a run that cannot be has left nothing."""
-        if self.world.is_main:
-            claim_folder(self.folder, self.recipe)
         resumed = self.state_path.exists()
         if resumed:
             self.progress = load_state(self.state_path, self.model, self.optimizer, self.average)
-        else:
+            self.check_length()
+        if self.world.is_main:
+            claim_folder(self.folder, self.recipe)
+        if not resumed:
             calibrate(self.model, self.method, self.images, self.recipe)
             self.world.broadcast(list(self.model.network.state_dict().values()))
             self.average = MovingAverage(self.model, self.recipe.optimizer.ema_decay)
@@ -116,6 +117,20 @@ class _Run:
             f"{where}: {self.method.name}, {counted(len(self.model.layers), 'quantized layer')}, "
             f"{counted(len(self.images.pool.pairs), 'image')}, {counted(self.recipe.run.iterations, 'iteration')}"
         )
+
+    def check_length(self) -> None:
+        """Refuse a state beyond the recipe's end: its result would pass for that of a shorter run.
+
+        Raises:
+            UsageError: it is.
+        """
+        done, wanted = self.progress.iteration, self.recipe.run.iterations
+        if done > wanted:
+            raise UsageError(
+                f"{self.folder} holds {counted(done, 'iteration')}",
+                why=f"run.iterations is {wanted}, and a longer run does not go back",
+                fix="choose another --out, or remove it",
+            )
 
     def iterate(self) -> None:
         """Train up to the last iteration, checkpointing on the way and on Ctrl-C."""
