@@ -1,8 +1,9 @@
 """Ctrl-C from a command's first line to its last: one word and exit code 130.
 
 Wherever it finds the program, Python raises KeyboardInterrupt there. In the middle of an import that is a traceback of
-other people's modules, and where these are native code it can end the process by a signal of another kind. So until
-the import is over it waits.
+other people's modules, and where these are native code it can end the process by a signal of another kind. In what
+Python calls when an object goes away, it is printed and forgotten, and the work goes on. So it waits until that is
+over.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from contextlib import contextmanager
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import FrameType
+    from types import CodeType, FrameType
 
 EXIT_CODE = 130
 _LOOKED_AGAIN_AFTER_S = 0.02
 _IMPORTING = "<frozen importlib._bootstrap>"
+_GOING_AWAY = "__del__"
+_WEAK_REFERENCES = ("weakref.py", "_weakrefset.py")
+"""Of these files of Python's, functions are called back when an object goes away."""
 
 
 @contextmanager
@@ -35,7 +39,8 @@ def told_of_interruption() -> Generator[None]:
 
 
 def wait_for_imports() -> None:
-    """From now on, Ctrl-C raises KeyboardInterrupt only where no import is under way, or as soon as it is over.
+    """From now on, Ctrl-C raises KeyboardInterrupt only where no import is under way and no object is going away, or as
+    soon as that is over.
 
     Whoever started the process may have had it ignore Ctrl-C, or have a handler of its own: that stays.
     """
@@ -59,8 +64,13 @@ def let_go() -> None:
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if _has_to_wait_for(frame.f_code):
             signal.setitimer(signal.ITIMER_REAL, _LOOKED_AGAIN_AFTER_S)
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _has_to_wait_for(code: CodeType) -> bool:
+    file = code.co_filename
+    return file == _IMPORTING or file.endswith(_WEAK_REFERENCES) or code.co_name == _GOING_AWAY

@@ -51,6 +51,41 @@ def test_an_import_is_finished_first(folder):
     assert (done.returncode, done.stdout, done.stderr) == (130, "imported whole\nouter, too\n", "interrupted\n")
 
 
+FINALIZERS = {
+    "__del__": """
+class Thing:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        print("gone whole", flush=True)
+thing = Thing()
+""",
+    "a weak key": """
+import weakref
+class Thing:
+    def __hash__(self):
+        return 1
+    def __eq__(self, other):
+        return self is other
+class Data(dict):
+    def __delitem__(self, key):
+        signal.raise_signal(signal.SIGINT)
+        super().__delitem__(key)
+        print("gone whole", flush=True)
+thing = Thing()
+known = weakref.WeakKeyDictionary()
+known.data = Data()
+known[thing] = 1
+""",
+}
+
+
+@pytest.mark.parametrize("finalizer", FINALIZERS.values(), ids=FINALIZERS)
+def test_one_that_comes_while_an_object_goes_away_is_not_lost(finalizer, tmp_path):
+    told = "import signal, time\nfrom odm_deploy.interruption import told_of_interruption as told\n"
+    done = python(f"{told}{finalizer}with told():\n    del thing\n    time.sleep(30)", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "gone whole\n", "interrupted\n")
+
+
 def test_the_check_can_fail(folder):
     done = python("import slow", folder)
     assert done.returncode == -signal.SIGINT
