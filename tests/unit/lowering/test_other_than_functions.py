@@ -137,6 +137,14 @@ def test_what_a_graph_computes_is_proven_layer_by_layer(module):
     assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
 
 
+def test_a_picture_of_one_value_is_no_random_one():
+    model = quantize(Around(lambda _, x: torch.clamp(x, 1e6, 2e6)), THROUGHOUT, images())
+    for layer in model.layers.values():
+        layer.codes.zero_()
+        layer.bias.fill_(1.0)
+    assert lower(model).graph.output
+
+
 def test_layers_in_half_precision_stay_float():
     for module in (
         Around(half_precision, nn.Conv2d(12, 12, 3, padding=1).half()),
