@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import ml_dtypes
+import numpy as np
 import onnx_ir as ir
 from onnx import defs
 
@@ -98,6 +100,9 @@ def _cast(
     if (value, dtype) not in casts:
         array, suffix = constant_array(value), _SUFFIXES[dtype]
         if array is not None:
+            # What half precision does not reach, such as a bound that changes nothing, stays finite.
+            limits = ml_dtypes.finfo(dtype.numpy())
+            array = np.where(np.isfinite(array), np.clip(array, float(limits.min), float(limits.max)), array)
             casts[value, dtype] = editor.constant(f"{value.name}.{suffix}", array, dtype.numpy())
         else:
             casts[value, dtype] = editor.node_before(

@@ -85,7 +85,7 @@ def folder(tmp_path_factory, tiny_bundle, tiny_checkpoint):
         ("lint photos/a.png", 1, r"this is an image"),
         ("lint model.pt", 1, r"this is the name of a checkpoint"),
         ("upscale photos/a.png out.png --model bundle/manifest.json", 1, r"this is JSON; name its folder: bundle"),
-        ("quantize photos/a.png --images photos -o q.pt", 1, r"is not a torch file: it is an image; a file of float"
+        ("quantize photos/a.png --images photos -o q.pt", 1, r"is not a torch file: it is a PNG image; a file of float"
          r" weights is wanted$"),
         ("quantize use.py --images photos -o q.pt", 1, r"it is text; a file of float weights is wanted$"),
         ("export use.py -o other", 1, r"it is text; a model\.pt is wanted, as odm-deploy quantize writes it$"),

@@ -109,6 +109,15 @@ def test_a_network_of_windows_reads_and_writes_images_in_float32():
     assert {types[node.output[0]] for node in softmax} == {TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize(("precision", "lowest"), [("fp16", -65504), ("bf16", -3.3895314e38)])
+def test_bounds_that_half_precision_does_not_reach_are_its_last_numbers(precision, lowest):
+    """Those that keep OpenVINO from computing SwinIR's first layer wrongly are the last of float32."""
+    model = quantized(tiny_network("swinir"), lambda *_: (8, "asymmetric", "per_channel"))
+    half = lowered(model, precision=precision)
+    bounds = [tensor for tensor in half.graph.initializer if ".lowest." in tensor.name]
+    assert [float(numpy_helper.to_array(tensor)) for tensor in bounds] == [pytest.approx(lowest)]
+
+
 @pytest.mark.parametrize("opener", ["onnx_reference", "openvino"])
 def test_bfloat16_keeps_quantizers_and_edges_and_is_three_bits_coarser(model, half, opener):
     brain = lowered(model, precision="bf16")
