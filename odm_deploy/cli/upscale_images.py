@@ -97,6 +97,7 @@ def upscale_files(
         return engine.upscale(image)
 
     start = time.perf_counter()
+    before = [_stamp(job.destination) for job in todo]
     outcomes: list[dict[str, Any]] = []
     try:
         with progress("images", "images/s") as track, closing(run_jobs(todo, upscale)) as run:
@@ -105,7 +106,9 @@ def upscale_files(
                 if outcome.error is not None:
                     say(f"error: {outcome.error}")
     except KeyboardInterrupt:
-        done = skipped + sum("error" not in outcome for outcome in outcomes)
+        # Ctrl-C may have come when an image was written and nobody had counted it.
+        written = (_stamp(job.destination) != stamp for job, stamp in zip(todo, before, strict=True))
+        done = skipped + sum(written)
         same = "the same command without --overwrite" if overwrite else "the same command"
         told = f"{done} of {counted(skipped + len(todo), 'image')} done; {same} does the others"
         raise KeyboardInterrupt(told) from None
@@ -131,6 +134,15 @@ def upscale_files(
     if failed:
         verb = "was" if failed == 1 else "were"
         raise OdmError(f"{failed} of {counted(len(todo), 'image')} {verb} not upscaled", why="each is named above")
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _narrows(engine: Engine, image: Image) -> bool:

@@ -17,11 +17,14 @@ from PIL import Image as PillowImage
 
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import save_model
+from odm_deploy.cli.upscale_images import upscale_files
+from odm_deploy.engine import Engine
 from odm_deploy.imaging.image import Image
 from odm_deploy.imaging.pixels import to_pixels
 from odm_deploy.imaging.reading import read_image
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.proof.reference import TorchReference
+from odm_deploy.upscaling.batch import plan_jobs
 from odm_deploy.upscaling.y4m import Y4m
 from tests.command_line import run_cli
 from tests.factories import exact_model, random_images
@@ -265,6 +268,22 @@ def test_a_folder_that_is_interrupted_goes_on_as_it_says(exact_bundle, tmp_path,
     assert f"wrote {12 - done} image" in outcome.stderr
     line = interrupted([*words[:1], "other", *words[2:]], tmp_path, lambda: (tmp_path / "other").exists())
     assert re.match(r"interrupted: \d+ of 12 images done", line)
+
+
+def test_an_image_that_was_just_written_counts_as_done(exact_bundle, tmp_path, monkeypatch):
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+        for index in range(3):
+            write_image(tmp_path / folder / f"{index}.png", rgb(16, 16, seed=index))
+
+    def interrupted_behind(path, image):
+        write_image(path, image)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("odm_deploy.upscaling.batch.write_image", interrupted_behind)
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", ".png")
+    with Engine.open(exact_bundle) as engine, pytest.raises(KeyboardInterrupt, match="^1 of 3 images done"):
+        upscale_files("in", tmp_path / "out", (jobs, 0), engine, as_json=False, any_depth=True, overwrite=True)
 
 
 def test_a_video_that_is_interrupted_says_what_is_there(exact_bundle, tmp_path):
