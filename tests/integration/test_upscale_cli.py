@@ -282,7 +282,7 @@ def test_an_image_that_was_just_written_counts_as_done(exact_bundle, tmp_path, m
 
     monkeypatch.setattr("odm_deploy.upscaling.batch.write_image", interrupted_behind)
     jobs = plan_jobs(tmp_path / "in", tmp_path / "out", ".png")
-    with Engine.open(exact_bundle) as engine, pytest.raises(KeyboardInterrupt, match="^1 of 3 images done"):
+    with Engine.open(exact_bundle) as engine, pytest.raises(KeyboardInterrupt, match=r"^1 of 3 images done"):
         upscale_files("in", tmp_path / "out", (jobs, 0), engine, as_json=False, any_depth=True, overwrite=True)
 
 
