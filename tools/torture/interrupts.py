@@ -9,11 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from toolbox import only_named
-
 from torture.forked import Outcome, run_forked
-from torture.jobs import Job, jobs_of
-from torture.kills import KILLED_FOREVER_S, undisturbed
+from torture.jobs import Job, leaving
+from torture.kills import undisturbed
 from torture.material import Material, scratch_free
 from torture.tally import Tally
 
@@ -30,19 +28,18 @@ def interrupt(
     Of every two one is interrupted twice: it need not clean up then, but has to end as it was told to.
 
     Raises:
-        UsageError: no such verb.
+        UsageError: no such verb, or it leaves nothing.
     """
     rng = random.Random(seed)
-    jobs = only_named({name: job for name, job in jobs_of(made).items() if not job.prints}, wanted, "verb")
+    jobs, names = leaving(made, wanted)
     durations: dict[str, float] = {}
-    names = [name for name in jobs for _ in range(jobs[name].weight)]
     while tally.tried.total() < count and time.monotonic() < deadline:
         name = rng.choice(names)
         job = jobs[name]
         with tempfile.TemporaryDirectory(prefix="interrupt-") as scratch:
             out = Path(scratch)
             if name not in durations:
-                durations[name] = undisturbed(name, job, out / "whole")[0] if job.ends else KILLED_FOREVER_S
+                durations[name] = undisturbed(name, job, out / "whole")[0]
             row = out / "interrupted"
             row.mkdir()
             if job.prepare is not None:

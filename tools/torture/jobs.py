@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolbox import only_named
+
 from torture.commands import Command, odm_deploy, training
 from torture.material import SIZE, Material
 from torture.results import (
@@ -46,6 +48,16 @@ class Job:
     writes: bool = True
     prints: bool = False
     """Whether its result goes to standard output, which may break off where the command then says so."""
+
+
+def leaving(made: Material, wanted: str) -> tuple[dict[str, Job], list[str]]:
+    """The verbs that leave files, or the one that is wanted, and their names as often as they are to be drawn.
+
+    Raises:
+        UsageError: no such verb, or it leaves nothing.
+    """
+    jobs = only_named({name: job for name, job in jobs_of(made).items() if not job.prints}, wanted, "verb")
+    return jobs, [name for name in jobs for _ in range(jobs[name].weight)]
 
 
 def jobs_of(made: Material) -> dict[str, Job]:

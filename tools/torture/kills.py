@@ -8,10 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from toolbox import only_named
-
 from torture.forked import run_forked
-from torture.jobs import Job, jobs_of
+from torture.jobs import Job, leaving
 from torture.material import Material, scratch_free
 from torture.results import names_in, result_of
 from torture.tally import Tally
@@ -22,7 +20,7 @@ FRESH = 12
 """One command of so many is started anew instead of forked."""
 _START_S = 2.0
 """So much longer does that take."""
-KILLED_FOREVER_S = 1.5
+_FOREVER_S = 1.5
 """Until when what does not end by itself is killed."""
 
 
@@ -33,10 +31,9 @@ def kill(tally: Tally, made: Material, count: int, seed: int, wanted: str = "", 
         UsageError: no such verb, or it leaves nothing.
     """
     rng = random.Random(seed)
-    jobs = only_named({name: job for name, job in jobs_of(made).items() if not job.prints}, wanted, "verb")
+    jobs, names = leaving(made, wanted)
     durations: dict[str, float] = {}
     expected: dict[str, str] = {}
-    names = [name for name in jobs for _ in range(jobs[name].weight)]
     while tally.tried.total() < count and time.monotonic() < deadline:
         name = rng.choice(names)
         job = jobs[name]
@@ -55,7 +52,7 @@ def undisturbed(name: str, job: Job, out: Path) -> tuple[float, str]:
     """How long it takes, in seconds, and what it ends with."""
     out.mkdir()
     if not job.ends:
-        return KILLED_FOREVER_S, ""
+        return _FOREVER_S, ""
     if job.prepare is not None:
         job.prepare(out)
     whole = run_forked(job.call(out), folder=out)
