@@ -17,7 +17,7 @@ from odm_deploy.installing import install_extra, install_spandrel
 from odm_deploy.machine.builders import Builder, choose_builder, find_builders
 from odm_deploy.machine.capabilities import why_unfit
 from odm_deploy.machine.gpus import Gpu, find_gpus
-from odm_deploy.machine.host import cpu_features, cpu_name, physical_cpus
+from odm_deploy.machine.host import adds_in_16_bits, cpu_features, cpu_name, physical_cpus
 from odm_deploy.runtimes.registry import why_unusable
 
 # Distributions that put an `onnxruntime` module in the same place; the last one installed wins, half broken.
@@ -206,10 +206,9 @@ def _warnings() -> list[str]:
     for builder, gpu in product(find_builders(), find_gpus()):
         if builder.usable and (why := _unfit(builder, gpu)):
             found.append(f"{builder.name} {builder.version} builds here, for other GPUs: {why}")
-    features = cpu_features()
-    if "AVX2" in features and not {"AVX512-VNNI", "AVX-VNNI"} & set(features):
+    if adds_in_16_bits():
         found.append(
-            "this CPU has no VNNI: ONNX Runtime's 8-bit kernels saturate when both activations and weights use all "
-            "8 bits; use 7 bits or fewer on one side, or OpenVINO"
+            "this CPU has no VNNI instructions: where weights and their inputs have 8 bits, sums of products would "
+            "saturate, and OpenVINO and ONNX Runtime take slower ways here; models of quantize --any-cpu need none"
         )
     return [warning for warning in found if warning]

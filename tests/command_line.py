@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,3 +38,8 @@ def run_cli(*arguments: object) -> Outcome:
         except (Exception, KeyboardInterrupt) as error:
             code = report_error(error)
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def without_progress(output: str) -> str:
+    """What a program printed into a pipe, without progress: how often that is told depends on how busy a machine is."""
+    return re.sub(r"^[^\n]*: \d+ (?:of \d+|%), \d.*\n", "", output, flags=re.M)

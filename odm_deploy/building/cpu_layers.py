@@ -17,6 +17,7 @@ import onnx
 from odm_deploy.building.layer_table import LayerRecord
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.lowering.unsaturated import Unsaturated, for_onnxruntime, for_openvino
 from odm_deploy.machine.openvino_package import import_openvino
 
 CPU_RUNTIMES = ("onnxruntime", "openvino")
@@ -62,7 +63,10 @@ def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> tuple[list[LayerRec
         # It would print the names of a stranger's nodes as they are; what matters is raised.
         settings.log_severity_level = 4
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        ort.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        given = for_onnxruntime(model, graph)
+        for entry in given.settings.items():
+            settings.add_session_config_entry(*entry)
+        ort.InferenceSession(given.model, settings, providers=["CPUExecutionProvider"])
         optimized = onnx.load(settings.optimized_model_filepath)
     # Convolutions whose channels it blocks go by the name of their result.
     names = _names(graph)
@@ -72,7 +76,7 @@ def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> tuple[list[LayerRec
             name = _plain_name(node.name)
             precision = "int8" if node.op_type in _INTEGER else "fp32"
             records.append(LayerRecord(node.name, node.op_type, precision, (names.get(name, name),)))
-    return records, f"onnxruntime {ort.__version__}, its graph after optimization"
+    return records, _word(f"onnxruntime {ort.__version__}, its graph after optimization", given)
 
 
 def _names(graph: onnx.ModelProto) -> dict[str, str]:
@@ -100,12 +104,13 @@ def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tu
     openvino = import_openvino()
 
     core = openvino.Core()
-    read = core.read_model(model)
+    given = for_openvino(model, graph)
+    read = core.read_model(given.model)
     source = graph.graph.input[0]
     nhwc = source.type.tensor_type.shape.dim[-1].dim_value == 3
     n, c, h, w = sizes.opt
     read.reshape({source.name: [n, h, w, c] if nhwc else [n, c, h, w]})
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **given.settings})
     # OpenVINO calls an operator of an ONNX file by its name, or by that of its result.
     names, scaled = _names(graph), _scaled_by(graph)
     records: list[LayerRecord] = []
@@ -121,7 +126,12 @@ def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tu
             # Weights that it multiplies by a factor behind the layer lose the layer's name for the factor's.
             record = replace(record, onnx_nodes=(*nodes, *(scaled[node] for node in nodes if node in scaled)))
         records.append(record)
-    return records, f"openvino {openvino.__version__}, the model it executes"
+    return records, _word(f"openvino {openvino.__version__}, the model it executes", given)
+
+
+def _word(source: str, given: Unsaturated) -> str:
+    """Whose word it is, and what this CPU made of the graph."""
+    return "; ".join(filter(None, (source, given.speed_note)))
 
 
 def _text(facts: Any, key: str) -> str:

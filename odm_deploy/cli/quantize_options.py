@@ -63,6 +63,12 @@ policy_options = group(
         help="Zero in the middle of 8-bit activation grids: engines need no padding kernels.",
     ),
     click.option(
+        "--any-cpu",
+        is_flag=True,
+        help="Weights of 7 bits where inputs have 8, for CPUs without VNNI instructions: with 8, sums of products "
+        "saturate there, and runtimes take slower ways.",
+    ),
+    click.option(
         "--profile",
         default="paper",
         show_default=True,
@@ -149,6 +155,7 @@ def to_policy(options: Mapping[str, Any], profile: str) -> QuantizationPolicy:
         per_channel=not options["per_layer_weights"],
         free=options["free"],
         symmetric=options["symmetric"],
+        any_cpu=options["any_cpu"],
     )
 
 

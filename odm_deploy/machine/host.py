@@ -37,6 +37,13 @@ def cpu_features() -> tuple[str, ...]:
     return tuple(name for flag, name in _FEATURES.items() if flag in flags)
 
 
+def adds_in_16_bits() -> bool | None:
+    """Whether this CPU adds pairs of 8-bit products in 16 bits: an x86 one without VNNI. None where nothing tells."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return not {"AVX512-VNNI", "AVX-VNNI"} & set(cpu_features()) if _cpuinfo("flags") else None
+
+
 @cache
 def physical_cpus() -> int:
     """How many physical cores this process may use, at least 1.

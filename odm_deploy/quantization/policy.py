@@ -62,6 +62,13 @@ class LayerBits:
             return cls(int(weight or both), int(activation or both))
         raise UsageError(f"no such width {text!r}", fix="write 8, w4a8 or float")
 
+    def for_any_cpu(self) -> LayerBits:
+        """The same, and 7 bits of weights for inputs of 8: no two products, 2 * 63 * 255 at most, are 16 bits full.
+
+        That is where CPUs without VNNI instructions add them up.
+        """
+        return LayerBits(min(self.weight, MAX_BITS - 1), self.activation) if self.activation == MAX_BITS else self
+
 
 @dataclass(frozen=True)
 class QuantizationPolicy:
@@ -93,6 +100,8 @@ class QuantizationPolicy:
     fused: bool = False
     """With signals: what a convolution gives to one sum or activation function alone stays float, for kernels that go
     on with it at once."""
+    any_cpu: bool = False
+    """Weights of inputs of 8 bits have 7, so that no CPU's integer products saturate (`LayerBits.for_any_cpu`)."""
     power_of_two: bool = False
     """Activation scales are powers of two, weight scales have short mantissas, and every sum is proven exact
     (`exact.freeze`): every layer of the network has to be quantized."""
@@ -196,6 +205,7 @@ class QuantizationPolicy:
         per_channel: bool = True,
         free: bool = False,
         symmetric: bool = False,
+        any_cpu: bool = False,
     ) -> QuantizationPolicy:
         """The policy that a profile of `PROFILES` makes of widths as `LayerBits.parse` reads them.
 
@@ -217,6 +227,7 @@ class QuantizationPolicy:
             per_channel=per_channel,
             free=free,
             symmetric=symmetric,
+            any_cpu=any_cpu,
         )
 
     def select(self, network: SuperResolutionNetwork) -> dict[str, LayerBits]:
@@ -243,7 +254,7 @@ class QuantizationPolicy:
         selected = {name: bits for name, bits in chosen.items() if bits is not None}
         if not selected:
             raise UsageError("the policy quantizes nothing", **_why_nothing(network, names))
-        return selected
+        return {name: bits.for_any_cpu() for name, bits in selected.items()} if self.any_cpu else selected
 
 
 def _why_nothing(network: SuperResolutionNetwork, names: Sequence[str]) -> dict[str, str]:

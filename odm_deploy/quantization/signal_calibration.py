@@ -18,6 +18,11 @@ from odm_deploy.quantization.ranges import RangeMethod, choose_grid
 from odm_deploy.quantization.signal_plan import Signal, SignalPlan
 from odm_deploy.quantization.signals import attach, with_signals
 
+HEADROOM = 10 / 9
+"""How much wider a signal's grid is than the range of the smallest squared error. What is cut off goes on along the
+residual stream, and other images reach further. Ninths are never halves: where a layer takes the signal on a grid of
+that range, no code lies on a rounding tie."""
+
 
 class SignalObservers(AbstractContextManager["SignalObservers"]):
     """While this lasts, what becomes of a network's signals is summed up.
@@ -75,6 +80,10 @@ class SignalObservers(AbstractContextManager["SignalObservers"]):
                 found[name] = choose_grid(
                     watched.observer, bits, method, power_of_two=power_of_two, symmetric=symmetric
                 )
+                # A power of two above the best scale has such room, and the next one twice as much.
+                if method is RangeMethod.MSE and not power_of_two:
+                    lower, upper = HEADROOM * found[name].lower, HEADROOM * found[name].upper
+                    found[name] = Grid.from_range(lower, upper, bits, symmetric=symmetric)
         return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import without_progress
 from tests.conftest import REPOSITORY
 from tests.video_clips import write_clip
 
@@ -150,8 +151,7 @@ class Workspace:
                 text=True,
                 check=False,
             )
-            # How often progress is told depends on how busy the machine is.
-            self._outputs[command] = done.returncode, re.sub(r"^[^\n]*: \d+ of \d+, .*\n", "", done.stdout, flags=re.M)
+            self._outputs[command] = done.returncode, without_progress(done.stdout)
         return self._outputs[command]
 
     def run_python(self, text: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.gpus import find_gpus
+from tests.command_line import without_progress
 from tests.conftest import REPOSITORY
 from tests.factories import random_images
 
@@ -103,7 +104,7 @@ def test_a_mistake_is_one_line_that_helps(folder: Path, command: str, code: int,
     before = sorted(folder.rglob("*"))
     done = in_a_process(folder, "-m", "odm_deploy", *command.split())
     assert done.returncode == code, done.stderr
-    (said,) = done.stderr.splitlines()
+    (said,) = without_progress(done.stderr).splitlines()
     assert re.match(f"error: .*{line}", said), said
     assert sorted(folder.rglob("*")) == before
 

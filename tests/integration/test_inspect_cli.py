@@ -172,7 +172,8 @@ def test_checkpoint_costs_what_the_convention_counts(tiny_checkpoint):
 
 def bundle_with_signals(folder, *, signals: bool):
     network = tiny_network(scale=2, blocks=1, features=16)
-    model = quantized(network, lambda *_: (8, "symmetric", "per_channel"))
+    # At 7 bits nothing saturates, on any CPU.
+    model = quantized(network, lambda *_: (7, "symmetric", "per_channel"))
     # Behind a rectifier grids start at zero, as calibration makes them.
     starts = {"body.0.body.2": 0}
     layers = {

@@ -10,6 +10,7 @@ import onnx
 
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.installing import install_extra
+from odm_deploy.lowering.unsaturated import Unsaturated, for_onnxruntime
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.runtimes.onnx.base import GraphRuntime
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -58,7 +59,12 @@ class OnnxRuntime(GraphRuntime):
                 why="ONNX Runtime takes its precision from the graph",
                 fix="leave --precision out, or use --runtime openvino",
             )
-        return cls(cls._session_of(model, options, cls._provider_options(graph), label), graph, options)
+        given = for_onnxruntime(model, graph) if options.optimize else Unsaturated(model)
+        session = cls._session_of(given, options, cls._provider_options(graph), label)
+        opened = cls(session, graph, options)
+        if not cls.on_gpu:
+            opened.speed_note = given.speed_note or cls.speed_note
+        return opened
 
     @classmethod
     def _provider_options(cls, graph: onnx.ModelProto) -> dict[str, str]:
@@ -66,7 +72,9 @@ class OnnxRuntime(GraphRuntime):
         return {}
 
     @classmethod
-    def _session_of(cls, model: bytes, options: RuntimeOptions, provider_options: Mapping[str, str], label: str) -> Any:
+    def _session_of(
+        cls, given: Unsaturated, options: RuntimeOptions, provider_options: Mapping[str, str], label: str
+    ) -> Any:
         if importlib.util.find_spec("onnxruntime") is None:
             raise MissingError("onnxruntime is not installed", fix=install_extra("cpu"))
         import onnxruntime as ort
@@ -89,8 +97,10 @@ class OnnxRuntime(GraphRuntime):
         else:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        for entry in given.settings.items():
+            settings.add_session_config_entry(*entry)
         try:
-            session = ort.InferenceSession(model, settings, providers=[(cls.provider, dict(provider_options))])
+            session = ort.InferenceSession(given.model, settings, providers=[(cls.provider, dict(provider_options))])
         except Exception as error:  # its exception types share no base but Exception
             raise InputError(f"ONNX Runtime cannot load {label}", why=_first_line(error)) from error
         if cls.provider not in session.get_providers():

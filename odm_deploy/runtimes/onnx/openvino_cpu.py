@@ -14,6 +14,7 @@ from onnx import ModelProto
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.installing import install_extra
 from odm_deploy.lowering.metadata import is_marked_exact
+from odm_deploy.lowering.unsaturated import for_openvino
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.machine.openvino_package import import_openvino
 from odm_deploy.runtimes.onnx.base import GraphRuntime
@@ -78,14 +79,18 @@ class OpenVinoCpu(GraphRuntime):
             # Requests beyond the number of streams would wait for each other.
             "NUM_STREAMS": options.contexts,
         }
+        given = for_openvino(model, graph)
+        settings |= given.settings
         try:
-            read = core.read_model(model)
+            read = core.read_model(given.model)
             # Compiled as it is first: what OpenVINO refuses should be known on opening.
             compiled = core.compile_model(read, "CPU", settings)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot load {label}", why=_cause(error)) from error
         sizes = CompiledSizes(core, read, settings) if read.is_dynamic() and wants_fixed_sizes(graph) else None
-        return cls(compiled, sizes, str(openvino.__version__), graph, options)
+        opened = cls(compiled, sizes, str(openvino.__version__), graph, options)
+        opened.speed_note = given.speed_note
+        return opened
 
     def _execute(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:

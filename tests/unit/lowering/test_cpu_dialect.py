@@ -21,6 +21,7 @@ from odm_deploy.lowering.float_twin import float_twin
 from odm_deploy.lowering.lower import LoweringOptions
 from odm_deploy.lowering.metadata import read_taps
 from odm_deploy.lowering.scattering import gathered, scattered
+from odm_deploy.lowering.unsaturated import for_openvino
 from odm_deploy.networks.registry import build_network
 from odm_deploy.proof.layer_parity import OUTPUT
 from odm_deploy.proof.reference import TorchReference
@@ -254,11 +255,12 @@ def test_codes_are_joined_and_rectified_as_they_are(opener, bits):
 def test_dyadic_signals_give_the_same_bytes_with_bf16_for_the_rest(name, bits):
     model, images = dyadic_with_signals(name, bits), np.round(random_images(17, 20))
     expected = TorchReference(model).upscale(images)
-    proto = lowered(model, target="cpu").SerializeToString()
-    core = openvino.Core()
+    proto = lowered(model, target="cpu")
+    given, core = for_openvino(proto.SerializeToString(), proto), openvino.Core()
     for precision in ("f32", "bf16"):
         # Without the mark of exact models, by which this project's runtime never takes bf16.
-        compiled = core.compile_model(core.read_model(proto), "CPU", {"INFERENCE_PRECISION_HINT": precision})
+        settings = {"INFERENCE_PRECISION_HINT": precision, **given.settings}
+        compiled = core.compile_model(core.read_model(given.model), "CPU", settings)
         np.testing.assert_array_equal(compiled([images.astype(np.float32)])[0], expected)
 
 

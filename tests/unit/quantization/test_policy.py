@@ -178,3 +178,17 @@ def test_every_profile_refuses_impossible_widths(name, bits):
 def test_an_unknown_profile_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match="known are paper"):
         QuantizationPolicy.parse("best", "4")
+
+
+@pytest.mark.parametrize(
+    ("profile", "body", "wide"), [("exact", "8", 1), ("integer", "w8a4", 0), ("deploy", "w4a8", 0)]
+)
+def test_for_any_cpu_weights_of_8_bits_with_inputs_of_8_get_7(network, profile, body, wide):
+    plain, narrow = (
+        QuantizationPolicy.parse(profile, body, any_cpu=any_cpu).select(network) for any_cpu in (False, True)
+    )
+    assert plain.keys() == narrow.keys()
+    assert all(bits.activation == narrow[name].activation for name, bits in plain.items())
+    assert all(2 * (2 ** (bits.weight - 1) - 1) * (2**bits.activation - 1) < 2**15 for bits in narrow.values())
+    assert narrow["body.0.body.0"] == (LayerBits(7, 8) if wide else LayerBits.parse(body))
+    assert narrow["tail.1"] == LayerBits(7, 8)

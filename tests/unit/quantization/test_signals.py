@@ -19,6 +19,8 @@ from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze, tapped
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
+from odm_deploy.quantization.ranges import RangeMethod, choose_grid
+from odm_deploy.quantization.signal_calibration import SignalObservers
 from odm_deploy.quantization.signal_plan import plan_signals
 from odm_deploy.quantization.signals import attach, detach, replace_layer, with_signals
 from tests.factories import random_images, tiny_network
@@ -261,3 +263,31 @@ def test_nothing_is_left_of_a_run_that_an_interruption_ends():
 def test_nothing_is_left_of_calibration_that_ends_its_runs_early():
     integer_model(foreign_network(Functional(), input_range=255.0))
     assert not _get_current_function_mode_stack()
+
+
+def grids_of_signals(profile):
+    network = tiny_network()
+    network.eval()
+    with SignalObservers(network, planned(network, profile)) as observers, torch.no_grad():
+        network(torch.from_numpy(random_images(24, 20)))
+    method = RangeMethod.MSE
+    dyadic = profile == "exact-integer"
+    best = {
+        name: choose_grid(watched.observer, 8, method, power_of_two=dyadic)
+        for name, watched in observers._watched.items()
+    }
+    return best, observers.grids(8, method, power_of_two=dyadic)
+
+
+def test_grids_leave_room_for_what_other_images_bring():
+    best, chosen = grids_of_signals("integer")
+    # The image's own grid is known beforehand.
+    assert chosen.pop("tail.1.output").scale == 1.0
+    for name, grid in chosen.items():
+        assert grid.scale == pytest.approx(10 / 9 * best[name].scale, rel=0.01)
+
+
+def test_a_power_of_two_has_such_room():
+    best, chosen = grids_of_signals("exact-integer")
+    del chosen["tail.1.output"]
+    assert {name: grid.scale for name, grid in chosen.items()} == {name: best[name].scale for name in chosen}

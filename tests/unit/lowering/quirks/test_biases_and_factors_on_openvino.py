@@ -62,7 +62,7 @@ def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], m
     check_every_layer(model, graph, random_images(24, 32, seed=5))
     expected = model(images[0]).numpy()
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
-        assert np.abs(runtime.upscale(images[0].numpy()) - expected).max() < 0.05
+        assert np.abs(runtime.upscale(images[0].numpy()) - expected).mean() < 0.05
 
 
 class Tokens(nn.Module):

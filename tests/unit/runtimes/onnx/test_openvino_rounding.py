@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from odm_deploy.machine.saturating_kernels import openvino_saturates
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 
 SCALE = 17.01273536682129
@@ -94,6 +95,7 @@ def codes_behind_convolution(bias, lowest, highest):
         return runtime.run({"x": ACCUMULATED.astype(np.int8).reshape(1, 1, 1, -1)})["codes"][0, :, 0].astype(int)
 
 
+@pytest.mark.skipif(openvino_saturates(), reason="this CPU's integer kernels saturate, so floats are multiplied")
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("lowest", "highest"), [(0, 3), (-8, 7)])
 def test_behind_a_convolution_it_multiplies_with_the_reciprocal_of_the_step(with_bias, lowest, highest):

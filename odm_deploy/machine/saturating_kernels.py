@@ -1,0 +1,36 @@
+"""Whether OpenVINO's integer kernels saturate on this CPU.
+
+x86 CPUs without VNNI instructions (AMD before Zen 4, most of Intel's before Ice Lake and Alder Lake) add pairs of 8-bit
+products in 16 bits. OpenVINO is asked by a layer that would come out wrong: that also sees limits set from outside
+(`ONEDNN_MAX_CPU_ISA`), and systems that do not list a CPU's instructions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from odm_deploy.machine.openvino_package import import_openvino
+
+_CHANNELS, _SIDE = 32, 4
+_WEIGHT = 127
+
+
+@cache
+def openvino_saturates() -> bool:
+    """Whether OpenVINO's int8 convolutions saturate on this CPU. Takes a small fraction of a second, once a process."""
+    openvino = import_openvino()
+
+    operators = openvino.opset13
+    x = operators.parameter([1, _CHANNELS, _SIDE, _SIDE], openvino.Type.f32)
+    ends = [np.float32(end) for end in (0.0, 255.0)]
+    levels = operators.fake_quantize(x, *ends, *ends, levels=256)
+    codes = operators.constant(np.full([_CHANNELS, _CHANNELS, 1, 1], _WEIGHT, np.int8))
+    weights = operators.multiply(operators.convert(codes, "f32"), np.float32(1.0))
+    one, none = [1, 1], [0, 0]
+    product = operators.convolution(levels, weights, one, none, none, one)
+    model = openvino.Model([product], [x])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(np.full([1, _CHANNELS, _SIDE, _SIDE], 255.0, np.float32))[0]
+    return bool((found != 255.0 * _WEIGHT * _CHANNELS).any())

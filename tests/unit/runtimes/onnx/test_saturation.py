@@ -1,0 +1,62 @@
+"""Runtimes give sums of 8-bit products as they are, also with the instructions of CPUs that would saturate them."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
+from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from odm_deploy.runtimes.options import RuntimeOptions
+from tests.conftest import REPOSITORY
+from tests.saturating_graphs import SIDE_PX, product_of_codes
+
+_RUN = """
+import sys
+import numpy as np
+from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+with OpenVinoCpu.open_bytes(open(sys.argv[1], "rb").read()) as runtime:
+    np.save(sys.argv[2], runtime.run({"x": np.load(sys.argv[3])})["y"])
+    print(runtime.speed_note)
+"""
+
+
+def largest_products() -> tuple[bytes, np.ndarray]:
+    """Weights at both ends, under codes at the upper one."""
+    weights = np.full((16, 32, 3, 3), 127, np.int8)
+    weights[::2] = -127
+    # In ONNX Runtime only what is quantized behind is a product of codes.
+    model = product_of_codes(weights, step=2.0**17)
+    return model.SerializeToString(), np.full((1, 32, 4, SIDE_PX), 255, np.float32)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of x86")
+@pytest.mark.parametrize("instructions", ["SSE41", "AVX2", "AVX512_CORE", "ALL"])
+def test_openvino_multiplies_in_float_where_its_integers_saturate(instructions: str, tmp_path: Path) -> None:
+    model, image = largest_products()
+    (tmp_path / "model.onnx").write_bytes(model)
+    np.save(tmp_path / "image.npy", image)
+    files = [str(tmp_path / name) for name in ("model.onnx", "found.npy", "image.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, *files],
+        env={"ONEDNN_MAX_CPU_ISA": instructions, "PYTHONPATH": str(REPOSITORY), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    with OnnxRuntime.open_bytes(model, RuntimeOptions(optimize=False)) as plain:
+        expected = plain.run({"x": image})["y"]
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), expected)
+    assert ("--any-cpu" in done.stdout) is (instructions != "ALL" or OpenVinoCpu.open_bytes(model).speed_note != "")
+
+
+def test_onnx_runtime_adds_in_32_bits_where_16_overflow() -> None:
+    model, image = largest_products()
+    with OnnxRuntime.open_bytes(model) as fast, OnnxRuntime.open_bytes(model, RuntimeOptions(optimize=False)) as plain:
+        feeds = {"x": image}
+        np.testing.assert_array_equal(fast.run(feeds)["y"], plain.run(feeds)["y"])
