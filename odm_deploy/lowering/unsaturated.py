@@ -41,9 +41,9 @@ def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
         model: the graph, serialized.
         graph: the same, parsed.
     """
-    layers = saturating_products(graph.graph, only_weights=True)
     saturates = adds_in_16_bits()
-    if not layers or saturates is False:
+    layers = [] if saturates is False else saturating_products(graph.graph, only_weights=True)
+    if not layers:
         return Unsaturated(model)
     copy = ModelProto()
     copy.CopyFrom(graph)

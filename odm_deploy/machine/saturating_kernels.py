@@ -1,18 +1,22 @@
 """Whether OpenVINO's integer kernels saturate on this CPU.
 
 x86 CPUs without VNNI instructions (AMD before Zen 4, most of Intel's before Ice Lake and Alder Lake) add pairs of 8-bit
-products in 16 bits. OpenVINO is asked by a layer that would come out wrong: that also sees limits set from outside
-(`ONEDNN_MAX_CPU_ISA`), and systems that do not list a CPU's instructions.
+products in 16 bits. Where the CPU does not say that it has them, or the environment sets limits, OpenVINO is asked by a
+layer that would come out wrong.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import numpy as np
 
+from odm_deploy.machine.host import adds_in_16_bits
 from odm_deploy.machine.openvino_package import import_openvino
 
+_LIMITS = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
+"""Variables by which oneDNN, and OpenVINO with it, is kept from instructions that the CPU has."""
 _CHANNELS, _SIDE = 32, 4
 _WEIGHT = 127
 
@@ -20,6 +24,8 @@ _WEIGHT = 127
 @cache
 def openvino_saturates() -> bool:
     """Whether OpenVINO's int8 convolutions saturate on this CPU. Takes a small fraction of a second, once a process."""
+    if adds_in_16_bits() is False and not _LIMITS & set(os.environ):
+        return False
     openvino = import_openvino()
 
     operators = openvino.opset13
