@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from odm_deploy import quantize
 from odm_deploy.bundle import Target
 from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.machine.saturating_kernels import openvino_saturates
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.onnx.openvino_faults import wants_fixed_sizes
@@ -62,7 +63,9 @@ def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], m
     check_every_layer(model, graph, random_images(24, 32, seed=5))
     expected = model(images[0]).numpy()
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
-        assert np.abs(runtime.upscale(images[0].numpy()) - expected).mean() < 0.05
+        difference = np.abs(runtime.upscale(images[0].numpy()) - expected)
+    # Where layers are multiplied in float32, a code of some thousand lies on a tie.
+    assert (difference.mean() if openvino_saturates() else difference.max()) < 0.05
 
 
 class Tokens(nn.Module):
