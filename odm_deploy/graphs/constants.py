@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from odm_deploy.graphs.index import GraphIndex
@@ -49,6 +49,31 @@ class ConstantValues:
             return None
         result = dict(zip(node.output, evaluate(node, given) or (), strict=False)).get(tensor)
         return result if result is not None and result.size <= self._max_size else None
+
+
+class ConstantIndex(GraphIndex):
+    """An index that also computes constants, as weights are that a graph quantizes itself.
+
+    Args:
+        graph: its nodes in topological order.
+        max_size: those of more elements are not computed.
+    """
+
+    def __init__(self, graph: GraphProto, *, max_size: int = _MAX_SIZE) -> None:
+        super().__init__(graph)
+        self.constants = {tensor.name for tensor in graph.initializer}
+        """Tensors that depend on no input of the graph."""
+        for node in graph.node:
+            # Nodes are in topological order, so one pass finds all that depends on nothing but constants.
+            if all(name in self.constants for name in node.input if name) and not node.op_type.startswith("Random"):
+                self.constants.update(node.output)
+        self._values = ConstantValues(self, max_size=max_size)
+
+    def value(self, tensor: str) -> NDArray[Any] | None:
+        """The value of a constant, stored or computed from such; None for large ones that are computed."""
+        if tensor in self.stored:
+            return self.stored_value(tensor)
+        return self._values.get(tensor) if tensor in self.constants else None
 
 
 def evaluate(node: NodeProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:

@@ -7,22 +7,32 @@ layer's weights are neighbours is up to the kernel, so the two largest of one si
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto
 
+from odm_deploy.graphs.constants import ConstantIndex
 from odm_deploy.graphs.index import GraphIndex, attribute
 
 _INT16 = np.iinfo(np.int16)
 _UINT8_MAX = 255
 
-_INTEGER_PRODUCTS = {"ConvInteger": 1, "MatMulInteger": 1, "QLinearConv": 3, "QLinearMatMul": 3}
+_INTEGER_PRODUCTS = dict.fromkeys(("QGemm", "QLinearConv", "QLinearMatMul"), 3) | dict.fromkeys(
+    ("ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention"), 1
+)
 """Operators on codes -> which input is the weights."""
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 _MOVES = frozenset(
     {"Concat", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth"}
     | {"Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """Operators whose result is made of what their first input holds."""
+MAX_WEIGHTS = 2**24
+"""Of a layer whose weights the graph computes; they are not computed here where there are more."""
+_NARROW = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
+"""Types of codes, as numpy calls them, that integer kernels multiply."""
 
 
 def saturating_products(graph: GraphProto, *, only_weights: bool) -> list[str]:
@@ -30,10 +40,12 @@ def saturating_products(graph: GraphProto, *, only_weights: bool) -> list[str]:
 
     Args:
         graph: the main graph; bodies of If and Loop are not entered.
-        only_weights: leave out products of two signals (attention), and take signed codes of a signal for unsigned
-            ones, which ONNX Runtime makes of them. OpenVINO does, too, but halves the weights for it: they all count.
+        only_weights: as ONNX Runtime multiplies, which adds products of two signals (attention) in 32 bits, makes
+            signed codes of a signal unsigned, multiplies int8 weights as they are stored, whose zero point comes
+            later, and has no integer Einsum. OpenVINO makes signals unsigned, too, but halves the weights for it: they
+            all count. It takes zero points off first.
     """
-    index = GraphIndex(graph)
+    index = ConstantIndex(graph, max_size=MAX_WEIGHTS)
     return [node.name or node.output[0] for node in graph.node if _saturates(index, node, only_weights=only_weights)]
 
 
@@ -45,42 +57,61 @@ def dequantizer_behind(index: GraphIndex, name: str) -> NodeProto | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _saturates(index: GraphIndex, node: NodeProto, *, only_weights: bool) -> bool:
+def per_code(parameter: NDArray[Any], dequantizer: NodeProto, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A scale or zero point of a DequantizeLinear, so that it applies to codes of this shape.
+
+    Raises:
+        ValueError: it does not fit them.
+    """
+    if parameter.size == 1:
+        return parameter.reshape(())
+    axis: int = attribute(dequantizer, "axis", 1)
+    if block := attribute(dequantizer, "block_size", 0):
+        # The last block may be a part of one.
+        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
+    return parameter.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+
+
+def _saturates(index: ConstantIndex, node: NodeProto, *, only_weights: bool) -> bool:
     if node.op_type in _INTEGER_PRODUCTS:
-        codes = index.value(node.input[_INTEGER_PRODUCTS[node.op_type]])
+        weights = node.input[_INTEGER_PRODUCTS[node.op_type]]
+        codes = index.value(weights)
         # Unsigned weights take kernels of their own, with wider sums.
-        axis = 0 if node.op_type.endswith(("ConvInteger", "QLinearConv")) else -1
-        return codes is None or (codes.dtype == np.int8 and _overflows(codes, axis, _UINT8_MAX))
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return codes is None or (codes.dtype == np.int8 and _overflows(codes, _axis_in_codes(node), _UINT8_MAX))
+    if node.op_type not in _PRODUCTS or (only_weights and node.op_type == "Einsum"):
         return False
     operands = [dequantizer_behind(index, name) for name in node.input[:2]]
-    stored = [operand and _stored_codes(index, operand) for operand in operands]
-    for place, codes in enumerate(stored):
-        if codes is not None:
-            signal = operands[1 - place]
+    for place, operand in enumerate(operands):
+        if operand is not None and operand.input[0] in index.constants:
+            signal = operands[1 - place] if len(operands) > 1 else None
             if signal is not None and _is_signed(index, signal) and not only_weights:
                 return True
+            codes = _multiplied_codes(index, operand, as_stored=only_weights)
             largest = _UINT8_MAX if signal is None else _largest_code(index, signal)
-            return _overflows(codes, _channel_axis(node, place), largest)
+            moved = index.producers[node.input[place]] is not operand
+            return codes is None or _overflows(codes, None if moved else _channel_axis(node, place), largest)
     if None in operands or only_weights:
         return False
     first, second = (_largest_code(index, operand) for operand in operands if operand is not None)
     return 2 * first * second > _INT16.max
 
 
-def _stored_codes(index: GraphIndex, dequantizer: NodeProto) -> NDArray[np.int16] | None:
-    """Codes of weights less their zero point; None for those of a signal."""
-    stored = index.value(dequantizer.input[0])
-    if stored is None:
+def _multiplied_codes(index: GraphIndex, dequantizer: NodeProto, *, as_stored: bool) -> NDArray[np.int16] | None:
+    """Codes of weights that a kernel multiplies, without zero point unless `as_stored`; None where nobody knows."""
+    codes = index.value(dequantizer.input[0])
+    if codes is None:
         return None
-    codes = stored.astype(np.int16)
-    zero = index.value(dequantizer.input[2]) if len(dequantizer.input) > 2 else None
-    if zero is None or not zero.any():
-        return codes
-    shape = [1] * codes.ndim
-    if zero.size > 1:
-        shape[attribute(dequantizer, "axis", 1)] = -1
-    return codes - zero.astype(np.int16).reshape(shape)
+    # What is stored unsigned takes kernels of its own, with wider sums.
+    if codes.dtype.name not in _NARROW or (as_stored and codes.dtype != np.int8):
+        return np.zeros(0, np.int16)
+    plain = codes.astype(np.int16)
+    if as_stored or len(dequantizer.input) < 3 or not dequantizer.input[2]:
+        return plain
+    zero = index.value(dequantizer.input[2])
+    try:
+        return None if zero is None else plain - per_code(zero.astype(np.int16), dequantizer, codes.shape)
+    except ValueError:  # runtimes refuse such a graph by themselves
+        return None
 
 
 def _is_signed(index: GraphIndex, dequantizer: NodeProto) -> bool:
@@ -98,21 +129,36 @@ def _largest_code(index: GraphIndex, dequantizer: NodeProto) -> int:
     return int(bound.item()) if bound is not None and bound.dtype == np.uint8 and bound.size == 1 else _UINT8_MAX
 
 
-def _channel_axis(node: NodeProto, place: int) -> int:
-    """Which axis of the weights is output channels."""
+def _axis_in_codes(node: NodeProto) -> int | None:
+    """Which axis of the weights of an operator on codes is output channels."""
+    if node.op_type.endswith(("ConvInteger", "QLinearConv")):
+        return 0
+    return None if node.op_type == "QGemm" else -1
+
+
+def _channel_axis(node: NodeProto, place: int) -> int | None:
+    """Which axis of the weights is output channels; None where that takes reading."""
     if node.op_type in ("Conv", "ConvTranspose"):
         return 0 if node.op_type == "Conv" else 1
+    if node.op_type == "Einsum":
+        return None
     last = place == 1
     if node.op_type == "Gemm" and attribute(node, "transB" if last else "transA", 0):
         last = not last
     return -1 if last else -2
 
 
-def _overflows(codes: NDArray[np.int16] | NDArray[np.int8], axis: int, largest: int) -> bool:
-    """Whether two neighbours in one output channel may be too large together, times a code of `largest`."""
+def _overflows(codes: NDArray[np.int16] | NDArray[np.int8], axis: int | None, largest: int) -> bool:
+    """Whether two neighbours in one output channel may be too large together, times a code of `largest`.
+
+    Without an `axis`, any two may be neighbours.
+    """
     highest, lowest = _INT16.max // largest, _INT16.min // -largest
     rows = codes.astype(np.int16, copy=False)
-    rows = np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1) if rows.ndim > 1 else rows.reshape(1, -1)
+    if axis is not None and rows.ndim > 1 and rows.size:
+        rows = np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1)
+    else:
+        rows = rows.reshape(1, -1)
     if 2 * rows.max(initial=0) <= highest and -2 * rows.min(initial=0) <= lowest:
         return False
     # Next to an only weight lies padding.

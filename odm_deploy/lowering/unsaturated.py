@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from odm_deploy.graphs.index import GraphIndex, attribute
-from odm_deploy.graphs.saturation import dequantizer_behind, saturating_products
+from odm_deploy.graphs.constants import ConstantIndex
+from odm_deploy.graphs.index import GraphIndex
+from odm_deploy.graphs.saturation import MAX_WEIGHTS, dequantizer_behind, per_code, saturating_products
 from odm_deploy.machine.host import adds_in_16_bits
 from odm_deploy.machine.saturating_kernels import openvino_saturates
 from odm_deploy.progress import counted
@@ -42,11 +44,12 @@ def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
         graph: the same, parsed.
     """
     saturates = adds_in_16_bits()
-    layers = [] if saturates is False else saturating_products(graph.graph, only_weights=True)
+    whole = _inlined(graph)
+    layers = [] if saturates is False else saturating_products(whole.graph, only_weights=True)
     if not layers:
         return Unsaturated(model)
-    copy = ModelProto()
-    copy.CopyFrom(graph)
+    copy = _with_stored_constants(whole)
+    _add_zero_points(copy)
     _share_nothing(copy)
     note = _note(layers, "ONNX Runtime adds them in 32 bits, which takes longer") if saturates else ""
     return Unsaturated(copy.SerializeToString(), dict(_IN_32_BITS), note)
@@ -54,11 +57,11 @@ def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
 
 def for_openvino(model: bytes, graph: ModelProto) -> Unsaturated:
     """The graph for OpenVINO. Arguments as above."""
-    layers = saturating_products(graph.graph, only_weights=False)
+    whole = _inlined(graph)
+    layers = saturating_products(whole.graph, only_weights=False)
     if not layers or not openvino_saturates():
         return Unsaturated(model)
-    copy = ModelProto()
-    copy.CopyFrom(graph)
+    copy = _with_stored_constants(whole)
     everywhere = _write_floats(copy, set(layers)) < len(layers)
     note = _note(layers, f"OpenVINO multiplies {'everything' if everywhere else 'these'} in float32")
     return Unsaturated(copy.SerializeToString(), dict(_ALL_IN_FLOAT) if everywhere else {}, note)
@@ -69,6 +72,43 @@ def _note(layers: list[str], instead: str) -> str:
         f"this CPU has no VNNI instructions, and 8-bit products of {counted(len(layers), 'layer')} may saturate: "
         f"{instead}; models of quantize --any-cpu do without"
     )
+
+
+def _inlined(model: ModelProto) -> ModelProto:
+    """The model without local functions, whose layers runtimes optimize as those of the graph."""
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _with_stored_constants(model: ModelProto) -> ModelProto:
+    """A copy in which inputs of dequantizers are stored, if the graph computes them from nothing but constants."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    index, added = ConstantIndex(copy.graph, max_size=MAX_WEIGHTS), set[str]()
+    for node in copy.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type == "DequantizeLinear" and name and name not in index.stored:
+                stored = f"{name}.stored"
+                if stored not in added and (value := index.value(name)) is not None:
+                    copy.graph.initializer.append(numpy_helper.from_array(value, stored))
+                    added.add(stored)
+                if stored in added:
+                    node.input[place] = stored
+    return copy
+
+
+def _add_zero_points(model: ModelProto) -> None:
+    """Give dequantizers of stored int8 numbers the zeros that they mean by none.
+
+    ONNX Runtime makes these numbers unsigned, around 128, and takes one 128 for as many scales as there are.
+    """
+    index = GraphIndex(model.graph)
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and len([name for name in node.input if name]) == 2:
+            codes, scale = index.stored.get(node.input[0]), index.value(node.input[1])
+            if codes is not None and codes.data_type == TensorProto.INT8 and scale is not None:
+                zeros = numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{node.output[0]}.zero")
+                model.graph.initializer.append(zeros)
+                node.input[:] = [*node.input[:2], zeros.name]
 
 
 def _share_nothing(model: ModelProto) -> None:
@@ -126,14 +166,10 @@ def _write_floats(model: ModelProto, layers: set[str]) -> int:
 
 def _levels(index: GraphIndex, dequantizer: NodeProto) -> np.ndarray[Any, np.dtype[np.float32]] | None:
     """float32 that stored codes stand for; None for what is no such thing."""
-    if attribute(dequantizer, "block_size", 0):
-        return None
     stored = [index.value(name) for name in dequantizer.input if name]
     known = [array.astype(np.float32) for array in stored if array is not None]
     if len(known) < len(stored):
         return None
     codes, scale, *zero = known
-    shape = [1] * codes.ndim
-    if scale.size > 1:
-        shape[attribute(dequantizer, "axis", 1)] = -1
-    return (codes - zero[0].reshape(shape) if zero else codes) * scale.reshape(shape)
+    around = codes - per_code(zero[0], dequantizer, codes.shape) if zero else codes
+    return around * per_code(scale, dequantizer, codes.shape)

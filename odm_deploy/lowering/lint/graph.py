@@ -15,15 +15,15 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto
 
 from odm_deploy.errors import InputError
-from odm_deploy.graphs.constants import ConstantValues, onnx_type
-from odm_deploy.graphs.index import GraphIndex, attribute
+from odm_deploy.graphs.constants import ConstantIndex, onnx_type
+from odm_deploy.graphs.index import attribute
 from odm_deploy.graphs.shapes import infer_types
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
 
 
-class QdqGraph(GraphIndex):
+class QdqGraph(ConstantIndex):
     """Index over the main graph of a model: local functions are inlined first, bodies of If and Loop not entered."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -32,14 +32,8 @@ class QdqGraph(GraphIndex):
             model = onnx.inliner.inline_local_functions(model)
         super().__init__(model.graph)
         self.model = model
-        self._values = ConstantValues(self)
         self.nodes: list[NodeProto] = list(model.graph.node)
         self._inputs = {value.name: value for value in model.graph.input}
-        self._constants = {tensor.name for tensor in model.graph.initializer}
-        for node in self.nodes:
-            # Nodes are in topological order, so one pass finds all that depends on nothing but constants.
-            if all(name in self._constants for name in node.input if name) and not node.op_type.startswith("Random"):
-                self._constants.update(node.output)
 
     @property
     def opset(self) -> int:
@@ -56,11 +50,7 @@ class QdqGraph(GraphIndex):
 
     def is_constant(self, tensor: str) -> bool:
         """Whether `tensor` depends on no graph input."""
-        return tensor in self._constants
-
-    def value(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of a constant, stored or computed from such; None for large ones that are computed."""
-        return self.stored_value(tensor) if tensor in self.stored else self._values.get(tensor)
+        return tensor in self.constants
 
     def scalar(self, tensor: str) -> float | None:
         """The value of a constant with one element."""

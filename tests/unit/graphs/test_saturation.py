@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from odm_deploy.graphs.saturation import saturating_products
-from tests.saturating_graphs import product_of_codes
+from tests.saturating_graphs import WAYS, product_of_codes, weights_made_by
 
 
 def weights_with(first: int, second: int) -> np.ndarray[Any, np.dtype[np.int8]]:
@@ -63,10 +63,93 @@ def test_attention_counts_and_products_of_floats_do_not() -> None:
     assert saturating_products(model.graph, only_weights=False) == []
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("only_weights", [True, False])
+def test_weights_that_the_graph_makes_count_as_stored_ones(way: str, only_weights: bool) -> None:
+    for pair, found in (((1, 1), []), ((65, 64), ["product"])):
+        model = weights_made_by(way, product_of_codes(weights_with(*pair)))
+        assert saturating_products(model.graph, only_weights=only_weights) == found
+
+
 def test_weights_nobody_can_read_count() -> None:
     model = product_of_codes(weights_with(1, 1))
-    floats = numpy_helper.from_array(np.zeros((2, 8, 3, 3), np.float32), "floats")
-    model.graph.initializer.append(floats)
-    model.graph.node.insert(0, helper.make_node("QuantizeLinear", ["floats", "scale_w", "zero_w"], ["made"], axis=0))
+    model.graph.initializer.append(numpy_helper.from_array(weights_with(1, 1), "same"))
+    model.graph.node.insert(0, helper.make_node("Unheard", ["same"], ["made"], domain="elsewhere"))
     model.graph.node[-2].input[0] = "made"
     assert saturating_products(model.graph, only_weights=False) == ["product"]
+    assert saturating_products(model.graph, only_weights=True) == ["product"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "zero", "multiplied_with_zero", "multiplied_without"),
+    [(127, 120, True, False), (40, -100, False, True), (1, 0, False, False)],
+)
+def test_zero_points_of_weights_are_taken_off_before_or_behind(
+    weights: int, zero: int, multiplied_with_zero: bool, multiplied_without: bool
+) -> None:
+    model = product_of_codes(np.full((2, 8, 3, 3), weights, np.int8), zero_w=zero)
+    assert bool(saturating_products(model.graph, only_weights=True)) is multiplied_with_zero
+    assert bool(saturating_products(model.graph, only_weights=False)) is multiplied_without
+
+
+def test_unsigned_weights_have_kernels_of_their_own_in_one_of_them() -> None:
+    model = product_of_codes(np.full((2, 8, 3, 3), 255, np.uint8), zero_w=128)
+    assert saturating_products(model.graph, only_weights=True) == []
+    assert saturating_products(model.graph, only_weights=False) == ["product"]
+
+
+def test_weights_of_sixteen_bits_are_no_matter_of_these_kernels() -> None:
+    model = product_of_codes(np.full((2, 8, 3, 3), -32768, np.int16))
+    assert saturating_products(model.graph, only_weights=False) == []
+
+
+def test_weights_turned_behind_their_dequantizer_keep_no_axis() -> None:
+    # One output has all that is large: rows of what is stored, columns of what is multiplied.
+    weights = np.ones((8, 8), np.int8)
+    weights[3] = 127
+    model = product_of_codes(weights)
+    assert saturating_products(model.graph, only_weights=True) == []
+    model.graph.node.insert(3, helper.make_node("Transpose", ["weights"], ["turned"], perm=[1, 0]))
+    model.graph.node[4].input[1] = "turned"
+    assert saturating_products(model.graph, only_weights=True) == ["product"]
+    assert saturating_products(model.graph, only_weights=False) == ["product"]
+
+
+def test_zero_points_of_blocks_apply_to_their_block() -> None:
+    weights = np.full((8, 8), 60, np.int8)
+    model = product_of_codes(weights)
+    zeros = np.zeros((2, 8), np.int8)
+    for name, array in (("zero_w", zeros), ("scale_w", np.ones((2, 8), np.float32))):
+        next(each for each in model.graph.initializer if each.name == name).CopyFrom(
+            numpy_helper.from_array(array, name)
+        )
+    dequantizer = model.graph.node[-2]
+    del dequantizer.attribute[:]
+    dequantizer.attribute.extend([helper.make_attribute("axis", 0), helper.make_attribute("block_size", 4)])
+    assert saturating_products(model.graph, only_weights=False) == []
+    zeros[1, 2] = -60
+    next(each for each in model.graph.initializer if each.name == "zero_w").CopyFrom(
+        numpy_helper.from_array(zeros, "zero_w")
+    )
+    assert saturating_products(model.graph, only_weights=False) == ["product"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("QGemm", 3), ("MatMulIntegerToFloat", 1), ("DynamicQuantizeMatMul", 1), ("QLinearMatMul", 3), ("ConvInteger", 1)],
+)
+def test_operators_on_codes_count_by_their_weights(kind: str, place: int) -> None:
+    for largest, found in ((64, []), (127, ["product"])):
+        inputs = [f"other_{index}" for index in range(place)] + ["codes"]
+        codes = numpy_helper.from_array(np.full((4, 4, 1, 1)[: 4 if kind == "ConvInteger" else 2], largest, np.int8))
+        codes.name = "codes"
+        node = helper.make_node(kind, inputs, ["y"], name="product")
+        graph = helper.make_graph([node], "codes", [], [], [codes])
+        assert saturating_products(graph, only_weights=True) == found
+
+
+def test_sums_by_a_formula_are_products_of_matrices_where_they_are_made_such() -> None:
+    model = product_of_codes(np.full((8, 2), 127, np.int8))
+    model.graph.node[-1].op_type = "Einsum"
+    assert saturating_products(model.graph, only_weights=False) == ["product"]
+    assert saturating_products(model.graph, only_weights=True) == []

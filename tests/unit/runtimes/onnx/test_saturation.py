@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.options import RuntimeOptions
 from tests.conftest import REPOSITORY
-from tests.saturating_graphs import SIDE_PX, product_of_codes
+from tests.saturating_graphs import SIDE_PX, WAYS, product_of_codes, weights_made_by
 
 _RUN = """
 import sys
@@ -53,6 +54,46 @@ def test_openvino_multiplies_in_float_where_its_integers_saturate(instructions: 
         expected = plain.run({"x": image})["y"]
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), expected)
     assert ("--any-cpu" in done.stdout) is (instructions != "ALL" or OpenVinoCpu.open_bytes(model).speed_note != "")
+
+
+def assert_right(model: bytes, image: np.ndarray) -> None:
+    """Both runtimes give what ONNX Runtime gives node by node."""
+    with OnnxRuntime.open_bytes(model, RuntimeOptions(optimize=False)) as plain:
+        expected = plain.run({"x": image})["y"]
+    for runtime in (OnnxRuntime, OpenVinoCpu):
+        with runtime.open_bytes(model) as fast:
+            np.testing.assert_array_equal(fast.run({"x": image})["y"], expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("readers", [1, 2])
+def test_weights_that_the_graph_makes_are_multiplied_rightly(way: str, readers: int) -> None:
+    _, image = largest_products()
+    model = weights_made_by(way, product_of_codes(np.full((16, 32, 3, 3), 127, np.int8), step=2.0**17))
+    if readers == 2:
+        # The product behind a sum with itself, of the same weights.
+        again = onnx.NodeProto.FromString(
+            next(node for node in model.graph.node if node.name == "product").SerializeToString()
+        )
+        again.name, again.output[0] = "again", "other_sums"
+        model.graph.node.insert(len(model.graph.node) - 2, again)
+        quantizer = onnx.NodeProto.FromString(model.graph.node[-2].SerializeToString())
+        quantizer.input[0], quantizer.output[0] = "other_sums", "other_rounded"
+        dequantizer = onnx.NodeProto.FromString(model.graph.node[-1].SerializeToString())
+        dequantizer.input[0], dequantizer.output[0] = "other_rounded", "other"
+        model.graph.node[-1].output[0] = "one"
+        model.graph.node.extend([quantizer, dequantizer, onnx.helper.make_node("Add", ["one", "other"], ["y"])])
+    assert_right(model.SerializeToString(), image)
+
+
+@pytest.mark.parametrize("zero_w", [None, 0, 100, -20])
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize("matrix", [True, False])
+def test_zero_points_of_weights_are_no_matter(zero_w: int | None, quantized: bool, matrix: bool) -> None:
+    weights = np.full((32, 16) if matrix else (16, 32, 3, 3), 127, np.int8)
+    image = np.full((1, 1, 4, 32) if matrix else (1, 32, 4, SIDE_PX), 255, np.float32)
+    model = product_of_codes(weights, step=2.0**14 if quantized else 0.0, zero_w=zero_w)
+    assert_right(model.SerializeToString(), image)
 
 
 def test_onnx_runtime_adds_in_32_bits_where_16_overflow() -> None:
