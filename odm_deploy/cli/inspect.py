@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from odm_deploy.terminal import emit_json, json_option, print_table, say, table
 if TYPE_CHECKING:
     from odm_deploy.accounting import Accounting, Convention, LayerCost
     from odm_deploy.building.coverage import Coverage, LayerCoverage
+    from odm_deploy.bundle import Bundle
+    from odm_deploy.graphs.input_shapes import InputShapes
     from odm_deploy.quantization.model import QuantizedModel
 
 
@@ -29,7 +32,8 @@ NO_SHARE = 0.005
     "--runtime",
     metavar="NAME",
     shell_complete=completing("onnxruntime", "openvino"),
-    help="Ask onnxruntime or openvino what it makes of the graph for CPUs.  [default: TensorRT's builder]",
+    help="Ask onnxruntime or openvino what it makes of the graph for CPUs.  [default: TensorRT's builder, where there "
+    "is none the first of these that is installed]",
 )
 @click.option("--rebuild", is_flag=True, help="Build anew rather than read what the bundle recorded.")
 @click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, help="Seconds a build may take.")
@@ -53,39 +57,57 @@ def command(
 ) -> None:
     """Show what each layer runs as, from the builder's own layer table, by count and by multiply-accumulates (MACs).
 
-    TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. Layers that the
-    graph quantizes and the engine runs as float, if they have a share of the MACs, and a graph that quantizes nothing,
-    end with exit code 3. A model.pt is listed with its grids instead, and with what it costs: storage, and bit
-    operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
+    TensorRT falls back from int8 to float without a warning; its layer table is the only evidence. Where no TensorRT
+    is, and no engine in the bundle, a note says so, and the layers are those that a runtime on this CPU runs. Layers
+    that the graph quantizes and it runs as float, if they have a share of the MACs, and a graph that quantizes
+    nothing, end with exit code 3. A model.pt is listed with its grids instead, and with what it costs: storage, and
+    bit operations (2 * MACs * weight bits * input bits) for a 1920x1080 output.
     """
-    from odm_deploy.building.bundle_coverage import bundle_coverage
-    from odm_deploy.building.cpu_layers import CPU_RUNTIMES
     from odm_deploy.bundle import Bundle
     from odm_deploy.errors import MissingError
     from odm_deploy.graphs.input_shapes import parse_shapes
-    from odm_deploy.runtimes.onnx.trial import try_in_child
 
     if path.suffix in (".pt", ".pth"):
         _inspect_checkpoint(path, convention, as_json)
         return
     sizes = parse_shapes(shapes)
     bundle = Bundle.open(path, "a bundle, an ONNX file or a model.pt is wanted")
-    if (name := (runtime or "").replace("-", "_")) in CPU_RUNTIMES:
-        taken = bundle.seen_by(name)
-        if not taken.is_as_exported:
-            try_in_child(name, taken.onnx_bytes, str(path))
     try:
-        found, source = bundle_coverage(bundle, sizes, runtime=runtime, rebuild=rebuild, timeout_s=timeout_s, say=say)
+        found, source = _layers(bundle, sizes, runtime, rebuild=rebuild, timeout_s=timeout_s)
     except MissingError as error:
-        if runtime is not None:
+        # Whoever names a runtime, or wants an engine built, gets that or nothing.
+        if runtime is not None or rebuild or (runtime := _cpu_runtime()) is None:
             raise
-        fix = f"{error.fix}; or ask what runs it on a CPU: --runtime openvino, --runtime onnxruntime"
-        raise MissingError(error.what, why=error.why, fix=fix) from error
+        say(
+            f"note: {error.what}: {error.why}; so these are the layers that {runtime} runs on this CPU. "
+            f"Those of an engine: {error.fix}"
+        )
+        found, source = _layers(bundle, sizes, runtime)
     if as_json:
         emit_json({**found.to_dict(), "source": source})
     else:
         _print(found, source)
     _judge(found, path, runtime)
+
+
+def _layers(
+    bundle: Bundle, sizes: InputShapes, runtime: str | None, *, rebuild: bool = False, timeout_s: float = 600.0
+) -> tuple[Coverage, str]:
+    """What the graph asks for and what it runs as, and where that is from; raises as `bundle_coverage`."""
+    from odm_deploy.building.bundle_coverage import bundle_coverage
+    from odm_deploy.building.cpu_layers import CPU_RUNTIMES
+    from odm_deploy.runtimes.onnx.trial import try_in_child
+
+    if (name := (runtime or "").replace("-", "_")) in CPU_RUNTIMES:
+        taken = bundle.seen_by(name)
+        if not taken.is_as_exported:
+            try_in_child(name, taken.onnx_bytes, str(bundle))
+    return bundle_coverage(bundle, sizes, runtime=runtime, rebuild=rebuild, timeout_s=timeout_s, say=say)
+
+
+def _cpu_runtime() -> str | None:
+    """The runtime that `upscale` takes on a CPU here; None where neither is installed."""
+    return next((name for name in ("openvino", "onnxruntime") if find_spec(name)), None)
 
 
 def _judge(found: Coverage, path: Path, runtime: str | None) -> None:

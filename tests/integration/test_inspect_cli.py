@@ -11,6 +11,7 @@ import pytest
 
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.grid import Grid
+from odm_deploy.installing import install_extra
 from odm_deploy.machine import builders
 from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.quantization.layers import FrozenLayer
@@ -237,9 +238,14 @@ def test_what_lint_cannot_fix_is_left_and_not_taken(tmp_path):
     assert not (tmp_path / "fixed.onnx").exists()
 
 
-def test_without_a_builder_runtimes_that_look_at_it_are_named(tiny_bundle, monkeypatch):
+def test_without_a_builder_the_layers_on_this_cpu_are_shown_and_said_to_be_that(tiny_bundle, monkeypatch):
     nothing = builders.Builder("tensorrt_rtx", "", "tensorrt_rtx is not installed")
     monkeypatch.setattr(builders, "find_builders", lambda: (nothing,))
-    outcome = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32")
-    assert outcome.code == 4
-    assert "--runtime openvino" in outcome.stderr
+    shown = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32", "--json")
+    asked = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32", "--json", "--runtime", "openvino")
+    assert (shown.code, shown.document) == (asked.code, asked.document)
+    assert "tensorrt_rtx is not installed; so these are the layers that openvino runs on this CPU" in shown.stderr
+    assert f"Those of an engine: {install_extra('rtx')}" in shown.stderr
+    # Who wants an engine looked at gets no CPU's answer for it.
+    rebuilt = run_cli("inspect", tiny_bundle, "--shapes", "1x3x24x32", "--rebuild")
+    assert (rebuilt.code, rebuilt.stdout) == (4, "")
