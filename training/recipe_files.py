@@ -6,7 +6,6 @@ A recipe may say `extends = "other.toml"` (relative to itself) and then lists on
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
-from odm_deploy.documents import read_toml
+from odm_deploy.documents import mapping_of, read_json, read_toml, taken_from
 from odm_deploy.errors import InputError, UsageError
 from training.config import from_tables
 from training.recipe import Recipe
@@ -46,11 +45,11 @@ def load_run(folder: Path, overrides: list[str]) -> Recipe:
         UsageError: overrides that cannot be read, values out of range.
     """
     path = folder / "config.json"
-    try:
-        tables = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}", why=str(error), fix="name a run's folder, or its recipe") from None
-    return from_tables(Recipe, apply_overrides(tables, overrides))
+    if not path.exists():
+        fix = "name a run's folder, or its recipe"
+        raise InputError(f"{folder} is no folder of a training run", why="it holds no config.json", fix=fix)
+    with taken_from(path):
+        return from_tables(Recipe, apply_overrides(mapping_of(read_json(path), "a recipe"), overrides))
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odm_deploy.documents import mapping_of, read_json, taken_from
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.files import atomic_path
 from odm_deploy.torch_files import read_torch_file
@@ -111,11 +112,13 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
 
     Raises:
         UsageError: it does; the line names them.
+        InputError: its config.json cannot be read.
     """
     path = folder / "config.json"
     if not (folder / "last.pt").exists() or not path.exists():
         return
-    changed = _differences(json.loads(path.read_text(encoding="utf-8")), to_tables(recipe))
+    with taken_from(path):
+        changed = _differences(mapping_of(read_json(path), "a recipe"), to_tables(recipe))
     if changed:
         raise UsageError(
             f"{folder} belongs to another run", why="; ".join(changed[:4]), fix="choose another --out, or remove it"
