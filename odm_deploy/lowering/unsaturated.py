@@ -56,15 +56,32 @@ def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
 
 
 def for_openvino(model: bytes, graph: ModelProto) -> Unsaturated:
-    """The graph for OpenVINO. Arguments as above."""
+    """The graph for OpenVINO. Arguments as above.
+
+    On any CPU it leaves zero points of transposed convolutions' weights out, or cuts what is too large without them.
+    """
     whole = _inlined(graph)
-    layers = saturating_products(whole.graph, only_weights=False)
-    if not layers or not openvino_saturates():
+    found = saturating_products(whole.graph, only_weights=False)
+    saturating = found if found and openvino_saturates() else []
+    layers = set(saturating) | _transposed_around_zero_points(whole)
+    if not layers:
         return Unsaturated(model)
     copy = _with_stored_constants(whole)
-    everywhere = _write_floats(copy, set(layers)) < len(layers)
-    note = _note(layers, f"OpenVINO multiplies {'everything' if everywhere else 'these'} in float32")
-    return Unsaturated(copy.SerializeToString(), dict(_ALL_IN_FLOAT) if everywhere else {}, note)
+    everywhere = _write_floats(copy, layers) < len(layers)
+    note = _note(saturating, f"OpenVINO multiplies {'everything' if everywhere else 'these'} in float32")
+    return Unsaturated(copy.SerializeToString(), dict(_ALL_IN_FLOAT) if everywhere else {}, note if saturating else "")
+
+
+def _transposed_around_zero_points(model: ModelProto) -> set[str]:
+    """Names of transposed convolutions whose weights' zero points are not plainly zero."""
+    index, found = ConstantIndex(model.graph), set[str]()
+    for node in model.graph.node:
+        source = dequantizer_behind(index, node.input[1]) if node.op_type == "ConvTranspose" else None
+        if source is not None and len(source.input) > 2 and source.input[2]:
+            zero = index.value(source.input[2])
+            if zero is None or zero.any():
+                found.add(node.name or node.output[0])
+    return found
 
 
 def _note(layers: list[str], instead: str) -> str:

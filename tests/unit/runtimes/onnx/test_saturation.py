@@ -96,6 +96,18 @@ def test_zero_points_of_weights_are_no_matter(zero_w: int | None, quantized: boo
     assert_right(model.SerializeToString(), image)
 
 
+@pytest.mark.parametrize(
+    ("kind", "zero"), [(np.uint8, 128), (np.uint8, 100), (np.uint8, 0), (np.int8, -100), (np.int8, 0)]
+)
+def test_zero_points_of_transposed_convolutions_weights_are_no_matter(kind: type[np.integer], zero: int) -> None:
+    # Small enough to saturate nowhere.
+    codes = np.random.default_rng(0).integers(-20, 21, (8, 8, 3, 3)) + zero
+    model = product_of_codes(codes.clip(np.iinfo(kind).min).astype(kind), zero_w=zero)
+    model.graph.node[-1].op_type = "ConvTranspose"
+    model.graph.node[-2].attribute[0].i = 1
+    assert_right(model.SerializeToString(), np.full((1, 8, 4, SIDE_PX), 255, np.float32))
+
+
 def test_onnx_runtime_adds_in_32_bits_where_16_overflow() -> None:
     model, image = largest_products()
     with OnnxRuntime.open_bytes(model) as fast, OnnxRuntime.open_bytes(model, RuntimeOptions(optimize=False)) as plain:
