@@ -28,6 +28,16 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the place written to is to blame for; anything else that fails on the way may be about another file."""
 
 
+def require_file(path: Path | str, wanted: str) -> None:
+    """See that a file lies where one is to be read; `wanted` is what to do, for whoever named something else.
+
+    Raises:
+        InputError: nothing lies there, or something that is no file.
+    """
+    if why := why_no_file(path):
+        raise InputError(f"cannot read {path}", why=why, fix=wanted if Path(path).exists() else "check the path")
+
+
 @contextmanager
 def atomic_path(destination: Path | str) -> Generator[Path]:
     """Yield a temporary path to write to; on success it becomes `destination`, on any exception it is removed.

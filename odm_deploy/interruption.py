@@ -3,14 +3,15 @@
 Wherever it finds the program, Python raises KeyboardInterrupt there. In the middle of an import that is a traceback of
 other people's modules, and where these are native code it can end the process by a signal of another kind. In what
 Python calls when an object goes away, it is printed and forgotten, and the work goes on. So it waits until that is
-over.
+over; where nothing has been begun yet, imports are simply given up.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # As typing names it, which takes longer to import than all of this.
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ _IMPORTING = "<frozen importlib._bootstrap>"
 _GOING_AWAY = "__del__"
 _WEAK_REFERENCES = ("weakref.py", "_weakrefset.py")
 """Of these files of Python's, functions are called back when an object goes away."""
+_nothing_begun = False
 
 
 @contextmanager
@@ -54,6 +56,20 @@ def wait_for_imports() -> None:
         return
 
 
+@contextmanager
+def nothing_begun() -> Generator[None]:
+    """Meanwhile Ctrl-C ends the process at once, in the middle of an import, too.
+
+    Only while there is nothing to clean up: no file, no other process, no hidden cursor of a terminal.
+    """
+    global _nothing_begun
+    _nothing_begun = True
+    try:
+        yield
+    finally:
+        _nothing_begun = False
+
+
 def let_go() -> None:
     """From now on, Ctrl-C ends the process as it would any other: nothing is left to be told or cleaned up."""
     if signal.getsignal(signal.SIGINT) is _interrupt:
@@ -63,6 +79,11 @@ def let_go() -> None:
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
+    if _nothing_begun:
+        # The stream itself may be in use where the signal found the program.
+        with suppress(OSError):
+            os.write(2, b"interrupted\n")
+        os._exit(EXIT_CODE)
     while frame is not None:
         if _has_to_wait_for(frame.f_code):
             signal.setitimer(signal.ITIMER_REAL, _LOOKED_AGAIN_AFTER_S)

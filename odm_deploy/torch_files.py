@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import torch
 
 from odm_deploy.errors import InputError
-from odm_deploy.kinds_of_files import BEGINNING_BYTES, kind_by_beginning, kind_of, why_no_file
+from odm_deploy.files import require_file
+from odm_deploy.kinds_of_files import BEGINNING_BYTES, kind_by_beginning, kind_of
 from odm_deploy.numpy_pickles import SAFE, NotNumbersError, with_tensors
 from odm_deploy.torch_contents import check_contents
 
@@ -35,8 +36,7 @@ def read_torch_file(path: Path | str, wanted: str = "a torch file is wanted") ->
             `check_contents` refuses.
     """
     path = Path(path)
-    if why := why_no_file(path):
-        raise InputError(f"cannot read {path}", why=why, fix=wanted if path.exists() else "check the path")
+    require_file(path, wanted)
     if path.stat().st_size == 0:
         raise InputError(f"cannot read {path}", why="the file is empty", fix="copy or download it again")
     with path.open("rb") as stream:

@@ -42,4 +42,4 @@ def run_cli(*arguments: object) -> Outcome:
 
 def without_progress(output: str) -> str:
     """What a program printed into a pipe, without progress: how often that is told depends on how busy a machine is."""
-    return re.sub(r"^[^\n]*: \d+ (?:of \d+|%), \d.*\n", "", output, flags=re.M)
+    return re.sub(r"^(?:[^\n]*: \d+ (?:of \d+|%), \d.*|loading PyTorch)\n", "", output, flags=re.M)

@@ -38,12 +38,12 @@ from odm_deploy.cli.program import odm_deploy
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
-from odm_deploy.imaging.reading import list_images
+from odm_deploy.imaging.reading import choose_images, list_images
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.trusted_builders import is_builder_path, trusting
 from odm_deploy.proof.metrics import psnr_y
-from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images, hold_back
+from odm_deploy.quantization.calibration_images import CalibrationImages, hold_back
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate

@@ -39,6 +39,13 @@ def image_options(text: str, count: int) -> Callable[[Command], Command]:
     )
 
 
+def require_weights(path: Path) -> None:
+    """See that there is a file of float weights, before what could read it is imported. Raises as `require_file`."""
+    from odm_deploy.files import require_file
+
+    require_file(path, "a file of float weights is wanted")
+
+
 def load_float(
     weights: Path,
     network: str | None,

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from odm_deploy.cli.engine_options import build_progress, engine_options, to_build_options, write_triton
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import trust_option
 from odm_deploy.collecting import collecting_rarely
 from odm_deploy.terminal import emit_json, json_option, progress_alone, say
@@ -62,11 +63,15 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     The ONNX files compute exactly what the reference model computes, as integers, on TensorRT 10 and 11, TensorRT-RTX,
     OpenVINO and ONNX Runtime. Low-bit models run at int8 speed: no NVIDIA GPU has 2- to 7-bit convolutions.
     """
-    from odm_deploy.bundle.manifest import MANIFEST_FILE
-    from odm_deploy.checkpoint import load_model
-    from odm_deploy.export import write_bundle
+    from odm_deploy.files import require_file
     from odm_deploy.graphs.input_shapes import parse_shapes
-    from odm_deploy.lowering.lower import LoweringOptions
+
+    require_file(model, "a model.pt is wanted, as odm-deploy quantize writes it")
+    with slow_imports():
+        from odm_deploy.bundle.manifest import MANIFEST_FILE
+        from odm_deploy.checkpoint import load_model
+        from odm_deploy.export import write_bundle
+        from odm_deploy.lowering.lower import LoweringOptions
 
     shapes = parse_shapes(options["shapes"])
     chosen = options["target"]

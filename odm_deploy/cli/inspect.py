@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import completing, trust_option
 from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, print_table, say, table
@@ -168,8 +169,12 @@ def _print(found: Coverage, source: str) -> None:
 
 def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> None:
     """What a model.pt quantizes, on which grids, and what that costs."""
-    from odm_deploy.accounting import account
-    from odm_deploy.checkpoint import load_model
+    from odm_deploy.files import require_file
+
+    require_file(path, "a model.pt is wanted, as odm-deploy quantize writes it")
+    with slow_imports():
+        from odm_deploy.accounting import account
+        from odm_deploy.checkpoint import load_model
 
     model = load_model(path)
     cost = account(model, convention=convention)

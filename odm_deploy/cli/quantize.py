@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.calibration_inputs import check_smallest, image_options, inputs_of, load_float
+from odm_deploy.cli.calibration_inputs import check_smallest, image_options, inputs_of, load_float, require_weights
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import keep_input, say_what_is_not_read, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policies, to_settings
 from odm_deploy.cli.quantize_tuning import cost_documents, say_cost, to_budget, to_goal, tuning_options
@@ -78,25 +79,28 @@ def command(
     project's networks, and all that spandrel knows. A float .onnx file says itself what to compute. About 30 images
     like those to be upscaled are enough.
     """
-    from odm_deploy.checkpoint import save_model
     from odm_deploy.files import file_sha256
-    from odm_deploy.quantization.calibration_images import choose_images, hold_back
-    from odm_deploy.quantization.post_training import Known, calibrate
-    from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
-    from odm_deploy.tuning.goals import default_goal
-    from odm_deploy.tuning.held_back import PART_PX, HeldBack
-    from odm_deploy.tuning.profile_choice import choose_profile
-    from odm_deploy.tuning.tune import tune
-    from odm_deploy.tuning.unfinished import Unfinished
+    from odm_deploy.imaging.reading import choose_images
 
     started = time.monotonic()
-    # Everything that can be wrong about the call is found before the minutes of work, not after.
+    # Everything that can be wrong about the call is found before the minutes of work, and most before PyTorch is here.
     output = _place_of(output)
     keep_input(weights, output)
     _check_export(bundle, shapes)
+    require_weights(weights)
+    paths = choose_images(image_source, max_images)
+    with slow_imports():
+        from odm_deploy.checkpoint import save_model
+        from odm_deploy.quantization.calibration_images import hold_back
+        from odm_deploy.quantization.post_training import Known, calibrate
+        from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
+        from odm_deploy.tuning.goals import default_goal
+        from odm_deploy.tuning.held_back import PART_PX, HeldBack
+        from odm_deploy.tuning.profile_choice import choose_profile
+        from odm_deploy.tuning.tune import tune
+        from odm_deploy.tuning.unfinished import Unfinished
     policies, ranges = to_policies(options), to_settings(options)
     goal, budget = to_goal(options), to_budget(options)
-    paths = choose_images(image_source, max_images)
     say_what_is_not_read(image_source)
     with progress("loading") as track:
         loaded = load_float(weights, network, scale, settings, paths, track)

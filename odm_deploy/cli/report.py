@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import images_option, proof_options
 from odm_deploy.terminal import emit_json, json_option, progress, say
 
@@ -49,9 +50,11 @@ def command(
     """
     from odm_deploy.errors import GateError, UsageError
     from odm_deploy.files import check_file, write_text
-    from odm_deploy.proof.verify import VerifyOptions
-    from odm_deploy.report.make import ReportOptions, make_report
-    from odm_deploy.report.page import check_can_render, to_html, to_report_markdown
+
+    with slow_imports():
+        from odm_deploy.proof.verify import VerifyOptions
+        from odm_deploy.report.make import ReportOptions, make_report
+        from odm_deploy.report.page import check_can_render, to_html, to_report_markdown
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"cannot write {output}", why="the report is a page", fix="end it in .html")

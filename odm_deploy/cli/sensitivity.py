@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float
+from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float, require_weights
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import trust_option, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
 from odm_deploy.errors import UsageError
@@ -55,18 +56,21 @@ def command(
     them by --against; without, what is shown is the cost of rounding each layer's input. Figures are first-order
     estimates, which rank layers; --max-drop of odm-deploy quantize measures.
     """
-    from odm_deploy.checkpoint import is_model, load_model
     from odm_deploy.files import check_file, write_text
-    from odm_deploy.networks.loading import load_same
-    from odm_deploy.quantization.calibration_images import CROP_PX, choose_images
-    from odm_deploy.tuning.sensitivity import float_inputs, layer_sensitivities
-    from odm_deploy.tuning.text import sensitivity_document, sensitivity_table
+    from odm_deploy.imaging.reading import choose_images
 
     if plot is not None and plot.suffix.lower() != ".svg":
         raise UsageError(f"cannot draw {plot}", why="the plot is an SVG file", fix="end its name in .svg")
     if plot is not None:
         check_file(plot)
+    require_weights(source)
     paths = choose_images(image_source, max_images)
+    with slow_imports():
+        from odm_deploy.checkpoint import is_model, load_model
+        from odm_deploy.networks.loading import load_same
+        from odm_deploy.quantization.calibration_images import CROP_PX
+        from odm_deploy.tuning.sensitivity import float_inputs, layer_sensitivities
+        from odm_deploy.tuning.text import sensitivity_document, sensitivity_table
 
     with progress("images") as track:
         if is_model(source):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import precision_option, proof_options
 from odm_deploy.errors import UsageError
 from odm_deploy.progress import counted
@@ -63,9 +64,11 @@ def command(
         return
     from odm_deploy.errors import GateError
     from odm_deploy.files import check_file, write_text
-    from odm_deploy.proof.parity_report import NO_GATES, Gates
-    from odm_deploy.proof.parity_text import summary_table, to_markdown, verdict, worst_layers_table
-    from odm_deploy.proof.verify import VerifyOptions, verify
+
+    with slow_imports():
+        from odm_deploy.proof.parity_report import NO_GATES, Gates
+        from odm_deploy.proof.parity_text import summary_table, to_markdown, verdict, worst_layers_table
+        from odm_deploy.proof.verify import VerifyOptions, verify
 
     if markdown is not None:
         check_file(markdown)

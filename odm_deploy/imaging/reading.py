@@ -144,6 +144,22 @@ def list_images(source: Path | str) -> list[Path]:
     return images
 
 
+def choose_images(source: Path | str, count: int) -> list[Path]:
+    """At most `count` image files of a folder, evenly spaced over its sorted names.
+
+    Evenly spaced rather than the first ones: neighbours in a folder are often frames of one scene.
+
+    Raises:
+        InputError: no such folder, no image in it, or one that is no file, such as a broken link.
+    """
+    paths = list_images(source)
+    if len(paths) > count:
+        paths = [paths[index * len(paths) // count] for index in range(count)]
+    for path in paths:
+        _check_regular(path)
+    return paths
+
+
 def _instead_of(entries: list[Path]) -> str:
     """What to give instead of entries that are no images."""
     told = next(filter(None, map(_of_video, entries)), "")

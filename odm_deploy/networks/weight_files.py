@@ -30,6 +30,7 @@ _AVERAGES = (
     "g_ema",
     "ema",
     "state_dict_ema",
+    "ema_state_dict",
 )
 """Names of moving averages of the weights, which are what was meant to be used."""
 _NAMES = (

@@ -14,7 +14,7 @@ from torch import Tensor
 from odm_deploy.errors import InputError
 from odm_deploy.imaging.pairs import Rgb
 from odm_deploy.imaging.pixels import to_batch
-from odm_deploy.imaging.reading import list_images, read_rgb, size_of
+from odm_deploy.imaging.reading import read_rgb, size_of
 from odm_deploy.imaging.resize import downscale
 
 MOST_HELD_BACK = 8
@@ -72,20 +72,6 @@ class CalibrationImages:
         """The shorter side, in pixels, of the largest input, by the files' headers; 0 where none can be read."""
         sizes = [size for path in self.paths if (size := size_of(path))]
         return min(max((min(size) // self.downscale for size in sizes), default=0), self.crop_px)
-
-
-def choose_images(source: Path | str, count: int) -> list[Path]:
-    """At most `count` image files of a folder, evenly spaced over its sorted names.
-
-    Evenly spaced rather than the first ones: neighbours in a folder are often frames of one scene.
-
-    Raises:
-        InputError: no such folder, or no image in it.
-    """
-    paths = list_images(source)
-    if len(paths) <= count:
-        return paths
-    return [paths[index * len(paths) // count] for index in range(count)]
 
 
 def hold_back(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from odm_deploy.checkpoint import save_model
-from tests.command_line import run_cli
+from tests.command_line import run_cli, without_progress
 from tests.exact_models import calibrated_exact
 
 
@@ -53,9 +53,20 @@ def test_commands_that_need_it_say_so_in_one_line(tiny_bundle, tiny_checkpoint, 
         done = without_torch(*arguments)
         assert done.returncode == 4, (arguments, done.stderr)
         assert done.stderr.splitlines()[-1].startswith("error: torch is not installed: ")
-        assert done.stderr.count("\n") == 1
+        assert without_progress(done.stderr).count("\n") == 1
         assert "[export]" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["quantize", "sensitivity"])
+def test_files_that_are_not_there_are_named_before_it_is_imported(verb, tiny_checkpoint, tiny_set, tmp_path):
+    photos = shutil.copytree(tiny_set / "HR", tmp_path / "photos")
+    (photos / "gone.png").symlink_to("nowhere.png")
+    done = without_torch(verb, tiny_checkpoint, "--images", photos)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "gone.png: it is a link to nowhere" in done.stderr
+    done = without_torch(verb, tmp_path / "weights.pth", "--images", photos)
+    assert "weights.pth: there is no such file; check the path" in done.stderr
 
 
 def test_graphs_are_checked_without_it_and_rewritten_with_a_small_package(tiny_bundle, tmp_path):

@@ -22,10 +22,11 @@ from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.cli.program import odm_deploy
 from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
+from odm_deploy.imaging.reading import choose_images
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.machine.host import cpu_features
 from odm_deploy.proof.evaluation import evaluate
-from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+from odm_deploy.quantization.calibration_images import CalibrationImages
 from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate

@@ -64,6 +64,7 @@ AVERAGED = {
         },
     },
     "ema": {"model": STATE, "ema": AVERAGE},
+    "ema_state_dict": {"state_dict": STATE, "ema_state_dict": AVERAGE},
     "model_ema": {"model": STATE, "model_ema": {"module": AVERAGE}},
     "Lightning": {"state_dict": {**prefixed("model."), **prefixed("ema_model.module.", AVERAGE)}},
     "DataParallel": {"state_dict": {**prefixed("module.generator."), **prefixed("module.generator_ema.", AVERAGE)}},

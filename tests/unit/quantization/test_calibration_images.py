@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from odm_deploy.errors import InputError
+from odm_deploy.imaging.reading import choose_images
 from odm_deploy.imaging.resize import downscale
 from odm_deploy.imaging.writing import write_image
-from odm_deploy.quantization.calibration_images import CalibrationImages, choose_images
+from odm_deploy.quantization.calibration_images import CalibrationImages
 
 
 @pytest.fixture
