@@ -228,7 +228,9 @@ class _Stage:
         if 0 < self.done < self.total:
             # The one that is under way has taken some of its time already.
             each = (self.last - self.started) / self.done
-            left = f", {max(each * (self.total - self.done) - (now - self.last), 0):.0f} s left"
+            left_s = each * (self.total - self.done) - (now - self.last)
+            # Where it takes longer than those before, nobody knows.
+            left = f", {left_s:.0f} s left" if left_s > 0 else ""
         done = _done(self.done, self.total, " of ", percent=isinstance(self.name, PercentStage))
         return f"{self.name}: {done}, {now - self.started:.0f} s{left}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from odm_deploy.cli.imports import slow_imports
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import run
 
@@ -55,9 +56,10 @@ def command(
     --set run.iterations=200    any other value by section and key: network, quantization, method, data, optimizer,
                                 run; training/recipe.py says what each is, training/methods what a method takes
     """  # noqa: D301 - click wants the character itself
-    from training.distributed import join_world
-    from training.loop.run import train
-    from training.recipe_files import load_recipe, load_run
+    with slow_imports():
+        from training.distributed import join_world
+        from training.loop.run import train
+        from training.recipe_files import load_recipe, load_run
 
     if recipe is None and not finish:
         raise UsageError("no recipe named", fix="name one, e.g. training/recipes/quickstart.toml")

@@ -174,7 +174,8 @@ def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:
         or channels_last
     ):
         shown = "x".join("?" if size is None else str(size) for size in dims)
-        raise UsageError(f"{path} takes {name} {shown}", fix="an input of float images [N, 3, H, W] is wanted")
+        why = "an input of float RGB images [N, 3, H, W] is wanted"
+        raise UsageError(f"{path} takes {name} {shown}", why=why, fix="take a network of such images")
     for index in (0, 2, 3):
         kind.shape.dim[index].Clear()
         kind.shape.dim[index].dim_param = ("n", "c", "h", "w")[index]

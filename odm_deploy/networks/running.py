@@ -6,6 +6,7 @@ Not part of a network's `forward`: what traces it, or counts its operations with
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from odm_deploy.errors import InputError, OdmError, UsageError
 from odm_deploy.graphs.sides import divisor_of_sides, takes_multiples
 from odm_deploy.grid import Grid
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.progress import counted
 
 SMALLEST_PX = 48
 """Height and width of the parts of images that calibration always looks at."""
@@ -24,6 +26,8 @@ SIZES_PX = ((SMALLEST_PX, SMALLEST_PX), (48, 64), (64, 64), (96, 96), (128, 128)
 """Heights and widths that are tried where another failed: parts of images, and what windows and poolings need."""
 EXPORTED_PX = ((41, 55), (40, 56))
 """Heights and widths of which a network has to take one to be exported: bundles take images of every size."""
+_OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got 3 channels")
+"""What torch says of images for a network of gray ones, or of ones with transparency."""
 _LONGEST = 300
 
 
@@ -146,9 +150,16 @@ def refused(
             why=f"{type(error).__name__}: {error}"[:_LONGEST],
             fix="let it ask the layer itself, as in `self.conv.weight.dtype`, or its input, as in `x.dtype`",
         )
+    what = "the network does not run on an RGB image"
+    if not running and (wanted := _OTHER_CHANNELS.search(str(error))):
+        return InputError(
+            what,
+            why=f"a layer takes {counted(int(wanted[1]), 'channel')} where it gets 3",
+            fix="take weights for RGB images",
+        )
     if not running:
         return InputError(
-            "the network does not run on an RGB image",
+            what,
             why=f"float32 [1, 3, {height}, {width}]: {why}",
             fix=f"nor does it at {', '.join(failing)}",
         )

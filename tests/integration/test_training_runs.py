@@ -120,7 +120,9 @@ def test_a_stopped_run_ends_with_the_same_bits(recipe, tmp_path, how):
     assert not (out / "model.pt").exists(), "the run ended before it was stopped"
     if how == signal.SIGINT:
         assert process.returncode == 130
+        assert talk.splitlines()[-1].startswith("interrupted: after iteration ")
         assert "the same command resumes" in talk
+        assert talk.count("interrupted") == 1
         assert "Traceback" not in talk
     resumed = run(recipe, out, *overrides)
     assert resumed.returncode == 0, resumed.stderr

@@ -130,7 +130,7 @@ def test_what_is_left_shrinks_while_an_item_takes_its_time_and_is_not_told_at_th
 
     assert told(10.0, 1) == "timing: 1 of 2, 10 s, 10 s left"
     assert told(14.0, 1) == "timing: 1 of 2, 14 s, 6 s left"
-    assert told(30.0, 1) == "timing: 1 of 2, 30 s, 0 s left"
+    assert told(30.0, 1) == "timing: 1 of 2, 30 s"
     assert told(30.0, 2) == "timing: 2 of 2, 30 s"
 
 

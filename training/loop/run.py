@@ -156,10 +156,8 @@ class _Run:
                 if done % settings.checkpoint_every == 0 or is_last or stop:
                     self.save()
                 if stop:
-                    self.journal.tell(
-                        f"interrupted after iteration {done}; the same command resumes from {self.state_path}"
-                    )
-                    raise KeyboardInterrupt
+                    told = f"after iteration {done}; the same command resumes from {self.state_path}"
+                    raise KeyboardInterrupt(told if self.world.is_main else "")
 
     def step(self, low: Tensor, high: Tensor) -> Outcome:
         """One optimizer step, whose outcome has still to be checked where it runs on a GPU."""

@@ -45,7 +45,8 @@ _BORDERS = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
 _EVERY_LAYER = "quantize every layer on power-of-two grids: odm-deploy quantize ... --profile exact"
-_OTHER_PROFILE = "--profile deploy leaves that in float"
+_OTHER_PROFILE = "take --profile deploy, which leaves that in float, or integer"
+_READING_SIZES = ("size", "shape")
 
 
 class _Proxy(fx.Proxy):
@@ -74,7 +75,7 @@ def integer_program(model: QuantizedModel) -> Program:
     network = model.network
     if has_places(network):
         raise InputError(
-            f"{network.name} is not integer arithmetic throughout",
+            _refused(network),
             why="it has grids of operations that no module makes, and this trace does not see them",
             fix="calibrate with a profile that is exact",
         )
@@ -82,8 +83,9 @@ def integer_program(model: QuantizedModel) -> Program:
         graph = _Tracer().trace(network)
     except (TraceError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        what = f"{network.name} is not integer arithmetic throughout"
-        raise InputError(what, why=reason, fix="use --profile deploy") from None
+        if isinstance(error, TraceError):
+            reason = f"its code decides by sizes or values of the image what it computes ({reason})"
+        raise InputError(_refused(network), why=reason, fix=_OTHER_PROFILE) from None
     return _Translator(network).translate(graph)
 
 
@@ -141,7 +143,11 @@ class _Translator:
             return self._add(steps.Enlarge(node.name, (source,), factor), self._exponents[source])
         if node.target is torch.cat:
             return self._concat(node)
-        raise self._refusal(node, f"there is no integer step for {getattr(node.target, '__name__', node.target)}")
+        name = node.args[-1] if node.target is getattr else getattr(node.target, "__name__", node.target)
+        if name in _READING_SIZES:
+            fix = "let it enlarge by scale_factor=, and cut nothing; or take --profile deploy or integer"
+            raise self._refusal(node, f"its code computes with the image's size (.{name})", fix)
+        raise self._refusal(node, f"there is no integer step for {name}")
 
     def _module(self, node: fx.Node, module: nn.Module) -> str:
         result = self._plain_module(node, module, in_place=bool(getattr(module, "inplace", False)))
@@ -267,8 +273,14 @@ class _Translator:
         return result
 
     def _refusal(self, node: fx.Node, why: str, fix: str = _OTHER_PROFILE) -> InputError:
-        name = self._network.name
-        return InputError(f"{name} is not integer arithmetic throughout", why=f"{why} (at {node.name})", fix=fix)
+        # Modules are named in `why`, and code at the top of the network needs no place.
+        path, _ = next(reversed(node.meta.get("nn_module_stack", {"": ("", None)}).values()))
+        place = f", in {path}" if path and node.op != "call_module" else ""
+        return InputError(_refused(self._network), why=f"{why}{place}", fix=fix)
+
+
+def _refused(network: SuperResolutionNetwork) -> str:
+    return f"{network.title if network.is_foreign else network.name} is not integer arithmetic throughout"
 
 
 def _module_like(target: Any, *arguments: Any, **options: Any) -> nn.Module | None:

@@ -168,7 +168,10 @@ def test_arguments_are_plain_values() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Conv2d(1, 3, 3, padding=1), "does not run on an RGB image"),
+        (
+            nn.Conv2d(1, 3, 3, padding=1),
+            "on an RGB image: a layer takes 1 channel where it gets 3; take weights",
+        ),
         (nn.Conv2d(3, 3, 3), "does not enlarge RGB images"),
         (nn.Conv2d(3, 1, 3, padding=1), "does not enlarge RGB images"),
         (nn.Upsample(scale_factor=2), "nothing to quantize"),
