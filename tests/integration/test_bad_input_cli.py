@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.command_line import run_cli
+from tests.command_line import run_cli, without_progress
 
 
 class Evil:
@@ -69,7 +69,7 @@ def classifier(tmp_path):
 def refused(outcome):
     """Exit code 1..4 and exactly one line on stderr, on which nothing but the error stands."""
     assert outcome.code in (1, 2, 3, 4), outcome
-    (line,) = outcome.stderr.strip().splitlines()
+    (line,) = without_progress(outcome.stderr).strip().splitlines()
     assert line.startswith("error: ")
     assert len(line) > 30
     return line
