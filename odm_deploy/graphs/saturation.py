@@ -7,6 +7,7 @@ layer's weights are neighbours is up to the kernel, so the two largest of one si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ _INTEGER_PRODUCTS = dict.fromkeys(("QGemm", "QLinearConv", "QLinearMatMul"), 3) 
     ("ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QAttention"), 1
 )
 """Operators on codes -> which input is the weights."""
+_SIGNALS_ZERO = dict.fromkeys(_INTEGER_PRODUCTS, 2) | {"MatMulIntegerToFloat": 4, "QAttention": 6}
+"""The same operators -> which input is the zero point of the other codes, and tells their type."""
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 _MOVES = frozenset(
     {"Concat", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth"}
@@ -74,8 +77,10 @@ def per_code(parameter: NDArray[Any], dequantizer: NodeProto, shape: tuple[int, 
 
 def _saturates(index: ConstantIndex, node: NodeProto, *, only_weights: bool) -> bool:
     if node.op_type in _INTEGER_PRODUCTS:
-        weights = node.input[_INTEGER_PRODUCTS[node.op_type]]
-        codes = index.value(weights)
+        # ONNX Runtime multiplies signed codes of a signal rightly, and has no kernels for them with unsigned weights.
+        if only_weights and _type_of(index, node.input, _SIGNALS_ZERO[node.op_type]) == np.int8:
+            return False
+        codes = index.value(node.input[_INTEGER_PRODUCTS[node.op_type]])
         # Unsigned weights take kernels of their own, with wider sums.
         return codes is None or (codes.dtype == np.int8 and _overflows(codes, _axis_in_codes(node), _UINT8_MAX))
     if node.op_type not in _PRODUCTS or (only_weights and node.op_type == "Einsum"):
@@ -84,7 +89,7 @@ def _saturates(index: ConstantIndex, node: NodeProto, *, only_weights: bool) -> 
     for place, operand in enumerate(operands):
         if operand is not None and operand.input[0] in index.constants:
             signal = operands[1 - place] if len(operands) > 1 else None
-            if signal is not None and _is_signed(index, signal) and not only_weights:
+            if signal is not None and _type_of(index, signal.input, 2) == np.int8 and not only_weights:
                 return True
             codes = _multiplied_codes(index, operand, as_stored=only_weights)
             largest = _UINT8_MAX if signal is None else _largest_code(index, signal)
@@ -114,10 +119,10 @@ def _multiplied_codes(index: GraphIndex, dequantizer: NodeProto, *, as_stored: b
         return None
 
 
-def _is_signed(index: GraphIndex, dequantizer: NodeProto) -> bool:
-    """Whether a signal's codes are int8."""
-    zero = index.value(dequantizer.input[2]) if len(dequantizer.input) > 2 else None
-    return zero is not None and zero.dtype == np.int8
+def _type_of(index: GraphIndex, inputs: Sequence[str], zero: int) -> np.dtype[Any] | None:
+    """The type of a signal's codes, which that of their zero point is; None where that is not known."""
+    value = index.value(inputs[zero]) if len(inputs) > zero else None
+    return None if value is None else value.dtype
 
 
 def _largest_code(index: GraphIndex, dequantizer: NodeProto) -> int:

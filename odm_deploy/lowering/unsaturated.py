@@ -50,6 +50,7 @@ def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
         return Unsaturated(model)
     copy = _with_stored_constants(whole)
     _add_zero_points(copy)
+    _make_unsigned(copy)
     _share_nothing(copy)
     note = _note(layers, "ONNX Runtime adds them in 32 bits, which takes longer") if saturates else ""
     return Unsaturated(copy.SerializeToString(), dict(_IN_32_BITS), note)
@@ -126,6 +127,26 @@ def _add_zero_points(model: ModelProto) -> None:
                 zeros = numpy_helper.from_array(np.zeros(scale.shape, np.int8), f"{node.output[0]}.zero")
                 model.graph.initializer.append(zeros)
                 node.input[:] = [*node.input[:2], zeros.name]
+
+
+def _make_unsigned(model: ModelProto) -> None:
+    """Store int8 weights of QLinearMatMul on unsigned codes around 128: ONNX Runtime passes over that of opset 21."""
+    index = GraphIndex(model.graph)
+    for node in model.graph.node:
+        if node.op_type == "QLinearMatMul":
+            signal, codes, zero = (index.value(node.input[place]) for place in (2, 3, 5))
+            if (
+                signal is not None
+                and signal.dtype == np.uint8
+                and codes is not None
+                and codes.dtype == np.int8
+                and zero is not None
+            ):
+                for place, array in ((3, codes), (5, zero)):
+                    unsigned = (array.astype(np.int16) + 128).astype(np.uint8)
+                    name = f"{node.output[0]}.unsigned_{place}"
+                    model.graph.initializer.append(numpy_helper.from_array(unsigned, name))
+                    node.input[place] = name
 
 
 def _share_nothing(model: ModelProto) -> None:

@@ -148,6 +148,17 @@ def test_operators_on_codes_count_by_their_weights(kind: str, place: int) -> Non
         assert saturating_products(graph, only_weights=True) == found
 
 
+@pytest.mark.parametrize(("kind", "place", "zero"), [("QLinearConv", 3, 2), ("MatMulIntegerToFloat", 1, 4)])
+def test_signed_codes_have_kernels_of_their_own_in_operators_on_codes(kind: str, place: int, zero: int) -> None:
+    for of, found in ((np.uint8, ["product"]), (np.int8, [])):
+        inputs = [f"other_{index}" for index in range(5)]
+        inputs[place], inputs[zero] = "codes", "zero"
+        stored = {"codes": np.full((4, 4, 1, 1)[: place + 1], 127, np.int8), "zero": of(0)}
+        constants = [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()]
+        graph = helper.make_graph([helper.make_node(kind, inputs, ["y"], name="product")], "codes", [], [], constants)
+        assert saturating_products(graph, only_weights=True) == found
+
+
 def test_sums_by_a_formula_are_products_of_matrices_where_they_are_made_such() -> None:
     model = product_of_codes(np.full((8, 2), 127, np.int8))
     model.graph.node[-1].op_type = "Einsum"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.helper
+import onnx.numpy_helper
 import pytest
 
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
@@ -106,6 +108,33 @@ def test_zero_points_of_transposed_convolutions_weights_are_no_matter(kind: type
     model.graph.node[-1].op_type = "ConvTranspose"
     model.graph.node[-2].attribute[0].i = 1
     assert_right(model.SerializeToString(), np.full((1, 8, 4, SIDE_PX), 255, np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_onnx_runtime_has_kernels_for_operators_on_codes_of_either_type(kind: type[np.integer]) -> None:
+    stored = {
+        "one": np.float32(1),
+        "zero": kind(0),
+        "codes": np.full((8, 4), 127, np.int8),
+        "zero_w": np.int8(0),
+        "step": np.float32(2.0**11),
+    }
+    node = onnx.helper.make_node(
+        "QLinearMatMul", ["x", "one", "zero", "codes", "one", "zero_w", "step", "zero"], ["y"], name="product"
+    )
+    of = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    graph = onnx.helper.make_graph(
+        [node],
+        "codes",
+        [onnx.helper.make_tensor_value_info("x", of, [2, 8])],
+        [onnx.helper.make_tensor_value_info("y", of, [2, 4])],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    largest = np.iinfo(kind).max
+    with OnnxRuntime.open_bytes(model.SerializeToString()) as runtime:
+        found = runtime.run({"x": np.full((2, 8), largest, kind)})["y"]
+    np.testing.assert_array_equal(found, np.full((2, 4), round(8 * int(largest) * 127 / 2**11), kind))
 
 
 def test_onnx_runtime_adds_in_32_bits_where_16_overflow() -> None:
