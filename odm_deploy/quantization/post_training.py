@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
+from odm_deploy.quantization.contrast_chart import contrast_chart
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, equalize_channels
 from odm_deploy.quantization.equalization import offset_inputs
 from odm_deploy.quantization.exact.freeze import check_integer, freeze_exact
@@ -190,8 +191,9 @@ def calibrate(
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         alone = {name: layer for name, layer in layers.items() if name not in shared and layer.grid is not pixels}
-        fitted = _fit_inputs(network, parts, alone, observers, settings, track, symmetric=policy.symmetric)
-        layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
+        for shown, some in _shown(parts, alone, policy):
+            fitted = _fit_inputs(network, shown, some, observers, settings, track, symmetric=policy.symmetric)
+            layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
     known.update({keys[name]: (layer, observers[name]) for name, layer in layers.items()})
     layers = {name: known[key][0] for name, key in keys.items()}
     observers = {name: known[key][1] for name, key in keys.items()}
@@ -223,6 +225,22 @@ def calibrate(
     else:
         model = freeze(network, on_sum_units(layers, signals), metadata, signals)
     return model, [_summary(observer, layers[name]) for name, observer in observers.items()]
+
+
+def _shown(
+    parts: Sequence[Tensor], layers: Mapping[str, FrozenLayer], policy: QuantizationPolicy
+) -> Iterator[tuple[Sequence[Tensor], dict[str, FrozenLayer]]]:
+    """What ranges are fitted to, and the layers whose ranges are.
+
+    What a grid cuts off of a white area tints all of it where sums are rounded to codes, too. 8 bits have room for it.
+    """
+    roomy = {
+        name: layer for name, layer in layers.items() if policy.signals is not None and layer.grid.bits == MAX_BITS
+    }
+    if roomy:
+        yield [contrast_chart(*parts[0].shape[2:]), *parts], roomy
+    if others := {name: layer for name, layer in layers.items() if name not in roomy}:
+        yield parts, others
 
 
 def _fit_inputs(

@@ -17,8 +17,9 @@ from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze, tapped
+from odm_deploy.quantization.observers import observe
 from odm_deploy.quantization.policy import QuantizationPolicy
-from odm_deploy.quantization.post_training import calibrate
+from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid
 from odm_deploy.quantization.signal_calibration import SignalObservers
 from odm_deploy.quantization.signal_plan import plan_signals
@@ -291,3 +292,16 @@ def test_a_power_of_two_has_such_room():
     best, chosen = grids_of_signals("exact-integer")
     del chosen["tail.1.output"]
     assert {name: grid.scale for name, grid in chosen.items()} == {name: best[name].scale for name in chosen}
+
+
+def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them():
+    network = tiny_network()
+    faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
+    # Equalized channels have other ranges than the float network's.
+    settings = CalibrationSettings(equalize=False)
+    model = calibrate(network, faint, QuantizationPolicy.parse("integer", "8"), settings)[0]
+    # Layers that read a signal share its grid, which goes by what was seen.
+    alone = [name for name in model.layers if name not in planned(network).feeds]
+    for name, seen in observe(network, faint, alone).items():
+        grid = model.layers[name].grid
+        assert max(-grid.lower, grid.upper) > 2 * max(-seen.minimum, seen.maximum), name
