@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from odm_deploy.interruption import nothing_begun
 from odm_deploy.terminal import say
 
-TOLD_AFTER_S = 2.0
+TOLD_AFTER_S = 5.0
+"""As often as progress is told in a pipe."""
 
 
 @contextmanager
