@@ -36,27 +36,31 @@ def part(name: str):
     return importlib.import_module(f"benchmark.{name}")
 
 
-def test_every_form_runs_at_its_size_and_is_close_to_the_float_network():
+def test_every_form_runs_at_its_size_and_is_close_to_the_float_network(tmp_path):
     network = small_network("edsr")
     plain = lower(QuantizedModel(network))
     images = [random_images(*SIZE, seed=seed) for seed in range(4)]
-    static = part("rivals").onnxruntime_static(plain, images)
+    static = tmp_path / "static.onnx"
+    # 7 bits: rivals' files are opened as they are, and sums of 8 bits saturate on some CPUs.
+    static.write_bytes(part("rivals").onnxruntime_static(plain, images, seven_bits=True))
     graph = lower(tiny_model(8), LoweringOptions(target="cpu"))
     make = part("variants").Variant
     variants = [
         make("float", "onnxruntime", "fp32", plain),
         make("float", "openvino", "fp32", plain),
         make("onnxruntime.quantization", "onnxruntime", "fp32", static),
+        make("onnxruntime.quantization", "openvino", "fp32", static),
         make("paper 8", "openvino", "fp32", graph),
     ]
     opened = [variant.open(SIZE) for variant in variants]
     image = images[0]
     runs = time_runs(opened, {"input": image}, Effort(iterations=2))
-    assert [len(times) for times in runs] == [2] * 4
-    of_float, again, of_rival, _ = [each.upscale(image) for each in opened]
+    assert [len(times) for times in runs] == [2] * 5
+    of_float, again, *of_rival, _ = [each.upscale(image) for each in opened]
     spread = float(of_float.std())
     assert float(np.abs(of_float - again).mean()) < 1e-3 * spread
-    assert float(np.abs(of_float - of_rival).mean()) < 0.2 * spread
+    for each in of_rival:
+        assert float(np.abs(of_float - each).mean()) < 0.2 * spread
     for each in opened:
         each.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.imaging.reading import choose_images
 from odm_deploy.lowering.lower import LoweringOptions, lower
-from odm_deploy.machine.host import cpu_features
+from odm_deploy.machine.host import adds_in_16_bits, cpu_features
 from odm_deploy.proof.evaluation import evaluate
 from odm_deploy.quantization.calibration_images import CalibrationImages
 from odm_deploy.quantization.model import QuantizedModel
@@ -94,25 +95,31 @@ class Forms:
                 yield Variant(form, "openvino", "bf16", graph)
 
     def _rivals(self, plain: Any, nncf_python: Path | None, bf16: bool) -> Iterator[Variant]:
-        path = self.output / f"{self.name}_onnxruntime.onnx"
-        if not path.exists():
-            say(f"{self.name}: onnxruntime.quantization")
-            path.write_bytes(onnxruntime_static(plain, self.images))
-        static = path.read_bytes()
-        yield Variant("onnxruntime.quantization", "onnxruntime", "fp32", static)
-        yield Variant("onnxruntime.quantization", "openvino", "fp32", static)
+        # Each has a setting for CPUs without VNNI, which is none of its defaults.
+        without_vnni = adds_in_16_bits() is True
+        for seven_bits in (False, True)[: 1 + without_vnni]:
+            setting = " reduce_range" if seven_bits else ""
+            path = self.output / f"{self.name}_onnxruntime{setting.replace(' ', '_')}.onnx"
+            if not path.exists():
+                say(f"{self.name}: onnxruntime.quantization{setting}")
+                path.write_bytes(onnxruntime_static(plain, self.images, seven_bits=seven_bits))
+            yield Variant(f"onnxruntime.quantization{setting}", "onnxruntime", "fp32", path)
+            yield Variant(f"onnxruntime.quantization{setting}", "openvino", "fp32", path)
         if nncf_python is None:
             return
-        for preset in ("performance", "mixed"):
-            folder = self.output / f"{self.name}_nncf"
-            path = folder / f"nncf_{preset}.xml"
+        folder = self.output / f"{self.name}_nncf"
+        for preset, fix in itertools.product(
+            ("performance", "mixed"), ("first_layer_only", "enable")[: 1 + without_vnni]
+        ):
+            setting = f"{preset} overflow_fix" if fix == "enable" else preset
+            path = folder / f"nncf_{setting.replace(' ', '_')}.xml"
             if not path.exists():
-                say(f"{self.name}: NNCF, {preset}")
+                say(f"{self.name}: NNCF, {setting}")
                 folder.mkdir(exist_ok=True)
-                nncf(nncf_python, plain, self.images, preset, folder)
-            yield Variant(f"NNCF {preset}", "openvino", "fp32", path)
+                nncf(nncf_python, plain, self.images, preset, fix, path)
+            yield Variant(f"NNCF {setting}", "openvino", "fp32", path)
             if bf16:
-                yield Variant(f"NNCF {preset}", "openvino", "bf16", path)
+                yield Variant(f"NNCF {setting}", "openvino", "bf16", path)
 
     @property
     def base(self) -> Variant:
@@ -167,7 +174,7 @@ class Forms:
         """How our models' convolutions compare with what the machine can do, where OpenVINO tells."""
         if variant.name not in self.models or variant.runtime != "openvino" or variant.precision != "fp32":
             return None
-        assert not isinstance(variant.model, (bytes, Path))
+        assert not isinstance(variant.model, Path)
         height, width = (pixels * self.network.scale for pixels in size)
         macs = count_macs(self.network, (height, width))
         found = kernels(variant.model, size)

@@ -14,11 +14,10 @@ from contextlib import ExitStack, closing
 import numpy as np
 
 from benchmark.memory import available_bytes
-from benchmark.variants import OpenVinoFile, Variant
+from benchmark.variants import Opened, Variant
 from odm_deploy.bench.steadiness import Timing, time_steadily
 from odm_deploy.bench.timing import Effort
 from odm_deploy.errors import OdmError
-from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.tensor_info import Array
 from odm_deploy.terminal import say
 
@@ -26,8 +25,6 @@ _MARGIN = 1.5
 """How much more than the largest so far the next variant may need, as compiling it may for a while."""
 _RESERVE_BYTES = 1 << 30
 """What is left to the rest of the system."""
-
-Opened = Runtime | OpenVinoFile
 
 
 def timings(

@@ -25,10 +25,10 @@ Images = Sequence[NDArray[np.float32]]
 _NNCF_CHILD = Path(__file__).parent / "nncf_child.py"
 
 
-def onnxruntime_static(network: ModelProto, images: Images) -> bytes:
+def onnxruntime_static(network: ModelProto, images: Images, *, seven_bits: bool = False) -> bytes:
     """Onnxruntime's static quantizer: preprocessed graph, QDQ, uint8 activations, int8 weights per channel, min-max.
 
-    Everything is quantized, as its documentation has it.
+    Everything is quantized, as its documentation has it; `seven_bits` is its `reduce_range`, for CPUs without VNNI.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -53,31 +53,30 @@ def onnxruntime_static(network: ModelProto, images: Images) -> bytes:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=seven_bits,
         )
         return quantized.read_bytes()
 
 
-def nncf(python: Path, network: ModelProto, images: Images, preset: str, folder: Path) -> Path:
-    """NNCF's post-training quantization of an OpenVINO model, with its defaults but for the preset.
+def nncf(python: Path, network: ModelProto, images: Images, preset: str, overflow_fix: str, result: Path) -> None:
+    """NNCF's post-training quantization of an OpenVINO model, with its defaults but for these two.
 
     Args:
         python: the interpreter of the environment it is installed in.
         network: the float network.
         images: what it calibrates on; all of them.
         preset: `performance` (symmetric grids, its default) or `mixed` (asymmetric activations).
-        folder: where the result is written.
-
-    Returns:
-        The .xml file of the quantized OpenVINO model.
+        overflow_fix: weights of 7 bits for CPUs without VNNI: `first_layer_only` (its default) or `enable`, for all.
+        result: the .xml file to write.
 
     Raises:
         MissingError: NNCF is not installed there.
         OdmError: it failed.
     """
-    plain, inputs, result = folder / "float.onnx", folder / "images.npz", folder / f"nncf_{preset}.xml"
+    plain, inputs = result.parent / "float.onnx", result.parent / "images.npz"
     plain.write_bytes(network.SerializeToString())
     np.savez(inputs, *images)
-    command = [str(python), str(_NNCF_CHILD), str(plain), str(inputs), preset, str(result)]
+    command = [str(python), str(_NNCF_CHILD), str(plain), str(inputs), preset, overflow_fix, str(result)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -87,4 +86,3 @@ def nncf(python: Path, network: ModelProto, images: Images, preset: str, folder:
         if "No module named" in last:
             raise MissingError("no NNCF", why=last, fix=f"{python} -m pip install nncf openvino onnx")
         raise OdmError("NNCF failed", why=last)
-    return result
