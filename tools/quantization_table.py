@@ -40,6 +40,7 @@ from odm_deploy.imaging.pairs import ImagePair, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
 from odm_deploy.imaging.reading import choose_images, list_images
 from odm_deploy.lowering.lower import lower
+from odm_deploy.machine.host import adds_in_16_bits
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.trusted_builders import is_builder_path, trusting
 from odm_deploy.proof.metrics import psnr_y
@@ -237,13 +238,17 @@ def _peer(
     plain, images = lower(QuantizedModel(network)), [image.numpy() for image in inputs]
     with tempfile.TemporaryDirectory(prefix="quantization_table_") as folder:
         started = _processor_seconds()
+        # Else sums of theirs would saturate here.
+        seven_bits = adds_in_16_bits() is True
         if row == PEERS[0]:
-            variant = Variant(row, "onnxruntime", "fp32", onnxruntime_static(plain, images))
+            path = Path(folder) / "static.onnx"
+            onnxruntime_static(plain, images, path, seven_bits=seven_bits)
         else:
             assert nncf_python is not None
-            preset = row.split()[-1]
-            variant = Variant(row, "openvino", "fp32", nncf(nncf_python, plain, images, preset, Path(folder)))
+            path = Path(folder) / "nncf.xml"
+            nncf(nncf_python, plain, images, path, preset=row.split()[-1], seven_bits=seven_bits)
         seconds = _processor_seconds() - started
+        variant = Variant(row, "onnxruntime" if path.suffix == ".onnx" else "openvino", "fp32", path)
 
         def upscale(image: Tensor) -> Tensor:
             opened = variant.open((image.shape[2], image.shape[3]))

@@ -42,7 +42,7 @@ def test_every_form_runs_at_its_size_and_is_close_to_the_float_network(tmp_path)
     images = [random_images(*SIZE, seed=seed) for seed in range(4)]
     static = tmp_path / "static.onnx"
     # 7 bits: rivals' files are opened as they are, and sums of 8 bits saturate on some CPUs.
-    static.write_bytes(part("rivals").onnxruntime_static(plain, images, seven_bits=True))
+    part("rivals").onnxruntime_static(plain, images, static, seven_bits=True)
     graph = lower(tiny_model(8), LoweringOptions(target="cpu"))
     make = part("variants").Variant
     variants = [

@@ -96,27 +96,25 @@ class Forms:
 
     def _rivals(self, plain: Any, nncf_python: Path | None, bf16: bool) -> Iterator[Variant]:
         # Each has a setting for CPUs without VNNI, which is none of its defaults.
-        without_vnni = adds_in_16_bits() is True
-        for seven_bits in (False, True)[: 1 + without_vnni]:
+        choices = (False, True) if adds_in_16_bits() else (False,)
+        for seven_bits in choices:
             setting = " reduce_range" if seven_bits else ""
             path = self.output / f"{self.name}_onnxruntime{setting.replace(' ', '_')}.onnx"
             if not path.exists():
                 say(f"{self.name}: onnxruntime.quantization{setting}")
-                path.write_bytes(onnxruntime_static(plain, self.images, seven_bits=seven_bits))
+                onnxruntime_static(plain, self.images, path, seven_bits=seven_bits)
             yield Variant(f"onnxruntime.quantization{setting}", "onnxruntime", "fp32", path)
             yield Variant(f"onnxruntime.quantization{setting}", "openvino", "fp32", path)
         if nncf_python is None:
             return
         folder = self.output / f"{self.name}_nncf"
-        for preset, fix in itertools.product(
-            ("performance", "mixed"), ("first_layer_only", "enable")[: 1 + without_vnni]
-        ):
-            setting = f"{preset} overflow_fix" if fix == "enable" else preset
+        for preset, seven_bits in itertools.product(("performance", "mixed"), choices):
+            setting = f"{preset} overflow_fix" if seven_bits else preset
             path = folder / f"nncf_{setting.replace(' ', '_')}.xml"
             if not path.exists():
                 say(f"{self.name}: NNCF, {setting}")
                 folder.mkdir(exist_ok=True)
-                nncf(nncf_python, plain, self.images, preset, fix, path)
+                nncf(nncf_python, plain, self.images, path, preset=preset, seven_bits=seven_bits)
             yield Variant(f"NNCF {setting}", "openvino", "fp32", path)
             if bf16:
                 yield Variant(f"NNCF {setting}", "openvino", "bf16", path)

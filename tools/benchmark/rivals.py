@@ -25,10 +25,14 @@ Images = Sequence[NDArray[np.float32]]
 _NNCF_CHILD = Path(__file__).parent / "nncf_child.py"
 
 
-def onnxruntime_static(network: ModelProto, images: Images, *, seven_bits: bool = False) -> bytes:
+def onnxruntime_static(network: ModelProto, images: Images, result: Path, *, seven_bits: bool = False) -> None:
     """Onnxruntime's static quantizer: preprocessed graph, QDQ, uint8 activations, int8 weights per channel, min-max.
 
-    Everything is quantized, as its documentation has it; `seven_bits` is its `reduce_range`, for CPUs without VNNI.
+    Args:
+        network: the float network; everything of it is quantized, as its documentation has it.
+        images: what it calibrates on.
+        result: the ONNX file to write.
+        seven_bits: of weights: its `reduce_range`, for CPUs without VNNI.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -42,32 +46,33 @@ def onnxruntime_static(network: ModelProto, images: Images, *, seven_bits: bool 
             return None if image is None else {network.graph.input[0].name: image}
 
     with tempfile.TemporaryDirectory(prefix="onnxruntime_static_") as folder:
-        plain, prepared, quantized = (Path(folder) / name for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
+        plain, prepared = Path(folder) / "float.onnx", Path(folder) / "prepared.onnx"
         plain.write_bytes(network.SerializeToString())
         # Symbolic shapes need the batch, height and width that vary here; the other steps are what it asks for.
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
-            quantized,
+            result,
             Reader(),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             reduce_range=seven_bits,
         )
-        return quantized.read_bytes()
 
 
-def nncf(python: Path, network: ModelProto, images: Images, preset: str, overflow_fix: str, result: Path) -> None:
-    """NNCF's post-training quantization of an OpenVINO model, with its defaults but for these two.
+def nncf(
+    python: Path, network: ModelProto, images: Images, result: Path, *, preset: str, seven_bits: bool = False
+) -> None:
+    """NNCF's post-training quantization of an OpenVINO model, with its defaults but for the last two.
 
     Args:
         python: the interpreter of the environment it is installed in.
         network: the float network.
         images: what it calibrates on; all of them.
-        preset: `performance` (symmetric grids, its default) or `mixed` (asymmetric activations).
-        overflow_fix: weights of 7 bits for CPUs without VNNI: `first_layer_only` (its default) or `enable`, for all.
         result: the .xml file to write.
+        preset: `performance` (symmetric grids, its default) or `mixed` (asymmetric activations).
+        seven_bits: of all layers' weights, for CPUs without VNNI: its `overflow_fix`. By default the first layer's.
 
     Raises:
         MissingError: NNCF is not installed there.
@@ -76,7 +81,8 @@ def nncf(python: Path, network: ModelProto, images: Images, preset: str, overflo
     plain, inputs = result.parent / "float.onnx", result.parent / "images.npz"
     plain.write_bytes(network.SerializeToString())
     np.savez(inputs, *images)
-    command = [str(python), str(_NNCF_CHILD), str(plain), str(inputs), preset, overflow_fix, str(result)]
+    fix = "enable" if seven_bits else "first_layer_only"
+    command = [str(python), str(_NNCF_CHILD), str(plain), str(inputs), preset, fix, str(result)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
