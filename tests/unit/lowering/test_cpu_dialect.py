@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -199,6 +200,7 @@ NETWORKS = {
 }
 
 
+@functools.cache
 def dyadic_with_signals(name: str, bits: int = 8, **wider: int) -> QuantizedModel:
     """A small network on dyadic scales, whose tensors between layers lie on grids; at 8 bits layers read codes."""
     torch.manual_seed(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,8 @@ from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.quantization.policy import QuantizationPolicy
 from tests.every_layer import check_every_layer, crops
 from tests.factories import OPENERS, random_images
+
+RUNTIMES = ("onnxruntime", "openvino")
 
 
 class Extremes(nn.Module):
@@ -62,13 +65,13 @@ class Averages(nn.Module):
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_averages_with_zeros_around(target: Target, runtime: str) -> None:
+def test_averages_with_zeros_around(target: Target) -> None:
     """OpenVINO padded codes with 0 instead of the code of zero, and the exporter leaves a divisor out."""
     images = crops(20, 28)
     model = quantize(Averages(), QuantizationPolicy.parse("integer", "8"), images)
     graph = lower(model, LoweringOptions(target=target))
-    check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
+    for runtime in RUNTIMES:
+        check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
 
 
 class NormalizedAverages(Averages):
@@ -120,11 +123,10 @@ def _rows(pool: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         pytest.param(lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1), id="padded_largest"),
     ],
 )
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_windows_that_reach_beyond_the_border(pool: Callable[[Tensor], Tensor], runtime: str) -> None:
+def test_windows_that_reach_beyond_the_border(pool: Callable[[Tensor], Tensor]) -> None:
     """OpenVINO divided by fewer, and had windows that PyTorch has not; ONNX Runtime took zeros padded for nothing."""
     images = crops(22, 29)
     model = quantize(PoolsBeyond(pool).eval(), QuantizationPolicy.parse("integer", "8"), images)
     graph = lower(model, LoweringOptions(target="cpu"))
-    for size in ((22, 29), (20, 28), (21, 27)):
+    for runtime, size in itertools.product(RUNTIMES, ((22, 29), (20, 28), (21, 27))):
         check_every_layer(model, graph, random_images(*size, seed=5), OPENERS[runtime])
