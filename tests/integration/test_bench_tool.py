@@ -194,3 +194,18 @@ def test_memory_is_what_the_machine_has_or_what_the_container_may(tmp_path):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         assert found(tmp_path / "meminfo", tmp_path) == left
     assert found(tmp_path / "missing", tmp_path) is None
+
+
+def test_peaks_are_measured_on_small_products_where_kernels_are_slow(monkeypatch):
+    roofline, tried = part("roofline"), list[int]()
+
+    def make(n: int):
+        tried.append(n)
+        return n, lambda *_: None
+
+    assert roofline._peak(make) > 0
+    assert tried == list(roofline.SIZES)
+    tried.clear()
+    monkeypatch.setattr(roofline, "LONGEST_S", 0.0)
+    assert roofline._peak(make) > 0
+    assert tried == [roofline.SIZES[0]]
