@@ -26,6 +26,7 @@ from odm_deploy.documents import mapping_of
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import atomic_path
 from odm_deploy.grid import Grid
+from odm_deploy.kinds_of_files import MODEL_WANTED
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.dyadic_slopes import round_slopes
 from odm_deploy.networks.foreign import ForeignConfig, ForeignNetwork
@@ -95,7 +96,7 @@ def load_model(path: Path | str) -> QuantizedModel:
         InputError: not a model.pt, a newer version, damaged, or contents that contradict each other.
         UsageError: it needs a builder that is not trusted (`odm_deploy.networks.trusted_builders.trusting`).
     """
-    document = read_torch_file(path, "a model.pt is wanted, as odm-deploy quantize writes it")
+    document = read_torch_file(path, MODEL_WANTED)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(
             f"{path} is not a quantized model",

@@ -5,6 +5,9 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+MODEL_WANTED = "a model.pt is wanted, as odm-deploy quantize writes it"
+"""What to do, for whoever named something else than a quantized model."""
+
 _BY_SUFFIX = {
     "an image": ".avif .bmp .gif .heic .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp",
     "a video": ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m",

@@ -65,8 +65,9 @@ def command(model: Path, out: Path | None, as_json: bool, **options: Any) -> Non
     """
     from odm_deploy.files import require_file
     from odm_deploy.graphs.input_shapes import parse_shapes
+    from odm_deploy.kinds_of_files import MODEL_WANTED
 
-    require_file(model, "a model.pt is wanted, as odm-deploy quantize writes it")
+    require_file(model, MODEL_WANTED)
     with slow_imports():
         from odm_deploy.bundle.manifest import MANIFEST_FILE
         from odm_deploy.checkpoint import load_model

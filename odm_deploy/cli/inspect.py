@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +107,10 @@ def _layers(
 
 def _cpu_runtime() -> str | None:
     """The runtime that `upscale` takes on a CPU here; None where neither is installed."""
-    return next((name for name in ("openvino", "onnxruntime") if find_spec(name)), None)
+    from odm_deploy.building.cpu_layers import CPU_RUNTIMES
+    from odm_deploy.runtimes.registry import FASTEST_FIRST, why_unusable
+
+    return next((name for name in FASTEST_FIRST if name in CPU_RUNTIMES and not why_unusable(name)), None)
 
 
 def _judge(found: Coverage, path: Path, runtime: str | None) -> None:
@@ -170,8 +172,9 @@ def _print(found: Coverage, source: str) -> None:
 def _inspect_checkpoint(path: Path, convention: Convention, as_json: bool) -> None:
     """What a model.pt quantizes, on which grids, and what that costs."""
     from odm_deploy.files import require_file
+    from odm_deploy.kinds_of_files import MODEL_WANTED
 
-    require_file(path, "a model.pt is wanted, as odm-deploy quantize writes it")
+    require_file(path, MODEL_WANTED)
     with slow_imports():
         from odm_deploy.accounting import account
         from odm_deploy.checkpoint import load_model

@@ -76,6 +76,26 @@ class ConstantIndex(GraphIndex):
         return self._values.get(tensor) if tensor in self.constants else None
 
 
+def per_code(parameter: NDArray[Any], shape: tuple[int, ...], axis: int, block: int) -> NDArray[Any]:
+    """A scale or zero point of a DequantizeLinear, so that it applies to codes of this shape.
+
+    Args:
+        parameter: one, or one for each index of an axis, or for each block there.
+        shape: of the codes.
+        axis: the operator's attribute.
+        block: likewise; 0 where there are no blocks.
+
+    Raises:
+        ValueError: it does not fit the codes.
+    """
+    if parameter.size == 1:
+        return parameter.reshape(())
+    if block:
+        # The last block may be a part of one.
+        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
+    return parameter.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+
+
 def evaluate(node: NodeProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]] | None:
     """The outputs of one node by ONNX's own reference; None where it cannot run it, or they would be large."""
     try:

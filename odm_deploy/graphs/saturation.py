@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto
 
-from odm_deploy.graphs.constants import ConstantIndex
+from odm_deploy.graphs.constants import ConstantIndex, per_code
 from odm_deploy.graphs.index import GraphIndex, attribute
 
 _INT16 = np.iinfo(np.int16)
@@ -60,19 +60,9 @@ def dequantizer_behind(index: GraphIndex, name: str) -> NodeProto | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def per_code(parameter: NDArray[Any], dequantizer: NodeProto, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A scale or zero point of a DequantizeLinear, so that it applies to codes of this shape.
-
-    Raises:
-        ValueError: it does not fit them.
-    """
-    if parameter.size == 1:
-        return parameter.reshape(())
-    axis: int = attribute(dequantizer, "axis", 1)
-    if block := attribute(dequantizer, "block_size", 0):
-        # The last block may be a part of one.
-        return np.repeat(parameter, block, axis).take(range(shape[axis]), axis)
-    return parameter.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
+def axis_and_block(dequantizer: NodeProto) -> tuple[int, int]:
+    """Which axis of the codes a DequantizeLinear has scales for, and how many codes share one; 0 where no blocks do."""
+    return attribute(dequantizer, "axis", 1), attribute(dequantizer, "block_size", 0)
 
 
 def _saturates(index: ConstantIndex, node: NodeProto, *, only_weights: bool) -> bool:
@@ -114,7 +104,9 @@ def _multiplied_codes(index: GraphIndex, dequantizer: NodeProto, *, as_stored: b
         return plain
     zero = index.value(dequantizer.input[2])
     try:
-        return None if zero is None else plain - per_code(zero.astype(np.int16), dequantizer, codes.shape)
+        return (
+            None if zero is None else plain - per_code(zero.astype(np.int16), codes.shape, *axis_and_block(dequantizer))
+        )
     except ValueError:  # runtimes refuse such a graph by themselves
         return None
 

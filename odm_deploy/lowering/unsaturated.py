@@ -14,9 +14,9 @@ import numpy as np
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from odm_deploy.graphs.constants import ConstantIndex
+from odm_deploy.graphs.constants import ConstantIndex, per_code
 from odm_deploy.graphs.index import GraphIndex
-from odm_deploy.graphs.saturation import MAX_WEIGHTS, dequantizer_behind, per_code, saturating_products
+from odm_deploy.graphs.saturation import MAX_WEIGHTS, axis_and_block, dequantizer_behind, saturating_products
 from odm_deploy.machine.host import adds_in_16_bits
 from odm_deploy.machine.saturating_kernels import openvino_saturates
 from odm_deploy.progress import counted
@@ -59,7 +59,7 @@ def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
 def for_openvino(model: bytes, graph: ModelProto) -> Unsaturated:
     """The graph for OpenVINO. Arguments as above.
 
-    On any CPU it leaves zero points of transposed convolutions' weights out, or cuts what is too large without them.
+    On any CPU OpenVINO ignores zero points of transposed convolutions' weights: these are written as floats, too.
     """
     whole = _inlined(graph)
     found = saturating_products(whole.graph, only_weights=False)
@@ -209,5 +209,6 @@ def _levels(index: GraphIndex, dequantizer: NodeProto) -> np.ndarray[Any, np.dty
     if len(known) < len(stored):
         return None
     codes, scale, *zero = known
-    around = codes - per_code(zero[0], dequantizer, codes.shape) if zero else codes
-    return around * per_code(scale, dequantizer, codes.shape)
+    axis, block = axis_and_block(dequantizer)
+    around = codes - per_code(zero[0], codes.shape, axis, block) if zero else codes
+    return around * per_code(scale, codes.shape, axis, block)

@@ -26,9 +26,8 @@ from training.__main__ import command as training_command
 from training.distributed import World
 from training.loop.preparation import load_float_network
 from training.loop.run import train
-from training.loop.state import check_folder
 from training.methods.registry import method_names
-from training.recipe_files import SHORTHANDS, load_recipe, load_run
+from training.recipe_files import SHORTHANDS, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -189,16 +188,6 @@ def test_finish_needs_no_recipe_because_the_run_has_its_own(recipe, tmp_path):
     assert "none is no folder of a training run: it holds no config.json" in str(missing.exception)
     nothing = CliRunner().invoke(training_command, ["--out", str(tmp_path / "none")])
     assert "quickstart.toml" in str(nothing.exception)
-
-
-@pytest.mark.parametrize("text", ["", "3", "[]", '{"network": 3}'])
-def test_a_damaged_config_of_a_run_is_named(text, recipe, tmp_path):
-    for name in ("config.json", "last.pt"):
-        (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=r"config\.json|network"):
-        load_run(tmp_path, [])
-    with pytest.raises(InputError, match=r"config\.json is damaged"):
-        check_folder(tmp_path, load_recipe(recipe, []))
 
 
 def test_the_quickstart_trains_on_one_folder_of_photos(recipe, tmp_path, monkeypatch):

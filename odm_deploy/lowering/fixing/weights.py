@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from odm_deploy.graphs.constants import per_code
 from odm_deploy.lowering.fixing.changes import Changes
 from odm_deploy.lowering.fixing.constants import Constants
 from odm_deploy.lowering.fixing.edit import Rewriter, attribute
@@ -137,13 +138,7 @@ def _split(constants: Constants, leaf: ir.Node) -> tuple[NDArray[np.int64], NDAr
     axis, block = attribute(leaf, "axis", 1), attribute(leaf, "block_size", 0)
 
     def spread(array: NDArray[Any]) -> NDArray[Any]:
-        if array.size == 1:
-            return np.full(codes.shape, array.reshape(-1)[0])
-        if block:
-            return np.take(np.repeat(array, block, axis), range(codes.shape[axis]), axis)
-        shape = [1] * codes.ndim
-        shape[axis] = -1
-        return np.broadcast_to(array.reshape(shape), codes.shape)
+        return np.broadcast_to(per_code(array, codes.shape, axis, block), codes.shape)
 
     return codes - spread(zero), np.ascontiguousarray(spread(scale), np.float32)
 
