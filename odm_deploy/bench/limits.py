@@ -71,7 +71,8 @@ class Limits:
         if 1 - self.int8_mac_share > _WORTH_SAYING:
             said.append(
                 f"{1 - self.int8_mac_share:.0%} of the multiply-accumulates are in float layers, so even int8 layers "
-                f"that took no time would give {self.best_speedup:.2g}x; quantize head and tail, too"
+                f"that took no time would give {self.best_speedup:.2g}x; quantize --most-float 0 and --profile integer "
+                "leave fewer"
             )
         if self.other_kernels:
             s = "s" if self.other_kernels == 1 else ""

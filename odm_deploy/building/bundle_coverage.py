@@ -46,8 +46,9 @@ def bundle_coverage(
     if runtime is not None:
         name = runtime.replace("-", "_")
         taken = bundle.seen_by(name)
-        layers, source = cpu_layers(name, taken.onnx_bytes, taken.graph, shapes)
-        return _with_bits(coverage(taken.graph, layers, shapes, explain=False), bundle), source
+        made = cpu_layers(name, taken.onnx_bytes, taken.graph, shapes)
+        found = coverage(taken.graph, made.records, shapes, reasons=made.reasons)
+        return _with_bits(found, bundle), made.source
     graph = bundle.graph
     engine = None if bundle.kind == "onnx" or bundle.manifest is None else bundle.manifest.engine
     if engine is None or rebuild:

@@ -7,7 +7,7 @@ What the graph asks for comes from the ONNX file, what runs from the engine's la
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -123,7 +123,7 @@ def coverage(
     layers: Sequence[LayerRecord],
     sizes: InputShapes | None = None,
     *,
-    explain: bool = True,
+    reasons: Mapping[str, str] | None = None,
 ) -> Coverage:
     """Compare what a graph asks for with what an engine built from it does.
 
@@ -132,14 +132,14 @@ def coverage(
         layers: the engine's layers (`BuildReport.layers`).
         sizes: input shapes; multiply-accumulates are counted at its `opt` shape. None: at the graph's own shape, if
             it has one.
-        explain: whether what `lint` knows of TensorRT says why a layer is not int8.
+        reasons: why layers are not int8, by their names; None: what `lint` knows of TensorRT.
 
     Raises:
         InputError: the ONNX file cannot be read.
     """
     loaded = model if isinstance(model, ModelProto) else read_onnx(Path(model))[0]
     graph = QdqGraph(loaded)
-    findings = lint(loaded) if explain else []
+    findings = lint(loaded) if reasons is None else []
     shapes = infer_shapes(graph.model, sizes)
     asked = find_layers(graph)
     names = Counter(layer.name for layer in asked)
@@ -161,7 +161,7 @@ def coverage(
                 op=layer.node.op_type,
                 quantized=layer.quantized,
                 precision=precision,
-                reason="" if precision == "int8" else _reason(layer, record, about, explain=explain),
+                reason="" if precision == "int8" else _reason(layer, record, about, reasons),
                 macs=count_macs(graph, layer.node, shapes),
                 engine_layer=record.name if record else "",
                 rules=tuple(dict.fromkeys(finding.rule for finding in about)) if layer.quantized else (),
@@ -210,16 +210,20 @@ def _einsum_macs(node: NodeProto, operands: Sequence[tuple[int, ...] | None]) ->
     return prod(sizes.values())
 
 
-def _reason(layer: Layer, record: LayerRecord | None, about: Sequence[Finding], *, explain: bool) -> str:
-    """Why a layer is not int8: what lint found about it, or that nobody asked."""
+def _reason(
+    layer: Layer, record: LayerRecord | None, about: Sequence[Finding], reasons: Mapping[str, str] | None
+) -> str:
+    """Why a layer is not int8: what its runtime or lint tells about it, or that nobody asked."""
     if not layer.quantized:
         return _IN_FLOAT
+    if reasons and layer.name in reasons:
+        return reasons[layer.name]
     if about:
         return "; ".join(f"{finding.message} [{finding.rule}]" for finding in about)
     if record is None:
-        return "no layer of the engine names it" if explain else "no layer of the runtime names it"
+        return f"no layer of the {'engine' if reasons is None else 'runtime'} names it"
     if record.kind in ("Conv", "FusedConv"):
         return "nothing quantizes its output at once, as ONNX Runtime wants it (profile integer does)"
-    if not explain:
+    if reasons is not None:
         return f"the runtime computes it in {record.kind}, in float"
     return f"no known trap: the builder chose {record.kind or 'another kernel'}"

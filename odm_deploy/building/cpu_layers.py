@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,24 @@ CPU_RUNTIMES = ("onnxruntime", "openvino")
 
 # Of fused convolutions, which keep the name of the node they came from and may get a number.
 _RENAMED = "_token_"
+_SATURATES = "its 8-bit products may saturate on this CPU without VNNI: quantize with --any-cpu"
 _INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"})
 _FLOAT = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
-def cpu_layers(runtime: str, model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tuple[list[LayerRecord], str]:
-    """The layers that a runtime makes of a graph, and whose word that is.
+@dataclass(frozen=True)
+class CpuLayers:
+    """The layers that a runtime makes of a graph."""
+
+    records: list[LayerRecord]
+    source: str
+    """Whose word that is, and what it makes of this CPU."""
+    reasons: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of the graph's nodes -> why the runtime does not multiply them in integers, where that is known."""
+
+
+def cpu_layers(runtime: str, model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> CpuLayers:
+    """The layers that a runtime makes of a graph.
 
     Args:
         runtime: a name in `CPU_RUNTIMES`; `-` and `_` are the same.
@@ -55,7 +68,7 @@ def cpu_layers(runtime: str, model: bytes, graph: onnx.ModelProto, sizes: InputS
         raise InputError(f"{runtime} cannot load the graph", why=lines[0]) from error
 
 
-def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> tuple[list[LayerRecord], str]:
+def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> CpuLayers:
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="odm-deploy-") as folder:
@@ -76,7 +89,7 @@ def _of_onnxruntime(model: bytes, graph: onnx.ModelProto) -> tuple[list[LayerRec
             name = _plain_name(node.name)
             precision = "int8" if node.op_type in _INTEGER else "fp32"
             records.append(LayerRecord(node.name, node.op_type, precision, (names.get(name, name),)))
-    return records, _word(f"onnxruntime {ort.__version__}, its graph after optimization", given)
+    return CpuLayers(records, _word(f"onnxruntime {ort.__version__}, its graph after optimization", given))
 
 
 def _names(graph: onnx.ModelProto) -> dict[str, str]:
@@ -100,7 +113,7 @@ def _plain_name(name: str) -> str:
     return name.partition(_RENAMED)[0].removesuffix("_nchwc").removesuffix("_nhwc")
 
 
-def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tuple[list[LayerRecord], str]:
+def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> CpuLayers:
     openvino = import_openvino()
 
     core = openvino.Core()
@@ -126,7 +139,8 @@ def _of_openvino(model: bytes, graph: onnx.ModelProto, sizes: InputShapes) -> tu
             # Weights that it multiplies by a factor behind the layer lose the layer's name for the factor's.
             record = replace(record, onnx_nodes=(*nodes, *(scaled[node] for node in nodes if node in scaled)))
         records.append(record)
-    return records, _word(f"openvino {openvino.__version__}, the model it executes", given)
+    source = f"openvino {openvino.__version__}, the model it executes"
+    return CpuLayers(records, _word(source, given), dict.fromkeys(given.in_float, _SATURATES))
 
 
 def _word(source: str, given: Unsaturated) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NO_SHARE = 0.005
 """Share of the multiply-accumulates that saves no time."""
+_COUNTED = {"honest": "what the file holds and an engine computes", "paper": "counted as in the papers' tables"}
+"""Conventions in words."""
 
 
 @click.command("inspect")
@@ -236,5 +238,5 @@ def _print_checkpoint(model: QuantizedModel, cost: Accounting) -> None:
     height, width = cost.output_px
     click.echo(
         f"{cost.storage_bytes / 2**20:.3f} MiB; {cost.macs / 1e9:.1f} GMAC and {cost.bit_operations / 1e12:.3f} "
-        f"tera-BitOPs for a {width}x{height} output ({cost.convention} convention)"
+        f"tera-BitOPs for a {width}x{height} output ({_COUNTED[cost.convention]})"
     )

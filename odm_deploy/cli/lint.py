@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,12 +53,16 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings]})
     else:
-        for finding in findings:
-            show(*_as_lines(finding))
+        for fix_of_all, alike in groupby(findings, key=lambda finding: finding.fix):
+            show(*map(_as_line, alike), f"  fix: {fix_of_all}")
     failing = [finding for finding in findings if finding.severity.fails_gate]
     if failing:
         rules = ", ".join(sorted({finding.rule for finding in failing}))
-        raise GateError(f"{target} is not what TensorRT will run", why=f"{counted(len(failing), 'finding')} ({rules})")
+        raise GateError(
+            f"{target} is not what TensorRT will run",
+            why=f"{counted(len(failing), 'finding')} ({rules})",
+            fix=f"odm-deploy lint --fix {shlex.quote(str(target))} -o fixed.onnx rewrites what has an exact int8 form",
+        )
     what = (
         counted(len(findings), "warning or hint" if len(findings) == 1 else "warnings or hint")
         if findings
@@ -83,8 +89,8 @@ def _show_rules(as_json: bool) -> None:
         click.echo(f"{entry['rule']} ({entry['severity']})\n  {entry['trap']}\n  fix: {entry['fix']}\n")
 
 
-def _as_lines(finding: Finding) -> tuple[str, str]:
+def _as_line(finding: Finding) -> str:
     where = f" {finding.node}:" if finding.node else ""
     suffers = [name for name in finding.layers if name != finding.node]
     layers = f" (layers: {', '.join(suffers)})" if suffers else ""
-    return f"{finding.severity} [{finding.rule}]{where} {finding.message}{layers}", f"  fix: {finding.fix}"
+    return f"{finding.severity} [{finding.rule}]{where} {finding.message}{layers}"

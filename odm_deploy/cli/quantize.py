@@ -116,6 +116,7 @@ def command(
             unseen = dataclasses.replace(seen, paths=unseen_paths)
             begin()
             whole = _depends_on_size(loaded, seen)
+    _say_slow_here(next(iter(policies.values())))
     ranges = dataclasses.replace(ranges, whole_inputs=whole)
     if goal is not None:
         goal.check(with_truth=seen.downscale > 1)
@@ -295,6 +296,17 @@ def _say_small_inputs(images: CalibrationImages) -> None:
         say(
             f"small images: shrunk by {images.downscale}, none is more than {side} pixels high and wide; "
             f"take larger ones, or --lr if they are what the network is to enlarge"
+        )
+
+
+def _say_slow_here(policy: QuantizationPolicy) -> None:
+    """That a model of these widths is not fast on this CPU, in a line, before the minutes that it takes to make it."""
+    from odm_deploy.machine.host import adds_in_16_bits
+
+    if adds_in_16_bits() and not policy.any_cpu and policy.body != policy.body.for_any_cpu():
+        say(
+            "note: this CPU has no VNNI instructions, so 8-bit models are about as slow as float ones here; "
+            "those of --any-cpu are faster"
         )
 
 

@@ -54,8 +54,9 @@ def command(
     manifest's is always refused, and so is one that this version wrote and that is not the model.pt's. If the verdict
     is no, the exit code is 3.
 
-    Without --images, or with --golden, only the golden images of an exact model are compared: a production machine
-    proves itself, with neither model.pt nor torch. That its graph is the model.pt's is not looked at then.
+    Without --images, or with --golden, only the golden images of an exact model are compared, by default on the runtime
+    that upscale takes: a production machine proves itself, with neither model.pt nor torch. That its graph is the
+    model.pt's is not looked at then.
     """
     if golden and images is not None:
         raise UsageError("--golden goes without --images", why="its images are made here", fix="leave one of them out")

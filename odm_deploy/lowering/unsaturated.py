@@ -34,6 +34,8 @@ class Unsaturated:
     """For OpenVINO's compiler, or entries of an ONNX Runtime session."""
     speed_note: str = ""
     """What that costs, if it costs anything."""
+    in_float: tuple[str, ...] = ()
+    """Names of the nodes that are multiplied in float32 because their integer products may saturate."""
 
 
 def for_onnxruntime(model: bytes, graph: ModelProto) -> Unsaturated:
@@ -70,7 +72,8 @@ def for_openvino(model: bytes, graph: ModelProto) -> Unsaturated:
     copy = _with_stored_constants(whole)
     everywhere = _write_floats(copy, layers) < len(layers)
     note = _note(saturating, f"OpenVINO multiplies {'everything' if everywhere else 'these'} in float32")
-    return Unsaturated(copy.SerializeToString(), dict(_ALL_IN_FLOAT) if everywhere else {}, note if saturating else "")
+    settings = dict(_ALL_IN_FLOAT) if everywhere else dict[str, Any]()
+    return Unsaturated(copy.SerializeToString(), settings, note if saturating else "", tuple(saturating))
 
 
 def _transposed_around_zero_points(model: ModelProto) -> set[str]:

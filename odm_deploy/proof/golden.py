@@ -29,7 +29,7 @@ from odm_deploy.quantization.exact.interpreter import interpret
 from odm_deploy.quantization.exact.program import Integers, Program, Quantize, Step
 from odm_deploy.runtimes.base import Runtime
 from odm_deploy.runtimes.options import RuntimeOptions
-from odm_deploy.runtimes.registry import FAITHFUL_FIRST, open_runtime
+from odm_deploy.runtimes.registry import open_runtime
 
 
 @dataclass
@@ -135,6 +135,7 @@ def check_golden(
 def verify_golden(bundle: Bundle, runtime: str | None, options: RuntimeOptions) -> tuple[GoldenReport, dict[str, Any]]:
     """Whether a runtime computes on the golden images of an exact bundle what was written down at export.
 
+    By default the one that `Engine` takes: it is what a production machine has to know of.
     Needs no reference model, no images and no torch.
 
     Returns:
@@ -150,7 +151,7 @@ def verify_golden(bundle: Bundle, runtime: str | None, options: RuntimeOptions) 
             why="it has no golden outputs, which only exact models have",
             fix="add --images DIR",
         )
-    with open_runtime(bundle, runtime, options, order=FAITHFUL_FIRST) as opened:
+    with open_runtime(bundle, runtime, options) as opened:
         bundle = bundle.seen_by(opened.name)
         assert bundle.golden is not None
         lowered = None if bundle.onnx_path is None else bundle.graph

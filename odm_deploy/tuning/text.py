@@ -7,8 +7,10 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from odm_deploy.grid import MAX_BITS
 from odm_deploy.progress import counted
 from odm_deploy.proof.visibility import INVISIBLE_DB, visibility
+from odm_deploy.quantization.policy import LayerBits
 from odm_deploy.terminal import table
 from odm_deploy.tuning.held_back import OutputCost
 from odm_deploy.tuning.mixed_widths import MixedWidths
@@ -25,7 +27,7 @@ NOTICEABLE_DB = 1.0
 """How much further from float than all images together one of them is that is named."""
 _WORST = 5
 _NAMED = 3
-_BITS_OF_INT8 = 8
+_WIDEST = (LayerBits(MAX_BITS, MAX_BITS), LayerBits(MAX_BITS, MAX_BITS).for_any_cpu())
 
 
 def cost_text(cost: OutputCost) -> str:
@@ -65,7 +67,7 @@ def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact
     if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.expected_drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
     widths = {
-        each.name: str(_BITS_OF_INT8) if min(each.weight_bits, each.activation_bits) < _BITS_OF_INT8 else "float"
+        each.name: str(MAX_BITS) if LayerBits(each.weight_bits, each.activation_bits) not in _WIDEST else "float"
         for each in worst_layers(sensitivities)[:2]
     }
     if exact:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
+from odm_deploy import quantize
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.grid import Grid
 from odm_deploy.installing import install_extra
@@ -17,7 +21,8 @@ from odm_deploy.machine.builders import can_build, find_builder
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import freeze
 from tests.command_line import run_cli
-from tests.factories import quantized, tiny_network
+from tests.conftest import REPOSITORY
+from tests.factories import quantized, random_images, tiny_network
 from tests.qdq_graphs import CHANNELS, LEGAL, TRAPS, Builder
 
 RTX = find_builder("tensorrt_rtx")
@@ -166,7 +171,7 @@ def test_checkpoint_costs_what_the_convention_counts(tiny_checkpoint):
     assert paper["storage_bytes"] < honest["storage_bytes"]
     assert paper["bit_operations"] > honest["bit_operations"]
     shown = run_cli("inspect", tiny_checkpoint)
-    assert "tera-BitOPs for a 1920x1080 output (honest convention)" in shown.stdout
+    assert "tera-BitOPs for a 1920x1080 output (what the file holds and an engine computes)" in shown.stdout
     assert "body.1.body.2" in shown.stdout
     assert "body.1.body.2" in run_cli("inspect", tiny_checkpoint).stdout
 
@@ -220,11 +225,39 @@ def test_float_layers_are_found_under_the_names_that_onnxruntime_gives_them(tiny
     assert "engine" not in shown.stdout + shown.stderr
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instruction sets of x86")
+def test_layers_whose_products_would_saturate_on_this_cpu_are_said_to_be_float_for_that(tmp_path):
+    image = random_images(24, 24)[0].transpose(1, 2, 0).astype(np.uint8)
+    save_model(quantize(tiny_network(), 8, [image]), tmp_path / "model.pt")
+    assert run_cli("export", tmp_path / "model.pt", "-o", tmp_path / "bundle", "--no-engine").code == 0
+    inspect = ["-m", "odm_deploy", "inspect", "bundle", "--runtime", "openvino", "--shapes", "1x3x24x32"]
+    without_vnni = {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(REPOSITORY), "PATH": ""}
+    outcome = subprocess.run([sys.executable, *inspect], env=without_vnni, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == 3, outcome.stderr
+    last = outcome.stderr.splitlines()[-1]
+    assert last.endswith("its 8-bit products may saturate on this CPU without VNNI: quantize with --any-cpu")
+
+
 def test_a_runtime_that_is_no_cpu_runtime_is_refused(tmp_path):
     bundle = bundle_with_signals(tmp_path, signals=False)
     outcome = run_cli("inspect", bundle, "--runtime", "tensorrt")
     assert outcome.code == 2
     assert "use onnxruntime, openvino" in outcome.stderr
+
+
+def test_a_fix_is_told_once_for_all_that_want_it_and_the_command_that_does_it_at_the_end(tmp_path):
+    onnx.save(TRAPS["QLinearConv"].build(), tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    again = onnx.NodeProto.FromString(
+        next(n for n in graph.graph.node if n.op_type == "QLinearConv").SerializeToString()
+    )
+    again.name, again.output[0] = "again", "again"
+    graph.graph.node.append(again)
+    onnx.save(graph, tmp_path / "model.onnx")
+    outcome = run_cli("lint", tmp_path / "model.onnx")
+    assert outcome.code == 3
+    assert [line.split()[0] for line in outcome.stdout.splitlines()] == ["error", "error", "fix:"]
+    assert f"odm-deploy lint --fix {tmp_path / 'model.onnx'} -o fixed.onnx" in outcome.stderr
 
 
 def test_what_lint_cannot_fix_is_left_and_not_taken(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from odm_deploy.checkpoint import load_model
 from odm_deploy.imaging.writing import write_image
+from odm_deploy.machine.host import adds_in_16_bits
 from tests.command_line import run_cli
 from tests.inputs import edsr_weights, image_folder
 
@@ -39,6 +40,13 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "most of it: body." in outcome.stderr
     assert re.search(r"to lose less: --(max-drop 0\.03|min-psnr 45) finds", outcome.stderr)
     assert "=8;" in outcome.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--bits", "4"), ("--any-cpu",)])
+def test_models_that_are_slow_on_this_cpu_are_said_to_be(weights, images, tmp_path, more):
+    outcome = quantize(weights, images, tmp_path / "model.pt", "--no-fit", "--crop", "24", "--max-images", "1", *more)
+    assert outcome.code == 0, outcome.stderr
+    assert ("those of --any-cpu are faster" in outcome.stderr) is (bool(adds_in_16_bits()) and not more)
 
 
 def test_images_that_shrink_to_little_are_named_as_what_may_be_inputs(weights, tmp_path):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from odm_deploy import Engine
 from odm_deploy.checkpoint import save_model
 from tests.command_line import run_cli, without_progress
 from tests.exact_models import calibrated_exact
@@ -93,6 +94,12 @@ def test_exact_bundles_are_verified_without_it(exact_bundle):
     assert document["passed"] is True
     assert document["golden"] == {"images": document["golden"]["images"], "identical": True, "first_layer": None}
     assert document["golden"]["images"] > 0
+
+
+def test_golden_outputs_are_those_of_the_runtime_that_images_are_upscaled_on(exact_bundle):
+    outcome = run_cli("verify", exact_bundle, "--json")
+    with Engine.open(exact_bundle) as engine:
+        assert outcome.document["runtime"]["runtime"] == engine.describe()["runtime"]
 
 
 def test_golden_outputs_alone_find_a_changed_graph(exact_bundle, tmp_path):

@@ -30,7 +30,7 @@ def test_openvino_takes_a_layers_name_for_that_of_the_factor_behind_it():
     torch.manual_seed(0)
     image = random_images(24, 24)[0].transpose(1, 2, 0).astype(np.uint8)
     graph = lower(quantize(ScaledResidual().eval(), 7, [image]), LoweringOptions(target="cpu"))
-    layers, _ = cpu_layers("openvino", graph.SerializeToString(), graph, InputShapes.static(1, 24, 24))
+    layers = cpu_layers("openvino", graph.SerializeToString(), graph, InputShapes.static(1, 24, 24)).records
     names = {node.name for node in graph.graph.node if node.op_type == "Conv"}
     assert len(names) == 3
     precisions = {name: layer.precision for name in names if (layer := find_compute_layer(layers, name))}

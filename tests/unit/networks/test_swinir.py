@@ -256,7 +256,7 @@ def test_openvino_adds_what_linear_layers_add_in_their_kernels():
     # It does so with products of three dimensions only; of four, a pass over all tokens followed each perceptron's.
     # At 7 bits nothing saturates, on any CPU.
     model = lowered(quantized(small(), lambda *_: (7, "asymmetric", "per_channel")), target="cpu")
-    layers, _ = cpu_layers("openvino", model.SerializeToString(), model, InputShapes.static(1, 16, 16))
+    layers = cpu_layers("openvino", model.SerializeToString(), model, InputShapes.static(1, 16, 16)).records
     kinds = Counter(layer.kind for layer in layers)
     assert sum(layer.precision == "int8" for layer in layers if layer.kind == "FullyConnected") == 24
     assert not kinds["Eltwise"]

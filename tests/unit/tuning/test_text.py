@@ -64,6 +64,8 @@ def test_advice_names_the_layers_and_fits_what_is_known():
     mixed = [*narrow, LayerSensitivity("wide", 8, 8, 2.0, 0.5)]
     assert "--layer wide=float --layer only=8;" in advice(drops, mixed)
     assert "by hand, --layer only=8;" in advice(drops, mixed, exact=True)
+    # Those of --any-cpu get no more than 7 bits of weights.
+    assert "--layer only=float;" in advice(drops, [LayerSensitivity("only", 7, 8, 1.0, 1.0)])
     # A loss on a benchmark is worth a word though nobody sees it; what nobody sees or measures is not.
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.4), LAYERS)
     assert advice(OutputCost(1, 50.0, 3.0, 31.5, 31.49), LAYERS) == ""
