@@ -1,4 +1,4 @@
-"""ONNX operators that move, pad, pool and resize images."""
+"""ONNX operators that move, pad and pool images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odm_deploy.errors import InputError
+from odm_deploy.networks.onnx_resizing import resize
 from odm_deploy.networks.onnx_values import integers
 
 Attributes = Mapping[str, Any]
@@ -79,35 +80,6 @@ def _pad(inputs: list[Any], attributes: Attributes) -> Tensor:
         value = attributes.get("value", 0.0) if given is None else given.reshape(-1)[0]
         return F.pad(x, flat, value=float(value))
     return F.pad(x, flat, {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}[mode])
-
-
-def _resize(inputs: list[Any], attributes: Attributes) -> Tensor:
-    x, mode = inputs[0], _text(attributes.get("mode", "nearest"))
-    place = _text(attributes.get("coordinate_transformation_mode", "half_pixel"))
-    if attributes.get("antialias", 0) or x.dim() != 4:
-        raise _refuse("Resize", "antialiasing" if x.dim() == 4 else f"{x.dim()} dimensions")
-    scales = inputs[2] if len(inputs) > 2 else inputs[1] if len(inputs) == 2 else None
-    wanted = inputs[3] if len(inputs) > 3 else None
-    size: Any
-    factors: list[float] = []
-    if wanted is not None:
-        size = integers(wanted)[-2:]
-    else:
-        factors = [float(value) for value in integers(scales)]
-        if any(factor != 1 for factor in factors[:-2]):
-            raise _refuse("Resize", f"scales {factors}")
-        size = [torch.sym_int(length * factor) for length, factor in zip(x.shape[-2:], factors[-2:], strict=True)]
-    if mode == "nearest":
-        if wanted is None and all(factor == int(factor) for factor in factors[-2:]) and place != "align_corners":
-            return F.interpolate(x, size, mode="nearest")
-        exact = place == "asymmetric" and _text(attributes.get("nearest_mode", "round_prefer_floor")) == "floor"
-        if not exact and wanted is None:
-            raise _refuse("Resize", f"nearest {place} by {factors}")
-        return F.interpolate(x, size, mode="nearest")
-    if place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        raise _refuse("Resize", f"{mode} with {place}")
-    torch_mode = {"linear": "bilinear", "cubic": "bicubic"}[mode]
-    return F.interpolate(x, size, mode=torch_mode, align_corners=place == "align_corners")
 
 
 def _depth_to_space(inputs: list[Any], attributes: Attributes) -> Tensor:
@@ -206,7 +178,7 @@ IMAGE_OPERATORS: dict[str, Callable[[list[Any], Attributes], Any]] = {
     "MaxPool": _max_pool,
     "Pad": _pad,
     "Reshape": _reshape,
-    "Resize": _resize,
+    "Resize": resize,
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
@@ -214,5 +186,5 @@ IMAGE_OPERATORS: dict[str, Callable[[list[Any], Attributes], Any]] = {
     "Tile": lambda inputs, _: inputs[0].repeat(integers(inputs[1])),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-    "Upsample": _resize,
+    "Upsample": resize,
 }

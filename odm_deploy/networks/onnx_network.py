@@ -25,6 +25,7 @@ from odm_deploy.errors import InputError, UsageError
 from odm_deploy.graphs.growth import LARGEST_TENSOR
 from odm_deploy.networks.onnx_layers import LAYERS, Layer, make_layer
 from odm_deploy.networks.onnx_operators import TENSOR_OPERATORS
+from odm_deploy.networks.onnx_picking import FROM_THE_END
 from odm_deploy.networks.onnx_sizes import SIZE_OPERATORS
 from odm_deploy.networks.onnx_values import Sizes, Value, integers, sizes
 
@@ -161,6 +162,9 @@ class OnnxNetwork(nn.Module):
             buffer = f"indices_{len(self._indices)}"
             self.register_buffer(buffer, torch.from_numpy(array.copy()), persistent=False)
             self._indices[tensor.name] = buffer
+            for step in self._steps:
+                if step.op == "Gather" and step.inputs[1] == tensor.name:
+                    step.attributes[FROM_THE_END] = bool((array < 0).any())
         else:
             self._stored[tensor.name] = sizes(array.tolist())
 

@@ -11,12 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odm_deploy.networks.onnx_images import IMAGE_OPERATORS
+from odm_deploy.networks.onnx_picking import PICKING_OPERATORS
 from odm_deploy.networks.onnx_values import Value, as_tensor, integers
 
 Attributes = Mapping[str, Any]
 Operator = Callable[[list[Any], Attributes], Any]
 
-_DTYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float32, 11: torch.float32}
+_DTYPES = {
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float32,
+    11: torch.float32,
+}
 _FIRST_OPSET_WITH_SOFTMAX_OF_ONE_AXIS = 13
 """Before it, all axes from the named one on were one."""
 
@@ -73,13 +83,19 @@ def _reduction(function: Callable[..., Tensor]) -> Operator:
     return run
 
 
-def _softmax(inputs: list[Any], attributes: Attributes) -> Tensor:
+def _product(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
+    for axis in sorted((axis % x.dim() for axis in dim), reverse=True):
+        x = x.prod(axis, keepdim)
+    return x
+
+
+def _softmax(inputs: list[Any], attributes: Attributes, function: Callable[..., Tensor] = F.softmax) -> Tensor:
     x = inputs[0]
     of_one_axis = attributes["opset"] >= _FIRST_OPSET_WITH_SOFTMAX_OF_ONE_AXIS
     axis = attributes.get("axis", -1 if of_one_axis else 1) % x.dim()
     if of_one_axis or axis == x.dim() - 1:
-        return F.softmax(x, axis)
-    return F.softmax(x.flatten(axis), axis).reshape(x.shape)
+        return function(x, axis)
+    return function(x.flatten(axis), axis).reshape(x.shape)
 
 
 def _gemm(inputs: list[Any], attributes: Attributes) -> Tensor:
@@ -105,27 +121,36 @@ def _batch_norm(inputs: list[Any], attributes: Attributes) -> Tensor:
     return F.batch_norm(x, mean, variance, weight, bias, eps=attributes.get("epsilon", 1e-5))
 
 
-def _gather(inputs: list[Any], attributes: Attributes) -> Tensor:
-    x, axis = inputs[0], attributes.get("axis", 0)
-    if isinstance(inputs[1], Tensor):
-        shape = inputs[1].shape
-        found = x.index_select(axis, inputs[1].reshape(-1))
-        return found.reshape(*x.shape[:axis], *shape, *x.shape[axis % x.dim() + 1 :])
-    indices = integers(inputs[1])
-    if inputs[1].ndim == 0:
-        return x.select(axis, indices[0])
-    length = x.shape[axis]
-    if min(indices, default=0) < 0 and not isinstance(length, int):
-        return torch.stack([x.select(axis, index) for index in indices], axis)
-    indices = [index + length if index < 0 else index for index in indices]
-    return x.index_select(axis, torch.tensor(indices, device=x.device))
+def _group_norm(inputs: list[Any], attributes: Attributes) -> Tensor:
+    x, groups = inputs[0], attributes["num_groups"]
+    each = x.shape[1] // groups
+    # Before version 21 there was one weight for each group.
+    weight, bias = (value if value.numel() != groups else value.repeat_interleave(each) for value in inputs[1:3])
+    return F.group_norm(x, groups, weight, bias, attributes.get("epsilon", 1e-5))
 
 
-def _where(inputs: list[Any], _: Attributes) -> Tensor:
-    # Of two constants, float32 ones where they are no single numbers.
-    like = next((value for value in inputs[1:] if isinstance(value, Tensor)), torch.empty(0))
-    condition = inputs[0] if isinstance(inputs[0], Tensor) else torch.tensor(inputs[0].tolist())
-    return torch.where(condition, as_tensor(inputs[1], like), as_tensor(inputs[2], like))
+def _rms_norm(inputs: list[Any], attributes: Attributes) -> Tensor:
+    x = inputs[0]
+    axis = attributes.get("axis", -1) % x.dim()
+    return F.rms_norm(x, x.shape[axis:], inputs[1], attributes.get("epsilon", 1e-5))
+
+
+def _lp_norm(inputs: list[Any], attributes: Attributes) -> Tensor:
+    x = inputs[0]
+    return x / torch.linalg.vector_norm(x, attributes.get("p", 2), attributes.get("axis", -1), keepdim=True)
+
+
+def _modulo(inputs: list[Any], attributes: Attributes) -> Tensor:
+    function = torch.fmod if attributes.get("fmod", 0) else torch.remainder
+    return _broadcast(function)(inputs, attributes)
+
+
+def _cumulative_sum(inputs: list[Any], attributes: Attributes) -> Tensor:
+    x, axis = inputs[0], integers(inputs[1])[0]
+    backwards = attributes.get("reverse", 0)
+    x = x.flip(axis) if backwards else x
+    total = x.cumsum(axis) - (x if attributes.get("exclusive", 0) else 0)
+    return total.flip(axis) if backwards else total
 
 
 def _gelu(inputs: list[Any], attributes: Attributes) -> Tensor:
@@ -142,6 +167,7 @@ def _hard_sigmoid(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 TENSOR_OPERATORS: dict[str, Operator] = {
     **IMAGE_OPERATORS,
+    **PICKING_OPERATORS,
     "Add": _broadcast(lambda a, b: a + b),
     "Sub": _broadcast(lambda a, b: a - b),
     "Mul": _broadcast(lambda a, b: a * b),
@@ -152,7 +178,14 @@ TENSOR_OPERATORS: dict[str, Operator] = {
     "Sum": _broadcast(lambda a, b: a + b),
     "Equal": _broadcast(lambda a, b: a == b),
     "Less": _broadcast(lambda a, b: a < b),
+    "LessOrEqual": _broadcast(lambda a, b: a <= b),
     "Greater": _broadcast(lambda a, b: a > b),
+    "GreaterOrEqual": _broadcast(lambda a, b: a >= b),
+    "And": _broadcast(lambda a, b: a & b),
+    "Or": _broadcast(lambda a, b: a | b),
+    "Xor": _broadcast(lambda a, b: a ^ b),
+    "Mod": _modulo,
+    "Mean": lambda inputs, _: reduce(lambda a, b: a + b, inputs) / len(inputs),
     "Abs": _pointwise(torch.abs),
     "Neg": _pointwise(torch.neg),
     "Sqrt": _pointwise(torch.sqrt),
@@ -161,7 +194,13 @@ TENSOR_OPERATORS: dict[str, Operator] = {
     "Log": _pointwise(torch.log),
     "Sin": _pointwise(torch.sin),
     "Cos": _pointwise(torch.cos),
+    "Tan": _pointwise(torch.tan),
+    "Atan": _pointwise(torch.atan),
+    "Sinh": _pointwise(torch.sinh),
+    "Cosh": _pointwise(torch.cosh),
     "Erf": _pointwise(torch.erf),
+    "IsInf": _pointwise(torch.isinf),
+    "IsNaN": _pointwise(torch.isnan),
     "Floor": _pointwise(torch.floor),
     "Ceil": _pointwise(torch.ceil),
     "Round": _pointwise(torch.round),
@@ -170,6 +209,11 @@ TENSOR_OPERATORS: dict[str, Operator] = {
     "Sigmoid": _pointwise(torch.sigmoid),
     "Tanh": _pointwise(torch.tanh),
     "Softplus": _pointwise(F.softplus),
+    "Softsign": _pointwise(F.softsign),
+    "Selu": _pointwise(F.selu),
+    "Celu": lambda inputs, attributes: F.celu(inputs[0], attributes.get("alpha", 1.0)),
+    "Swish": lambda inputs, attributes: inputs[0] * torch.sigmoid(inputs[0] * attributes.get("alpha", 1.0)),
+    "ThresholdedRelu": lambda inputs, attributes: F.threshold(inputs[0], attributes.get("alpha", 1.0), 0.0),
     "Mish": _pointwise(F.mish),
     "HardSwish": _pointwise(F.hardswish),
     "HardSigmoid": _hard_sigmoid,
@@ -182,8 +226,8 @@ TENSOR_OPERATORS: dict[str, Operator] = {
     "Clip": _clip,
     "Gelu": _gelu,
     "Softmax": _softmax,
+    "LogSoftmax": lambda inputs, attributes: _softmax(inputs, attributes, F.log_softmax),
     "Cast": lambda inputs, attributes: inputs[0].to(_DTYPES[attributes["to"]]),
-    "Where": _where,
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "Gemm": _gemm,
     "Einsum": lambda inputs, attributes: torch.einsum(_text(attributes["equation"]), *inputs),
@@ -191,10 +235,18 @@ TENSOR_OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduction(torch.sum),
     "ReduceMax": _reduction(torch.amax),
     "ReduceMin": _reduction(torch.amin),
+    "ReduceProd": _reduction(_product),
+    "ReduceL1": _reduction(lambda x, **axes: x.abs().sum(**axes)),
     "ReduceL2": _reduction(torch.linalg.vector_norm),
+    "ReduceSumSquare": _reduction(lambda x, **axes: x.square().sum(**axes)),
+    "ReduceLogSum": _reduction(lambda x, **axes: x.sum(**axes).log()),
+    "ReduceLogSumExp": _reduction(torch.logsumexp),
+    "CumSum": _cumulative_sum,
+    "GroupNormalization": _group_norm,
+    "LpNormalization": _lp_norm,
+    "RMSNormalization": _rms_norm,
     "LayerNormalization": _layer_norm,
     "InstanceNormalization": _instance_norm,
     "BatchNormalization": _batch_norm,
-    "Gather": _gather,
 }
 """What each operator makes of tensors; operators with several outputs return a sequence."""

@@ -207,14 +207,12 @@ def test_file_that_crops_to_one_size_is_refused_although_it_runs(tmp_path, size)
 def test_what_cannot_be_converted_is_one_line_and_exit_2(tmp_path, image_folder):
     model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
     last = model.graph.output[0].name
-    grid = numpy_helper.from_array(np.zeros((1, 4, 4, 2), np.float32), "grid")
-    model.graph.initializer.append(grid)
-    model.graph.node.append(helper.make_node("GridSample", [last, "grid"], ["sampled"]))
+    model.graph.node.append(helper.make_node("Hardmax", [last], ["sampled"]))
     model.graph.output[0].name = "sampled"
     model.graph.output[0].type.tensor_type.ClearField("shape")
     onnx.save(model, tmp_path / "odd.onnx")
     onnx.save(LEGAL["plain"](), tmp_path / "quantized.onnx")
-    for file, words in (("odd.onnx", "GridSample"), ("quantized.onnx", "lint --fix")):
+    for file, words in (("odd.onnx", "Hardmax"), ("quantized.onnx", "lint --fix")):
         outcome = run_cli("quantize", tmp_path / file, "--images", image_folder, "-o", tmp_path / "model.pt")
         assert outcome.code == 2, outcome.stderr
         assert words in outcome.stderr

@@ -12,6 +12,8 @@ from onnx.reference import ReferenceEvaluator
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.onnx_files import convert_graph
 from odm_deploy.networks.onnx_network import OnnxNetwork, pack_graph
+from odm_deploy.networks.onnx_operators import TENSOR_OPERATORS
+from odm_deploy.networks.onnx_sizes import SIZE_OPERATORS
 
 RNG = np.random.default_rng(5)
 
@@ -70,6 +72,24 @@ CASES = {
     "Resize bilinear corners": ("Resize", [None, None, ints(2, 8, 13, 21)],
                                 {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
     "Resize bicubic": ("Resize", [None, np.array([1, 1, 2, 2], np.float32)], {"mode": "cubic", "cubic_coeff_a": -0.75}),
+    "Resize bilinear asymmetric": ("Resize", [None, np.array([1, 1, 2, 2], np.float32)],
+                                   {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}),
+    "Resize bilinear asymmetric to sizes": ("Resize", [None, None, ints(2, 8, 9, 25)],
+                                            {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}),
+    "Resize bicubic of Keys": ("Resize", [None, np.array([1, 1, 3, 3], np.float32)],
+                               {"mode": "cubic", "cubic_coeff_a": -0.5}),
+    "Resize bicubic of what is inside": ("Resize", [None, np.array([1, 1, 2, 2], np.float32)],
+                                         {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}),
+    "Resize nearest to a half": ("Resize", [None, np.array([1, 1, 0.5, 0.5], np.float32)],
+                                 {"mode": "nearest", "nearest_mode": "ceil"}),
+    **{
+        f"Resize nearest {mode} {place}": ("Resize", [None, np.array([1, 1, 2, 2], np.float32)],
+            {"mode": "nearest", "nearest_mode": mode, "coordinate_transformation_mode": place})
+        for mode in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
+        for place in ("half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric")
+    },
+    "Resize channels last": ("Resize", [None, np.array([1, 2, 2, 1], np.float32)], {"mode": "linear"}),
+    "Resize of named axes": ("Resize", [None, np.array([2, 3], np.float32)], {"mode": "linear", "axes": [2, 3]}),
     "Reshape": ("Reshape", [ints(0, 4, -1, 10)], {}),
     "Transpose": ("Transpose", [], {"perm": [0, 2, 3, 1]}),
     "Slice with steps": ("Slice", [ints(1, 0), ints(2**40, -1), ints(2, 3), ints(2, 3)], {}),
@@ -80,6 +100,29 @@ CASES = {
     "Gather": ("Gather", [ints(2, 0, 1)], {"axis": 1}),
     "Gather from the end": ("Gather", [ints(-1, 0, -2)], {"axis": 1}),
     "Gather one": ("Gather", [np.int64(3)], {"axis": 2}),
+    "Gather a table": ("Gather", [np.array([[0, 1], [-1, 2]])], {"axis": 1}),
+    "Gather many from the end": ("Gather", [np.arange(-8, 64) % 8 - 8], {"axis": 1}),
+    "GatherElements": ("GatherElements", [RNG.integers(-6, 6, (2, 8, 3, 10))], {"axis": 2}),
+    "GatherND": ("GatherND", [np.array([[0, 3], [1, -1]])], {}),
+    "GatherND in batches": ("GatherND", [np.array([[[3], [2]], [[1], [0]]])], {"batch_dims": 1}),
+    "GridSample": ("GridSample", [RNG.uniform(-1, 1, (2, 5, 7, 2)).astype(np.float32)],
+                   {"mode": "linear", "padding_mode": "border", "align_corners": 1}),
+    "ArgMax": ("ArgMax", [], {"axis": 1}),
+    "TopK": ("TopK", [ints(3)], {"axis": 1}),
+    "CumSum": ("CumSum", [np.int64(1)], {}),
+    "CumSum backwards": ("CumSum", [np.int64(2)], {"reverse": 1, "exclusive": 1}),
+    "Mod": ("Mod", [np.float32(0.7)], {"fmod": 1}),
+    "ReduceProd": ("ReduceProd", [ints(1, 3)], {}),
+    "ReduceSumSquare": ("ReduceSumSquare", [ints(1)], {}),
+    "ReduceL1": ("ReduceL1", [ints(1)], {}),
+    "ReduceLogSumExp": ("ReduceLogSumExp", [ints(1)], {}),
+    "LogSoftmax": ("LogSoftmax", [], {"axis": 1}),
+    "LpNormalization": ("LpNormalization", [], {"axis": 1}),
+    "ThresholdedRelu": ("ThresholdedRelu", [], {"alpha": 0.3}),
+    "Celu": ("Celu", [], {"alpha": 0.5}),
+    "GreaterOrEqual": ("GreaterOrEqual", [np.float32(0.1)], {}),
+    "LessOrEqual": ("LessOrEqual", [np.float32(0.1)], {}),
+    "IsNaN": ("IsNaN", [], {}),
     "Expand": ("Expand", [ints(2, 8, 6, 10)], {}),
     "Tile": ("Tile", [ints(1, 2, 1, 1)], {}),
     "Unsqueeze": ("Unsqueeze", [ints(0, 3)], {}),
@@ -89,7 +132,8 @@ CASES = {
     "BatchNormalization": ("BatchNormalization", [floats(8), floats(8), floats(8), np.abs(floats(8))], {}),
     "Gelu": ("Gelu", [], {}),
     "Gelu tanh": ("Gelu", [], {"approximate": "tanh"}),
-    **{name: (name, [], {}) for name in ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Abs", "Neg", "Floor", "Softplus")},
+    **{name: (name, [], {}) for name in ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Abs", "Neg", "Floor", "Softplus",
+                                          "Selu", "Atan", "Softsign")},
 }  # fmt: skip
 
 
@@ -98,9 +142,10 @@ def graph_of(op, constants, attributes, **extra):
     stored = [
         numpy_helper.from_array(np.asarray(value), name) for value, name in zip(constants, names, strict=True) if name
     ]
-    node = helper.make_node(op, ["x", *names], ["y"], name="node", **attributes)
+    outputs = ["y", "places"] if op == "TopK" else ["y"]
+    node = helper.make_node(op, ["x", *names], outputs, name="node", **attributes)
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, "h", "w"])
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    output = onnx.ValueInfoProto(name="y")
     return helper.make_model(
         helper.make_graph([node], "graph", [image], [output], stored),
         opset_imports=[helper.make_opsetid("", 20)],
@@ -118,7 +163,7 @@ def test_operator_agrees_with_the_reference(label):
     with torch.no_grad():
         got = module(torch.from_numpy(x)).numpy()
     assert got.shape == wanted.shape
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5 * max(1, np.abs(wanted).max()))
+    np.testing.assert_allclose(got * 1, wanted * 1, rtol=0, atol=2e-5 * max(1, np.abs(wanted).max()))
     # The text and the state build the same again.
     again = OnnxNetwork(text)
     again.load_state_dict(module.state_dict())
@@ -152,6 +197,19 @@ def test_what_is_counted_from_the_end_of_any_height_is_exported_so():
     assert np.array_equal(exported(torch.from_numpy(x)).numpy(), x + x[:, :, :1])
 
 
+def test_what_is_known_of_sizes_is_known_of_pixels():
+    assert set(SIZE_OPERATORS) <= set(TENSOR_OPERATORS)
+
+
+def test_linear_resize_before_version_11_takes_places_by_the_factor_alone():
+    model = graph_of("Upsample", [np.array([1, 1, 2, 2], np.float32)], {"mode": "linear"})
+    model.opset_import[0].version = 9
+    x = floats(2, 8, 6, 10)
+    with torch.no_grad():
+        got = convert_graph(model)[0](torch.from_numpy(x)).numpy()
+    assert np.allclose(got[..., ::2, ::2], x) and np.allclose(got[..., ::2, 1:-1:2], (x[..., :-1] + x[..., 1:]) / 2)
+
+
 def test_uneven_split_and_its_parts():
     split = helper.make_node("Split", ["x", "sizes"], ["a", "b"], axis=1)
     joined = helper.make_node("Concat", ["b", "a"], ["y"], axis=1)
@@ -172,7 +230,7 @@ def test_layers_with_one_weight_are_one_layer():
     assert len(module.layers) == 1
 
 
-@pytest.mark.parametrize("op", ["NonMaxSuppression", "GridSample"])
+@pytest.mark.parametrize("op", ["NonMaxSuppression", "RoiAlign"])
 def test_operator_nobody_converts_is_named(op):
     model = graph_of("Relu", [], {})
     model.graph.node[0].op_type = op
