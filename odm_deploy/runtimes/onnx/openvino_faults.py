@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from hashlib import sha256
 from typing import Any
 
 from onnx import ModelProto
@@ -35,6 +36,8 @@ _HARMLESS = {
 _MULTIPLIES = {"Einsum", "Gemm", "MatMul"}
 _QUANTIZES = {"QuantizeLinear", "DequantizeLinear", "FakeQuantize"}
 _TIMEOUT_S = 300.0
+_COMPILABLE: set[bytes] = set()
+"""Hashes of models that need no other process."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every input."""
@@ -55,14 +58,21 @@ def wants_fixed_sizes(graph: ModelProto) -> bool:
     return bool(kinds & _QUANTIZES) and not kinds & _MULTIPLIES
 
 
+def need_no_probe(model: bytes) -> None:
+    """From now on this process compiles a model at once: another one did, or this one may crash."""
+    _COMPILABLE.add(sha256(model).digest())
+
+
 def probe(model: bytes, label: str) -> None:
-    """Compile a serialized ONNX model in another process, for the CPU.
+    """Compile a serialized ONNX model in another process, for the CPU, unless it is known to need that no more.
 
     A mere refusal is left for the real compilation to report.
 
     Raises:
         InputError: the other process crashed or hung.
     """
+    if sha256(model).digest() in _COMPILABLE:
+        return
     command = [sys.executable, "-m", "odm_deploy.runtimes.onnx.openvino_faults"]
     try:
         done = subprocess.run(command, input=model, capture_output=True, timeout=_TIMEOUT_S, check=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import odm_deploy
 from odm_deploy.errors import InputError, OdmError
+from odm_deploy.runtimes.onnx.openvino_faults import need_no_probe
 
 TIMEOUT_S = 45.0
 """Ends what does not end: a network that loads and upscales one small image takes seconds."""
@@ -50,6 +51,8 @@ def try_in_child(runtime: str, model: bytes, label: str) -> None:
             "try another --runtime, or export the model again",
         )
         raise InputError(f"{label} crashes {runtime}", why=why, fix=fix)
+    if done.returncode == 0 and runtime == "openvino":
+        need_no_probe(model)
 
 
 def main() -> None:
@@ -60,6 +63,7 @@ def main() -> None:
 
     model = sys.stdin.buffer.read()
     _limit_memory(MEMORY_BYTES + _COPIES * len(model))
+    need_no_probe(model)
     try:
         with runtime_class(sys.argv[1]).open_bytes(model) as runtime:
             feeds = {}

@@ -56,7 +56,7 @@ def test_the_default_runtime_passes_openvino_over_and_says_why(tmp_path: Path) -
     onnx.save(crashing_model(), tmp_path / "model.onnx")
     with open_runtime(tmp_path / "model.onnx") as runtime:
         assert runtime.name == "onnxruntime"
-        assert any("OpenVINO crashes" in reason for reason in runtime.passed_over)
+        assert any("crashes openvino" in reason for reason in runtime.passed_over)
         assert runtime.run({"x": random_images(8, 8)})["y"].shape == (1, 3, 8, 8)
 
 

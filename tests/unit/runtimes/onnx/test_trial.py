@@ -15,6 +15,7 @@ from odm_deploy.bundle.manifest import ONNX_FILE, Manifest
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
 from odm_deploy.runtimes.onnx import base, trial
+from odm_deploy.runtimes.onnx.openvino_faults import needs_probe
 from odm_deploy.runtimes.registry import open_runtime
 from tests.factories import lowered, random_images, tiny_model
 
@@ -86,3 +87,17 @@ def test_only_files_that_no_manifest_describes_are_tried(graph, monkeypatch, tmp
     path.write_bytes(graph + b"\x08\x0a")
     open_runtime(tmp_path, "onnxruntime").close()
     assert len(tried) == 2
+
+
+def test_what_was_tried_on_openvino_is_not_compiled_in_yet_another_process(monkeypatch, tmp_path):
+    processes = []
+    run = subprocess.run
+    monkeypatch.setattr(trial.subprocess, "run", lambda *args, **keys: processes.append(args) or run(*args, **keys))
+    model = lowered(tiny_model())
+    next(node for node in model.graph.node if "output" in node.output).output[0] = "before"
+    for a, b in pairwise(["before", "negative", "output"]):
+        model.graph.node.append(onnx.helper.make_node("Neg", [a], [b]))
+    assert needs_probe(model)
+    (tmp_path / ONNX_FILE).write_bytes(model.SerializeToString())
+    open_runtime(tmp_path / ONNX_FILE, "openvino").close()
+    assert len(processes) == 1
