@@ -70,7 +70,11 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes]:
     try:
         load_external_data_for_model(graph, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"cannot load {path}", why=f"its external data cannot be read: {error}") from error
+        raise InputError(
+            f"cannot load {path}",
+            why=f"its external data cannot be read: {str(error).rstrip('.')}",
+            fix=f"put the files that its export wrote beside it into {path.parent}",
+        ) from error
     check_tensors(graph, label=str(path))
     return graph, graph.SerializeToString()
 
