@@ -19,6 +19,7 @@ from odm_deploy.graphs.plain_run import PlainRun
 from odm_deploy.installing import install_extra
 from odm_deploy.networks.foreign import PROBE_PX, ForeignNetwork, foreign_network
 from odm_deploy.networks.onnx_layers import LAYERS
+from odm_deploy.networks.onnx_layout import put_channels_first
 from odm_deploy.networks.onnx_network import (
     ONNX_BUILDER,
     STRIPPED,
@@ -54,8 +55,8 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
     """The network in a float ONNX file, checked against ONNX Runtime at two sizes.
 
     Args:
-        path: an ONNX file with one input, float images [N, 3, H, W]. Half precision becomes float32, a fixed height
-            and width become any, where the graph allows it.
+        path: an ONNX file with one input, float images [N, 3, H, W] or [N, H, W, 3]. Half precision becomes float32, a
+            fixed height and width become any, where the graph allows it.
         scale: the upscaling factor, checked against what the network does.
         of_input: `input_range` and `channel_order`, as `foreign_network` takes them.
 
@@ -66,6 +67,7 @@ def network_from_onnx(path: Path | str, scale: int | None = None, **of_input: An
     """
     read = read_onnx(Path(path))[0]
     _check_outputs_and_order(read, path)
+    put_channels_first(read)
     first, *others = [value.name for value in read.graph.output]
     sizes = [*SIZES_PX, *_beyond_fixed_size(read)]
     reference = _plain_form(read, path)
@@ -165,14 +167,8 @@ def _plain_form(model: ModelProto, path: Path | str) -> ModelProto:
         raise UsageError(f"{path} takes {len(inputs)} inputs", why=names, fix="one image is what is enlarged here")
     kind = inputs[0].type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
-    channels_last = dims[1:] == [None, None, 3]
     name = str(TensorProto.DataType.Name(kind.elem_type))  # pyright: ignore[reportArgumentType]
-    if (
-        kind.elem_type not in (TensorProto.FLOAT, *_HALVES)
-        or len(dims) != 4
-        or dims[1] not in (3, None)
-        or channels_last
-    ):
+    if kind.elem_type not in (TensorProto.FLOAT, *_HALVES) or len(dims) != 4 or dims[1] not in (3, None):
         shown = "x".join("?" if size is None else str(size) for size in dims)
         why = "an input of float RGB images [N, 3, H, W] is wanted"
         raise UsageError(f"{path} takes {name} {shown}", why=why, fix="take a network of such images")

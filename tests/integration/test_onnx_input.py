@@ -138,6 +138,36 @@ def test_converted_network_is_the_network(name, fixed, tmp_path):
     )
 
 
+class ChannelsLast(nn.Module):
+    """A network of images [N, H, W, 3], as TensorFlow's are; with `turns`, features are so, too."""
+
+    def __init__(self, network, *, turns) -> None:
+        super().__init__()
+        self.network, self.turns = network, turns
+
+    def forward(self, x):
+        x = (2 * x).permute(0, 3, 1, 2) / 2 if self.turns else x.permute(0, 3, 1, 2)
+        y = self.network(x).permute(0, 2, 3, 1)
+        return y * 1.5 if self.turns else y
+
+
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_file_of_images_with_channels_last_is_the_network(turns, fixed, tmp_path):
+    torch.manual_seed(4)
+    network, file = Dense().eval(), tmp_path / "model.onnx"
+    whole = ChannelsLast(network, turns=turns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(whole, (torch.rand(1, 24, 32, 3),), file, dynamo=False, opset_version=13, input_names=["x"],
+                          output_names=["y"], dynamic_axes={} if fixed else {"x": {1: "h", 2: "w"}})  # fmt: skip
+    loaded = load_network(file, settings={"input_range": 255})
+    image = torch.rand(1, 3, 27, 45)
+    with torch.no_grad():
+        wanted, got = network(image) * (1.5 if turns else 1), loaded(image)
+    assert (wanted - got).abs().max() < 1e-5 * max(1, wanted.abs().max())
+
+
 @pytest.mark.parametrize("name", ["distilling", "windows"])
 def test_from_a_file_to_a_bundle_that_verifies(name, tmp_path, image_folder):
     torch.manual_seed(4)
@@ -287,13 +317,16 @@ def test_outputs_that_are_left_out_are_named(outputs, words, tmp_path, capsys):
     assert f"its first output, y, is taken for the image; {words}\n" in capsys.readouterr().err
 
 
-def test_channels_last_are_refused_by_their_layout(tmp_path):
-    model = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
+def test_channels_may_be_last_in_images_taken_and_first_in_those_given(tmp_path):
+    network, file = Distilling().eval(), tmp_path / "model.onnx"
+    model = onnx.load(export(network, file))
     model.graph.node.insert(0, helper.make_node("Transpose", ["image"], ["x"], perm=[0, 3, 1, 2]))
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", "h", "w", 3]))
-    onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(UsageError, match=r"FLOAT \?x\?x\?x3"):
-        load_network(tmp_path / "model.onnx")
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, "H", "W"]))
+    onnx.save(model, file)
+    image = torch.rand(1, 3, 27, 45)
+    with torch.no_grad():
+        assert torch.allclose(load_network(file, settings={"input_range": 255})(image), network(image), atol=1e-5)
 
 
 def test_integer_operators_are_not_sent_to_what_leaves_them(tmp_path):
