@@ -101,6 +101,8 @@ class Grid:
         if power_of_two:
             scale = 2.0 ** math.ceil(math.log2(scale))
         scale = float(np.float32(scale))
+        if power_of_two and bits == MAX_BITS:
+            lower -= shared_room(lower, upper, scale)
         zero_point = half if symmetric else nearest_zero_point(lower, scale, bits, exact_ties=power_of_two)
         return cls(scale, zero_point, bits)
 
@@ -213,6 +215,15 @@ def zero_point_step(bits: int, *, exact_ties: bool) -> int:
     step for it.
     """
     return 2 if exact_ties and bits == MAX_BITS else 1
+
+
+def shared_room(lower: float, upper: float, scale: float) -> float:
+    """How much further down than `lower` the 256 levels of a range begin whose scale was rounded to a power of two.
+
+    They span up to twice the range, or less than it. The levels between are the same wherever they begin, so other
+    images find room on either side; a range that ends at zero is one of values that never change their sign.
+    """
+    return (scale * (2**MAX_BITS - 1) - (upper - lower)) / 2 if lower < 0 < upper else 0.0
 
 
 def nearest_zero_point(lower: float, scale: float, bits: int, *, exact_ties: bool) -> int:

@@ -121,6 +121,22 @@ def test_a_power_of_two_scale_is_the_next_one_up(a, b, bits):
 
 
 @unhurried
+@given(st.floats(-1e4, -1e-3), st.floats(1e-3, 1e4))
+def test_a_power_of_two_of_8_bits_leaves_as_much_room_below_as_above(lower, upper):
+    grid = Grid.from_range(lower, upper, 8, power_of_two=True)
+    # Zero points are even.
+    assert abs((lower - grid.lower) - (grid.upper - upper)) <= 2 * grid.scale * (1 + 1e-6)
+
+
+@unhurried
+@given(st.floats(1e-3, 1e4), bit_widths)
+def test_a_power_of_two_leaves_room_on_one_side_where_values_never_change_their_sign(upper, bits):
+    assert Grid.from_range(0.0, upper, bits, power_of_two=True).zero_point == 0
+    below = Grid.from_range(-upper, 0.0, bits, power_of_two=True)
+    assert abs(below.lower + upper) <= below.scale
+
+
+@unhurried
 @given(bounds, bounds, bit_widths)
 def test_symmetric_grids_of_8_bits_have_zero_in_the_middle_and_hold_the_range(a, b, bits):
     lower, upper = min(a, b), max(a, b)

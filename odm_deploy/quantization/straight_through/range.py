@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odm_deploy.grid import zero_point_step
+from odm_deploy.grid import MAX_BITS, zero_point_step
 from odm_deploy.quantization.power_of_two import scale_near_power_of_two
 from odm_deploy.quantization.straight_through.division import divided
 
@@ -18,12 +18,15 @@ def snapped_grid(
     """Scale and zero point of the grid on [lower, upper] whose zero is snapped to a level; float32 scalars.
 
     Needs lower <= 0 <= upper and lower < upper. With `power_of_two` the scale is `scale_near_power_of_two`, and at 8
-    bits the zero point is even (`zero_point_step`).
+    bits the zero point is even (`zero_point_step`) and the range grows or shrinks at both ends (`shared_room`).
     """
     code_max = 2**bits - 1
     scale = divided(upper - lower, code_max)
     if power_of_two:
         scale = scale_near_power_of_two(scale, nearness)
+        if bits == MAX_BITS:
+            has_both = (lower < 0) & (upper > 0)
+            lower = torch.where(has_both, lower - (scale * code_max - (upper - lower)) / 2, lower)
     step = zero_point_step(bits, exact_ties=power_of_two)
     return scale, torch.clamp(torch.round(-lower / (step * scale)) * step, 0, code_max // step * step)
 

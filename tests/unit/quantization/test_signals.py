@@ -14,6 +14,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization.contrast_chart import contrast_chart
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.float_form import float_form
 from odm_deploy.quantization.model import QuantizedModel, freeze, tapped
@@ -305,3 +306,16 @@ def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_s
     for name, seen in observe(network, faint, alone).items():
         grid = model.layers[name].grid
         assert max(-grid.lower, grid.upper) > 2 * max(-seen.minimum, seen.maximum), name
+
+
+def test_powers_of_two_leave_room_for_it_too():
+    network = tiny_network()
+    faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
+    model = calibrate(
+        network, faint, QuantizationPolicy.parse("exact-integer", "8"), CalibrationSettings(equalize=False)
+    )[0]
+    with SignalObservers(network, planned(network, "exact-integer")) as observers, torch.no_grad():
+        network(contrast_chart(48, 48))
+    for name, watched in observers._watched.items():
+        grid, seen = model.signals[name].grid, watched.observer
+        assert min(grid.lower / seen.minimum, grid.upper / seen.maximum) > 0.45, name

@@ -49,6 +49,21 @@ def test_the_grid_is_that_of_from_range():
     assert (scale.item(), int(zero_point)) == (reference.scale, reference.zero_point)
 
 
+@pytest.mark.parametrize("bounds", [(-152.0, 210.0), (-1.0, 0.5), (0.0, 3.0), (-3.0, 0.0)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_so_is_that_of_powers_of_two(bounds, bits):
+    scale, zero_point = snapped_grid(*map(torch.tensor, bounds), bits, power_of_two=True)
+    reference = Grid.from_range(*bounds, bits, power_of_two=True)
+    assert (scale.item(), int(zero_point)) == (reference.scale, reference.zero_point)
+
+
+def test_of_a_range_that_is_cut_to_a_power_of_two_both_ends_lose_as_much():
+    scale, zero_point = snapped_grid(torch.tensor(-152.0), torch.tensor(182.0), 8, power_of_two=True)
+    grid = Grid(scale.item(), int(zero_point), 8)
+    assert grid.scale == 1.0
+    assert abs((grid.lower + 152.0) - (182.0 - grid.upper)) <= 2 * grid.scale
+
+
 def test_gradients_are_the_closed_form():
     # [-1, 2] at 2 bits, already snapped. dy/du = [x>u] + (y-clip)/(u-l), dy/dl = [x<l] - (y-clip)/(u-l).
     x, lower, upper = t([-5.0, 0.3, 1.6, 9.0]), t(-1.0), t(2.0)
