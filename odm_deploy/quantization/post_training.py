@@ -196,7 +196,7 @@ def calibrate(
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         alone = {name: layer for name, layer in layers.items() if name not in shared and layer.grid is not pixels}
-        for shown, some in _shown(parts, alone, policy):
+        for shown, some in _shown(network, parts, alone, policy):
             fitted = _fit_inputs(network, shown, some, observers, settings, track, symmetric=policy.symmetric)
             layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
     known.update({keys[name]: (layer, observers[name]) for name, layer in layers.items()})
@@ -244,14 +244,21 @@ def _with_charts(images: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _shown(
-    parts: Sequence[Tensor], layers: Mapping[str, FrozenLayer], policy: QuantizationPolicy
+    network: SuperResolutionNetwork,
+    parts: Sequence[Tensor],
+    layers: Mapping[str, FrozenLayer],
+    policy: QuantizationPolicy,
 ) -> Iterator[tuple[Sequence[Tensor], dict[str, FrozenLayer]]]:
     """What ranges are fitted to, and the layers whose ranges are.
 
-    What a grid cuts off of a white area tints all of it where sums are rounded to codes, too. 8 bits have room for it.
+    What a grid cuts off of a saturated area tints all of it where no sum in float makes up for it: in the tail, and
+    between sums that are rounded to codes, too. 8 bits have room for it.
     """
     roomy = {
-        name: layer for name, layer in layers.items() if policy.signals is not None and layer.grid.bits == MAX_BITS
+        name: layer
+        for name, layer in layers.items()
+        if layer.grid.bits == MAX_BITS
+        and (policy.signals is not None or network.region_of(name) in (Region.BODY_END, Region.TAIL))
     }
     if roomy:
         yield [contrast_chart(*parts[0].shape[2:]), *parts], roomy

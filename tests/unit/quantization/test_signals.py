@@ -295,14 +295,17 @@ def test_a_power_of_two_has_such_room():
     assert {name: grid.scale for name, grid in chosen.items()} == {name: best[name].scale for name in chosen}
 
 
-def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them():
+@pytest.mark.parametrize(("profile", "bits"), [("integer", "8"), ("deploy", "4")])
+def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them(profile, bits):
     network = tiny_network()
     faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
     # Equalized channels have other ranges than the float network's.
     settings = CalibrationSettings(equalize=False)
-    model = calibrate(network, faint, QuantizationPolicy.parse("integer", "8"), settings)[0]
+    model = calibrate(network, faint, QuantizationPolicy.parse(profile, bits), settings)[0]
     # Layers that read a signal share its grid, which goes by what was seen.
-    alone = [name for name in model.layers if name not in planned(network).feeds]
+    signals = planned(network).feeds if model.signals else ()
+    alone = [name for name, layer in model.layers.items() if name not in signals and layer.grid.bits == 8]
+    assert alone
     for name, seen in observe(network, faint, alone).items():
         grid = model.layers[name].grid
         assert max(-grid.lower, grid.upper) > 2 * max(-seen.minimum, seen.maximum), name
