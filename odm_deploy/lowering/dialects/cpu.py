@@ -23,7 +23,8 @@ Two things about OpenVINO shape how codes are written, and were found by measure
   moves values that lie on ties; other terms it rescales before it adds them, which bf16 rounds. An upper bound between
   quantizer and sum, even the one that codes have anyway, keeps them apart (a lower one does, too, both do not). On
   power-of-two scales sums read signals through such a bound, and the model computes the same bytes with bf16 for what
-  is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more.
+  is float, as well. On other scales ties are rare, and sums that are fused with convolutions are worth more; but in
+  models with layers of fewer bits a Clip on codes, to all that there are, keeps the quantizer of a convolution.
 
 What else both compute wrongly or refuse, `odm_deploy.lowering.quirks` recognises.
 """
@@ -31,13 +32,14 @@ What else both compute wrongly or refuse, `odm_deploy.lowering.quirks` recognise
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.editor import GraphEditor, constant_array, only_consumer, replace_node
-from odm_deploy.grid import Grid
+from odm_deploy.grid import MAX_BITS, Grid
 from odm_deploy.lowering import markers
 from odm_deploy.lowering.dialects.attention import mask_at_once, separate_parts
 from odm_deploy.lowering.dialects.blocks import shuffle_by_pixel
@@ -59,6 +61,8 @@ from odm_deploy.lowering.quirks import onnxruntime, openvino, tensorrt
 UINT8_MAX, INT8_MAX, INT16_MAX = 255, 127, 32767
 _RECTIFIED = ".rectified.codes_x"
 """How codes end that were bounded by that of zero."""
+_WHOLE = ".whole.codes_x"
+"""How codes end whose bound leaves out none."""
 
 
 def lower_markers(model: ir.Model) -> None:
@@ -75,7 +79,7 @@ def lower_markers(model: ir.Model) -> None:
         elif openvino.drops_axis_of_factors(node):
             # Before what quantizers read is noted by name.
             _drop_axis_apart(editor, node)
-    lower_all(model, _lower_quantizer)
+    lower_all(model, partial(_lower_quantizer, keeps_terms=_has_few_bits(model)))
     for node in list(model.graph):
         if node.op_type == "DepthToSpace":
             _shuffle_codes(model.graph, node)
@@ -184,7 +188,12 @@ def _refine_weight(editor: GraphEditor, marker: ir.Node) -> None:
         marker.replace_input_with(1, editor.constant(f"{name}.scale_refined", finer, np.float32))
 
 
-def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> Tap:
+def _has_few_bits(model: ir.Model) -> bool:
+    """Whether a layer has inputs of fewer than 8 bits, whose steps make much of what was not rounded before."""
+    return any(markers.is_quantizer(node) and markers.grid_of(node).bits < MAX_BITS for node in model.graph)
+
+
+def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool, *, keeps_terms: bool) -> Tap:
     grid, name = markers.grid_of(marker), markers.layer_of(marker)
     source = marker.inputs[0]
     assert source is not None and source.name is not None
@@ -203,6 +212,8 @@ def _lower_quantizer(editor: GraphEditor, marker: ir.Node, is_signal: bool) -> T
     kept = codes
     if markers.is_rectified(marker) and grid.zero_point:
         kept = _bounded(editor, marker, f"{name}.rectified", codes, grid.zero_point + _raised_by(grid), UINT8_MAX)
+    elif keeps_terms and grid.bits == MAX_BITS and not grid.is_power_of_two and openvino.leaves_out(marker):
+        kept = _bounded(editor, marker, f"{name}.whole", codes, 0, UINT8_MAX)
     replace_node(marker, levels := _dequantize(editor, marker, name, kept))
     bound_terms(editor, name, levels, grid)
     if consumer is not None:
@@ -282,6 +293,9 @@ def _joined_parts(codes: ir.Value) -> Generator[tuple[str, bool]]:
         for value in node.inputs:
             assert value is not None
             yield from _joined_parts(value)
+    elif codes.name.endswith(_WHOLE):
+        assert node.inputs[0] is not None
+        yield from _joined_parts(node.inputs[0])
     elif is_rectified := codes.name.endswith(_RECTIFIED):
         bounded = node.inputs[0]
         assert bounded is not None and bounded.name is not None

@@ -172,6 +172,18 @@ def extremes_of_codes(model: ir.Model) -> list[ir.Node]:
     ]
 
 
+def leaves_out(quantizer: ir.Node) -> bool:
+    """Whether OpenVINO would leave out this quantizer, between a convolution and a sum.
+
+    OpenVINO 2026.4 makes one operator of convolution and sum, and what it adds is not rounded. A bound on the codes,
+    even to all that there are, keeps them apart.
+    """
+    behind = (use.node for use in quantizer.outputs[0].uses())
+    sums = [node for node in behind if node.op_type == "Add" and all(map(_is_computed, node.inputs))]
+    source = quantizer.inputs[0].producer() if quantizer.inputs[0] is not None else None
+    return bool(sums) and source is not None and source.op_type == "Conv"
+
+
 def runs_of_groups(weight: ir.Value) -> list[ir.Node]:
     """The grouped convolutions that read `weight`; where there are several, each needs codes of its own.
 

@@ -38,8 +38,8 @@ class OpenVinoCpu(GraphRuntime):
     rounding_note: ClassVar[str] = (
         "OpenVINO multiplies by the reciprocal of a quantizer's step where the reference divides by it, and quantizes "
         "to int8 around an offset of 128 in float32, so inputs on a rounding tie, or within 1e-5 of a step from one, "
-        "may get the neighbouring code; deep low-bit networks amplify the few that do; and in profile integer it "
-        "leaves out the quantizer between a convolution and a sum, which no comparison of single layers shows"
+        "may get the neighbouring code; deep low-bit networks amplify the few that do; and in profile integer at 8 "
+        "bits it leaves out the quantizer between a convolution and a sum, which no comparison of single layers shows"
     )
     rounding_steps: ClassVar[float] = 2.0**-16
 
