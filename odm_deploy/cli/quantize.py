@@ -151,7 +151,7 @@ def command(
         held_back = HeldBack(loaded, _samples(unseen), part_px, track)
         choice = choose_profile(policies, lambda name: calibrated(name, policies[name]), held_back, goal)
         if choice.why:
-            say(f"profile {choice.profile}, chosen: {choice.why}")
+            say(f"profile {choice.profile} is taken, since {choice.why}")
         if goal is None:
             share = options["most_float_percent"] / 100
             goal = default_goal(choice.policy, share, with_truth=seen.downscale > 1)

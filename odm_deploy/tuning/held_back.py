@@ -119,7 +119,7 @@ class HeldBack:
         self.samples = [_middle(sample, part_px) for sample in samples]
         if not self.samples:
             raise InputError("nothing to judge by", why="no image was held back", fix="give --images more images")
-        judged = track(self.samples, len(self.samples), "float output of what is judged by")
+        judged = track(self.samples, len(self.samples), "float pictures to compare with")
         self._outputs = [_run(network, sample.low) for sample in judged]
 
     @property

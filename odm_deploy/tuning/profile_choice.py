@@ -67,8 +67,8 @@ def choose_profile(
         kept, words = _judged(found[0], policies[name], held_back, goal)
         if kept:
             return ProfileChoice(name, policies[name], found, words)
-        reasons.append(f"{name}: {words}")
-    return ProfileChoice(last, policies[last], calibrate(last), "; ".join(reasons))
+        reasons.append(f"with {name} {words}")
+    return ProfileChoice(last, policies[last], calibrate(last), " and ".join(reasons))
 
 
 def _judged(

@@ -107,7 +107,7 @@ def test_it_says_what_it_does_from_the_beginning(weights, images, tmp_path, monk
     monkeypatch.setattr("odm_deploy.cli.quantize.progress", progress)
     assert quantize(weights, images, tmp_path / "model.pt", "--no-fit").code == 0
     assert told[:2] == [f"loading {weights.name}", "trying sizes of images"]
-    assert told[2] == "float output of what is judged by"
+    assert told[2] == "float pictures to compare with"
     assert "calibrating" in told
 
 
@@ -215,7 +215,7 @@ def test_the_fastest_profile_that_keeps_the_goal_is_taken_and_said(weights, imag
         outcome = quantize(weights, images, tmp_path / "model.pt", "--profile", "fastest", "--min-psnr", goal, "--json")
         assert outcome.code == 0, outcome.stderr
         assert outcome.document["profile"] == profile
-        assert f"profile {profile}, chosen: " in outcome.stderr
+        assert f"profile {profile} is taken, since " in outcome.stderr
         model = load_model(tmp_path / "model.pt")
         assert (bool(model.signals), model.metadata["profile"]) == (profile == "integer", profile)
         assert "tail.1" in model.layers

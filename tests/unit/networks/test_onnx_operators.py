@@ -132,12 +132,22 @@ CASES = {
     "BatchNormalization": ("BatchNormalization", [floats(8), floats(8), floats(8), np.abs(floats(8))], {}),
     "Gelu": ("Gelu", [], {}),
     "Gelu tanh": ("Gelu", [], {"approximate": "tanh"}),
+    "GroupNormalization by groups": ("GroupNormalization", [floats(2), floats(2)], {"num_groups": 2}),
+    "Mean": ("Mean", [floats(10)], {}),
     **{name: (name, [], {}) for name in ("Relu", "Sigmoid", "Tanh", "Erf", "Exp", "Abs", "Neg", "Floor", "Softplus",
                                           "Selu", "Atan", "Softsign")},
 }  # fmt: skip
 
 
-def graph_of(op, constants, attributes, **extra):
+NEWER = {
+    "GroupNormalization": ("GroupNormalization", [floats(8), floats(8)], {"num_groups": 4}),
+    "RMSNormalization": ("RMSNormalization", [floats(10)], {}),
+    "Swish": ("Swish", [], {"alpha": 0.7}),
+}
+"""Operators, or forms of them, that came with opset 21 to 24."""
+
+
+def graph_of(op, constants, attributes, opset=20, **extra):
     names = ["" if value is None else f"c{index}" for index, value in enumerate(constants)]
     stored = [
         numpy_helper.from_array(np.asarray(value), name) for value, name in zip(constants, names, strict=True) if name
@@ -148,15 +158,15 @@ def graph_of(op, constants, attributes, **extra):
     output = onnx.ValueInfoProto(name="y")
     return helper.make_model(
         helper.make_graph([node], "graph", [image], [output], stored),
-        opset_imports=[helper.make_opsetid("", 20)],
+        opset_imports=[helper.make_opsetid("", opset)],
         ir_version=10,
         **extra,
     )
 
 
-@pytest.mark.parametrize("label", CASES)
+@pytest.mark.parametrize("label", [*CASES, *NEWER])
 def test_operator_agrees_with_the_reference(label):
-    model = graph_of(*CASES[label])
+    model = graph_of(*CASES[label]) if label in CASES else graph_of(*NEWER[label], opset=24)
     x = floats(2, 8, 6, 10)
     wanted = ReferenceEvaluator(model).run(None, {"x": x})[0]
     module, text = convert_graph(model)

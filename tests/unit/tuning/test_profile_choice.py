@@ -51,7 +51,7 @@ def test_deploy_is_taken_where_integer_loses_too_much(with_truth):
     goal = Goal(min_psnr_db=200.0)
     choice = choose_profile(calibrations.policies, calibrations, calibrations.held_back(with_truth=with_truth), goal)
     assert (choice.profile, calibrations.made) == ("deploy", ["integer", "deploy"])
-    assert "integer: its output is" in choice.why
+    assert "with integer its output is" in choice.why
     assert not choice.calibrated[0].signals
 
 
