@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from odm_deploy.grid import Grid
+from odm_deploy.grid import MAX_BITS, Grid, nearest_zero_point
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
@@ -83,6 +83,9 @@ def grid_over(kind: GridKind, low: float, high: float, bits: int, *, power_of_tw
         "negative": (-reach, 0.0),
     }[kind]
     grid = Grid.from_range(*bounds, bits, power_of_two=power_of_two)
+    if kind == "symmetric" and bits == MAX_BITS and power_of_two:
+        # Room above alone, so that engines have to shift what is nearly symmetric.
+        return Grid(grid.scale, nearest_zero_point(-reach, grid.scale, bits, exact_ties=True), bits)
     if kind == "asymmetric" and power_of_two:
         # The harder half of the cases: behind a shift by an odd number of codes, ties would go to the odd code.
         return Grid(grid.scale, grid.zero_point | 1, bits)
