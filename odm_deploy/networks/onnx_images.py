@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +11,7 @@ from torch import Tensor
 
 from odm_deploy.errors import InputError
 from odm_deploy.networks.onnx_resizing import resize
-from odm_deploy.networks.onnx_values import integers
-
-Attributes = Mapping[str, Any]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+from odm_deploy.networks.onnx_values import Attributes, integers, text
 
 
 def _refuse(op: str, why: str) -> InputError:
@@ -60,7 +54,7 @@ def _slice(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 
 def _pad(inputs: list[Any], attributes: Attributes) -> Tensor:
-    x, mode = inputs[0], _text(attributes.get("mode", "constant"))
+    x, mode = inputs[0], text(attributes.get("mode", "constant"))
     amounts = list(attributes["pads"]) if "pads" in attributes else integers(inputs[1])
     axes = integers(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else list(range(x.dim()))
     half = len(amounts) // 2
@@ -84,7 +78,7 @@ def _pad(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 def _depth_to_space(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, block = inputs[0], attributes["blocksize"]
-    if _text(attributes.get("mode", "DCR")) == "CRD":
+    if text(attributes.get("mode", "DCR")) == "CRD":
         return F.pixel_shuffle(x, block)
     n, c, h, w = x.shape
     x = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from odm_deploy.networks.onnx_images import IMAGE_OPERATORS
 from odm_deploy.networks.onnx_picking import PICKING_OPERATORS
-from odm_deploy.networks.onnx_values import Value, as_tensor, integers
+from odm_deploy.networks.onnx_values import Attributes, Value, as_tensor, integers, text
 
-Attributes = Mapping[str, Any]
 Operator = Callable[[list[Any], Attributes], Any]
 
 _DTYPES = {
@@ -154,11 +153,7 @@ def _cumulative_sum(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 
 def _gelu(inputs: list[Any], attributes: Attributes) -> Tensor:
-    return F.gelu(inputs[0], approximate=_text(attributes.get("approximate", "none")))
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return F.gelu(inputs[0], approximate=text(attributes.get("approximate", "none")))
 
 
 def _hard_sigmoid(inputs: list[Any], attributes: Attributes) -> Tensor:
@@ -230,7 +225,7 @@ TENSOR_OPERATORS: dict[str, Operator] = {
     "Cast": lambda inputs, attributes: inputs[0].to(_DTYPES[attributes["to"]]),
     "MatMul": lambda inputs, _: inputs[0] @ inputs[1],
     "Gemm": _gemm,
-    "Einsum": lambda inputs, attributes: torch.einsum(_text(attributes["equation"]), *inputs),
+    "Einsum": lambda inputs, attributes: torch.einsum(text(attributes["equation"]), *inputs),
     "ReduceMean": _reduction(torch.mean),
     "ReduceSum": _reduction(torch.sum),
     "ReduceMax": _reduction(torch.amax),

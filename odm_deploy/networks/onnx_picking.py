@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odm_deploy.networks.onnx_values import as_tensor, integers
-
-Attributes = Mapping[str, Any]
+from odm_deploy.networks.onnx_values import Attributes, as_tensor, integers, text
 
 FROM_THE_END = "from_the_end"
 """Attribute of a Gather some of whose many stored indices are negative."""
@@ -56,12 +54,12 @@ def _gather_nd(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 
 def _grid_sample(inputs: list[Any], attributes: Attributes) -> Tensor:
-    mode = _text(attributes.get("mode", "linear"))
+    mode = text(attributes.get("mode", "linear"))
     return F.grid_sample(
         inputs[0],
         inputs[1],
         {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode),
-        _text(attributes.get("padding_mode", "zeros")),
+        text(attributes.get("padding_mode", "zeros")),
         bool(attributes.get("align_corners", 0)),
     )
 
@@ -85,10 +83,6 @@ def _where(inputs: list[Any], _: Attributes) -> Tensor:
     like = next((value for value in inputs[1:] if isinstance(value, Tensor)), torch.empty(0))
     condition = inputs[0] if isinstance(inputs[0], Tensor) else torch.tensor(inputs[0].tolist())
     return torch.where(condition, as_tensor(inputs[1], like), as_tensor(inputs[2], like))
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 PICKING_OPERATORS: dict[str, Callable[[list[Any], Attributes], Any]] = {

@@ -5,7 +5,6 @@ Places between values are fractions of whole numbers, so that rounding decides n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odm_deploy.errors import InputError
-from odm_deploy.networks.onnx_values import integers
-
-Attributes = Mapping[str, Any]
+from odm_deploy.networks.onnx_values import Attributes, integers, text
 
 _FIRST_OPSET_WITH_PLACES = 11
 """Before it there was one rule: the place of value i is i divided by the factor."""
@@ -49,7 +46,7 @@ def resize(inputs: list[Any], attributes: Attributes) -> Tensor:
     x, rule = inputs[0], _rule(attributes)
     if attributes.get("antialias", 0):
         raise _refuse("antialiasing")
-    if _text(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
+    if text(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
         raise _refuse("keep_aspect_ratio_policy")
     scales = inputs[2] if len(inputs) > 2 else inputs[1] if len(inputs) == 2 else None
     wanted = inputs[3] if len(inputs) > 3 else None
@@ -65,12 +62,12 @@ def resize(inputs: list[Any], attributes: Attributes) -> Tensor:
 
 
 def _rule(attributes: Attributes) -> _Rule:
-    mode = _text(attributes.get("mode", "nearest"))
+    mode = text(attributes.get("mode", "nearest"))
     by_quotient = attributes["opset"] < _FIRST_OPSET_WITH_PLACES
     return _Rule(
         mode,
-        "asymmetric" if by_quotient else _text(attributes.get("coordinate_transformation_mode", "half_pixel")),
-        "floor" if by_quotient else _text(attributes.get("nearest_mode", "round_prefer_floor")),
+        "asymmetric" if by_quotient else text(attributes.get("coordinate_transformation_mode", "half_pixel")),
+        "floor" if by_quotient else text(attributes.get("nearest_mode", "round_prefer_floor")),
         attributes.get("cubic_coeff_a", _CUBIC),
         bool(attributes.get("exclude_outside", 0)),
     )
@@ -174,10 +171,6 @@ def _cubic(part: Tensor, rule: _Rule) -> list[Tensor]:
         return ((a + 2) * distance - (a + 3)) * distance**2 + 1
 
     return [far(part + 1), near(part), near(1 - part), far(2 - part)]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _refuse(why: str) -> InputError:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from odm_deploy.networks.onnx_values import Sizes, ceil, divided, each, floor, integers, sizes
+from odm_deploy.networks.onnx_values import Attributes, Sizes, ceil, divided, each, floor, integers, sizes
 
-Attributes = Mapping[str, Any]
 _INTEGER_TYPES = (2, 3, 4, 5, 6, 7, 12, 13)
 
 

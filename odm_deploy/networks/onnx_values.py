@@ -7,6 +7,7 @@ torch.export replaces by symbols. So a graph that divides, rounds up and reshape
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ from odm_deploy.errors import InputError
 
 Sizes = np.ndarray[Any, np.dtype[np.object_]]
 Value = Tensor | Sizes | None
+Attributes = Mapping[str, Any]
+"""Of a node, by name."""
+
+
+def text(value: str | bytes) -> str:
+    """An attribute that is a word; ONNX has bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def sizes(values: Any) -> Sizes:
