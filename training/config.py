@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from odm_deploy.documents import excerpt
 from odm_deploy.errors import InputError
+from odm_deploy.networks.config import is_finite
 
 T = TypeVar("T")
 
@@ -62,9 +63,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     elif origin is Mapping:
         wanted = "" if isinstance(value, Mapping) else "write a table"
     else:
-        if kind is float and type(value) is int:
+        if kind is float and type(value) in (int, float) and is_finite(value):
             value = float(value)
-        wanted = "" if type(value) is kind else f"write {_SCALARS[kind]}"
+        fits = type(value) is kind and (kind is not float or is_finite(value))
+        wanted = "" if fits else f"write {_SCALARS[kind]}"
     if wanted:
         raise InputError(f"cannot use {where} = {excerpt(repr(value))}", fix=wanted)
     if origin is tuple:

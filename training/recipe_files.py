@@ -17,6 +17,7 @@ from typing import Any, cast
 from odm_deploy.documents import mapping_of, read_json, read_toml, taken_from
 from odm_deploy.errors import InputError, UsageError
 from training.config import from_tables
+from training.methods.registry import build_method
 from training.recipe import Recipe
 
 SHORTHANDS = {"bits": "quantization.body", "method": "method.name", "network": "network.name"}
@@ -32,9 +33,9 @@ def load_recipe(path: Path | str, overrides: list[str]) -> Recipe:
 
     Raises:
         InputError: an unreadable recipe, unknown keys, values of another type.
-        UsageError: overrides that cannot be read, values out of range.
+        UsageError: overrides that cannot be read or are of that kind, values out of range.
     """
-    return from_tables(Recipe, apply_overrides(read_recipe(path), overrides))
+    return _with_overrides(read_recipe(path), overrides)
 
 
 def load_run(folder: Path, overrides: list[str]) -> Recipe:
@@ -42,14 +43,31 @@ def load_run(folder: Path, overrides: list[str]) -> Recipe:
 
     Raises:
         InputError: no config.json there, or one that cannot be read.
-        UsageError: overrides that cannot be read, values out of range.
+        UsageError: as `load_recipe`.
     """
     path = folder / "config.json"
     if not path.exists():
         fix = "name a run's folder, or its recipe"
         raise InputError(f"{folder} is no folder of a training run", why="it holds no config.json", fix=fix)
     with taken_from(path):
-        return from_tables(Recipe, apply_overrides(mapping_of(read_json(path), "a recipe"), overrides))
+        return _with_overrides(mapping_of(read_json(path), "a recipe"), overrides)
+
+
+def _with_overrides(tables: Mapping[str, Any], overrides: list[str]) -> Recipe:
+    merged = apply_overrides(tables, overrides)
+    try:
+        return _checked(merged)
+    except InputError as error:
+        # Raises where it is the recipe itself.
+        _checked(tables)
+        raise UsageError(error.what, why=error.why, fix=error.fix) from None
+
+
+def _checked(tables: Mapping[str, Any]) -> Recipe:
+    """The recipe in `tables`, whose method takes the options it names. Raises as `load_recipe`."""
+    recipe = from_tables(Recipe, tables)
+    build_method(recipe.method)
+    return recipe
 
 
 def apply_overrides(tables: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

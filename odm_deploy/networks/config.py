@@ -6,15 +6,23 @@ import dataclasses
 import itertools
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from odm_deploy.documents import excerpt
 from odm_deploy.errors import InputError
 
 _TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+_NAMES: Mapping[tuple[type, ...], str] = {
+    (int,): "a whole number",
+    (int, float): "a number",
+    (bool,): "true or false",
+    (str,): "a text",
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class NetworkConfig:
     """Base of all configs; subclasses add their sizes and say how public state dicts show them.
 
     Raises:
-        InputError: a scale that the network does not come in, or a size below 1.
+        InputError: a scale that the network does not come in, a size below 1, or a factor that is not finite.
     """
 
     title: ClassVar[str] = "network"
@@ -48,6 +56,9 @@ class NetworkConfig:
             )
         if any(getattr(self, field.name) < 1 for field in dataclasses.fields(self) if field.type == "int"):
             raise InputError(f"no such {self.title}", why=f"{self}")
+        for field in dataclasses.fields(self):
+            if field.type == "float" and not is_finite(getattr(self, field.name)):
+                raise InputError(f"no such {self.title}", why=f"{field.name} {excerpt(getattr(self, field.name))}")
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], scale: int) -> Self:
@@ -106,12 +117,19 @@ class NetworkConfig:
             name for name, field in fields.items() if name not in plain and field.default is dataclasses.MISSING
         )
         if unknown or missing:
-            raise InputError(f"not a {cls.__name__}", why=f"unknown keys {unknown}, missing keys {missing}")
+            why = f"unknown keys {unknown}, missing keys {missing}"
+            raise InputError(f"not a {cls.__name__}", why=why, fix=f"its keys are {', '.join(fields)}")
         for name, value in plain.items():
             expected = _TYPES.get(str(fields[name].type))
             if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
-                raise InputError(f"not a {cls.__name__}", why=f"{name} = {value!r} is not a {fields[name].type}")
+                why = f"{name} = {excerpt(repr(value))} is not {_NAMES[expected]}"
+                raise InputError(f"not a {cls.__name__}", why=why)
         return cls(**plain)
+
+
+def is_finite(number: float) -> bool:
+    """Whether a float can hold it; whole numbers may be too large."""
+    return abs(number) <= sys.float_info.max
 
 
 def count_numbers(state: Mapping[str, Tensor], pattern: str) -> int:

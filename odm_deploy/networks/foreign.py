@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ class ForeignConfig(NetworkConfig):
     their weights."""
 
     def __post_init__(self) -> None:
-        if self.scale < 1 or not self.input_range > 0:
+        if self.scale < 1 or not 0 < self.input_range < inf:
             raise InputError("no such network", why=f"scale {self.scale}, input_range {self.input_range}")
         if self.channel_order not in ("rgb", "bgr"):
             raise InputError("no such network", why=f"channel_order {self.channel_order}", fix="it is rgb or bgr")
@@ -210,7 +210,7 @@ def _make_plain(module: nn.Module) -> None:
 def _number(input_range: Any) -> float:
     try:
         return float(input_range)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError("no such network", why=f"input_range {input_range}", fix="it is 1 or 255") from None
 
 

@@ -9,14 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from odm_deploy.documents import excerpt
 from odm_deploy.errors import InputError, MissingError, OdmError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
+from odm_deploy.networks.config import is_finite
 from odm_deploy.networks.folding import fold_branches
 from odm_deploy.networks.foreign import ForeignConfig, foreign_network
 from odm_deploy.networks.registry import network_from_state_dict, own_network_of, require_known, scale_of
 from odm_deploy.networks.spandrel_models import UnknownNetworkError, network_from_spandrel
 from odm_deploy.networks.state_dict import load_state
-from odm_deploy.networks.trusted_builders import build_module, is_builder_path, is_spandrel, trusting
+from odm_deploy.networks.trusted_builders import ArgumentsError, build_module, is_builder_path, is_spandrel, trusting
 from odm_deploy.networks.weight_files import check_finite, read_weights
 
 INPUT_SETTINGS = ("input_range", "channel_order")
@@ -48,10 +50,11 @@ def load_network(
             this project's `input_range` (1 or 255) and `channel_order` (rgb or bgr); a builder's keyword arguments.
 
     Raises:
-        UsageError: no network of that name, or a setting it does not take.
+        UsageError: no network of that name, or a setting or a value of one that it does not take.
         InputError: the file is unusable, nobody knows the architecture, or the weights do not fit it.
         MissingError: spandrel, which may know it, or safetensors, is not installed or does not work here.
     """
+    _check_input_settings(settings)
     if Path(path).suffix.lower() == ".onnx":
         return _of_onnx(path, network, scale, settings)
     if network is not None and not is_builder_path(network):
@@ -70,6 +73,18 @@ def load_network(
         loaded = network_from_state_dict(network, state, scale or scale_of(network, state), settings)
     check_finite(state, path)
     return loaded
+
+
+def _check_input_settings(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for values that `INPUT_SETTINGS` have in no network."""
+    for name, value in settings.items():
+        fix = ""
+        if name == "input_range" and not (type(value) in (int, float) and value > 0 and is_finite(value)):
+            fix = "white is usually 1 or 255"
+        if name == "channel_order" and str(value).lower() not in ("rgb", "bgr"):
+            fix = "it is rgb or bgr"
+        if fix:
+            raise UsageError(f"cannot use {name} = {excerpt(value)}", fix=fix)
 
 
 def _of_onnx(
@@ -106,14 +121,14 @@ Found = tuple[StateDict, SuperResolutionNetwork]
 
 
 def _recognised(path: Path | str, readings: list[StateDict], scale: int | None, settings: Mapping[str, Any]) -> Found:
-    refused: InputError | None = None
+    refused: OdmError | None = None
     for reading in readings:
         name = own_network_of(reading)
         if name is None:
             continue
         try:
             return reading, network_from_state_dict(name, reading, scale or scale_of(name, reading), settings)
-        except InputError as error:
+        except (InputError, UsageError) as error:
             # A variant of the architecture that spandrel may know; if not, what is said here is worth more.
             refused = error
     try:
@@ -160,8 +175,12 @@ def _of_spandrel(path: Path | str, readings: list[StateDict], scale: int | None,
 def _built(path: str, readings: list[StateDict], scale: int | None, settings: Mapping[str, Any]) -> Found:
     arguments = {key: value for key, value in settings.items() if key not in INPUT_SETTINGS}
     of_input = {key: value for key, value in settings.items() if key in INPUT_SETTINGS}
-    with trusting(path):
-        module = build_module(path, arguments).eval()
+    try:
+        with trusting(path):
+            module = build_module(path, arguments).eval()
+    except ArgumentsError as error:
+        said = "; ".join(f"{key} = {excerpt(value)}" for key, value in arguments.items()) or "no arguments"
+        raise UsageError(f"{path} cannot be built with {said}", why=error.why, fix="see what it takes") from error
     own = set(module.state_dict())
     # The reading that shares most keys with the network is the one whose differences are worth reading about.
     state = max(readings, key=lambda reading: 2 * len(own & set(reading)) - len(reading))

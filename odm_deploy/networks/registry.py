@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from odm_deploy.documents import excerpt
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.base import StateDict, SuperResolutionNetwork
 from odm_deploy.networks.config import NetworkConfig
@@ -79,7 +80,7 @@ def network_from_state_dict(
         overrides: hyper-parameters that a state dict does not show, by field name.
 
     Raises:
-        UsageError: no network of that name.
+        UsageError: no network of that name, or overrides it does not take or the state dict contradicts.
         InputError: the state dict does not fit; the line names missing, unexpected and misshapen keys.
     """
     network_class, config_class = _classes(name)
@@ -89,10 +90,25 @@ def network_from_state_dict(
         # The right keys with tensors of other ranks or sizes: nothing to read hyper-parameters off.
         raise InputError(f"not a state dict of {name}", why=f"misshapen weights ({error})") from None
     if overrides:
-        config = config_class.from_dict({**vars(config), **overrides})
+        config = _overridden(config, config_class.sizes_of(state), overrides)
     network = network_class(config)
     load_state(network, network.own_state(state))
     return network.eval()
+
+
+def _overridden(config: NetworkConfig, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> NetworkConfig:
+    """`config` with the overrides. Raises UsageError for values that it does not take, or other sizes than shown."""
+    said = ", ".join(f"{key} = {excerpt(value)}" for key, value in overrides.items())
+    try:
+        result = type(config).from_dict({**vars(config), **overrides})
+    except InputError as error:
+        raise UsageError(f"cannot use {said}", why=f"{error.what}: {error.why}", fix=error.fix) from None
+    for name in ("scale", *sizes):
+        shown, wanted = getattr(config, name), getattr(result, name)
+        # A factor such as EDSR's `residual_scale` is not seen but told by what is usual.
+        if wanted != shown and not isinstance(shown, float):
+            raise UsageError(f"cannot use {name} = {wanted}", why=f"the weights show {shown}", fix="leave it out")
+    return result
 
 
 def _classes(name: str) -> tuple[type[SuperResolutionNetwork], type[NetworkConfig]]:

@@ -96,16 +96,18 @@ def import_spandrel() -> Any:
     try:
         with _standing_in_for_torchvision():
             return importlib.import_module("spandrel")
-    except ModuleNotFoundError as error:
-        package = (error.name or str(error)).partition(".")[0]
-        raise MissingError(
-            "spandrel cannot be imported here", why=f"{package} is not installed", fix=f"pip install {package}"
-        ) from None
-    except Exception as error:  # torchvision beside a torch it was not built for raises RuntimeError, or OSError
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # torchvision beside a torch it was not built for raises anything
+        package = (getattr(error, "name", None) or str(error)).partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package != "torchvision":
+            raise MissingError(
+                "spandrel cannot be imported here", why=f"{package} is not installed", fix=f"pip install {package}"
+            ) from None
         why = f"this torchvision is not the one for torch {torch.__version__} ({type(error).__name__}: {error})"
         raise MissingError(
             "spandrel cannot be imported here",
-            why=why[:300],
+            why=" ".join(why.split())[:300],
             fix=f"pip uninstall torchvision, not needed here, or get the one that fits: {_install_torchvision()}",
         ) from None
 

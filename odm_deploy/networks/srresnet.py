@@ -54,7 +54,7 @@ class SrresnetConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.input_range) and self.input_range > 0):
+        if self.input_range <= 0:
             raise InputError("no such SRResNet", why=f"input_range {self.input_range}", fix="it is usually 255 or 1")
 
     @classmethod

@@ -26,6 +26,10 @@ class BuilderError(InputError):
     """A network cannot be built by what a model.pt names, or the user."""
 
 
+class ArgumentsError(BuilderError):
+    """A builder fails when it is called with the arguments that were handed in."""
+
+
 class UntrustedBuilderError(UsageError):
     """A model.pt names a builder that the user has not."""
 
@@ -69,7 +73,8 @@ def build_module(path: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         UntrustedBuilderError: the builder is not trusted.
-        BuilderError: there is no such builder, it is no builder of modules, or it does not take these arguments.
+        BuilderError: there is no such builder, or it is no builder of modules.
+        ArgumentsError: it does not take these arguments.
         MissingError: spandrel is not installed, or does not work here.
     """
     if not is_builder_path(path):
@@ -91,8 +96,10 @@ def build_module(path: str, arguments: Mapping[str, Any]) -> nn.Module:
         )
     try:
         module = builder(**arguments)
-    except Exception as error:  # somebody else's code may raise anything
-        raise BuilderError(f"{path} cannot be built", why=f"{type(error).__name__}: {error}"[:300]) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody else's code may raise anything, and even end the program
+        raise ArgumentsError(f"{path} cannot be built", why=f"{type(error).__name__}: {error}"[:300]) from error
     if not isinstance(module, nn.Module):
         raise BuilderError(f"{path} does not build networks", why=f"it returned a {type(module).__name__}")
     return module
@@ -112,7 +119,9 @@ def _find(path: str) -> object:
         import_spandrel()
     try:
         found: object = importlib.import_module(module_name)
-    except Exception as error:  # what fails may be anything in somebody else's module
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # what fails may be anything in somebody else's module, such as a program's end
         raise BuilderError(
             f"cannot import {module_name}",
             why=f"{type(error).__name__}: {error}"[:300],

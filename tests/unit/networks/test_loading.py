@@ -67,8 +67,40 @@ def test_a_scale_and_a_network_that_are_named_are_checked(save):
 def test_settings_reach_what_the_weights_do_not_show(save):
     path = save(build_network("edsr", {"scale": 2, **SMALL["edsr"]}).state_dict())
     assert load_network(path, settings={"residual_scale": 0.5}).config.residual_scale == 0.5
-    with pytest.raises(InputError, match="colour"):
+    with pytest.raises(UsageError, match=r"cannot use colour = red: .*its keys are scale, features"):
         load_network(path, settings={"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "values"),
+    [
+        ("edsr", "residual_scale", ["banana", float("nan"), float("inf"), True, None, [1], {}, "1", 10**400]),
+        ("edsr", "features", ["banana", 0, -1, 2.5, True, 255, 100_000, 10**400]),
+        ("edsr", "learned_shortcuts", ["yes", 1, True]),
+        ("edsr", "scale", [3, 255, "2"]),
+        ("srresnet", "input_range", ["banana", 0, -1, float("nan"), float("inf"), True, 10**400]),
+        ("srresnet", "channel_order", ["gbr", 1]),
+        ("swinir", "heads", [0, 3, 7, "many"]),
+        ("swinir", "window", [1, 16, 8.5]),
+    ],
+)
+def test_a_wrong_value_of_a_setting_is_a_usage_error(name, key, values, save):
+    path = save(build_network(name, {"scale": 2, **SMALL[name]}).state_dict())
+    for value in values:
+        with pytest.raises(UsageError, match=f"cannot use {key} = "):
+            load_network(path, settings={key: value})
+
+
+@pytest.mark.parametrize("key", ["input_range", "channel_order"])
+def test_a_wrong_value_of_what_images_are_is_a_usage_error_for_every_network(key, save, tmp_path):
+    path = save(seeded().state_dict())
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    for value in ["banana", 0, -1, float("nan"), float("inf"), True, None, [1], {}, 10**400]:
+        for call in ({"network": BUILDER}, {"network": "spandrel"}, {}):
+            with pytest.raises(UsageError, match=f"cannot use {key} = "):
+                load_network(path, settings={key: value}, **call)
+        with pytest.raises(UsageError, match=f"cannot use {key} = "):
+            load_network(tmp_path / "empty.onnx", settings={key: value})
 
 
 def test_weights_that_are_not_finite_are_refused(save):
@@ -90,9 +122,11 @@ def test_a_builder_gets_its_arguments_and_the_weights(save):
         load_network(path, network=BUILDER, scale=3, settings=settings)
     with pytest.raises(InputError, match=r"misshapen .*first\.weight"):
         load_network(path, network=BUILDER, settings={"features": 7})
-    with pytest.raises(InputError, match="unexpected keyword"):
+    with pytest.raises(UsageError, match=r"cannot be built with widht = 7: .*unexpected keyword"):
         load_network(path, network=BUILDER, settings={"widht": 7})
-    with pytest.raises(InputError, match="input_range white"):
+    with pytest.raises(UsageError, match=r"cannot be built with features = wide"):
+        load_network(path, network=BUILDER, settings={"features": "wide"})
+    with pytest.raises(UsageError, match="cannot use input_range = white"):
         load_network(path, network=BUILDER, settings={"features": 6, "input_range": "white"})
 
 
@@ -189,7 +223,15 @@ def test_a_network_of_this_project_that_does_not_fit_says_so_rather_than_nobody_
         load_network(save(state))
 
 
-@pytest.mark.parametrize("broken", [RuntimeError("operator torchvision::nms does not exist"), ImportError("no")])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(RuntimeError("operator torchvision::nms\ndoes not exist"), ImportError("no"), OSError("undefined symbol")),
+        *(SystemExit(3), SystemExit("no licence"), ModuleNotFoundError("no ops", name="torchvision.ops")),
+        *(KeyError("x"), SyntaxError("x"), BaseException("x")),
+    ],
+    ids=repr,
+)
 def test_a_torchvision_that_does_not_fit_is_named(broken, save, tmp_path, monkeypatch):
     require_spandrel()
     for name in [name for name in sys.modules if name.partition(".")[0] == "spandrel"]:
@@ -200,8 +242,10 @@ def test_a_torchvision_that_does_not_fit_is_named(broken, save, tmp_path, monkey
             raise broken
 
     monkeypatch.setitem(sys.modules, "torchvision.transforms.functional", Broken("functional"))
-    with pytest.raises(MissingError, match=r'is not the one for torch 2.*uninstall torchvision.*"torchvision==0\.'):
+    telling = r'is not the one for torch 2.*uninstall torchvision.*"torchvision==0\.'
+    with pytest.raises(MissingError, match=telling) as caught:
         load_network(save(nn.Conv2d(3, 3, 1).state_dict()))
+    assert (caught.value.exit_code, str(caught.value).count("\n")) == (4, 0)
 
 
 @pytest.mark.skipif(hasattr(find_spec("torchvision"), "origin"), reason="torchvision is installed")

@@ -44,9 +44,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(build):
     [
         ({"scale": 2, "colour": "red"}, r"unknown keys \['colour'\]"),
         ({"features": 4}, r"missing keys \['scale'\]"),
-        ({"scale": "2"}, "scale = '2' is not a int"),
-        ({"scale": 2, "blocks": True}, "blocks = True is not a int"),
-        ({"scale": 2, "residual_scale": "1"}, "residual_scale = '1' is not a float"),
+        ({"scale": "2"}, "scale = '2' is not a whole number"),
+        ({"scale": 2, "blocks": True}, "blocks = True is not a whole number"),
+        ({"scale": 2, "residual_scale": "1"}, "residual_scale = '1' is not a number"),
     ],
 )
 def test_hyper_parameters_that_do_not_fit_are_refused(config, reason):
@@ -56,8 +56,10 @@ def test_hyper_parameters_that_do_not_fit_are_refused(config, reason):
 
 def test_an_override_that_does_not_fit_is_refused():
     state = build_network("edsr", SMALL).state_dict()
-    with pytest.raises(InputError, match=r"unknown keys \['colour'\]"):
+    with pytest.raises(UsageError, match=r"unknown keys \['colour'\]"):
         network_from_state_dict("edsr", state, 2, {"colour": "red"})
+    with pytest.raises(UsageError, match=r"cannot use features = 8: the weights show 4; leave it out"):
+        network_from_state_dict("edsr", state, 2, {"features": 8})
 
 
 @pytest.mark.parametrize(

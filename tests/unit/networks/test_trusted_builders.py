@@ -89,6 +89,16 @@ def test_a_spandrel_path_reaches_spandrels_classes_only() -> None:
             build_module(path, {})
 
 
+@pytest.mark.parametrize(
+    "line", ["raise SystemExit(3)", "import sys; sys.exit('usage: script')", "raise BaseException"]
+)
+def test_a_module_that_ends_the_program_is_an_error_like_others(line, tmp_path, monkeypatch) -> None:
+    (tmp_path / "script_that_ends.py").write_text(f"{line}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with trusting("script_that_ends:Net"), pytest.raises(InputError, match="cannot import script_that_ends"):
+        build_module("script_that_ends:Net", {})
+
+
 def test_a_module_named_as_a_file_is_told_its_name() -> None:
     path = "no_such_networks.py:Net"
     with trusting(path), pytest.raises(InputError, match=r"without its suffix: no_such_networks:Net$"):

@@ -58,6 +58,26 @@ def test_values_out_of_range_are_refused(override, tmp_path):
         load_recipe(tmp_path / "a.toml", [override])
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("run.iterations=banana", "run.batch=2.5", "run.nothing=1", "nothing.at_all=1", "run={}", "run.seed=true"),
+        *("optimizer.learning_rate=inf", "optimizer.learning_rate=nan", f"optimizer.learning_rate={'9' * 400}"),
+        *("data.folders=3", "optimizer.rates.steps=fast", "quantization.profile=best", "network.config=3"),
+        *("method.nothing=1", "method.skt_weight=banana", "bits=w9a9", "method=nothing"),
+    ],
+)
+def test_what_is_wrong_in_an_override_is_a_usage_error_and_in_the_recipe_an_input_error(override, tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("")
+    with pytest.raises(UsageError):
+        load_recipe(path, ["run.log_every=5", override])
+    path.write_text("[run]\nbatch = 2.5\n")
+    with pytest.raises(InputError, match=r"run.batch = 2\.5"):
+        load_recipe(path, ["run.log_every=5"])
+    assert load_recipe(path, ["run.batch=2"]).run.batch == 2
+
+
 def test_a_float_body_is_a_usage_error():
     with pytest.raises(UsageError, match="body is float"):
         from_tables(Recipe, {"quantization": {"body": "float"}}).quantization.policy()
