@@ -62,7 +62,12 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ModuleNotFoundError as error:
+            from odm_deploy.missing_packages import missing_package
+
+            raise missing_package(error) or error from None
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

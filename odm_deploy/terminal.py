@@ -16,14 +16,13 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from odm_deploy.errors import MissingError, OdmError, UsageError
-from odm_deploy.installing import install_extra
+from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.interruption import EXIT_CODE, let_go, wait_for_imports
+from odm_deploy.missing_packages import missing_package
 from odm_deploy.progress import PercentStage
 
 if TYPE_CHECKING:
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
 
 _PIPED_WIDTH = 140
 _SECONDS_BETWEEN_LINES = 5.0
-_EXTRA_OF = {
-    **dict.fromkeys(("torch", "onnxscript", "onnx_ir", "safetensors", "threadpoolctl"), "export"),
-    "matplotlib": "train",
-}
-"""Packages that commands import without asking first -> the extra that brings them."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
@@ -252,7 +246,7 @@ def report_error(error: BaseException) -> int:
         told = str(error.__cause__ or "") if isinstance(error, click.Abort) else str(error)
         click.echo(one_line(f"interrupted: {told}" if told else "interrupted"), err=True)
         return EXIT_CODE
-    if isinstance(error, ModuleNotFoundError) and (missing := _not_installed(error)):
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
         return report_error(missing)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         click.echo("error: out of memory; try a smaller --tile or smaller images", err=True)
@@ -281,20 +275,6 @@ def _silence_output() -> None:
     """What is still to be written at exit goes nowhere, rather than failing there again."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _not_installed(error: ModuleNotFoundError) -> MissingError | None:
-    """What to install for the command, where it is a package of an extra that was not found."""
-    package = (error.name or "").partition(".")[0]
-    extra = _EXTRA_OF.get(package)
-    if extra is None:
-        return None
-    what = "this command works on networks" if extra == "export" else "this command needs it"
-    fix = install_extra(extra)
-    if package == "onnx_ir" and find_spec("torch") is None:
-        # Graphs are rewritten without torch, which the extra would bring: gigabytes.
-        what, fix = "graphs are rewritten with it", "pip install onnx-ir"
-    return MissingError(f"{package} is not installed", why=what, fix=fix)
 
 
 def _fill_closed_streams() -> None:

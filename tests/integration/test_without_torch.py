@@ -59,6 +59,24 @@ def test_commands_that_need_it_say_so_in_one_line(tiny_bundle, tiny_checkpoint, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_of_the_package_that_need_it_say_so_too():
+    code = """
+import sys
+sys.modules["torch"] = None
+import odm_deploy
+from odm_deploy import MissingError
+for name in odm_deploy.__all__:
+    try:
+        exec(f"from odm_deploy import {name}")
+    except MissingError as error:
+        print(name, error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert set(lines) == {"VerifyOptions", "quantize", "verify"}
+    assert all(line.startswith("torch is not installed: ") and "[export]" in line for line in lines.values())
+
+
 @pytest.mark.parametrize("verb", ["quantize", "sensitivity"])
 def test_files_that_are_not_there_are_named_before_it_is_imported(verb, tiny_checkpoint, tiny_set, tmp_path):
     photos = shutil.copytree(tiny_set / "HR", tmp_path / "photos")
