@@ -25,7 +25,7 @@ from odm_deploy.lowering.fixing.changes import Changes
 from odm_deploy.lowering.fixing.constants import Constants
 from odm_deploy.lowering.fixing.edges import fix_edges
 from odm_deploy.lowering.fixing.edit import Rewriter
-from odm_deploy.lowering.fixing.equality import Equality, compare
+from odm_deploy.lowering.fixing.equality import NARROW, Equality, compare
 from odm_deploy.lowering.fixing.normal_form import normalize
 from odm_deploy.lowering.fixing.sinking import sink_quantizers
 from odm_deploy.lowering.fixing.weights import fix_weights
@@ -54,11 +54,18 @@ def fix(model: ModelProto) -> Fixed:
         model: a graph with Q and DQ nodes, all its data inside; it is not changed.
 
     Raises:
-        InputError: nothing in it is quantized, some tensor is huge, or ONNX Runtime does not run it.
+        InputError: nothing in it is quantized, some tensor is huge, an input has less than 8 bits, or ONNX Runtime does
+            not run it.
         GateError: the rewritten graph computes something else; nothing is returned then.
         MissingError: ONNX Runtime is not installed.
     """
     refuse_growth(model, "the graph")
+    if narrow := [value.name for value in model.graph.input if value.type.tensor_type.elem_type in NARROW]:
+        raise InputError(
+            "cannot prove what would be rewritten",
+            why=f"the input {narrow[0]} holds codes of less than 8 bits, which ONNX Runtime takes from no Python",
+            fix="let the graph quantize a float input",
+        )
     changes = Changes()
     flat = normalize(model, changes)
     if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in flat.graph.node):

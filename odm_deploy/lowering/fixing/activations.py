@@ -39,8 +39,8 @@ def _fix(editor: Rewriter, constants: Constants, changes: Changes, weights: dict
     per_channel = not pair.given.is_uniform or not pair.taken.is_uniform
     if not per_channel and pair.is_legal:
         return
-    if pair.given.scale.dtype != np.float32 or pair.taken.scale.dtype != np.float32:
-        changes.leave(f"{pair.quantize.name}: its scale is not float32, and its quantizer is no plain int8 one")
+    if not {pair.given.scale.dtype, pair.taken.scale.dtype} <= {np.dtype(np.float32)} and not _is_bounded_half(pair):
+        changes.leave(f"{pair.quantize.name}: its scale is not float32, and its steps are no int8 codes")
         return
     if per_channel and pair.given.kind == pair.taken.kind == TensorProto.INT8 and not np.any(pair.given.zero_point):
         changes.leave(f"{pair.quantize.name}: one scale a channel, so the layers behind it run in float")
@@ -56,16 +56,30 @@ def _fix(editor: Rewriter, constants: Constants, changes: Changes, weights: dict
         _shift(editor, constants, changes, weights, pair)
 
 
+def _is_bounded_half(pair: Pair) -> bool:
+    """Whether bounds make a quantizer of half-precision values a plain int8 one.
+
+    A bound may be rounded, by 2**-11 of itself: that is 1/16 of a step, and half a step would be too much.
+    """
+    parts = (pair.given, pair.taken)
+    halves = all(each.scale.dtype == np.float16 and each.is_uniform for each in parts)
+    x = pair.quantize.inputs[0]
+    halves = halves and x is not None and x.dtype in (None, ir.DataType.FLOAT16)
+    largest = max(map(abs, pair.steps)) * float(pair.given.step)
+    return halves and pair.fits and pair.given.zero == pair.taken.zero and largest <= float(np.finfo(np.float16).max)
+
+
 def _codes(editor: Rewriter, changes: Changes, pair: Pair, x: ir.Value, offset: int, pads: tuple[int, ...]) -> ir.Value:
     """Bounds, Q and DQ of `x`, whose steps are those of the pair minus `offset`; what DQ makes of them."""
     name, anchor = pair.dequantize.outputs[0].name, pair.dequantize
+    kind = pair.given.scale.dtype
     low, high = (step - offset for step in pair.steps)
     for op, code, limit in (("Max", low, -128), ("Min", high, 127)):
         if code != limit:
-            bound = editor.floats(f"{name}.{op.lower()}", np.float32(code) * pair.given.step)
+            bound = editor.constant(f"{name}.{op.lower()}", np.float32(code) * pair.given.step, kind)
             x = editor.before(anchor, op, [x, bound], f"{name}.{op.lower()}_bounded")
     zero = editor.constant(f"{name}.zero_point_x", 0, np.int8)
-    scale = editor.floats(f"{name}.scale_x", pair.given.step)
+    scale = editor.constant(f"{name}.scale_x", pair.given.step, kind)
     codes = editor.before(anchor, QUANTIZE, [x, scale, zero], f"{name}.codes_x")
     codes.dtype = ir.DataType.INT8
     before = pair.dequantize.inputs[0]
@@ -73,7 +87,7 @@ def _codes(editor: Rewriter, changes: Changes, pair: Pair, x: ir.Value, offset: 
     tap = Tap(before.name, codes.name, offset + pair.given.zero, pads, -offset)
     changes.taps.append(tap)
     if pair.taken.step != pair.given.step:
-        scale = editor.floats(f"{name}.scale_y", pair.taken.step)
+        scale = editor.constant(f"{name}.scale_y", pair.taken.step, kind)
     return editor.before(anchor, DEQUANTIZE, [codes, scale, zero], f"{name}.levels")
 
 

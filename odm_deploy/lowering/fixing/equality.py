@@ -7,12 +7,13 @@ the other way can move those behind it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.plain_run import Arrays, PlainRun
@@ -36,6 +37,8 @@ CLOSE = 1e-5
 """Of the largest value of a tensor: the last bits of float32 sums."""
 
 _FED = ".given"
+NARROW = (TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2)
+"""Types of codes that have none in numpy: such tensors are given, and looked at, as int8."""
 
 
 @dataclass(frozen=True)
@@ -158,16 +161,32 @@ def _forced(fixed: ModelProto, cuts: list[str], taps: list[Tap]) -> ModelProto:
         for index, name in enumerate(node.input):
             if name in cut:
                 node.input[index] = f"{name}{_FED}"
+    casts: list[NodeProto] = []
     for name in dict.fromkeys(cut):
-        kind = helper.np_dtype_to_tensor_dtype(_dtype(fixed, name))
-        forced.graph.input.append(helper.make_tensor_value_info(f"{name}{_FED}", kind, None))
+        kind, fed = _type(fixed, name), f"{name}{_FED}"
+        if kind in NARROW:
+            casts.append(helper.make_node("Cast", [fed], [f"{fed}.narrow"], to=kind))
+            for node in forced.graph.node:
+                node.input[:] = [f"{fed}.narrow" if each == fed else each for each in node.input]
+            kind = TensorProto.INT8
+        forced.graph.input.append(helper.make_tensor_value_info(fed, kind, None))
+    nodes = [*casts, *forced.graph.node]
+    del forced.graph.node[:]
+    forced.graph.node.extend(nodes)
     return forced
 
 
+def _type(model: ModelProto, tensor: str) -> int:
+    """The ONNX type that is told or was inferred for a tensor; float32 where it is not known."""
+    entries = itertools.chain(model.graph.value_info, model.graph.output)
+    known = (entry.type.tensor_type.elem_type for entry in entries if entry.name == tensor)
+    return next(known, TensorProto.FLOAT) or TensorProto.FLOAT
+
+
 def _dtype(model: ModelProto, tensor: str) -> np.dtype[Any]:
-    """The type that inference found for a tensor; float32 where it found none."""
-    known = (entry.type.tensor_type.elem_type for entry in model.graph.value_info if entry.name == tensor)
-    return np.dtype(helper.tensor_dtype_to_np_dtype(next(known, TensorProto.FLOAT) or TensorProto.FLOAT))
+    """The numpy type in which a tensor is given to `_forced`."""
+    kind = _type(model, tensor)
+    return np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.INT8 if kind in NARROW else kind))
 
 
 def _padded(codes: NDArray[Any], tap: Tap) -> NDArray[np.int64]:

@@ -39,8 +39,8 @@ def sink_quantizers(editor: Rewriter, constants: Constants, changes: Changes, we
             if not following:
                 continue
             name = output.name or node.name or "moved"
-            codes = ir.node(QUANTIZE, [output, *pair.quantize.inputs[1:]], name=f"{name}/{QUANTIZE}")
-            values = ir.node(DEQUANTIZE, [codes.outputs[0], *pair.dequantize.inputs[1:]], name=f"{name}/{DEQUANTIZE}")
+            codes = _copy(pair.quantize, output, f"{name}/{QUANTIZE}")
+            values = _copy(pair.dequantize, codes.outputs[0], f"{name}/{DEQUANTIZE}")
             for user in following:
                 for index, value in enumerate(user.inputs):
                     if value is output:
@@ -49,6 +49,12 @@ def sink_quantizers(editor: Rewriter, constants: Constants, changes: Changes, we
             editor.take_over(output, values.outputs[0])
             codes.outputs[0].name = f"{name}.codes"
         changes.did(f"{node.op_type} moved from behind a DequantizeLinear to before its QuantizeLinear")
+
+
+def _copy(node: ir.Node, source: ir.Value, name: str) -> ir.Node:
+    """A uniform quantizer's Q or DQ node for another tensor; the type of its results may be an attribute."""
+    attributes = {key: each for key, each in node.attributes.items() if key != "axis"}
+    return ir.Node("", node.op_type, [source, *node.inputs[1:]], list(attributes.values()), name=name)
 
 
 def _pair_before(constants: Constants, node: ir.Node) -> Pair | None:

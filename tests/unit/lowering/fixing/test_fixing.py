@@ -299,6 +299,87 @@ def test_codes_that_a_branch_reads_stay_as_they_are():
     assert "a branch of an If or the body of a loop reads its codes" in fixed.left[0]
 
 
+def narrow_graph(kind, zero, *, scale=None, by_attribute=False, relu=False, half=False):
+    """Activations of some type in front of a convolution and behind it."""
+    b, scale = Builder(21), np.float32(3.0) if scale is None else scale
+
+    def quantized(x, name):
+        parameters, attributes = [b.constant(f"{name}_s", scale)], {}
+        if by_attribute:
+            attributes = {"output_dtype": kind}
+        else:
+            parameters.append(b.constant(f"{name}_z", np.full(np.shape(scale), zero), kind))
+        q = b.op("QuantizeLinear", [x, *parameters], f"{name}_q", **attributes)
+        return b.op("DequantizeLinear", [q, *parameters], f"{name}_dq")
+
+    x = quantized(b.op("Cast", ["x"], "halves", to=TensorProto.FLOAT16) if half else "x", "a")
+    x = b.op("Relu", [x], "relu") if relu else x
+    weights = b.weights(scale=np.full(CHANNELS, 0.01, np.float16) if half else None)
+    y = quantized(b.conv(x, weights), "o")
+    return b.model(b.op("Cast", [y], "y", to=TensorProto.FLOAT) if half else y)
+
+
+NARROW = [("INT4", 0), ("INT4", -8), ("INT4", 3), ("UINT4", 0), ("UINT4", 8), ("UINT4", 15), ("UINT4", 5)]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("kind", "zero"), NARROW)
+def test_activations_of_four_bits_become_int8_codes_with_bounds(kind, zero, relu, half):
+    scale = np.float16(0.3) if half else np.float32(3.0)
+    fixed = fix(narrow_graph(TensorProto.DataType.Value(kind), zero, scale=scale, relu=relu, half=half))
+    assert (failing(fixed.model), fixed.left) == (set(), ())
+    assert fixed.equality.codes > 0
+    assert (fixed.equality.flips, fixed.equality.identical) == (0, 1)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "INT8"])
+def test_a_type_that_an_attribute_says_is_kept(kind, relu):
+    fixed = fix(narrow_graph(TensorProto.DataType.Value(kind), 0, by_attribute=True, relu=relu))
+    assert (failing(fixed.model), fixed.left, fixed.equality.identical) == (set(), (), 1)
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT4"])
+def test_four_bits_with_a_scale_a_channel_are_rounded_in_float(kind):
+    scales = np.linspace(1, 4, CHANNELS, dtype=np.float32)
+    fixed = fix(narrow_graph(TensorProto.DataType.Value(kind), 3, scale=scales))
+    assert "one scale or zero point a channel" in fixed.left[0]
+    assert fixed.equality.identical == 1
+
+
+@pytest.mark.parametrize(("kind", "is_fixed"), [("INT4", True), ("UINT4", True), ("INT8", True), ("UINT8", False)])
+def test_quantizers_of_halves_are_rewritten_where_bounds_are_enough(kind, is_fixed):
+    fixed = fix(narrow_graph(TensorProto.DataType.Value(kind), 0, scale=np.float16(0.3), half=True))
+    assert fixed.equality.identical == 1
+    assert (failing(fixed.model) == set()) == is_fixed
+    assert fixed.left == () if is_fixed else all("its scale is not float32" in what for what in fixed.left)
+
+
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "INT8", "INT16"])
+def test_codes_that_others_read_are_named_whatever_their_type(kind):
+    number = TensorProto.DataType.Value(kind)
+    read = narrow_graph(number, 0)
+    read.graph.output.append(helper.make_tensor_value_info("a_q", number, None))
+    fixed = fix(read)
+    assert ("an output of such codes" in "".join(fixed.left)) == (kind != "INT8")
+    assert fixed.equality.identical == 1
+    b = Builder(21)
+    parameters = [b.constant("s", np.float32(3)), b.constant("z", 0, number)]
+    turned = b.op("Transpose", [b.op("QuantizeLinear", ["x", *parameters], "a_q")], "turned", perm=[0, 1, 3, 2])
+    fixed = fix(b.model(b.conv(b.op("DequantizeLinear", [turned, *parameters], "a_dq"), b.weights())))
+    assert fixed.left == ("a_q: turned (Transpose) computes with its codes",)
+    assert fixed.equality.identical == 1
+
+
+def test_inputs_of_four_bits_are_refused_in_words():
+    b = Builder(21)
+    b.input_type = TensorProto.INT4
+    x = b.op("DequantizeLinear", ["x", b.constant("s", np.float32(3)), b.constant("z", 0, TensorProto.INT4)], "a_dq")
+    with pytest.raises(InputError, match=r"the input x holds codes of less than 8 bits"):
+        fix(b.model(b.conv(x, b.weights())))
+
+
 def test_graph_without_quantizers_is_refused():
     b = Builder()
     with pytest.raises(InputError, match=r"nothing to fix: .*odm-deploy quantize FILE\.onnx"):
