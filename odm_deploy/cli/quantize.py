@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import LayerSummary
     from odm_deploy.tuning.held_back import Sample
+    from odm_deploy.tuning.profile_choice import ProfileChoice
+    from odm_deploy.tuning.tune import Tuned
 
 _PATH = click.Path(path_type=Path)
 _NAMED = 8
@@ -152,26 +154,32 @@ def command(
         choice = choose_profile(policies, lambda name: calibrated(name, policies[name]), held_back, goal)
         if choice.why:
             say(f"profile {choice.profile} is taken, since {choice.why}")
-        if goal is None:
+
+        def tuned_as(choice: ProfileChoice) -> Tuned:
             share = options["most_float_percent"] / 100
-            goal = default_goal(choice.policy, share, with_truth=seen.downscale > 1)
 
-        def again(widths: QuantizationPolicy, in_sequence: bool) -> tuple[QuantizedModel, Sequence[LayerSummary]]:
-            known = in_sequence and widths == choice.policy
-            return choice.calibrated if known else calibrated(choice.profile, widths, in_sequence)
+            def again(widths: QuantizationPolicy, in_sequence: bool) -> tuple[QuantizedModel, Sequence[LayerSummary]]:
+                known = in_sequence and widths == choice.policy
+                return choice.calibrated if known else calibrated(choice.profile, widths, in_sequence)
 
-        tuned = tune(
-            loaded,
-            choice.policy,
-            again,
-            held_back,
-            goal=goal,
-            budget=budget,
-            images=seen,
-            unfinished=unfinished,
-            track=track,
-            say=say,
-        )
+            return tune(
+                loaded,
+                choice.policy,
+                again,
+                held_back,
+                goal=goal or default_goal(choice.policy, share, with_truth=seen.downscale > 1),
+                budget=budget,
+                images=seen,
+                unfinished=unfinished,
+                track=track,
+                say=say,
+            )
+
+        tuned = tuned_as(choice)
+        # What was fine-tuned is compared with nothing that was not.
+        if budget is None and (faster := choice.faster_and_as_good(tuned.cost)):
+            say(f"profile {faster.profile} is taken after all, since {faster.why}")
+            choice, tuned = faster, tuned_as(faster)
         if len(unseen) == 1 and seen.paths != unseen.paths:
             # One image says nothing of how they differ. Those that were seen do: what is lost on them is lost.
             part_px = seen.crop_px if whole else affordable_px(loaded, len(seen), JUDGED_MACS, PART_PX)

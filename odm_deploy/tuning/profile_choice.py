@@ -6,6 +6,7 @@ The first is calibrated and judged on the held-back images; only where it loses 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -38,6 +39,22 @@ class ProfileChoice:
     calibrated: Calibrated
     why: str
     """Half a sentence; empty where there was no choice."""
+    missed: tuple[tuple[ProfileChoice, OutputCost], ...] = ()
+    """Faster ones that lost too much, and what they cost."""
+
+    def faster_and_as_good(self, cost: OutputCost) -> ProfileChoice | None:
+        """The fastest of those passed over that loses no more, by either measure, than this one did in the end.
+
+        Args:
+            cost: of this profile's model, tuned.
+        """
+        for choice, other in self.missed:
+            drop, wanted = other.expected_drop_db, cost.expected_drop_db
+            as_near = drop is None or wanted is None or drop <= wanted
+            if as_near and other.psnr_db >= cost.psnr_db:
+                why = f"{self.profile} is no better in the end: {_words(cost)}"
+                return dataclasses.replace(choice, why=why)
+        return None
 
 
 def choose_profile(
@@ -61,21 +78,23 @@ def choose_profile(
     if goal is not None:
         goal.check(with_truth=held_back.has_truth)
     *tried, last = policies
-    reasons: list[str] = []
+    missed: list[tuple[ProfileChoice, OutputCost]] = []
     for name in tried:
         found = calibrate(name)
-        kept, words = _judged(found[0], policies[name], held_back, goal)
+        cost = held_back.measure(found[0])
+        kept, words = _judged(found[0], cost, policies[name], held_back, goal)
+        choice = ProfileChoice(name, policies[name], found, words)
         if kept:
-            return ProfileChoice(name, policies[name], found, words)
-        reasons.append(f"with {name} {words}")
-    return ProfileChoice(last, policies[last], calibrate(last), " and ".join(reasons))
+            return choice
+        missed.append((choice, cost))
+    why = " and ".join(f"with {choice.profile} {choice.why}" for choice, _ in missed)
+    return ProfileChoice(last, policies[last], calibrate(last), why, tuple(missed))
 
 
 def _judged(
-    model: QuantizedModel, policy: QuantizationPolicy, held_back: HeldBack, goal: Goal | None
+    model: QuantizedModel, cost: OutputCost, policy: QuantizationPolicy, held_back: HeldBack, goal: Goal | None
 ) -> tuple[bool, str]:
     """Whether a model is good enough, and the figures in words."""
-    cost = held_back.measure(model)
     widths = (policy.body, policy.body_end, policy.tail, policy.head, *policy.overrides.values())
     narrow = any(bits is not None and min(bits.weight, bits.activation) < MAX_BITS for bits in widths)
     if goal is None and narrow:
@@ -84,12 +103,13 @@ def _judged(
         goal = Goal(min_psnr_db=UNSEEN_PSNR_DB) if cost.drop_db is None else Goal(max_drop_db=UNSEEN_DB)
     if misses := goal.misses(cost):
         return False, " and ".join(misses)
-    lost = (
-        f"{cost.psnr_db:.1f} dB between float and quantized output"
-        if cost.drop_db is None
-        else (f"it loses {cost.drop_db:.3f} dB")
-    )
-    return True, lost
+    return True, _words(cost)
+
+
+def _words(cost: OutputCost) -> str:
+    if cost.drop_db is None:
+        return f"{cost.psnr_db:.1f} dB between float and quantized output"
+    return f"it loses {cost.drop_db:.3f} dB"
 
 
 def _adds_little(cost: OutputCost, without: OutputCost) -> tuple[bool, str]:

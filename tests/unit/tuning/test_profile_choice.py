@@ -56,6 +56,20 @@ def test_deploy_is_taken_where_integer_loses_too_much(with_truth):
 
 
 @pytest.mark.parametrize("with_truth", [True, False])
+def test_integer_is_taken_after_all_where_deploy_is_no_better_in_the_end(with_truth):
+    calibrations = Calibrations()
+    held_back = calibrations.held_back(with_truth=with_truth)
+    choice = choose_profile(calibrations.policies, calibrations, held_back, Goal(min_psnr_db=200.0))
+    [(passed_over, cost)] = choice.missed
+    assert choice.faster_and_as_good(held_back.measure(choice.calibrated[0])) is None
+    narrow = calibrate(calibrations.network, [held_back.lows[0]], QuantizationPolicy.parse("deploy", "2"), QUICK)[0]
+    for worse in (cost, held_back.measure(narrow)):
+        faster = choice.faster_and_as_good(worse)
+        assert (faster.profile, faster.calibrated) == ("integer", passed_over.calibrated)
+        assert faster.why.startswith("deploy is no better in the end: ")
+
+
+@pytest.mark.parametrize("with_truth", [True, False])
 def test_with_few_bits_it_is_what_signals_add_that_counts(with_truth):
     calibrations = Calibrations("2")
     held_back = calibrations.held_back(with_truth=with_truth)
