@@ -89,7 +89,7 @@ def command(
         emit_json({**found.to_dict(), "source": source})
     else:
         _print(found, source)
-    _judge(found, path, runtime)
+    _judge(found, path, bundle, runtime)
 
 
 def _layers(
@@ -115,13 +115,21 @@ def _cpu_runtime() -> str | None:
     return next((name for name in FASTEST_FIRST if name in CPU_RUNTIMES and not why_unusable(name)), None)
 
 
-def _judge(found: Coverage, path: Path, runtime: str | None) -> None:
+def _judge(found: Coverage, path: Path, bundle: Bundle, runtime: str | None) -> None:
     """Fail where the engine does not do what the graph asks for, or where the graph asks for nothing."""
     from odm_deploy.errors import GateError
 
     # Work that cannot be counted is not none: behind an operator that ONNX does not know, shapes stay open.
     known = all(layer.macs is not None for layer in found.layers if layer.quantized)
     if not found.quantized_layers or (known and found.macs and not found.quantized_macs):
+        from odm_deploy.lowering.lint import lint
+
+        if on_integers := [finding for finding in lint(bundle.graph) if finding.rule == "integer-operators"]:
+            raise GateError(
+                f"nothing in {path} is quantized in the QDQ format, the only one that is judged here",
+                why=f"{on_integers[0].node}: {on_integers[0].message}",
+                fix=on_integers[0].fix,
+            )
         raise GateError(
             f"nothing in {path} is quantized",
             why=f"none of its {len(found.layers)} convolutions and matrix products has a DequantizeLinear before it",

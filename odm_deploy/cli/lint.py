@@ -61,7 +61,10 @@ def command(target: Path | None, list_rules: bool, fix: bool, output: Path | Non
         raise GateError(
             f"{target} is not what TensorRT will run",
             why=f"{counted(len(failing), 'finding')} ({rules})",
-            fix=f"odm-deploy lint --fix {shlex.quote(str(target))} -o fixed.onnx rewrites what has an exact int8 form",
+            fix=f"odm-deploy lint --fix {shlex.quote(str(target))} -o fixed.onnx rewrites what has an exact int8 form"
+            # Which are not rewritten.
+            if any(finding.rule != "integer-operators" for finding in failing)
+            else failing[0].fix,
         )
     what = (
         counted(len(findings), "warning or hint" if len(findings) == 1 else "warnings or hint")

@@ -257,7 +257,23 @@ def test_a_fix_is_told_once_for_all_that_want_it_and_the_command_that_does_it_at
     outcome = run_cli("lint", tmp_path / "model.onnx")
     assert outcome.code == 3
     assert [line.split()[0] for line in outcome.stdout.splitlines()] == ["error", "error", "fix:"]
+    # It would rewrite none of these.
+    assert "odm-deploy lint --fix" not in outcome.stderr
+    assert "; export in the QDQ format" in outcome.stderr
+    onnx.save(TRAPS["uint8 zero point 128"].build(), tmp_path / "model.onnx")
+    outcome = run_cli("lint", tmp_path / "model.onnx")
     assert f"odm-deploy lint --fix {tmp_path / 'model.onnx'} -o fixed.onnx" in outcome.stderr
+
+
+def test_operators_on_integers_are_not_called_float(tmp_path):
+    onnx.save(TRAPS["QLinearConv"].build(), tmp_path / "model.onnx")
+    outcome = run_cli("inspect", tmp_path / "model.onnx", "--runtime", "onnxruntime")
+    assert outcome.code == 3
+    assert (
+        "is quantized in the QDQ format, the only one that is judged here: layer: operator QLinearConv"
+        in outcome.stderr
+    )
+    assert "export in the QDQ format" in outcome.stderr
 
 
 def test_what_lint_cannot_fix_is_left_and_not_taken(tmp_path):
