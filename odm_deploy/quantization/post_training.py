@@ -252,16 +252,21 @@ def _shown(
     """What ranges are fitted to, and the layers whose ranges are.
 
     What a grid cuts off of a saturated area tints all of it where no sum in float makes up for it: in the tail, and
-    between sums that are rounded to codes, too. 8 bits have room for it.
+    between sums that are rounded to codes, too. What it cuts off of lettering blurs it anywhere. 8 bits have room for
+    both; strokes in the tail, where the errors of a layer are those of the picture, would cost photographs more.
     """
-    roomy = {
+    roomy = {name: layer for name, layer in layers.items() if layer.grid.bits == MAX_BITS}
+    tinted = {
         name: layer
-        for name, layer in layers.items()
-        if layer.grid.bits == MAX_BITS
-        and (policy.signals is not None or network.region_of(name) in (Region.BODY_END, Region.TAIL))
+        for name, layer in roomy.items()
+        if policy.signals is not None or network.region_of(name) in (Region.BODY_END, Region.TAIL)
     }
-    if roomy:
-        yield [contrast_chart(*parts[0].shape[2:]), *parts], roomy
+    blurred = {name: layer for name, layer in roomy.items() if name not in tinted}
+    # Of parts of different sizes small ones are left out.
+    size = [max(part.shape[axis] for part in parts) for axis in (2, 3)]
+    for strokes, some in ((False, tinted), (True, blurred)):
+        if some:
+            yield [contrast_chart(*size, strokes=strokes), *parts], some
     if others := {name: layer for name, layer in layers.items() if name not in roomy}:
         yield parts, others
 

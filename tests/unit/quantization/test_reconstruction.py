@@ -155,7 +155,8 @@ def test_gains_do_not_push_what_is_rare_beyond_the_grid():
     images = [torch.full((1, 3, 48, 48), 100.0) + 20 * torch.randn(1, 3, 48, 48) for _ in range(4)]
     images[0][..., 5, 6] = torch.tensor([255.0, 0, 0])
     policy = all_layers(8)
-    layer = calibrate(network, images, policy)[0].layers["net.deep"]
+    # Scales with short mantissas may cut off a little of any range.
+    layer = calibrate(network, images, policy, CalibrationSettings(exact_sums=False))[0].layers["net.deep"]
     assert layer.gain is not None
     assert 55 * float(layer.gain.flatten()[1]) <= layer.grid.upper
 

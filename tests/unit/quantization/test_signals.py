@@ -295,10 +295,12 @@ def test_a_power_of_two_has_such_room():
     assert {name: grid.scale for name, grid in chosen.items()} == {name: best[name].scale for name in chosen}
 
 
-@pytest.mark.parametrize(("profile", "bits"), [("integer", "8"), ("deploy", "4")])
-def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them(profile, bits):
+@pytest.mark.parametrize("first", [48, 40], ids=["equal_parts", "the_first_is_smaller"])
+@pytest.mark.parametrize(("profile", "bits"), [("integer", "8"), ("deploy", "4"), ("paper", "8")])
+def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them(profile, bits, first):
     network = tiny_network()
-    faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
+    sizes = [first, 48, 48, 48, 48, 48]
+    faint = [100 + 0.1 * torch.from_numpy(random_images(size, 48, seed=seed)) for seed, size in enumerate(sizes)]
     # Equalized channels have other ranges than the float network's.
     settings = CalibrationSettings(equalize=False)
     model = calibrate(network, faint, QuantizationPolicy.parse(profile, bits), settings)[0]
