@@ -263,10 +263,10 @@ def test_another_recipe_cannot_take_over_a_folder(recipe, tmp_path):
         (["data.validation_images=6"], "cannot hold back 6 images", 1),
         (["data.folders=['/dev/null/nowhere']"], "/dev/null/nowhere", 1),
         (["network.scale=4"], "weights of EDSR x2", 1),
-        (["method.lambda_m=1"], "unknown key method.lambda_m", 1),
+        (["method.lambda_m=1"], "unknown key method.lambda_m", 2),
         (["method.name=none"], "no method 'none'.*odm_v2", 2),
         (["quantization.body=w9a4"], "9 bits", 2),
-        (["run.batches=3"], "unknown key run.batches.*did you mean batch", 1),
+        (["run.batches=3"], "unknown key run.batches.*did you mean batch", 2),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(recipe, tmp_path, overrides, telling, code):
