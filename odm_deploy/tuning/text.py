@@ -62,8 +62,14 @@ def _uncancelled(cost: OutputCost) -> str:
     return "" if expected is None or expected == cost.drop_db else f"; {-expected:+.3f} may be lost on others"
 
 
-def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact: bool = False) -> str:
-    """One line: what to do about it; empty where there is nothing worth doing. `exact` models have no float layers."""
+def advice(
+    cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact: bool = False, unasked: bool = False
+) -> str:
+    """One line: what to do about it; empty where there is nothing worth doing.
+
+    `exact` models have no float layers. Where layers stay float `unasked`, none are named: `--layer` would quantize
+    those again, and lose more.
+    """
     if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.expected_drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
     widths = {
@@ -77,7 +83,8 @@ def advice(cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact
     options = " ".join(f"--layer {name}={width}" for name, width in widths.items())
     loses = (cost.expected_drop_db or 0.0) > SMALL_DROP_DB
     goal = f"--max-drop {SMALL_DROP_DB:g}" if loses else f"--min-psnr {INVISIBLE_DB:g}"
-    return f"to lose less: {goal} finds the layers that need more; by hand, {options}; or train on: --finetune 5"
+    by_hand = "" if unasked else f"; by hand, {options}"
+    return f"to lose less: {goal} finds the layers that need more{by_hand}; or train on: --finetune 5"
 
 
 def worst_layers(sensitivities: Sequence[LayerSensitivity]) -> list[LayerSensitivity]:

@@ -142,7 +142,9 @@ def test_json_has_the_same(weights, images, tmp_path):
 def test_layers_that_cost_most_stay_float_up_to_a_share_of_the_work(weights, images, tmp_path):
     """Ranges that cut a fifth off the inputs cost what nobody wants to lose."""
     common = ("--head", "8", "--body-end", "8", "--tail", "8", "--lr", "--percentile", "80", "--json")
-    none = quantize(weights, images, tmp_path / "none.pt", *common, "--most-float", "0").document
+    without = quantize(weights, images, tmp_path / "none.pt", *common, "--most-float", "0")
+    assert "by hand, --layer" in without.stderr
+    none = without.document
     assert none["mixed_widths"] is None
     assert none["cost"]["psnr_db"] < 50
     outcome = quantize(weights, images, tmp_path / "some.pt", *common, "--most-float", "60")
@@ -151,6 +153,9 @@ def test_layers_that_cost_most_stay_float_up_to_a_share_of_the_work(weights, ima
     assert mixed["quantized_macs_before"] - mixed["quantized_macs"] <= 0.6
     assert outcome.document["cost"]["psnr_db"] > none["cost"]["psnr_db"]
     assert mixed["in_float"][0] in outcome.stderr
+    # What is named by --layer is all that stays float, so those that nobody had asked for would be quantized again.
+    assert "to lose less" in outcome.stderr
+    assert "--layer" not in outcome.stderr
 
 
 def test_a_goal_is_kept_by_widening_the_layers_that_need_it(weights, images, tmp_path):

@@ -50,6 +50,10 @@ def test_advice_names_the_layers_and_fits_what_is_known():
         "to lose less: --max-drop 0.03 finds the layers that need more; by hand, --layer second=float "
         "--layer first=float; or train on: --finetune 5"
     )
+    # Named layers alone would be float, and those that nobody had asked for be quantized again.
+    assert advice(drops, LAYERS, unasked=True) == (
+        "to lose less: --max-drop 0.03 finds the layers that need more; or train on: --finetune 5"
+    )
     narrow = [LayerSensitivity("only", 4, 8, 1.0, 1.0)]
     assert "--min-psnr 45" in advice(OutputCost(1, 38.0, 40.0), narrow)
     # Far from float, though the truth does not show it.
