@@ -195,7 +195,7 @@ def command(
     say(f"{output}: {loaded.title} x{loaded.scale}, {summary}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
-    say_cost(tuned, output, held_back=seen.paths != unseen.paths, goal_given=to_goal(options) is not None)
+    say_cost(tuned, output, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
     if as_json:

@@ -76,7 +76,7 @@ def to_budget(options: Mapping[str, Any]) -> Budget | None:
     return None if minutes is None else Budget(minutes=minutes)
 
 
-def say_cost(tuned: Tuned, model: Path, *, held_back: bool, goal_given: bool) -> None:
+def say_cost(tuned: Tuned, model: Path, *, held_back: bool) -> None:
     """What quantization cost in a `model` just written, which layers cost most, and what to do about it."""
     from odm_deploy.tuning.text import advice, cost_text, mixed_text, worst_text
 
@@ -88,8 +88,8 @@ def say_cost(tuned: Tuned, model: Path, *, held_back: bool, goal_given: bool) ->
     )
     if worst := worst_text(tuned.sensitivities):
         say(worst)
-    unasked = tuned.mixed is not None and not goal_given
-    if todo := advice(tuned.cost, tuned.sensitivities, exact=tuned.model.exact is not None, unasked=unasked):
+    chosen = tuned.mixed is not None and bool(tuned.mixed.widened or tuned.mixed.in_float)
+    if todo := advice(tuned.cost, tuned.sensitivities, exact=tuned.model.exact is not None, chosen=chosen):
         say(todo)
 
 

@@ -63,12 +63,12 @@ def _uncancelled(cost: OutputCost) -> str:
 
 
 def advice(
-    cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact: bool = False, unasked: bool = False
+    cost: OutputCost, sensitivities: Sequence[LayerSensitivity], *, exact: bool = False, chosen: bool = False
 ) -> str:
     """One line: what to do about it; empty where there is nothing worth doing.
 
-    `exact` models have no float layers. Where layers stay float `unasked`, none are named: `--layer` would quantize
-    those again, and lose more.
+    `exact` models have no float layers. Where widths were `chosen` by what layers cost, none are named: with `--layer`
+    those would be chosen anew, or not at all, and more be lost.
     """
     if not sensitivities or (cost.psnr_db >= INVISIBLE_DB and (cost.expected_drop_db or 0.0) <= SMALL_DROP_DB):
         return ""
@@ -83,7 +83,7 @@ def advice(
     options = " ".join(f"--layer {name}={width}" for name, width in widths.items())
     loses = (cost.expected_drop_db or 0.0) > SMALL_DROP_DB
     goal = f"--max-drop {SMALL_DROP_DB:g}" if loses else f"--min-psnr {INVISIBLE_DB:g}"
-    by_hand = "" if unasked else f"; by hand, {options}"
+    by_hand = "" if chosen else f"; by hand, {options}"
     return f"to lose less: {goal} finds the layers that need more{by_hand}; or train on: --finetune 5"
 
 

@@ -153,7 +153,7 @@ def test_layers_that_cost_most_stay_float_up_to_a_share_of_the_work(weights, ima
     assert mixed["quantized_macs_before"] - mixed["quantized_macs"] <= 0.6
     assert outcome.document["cost"]["psnr_db"] > none["cost"]["psnr_db"]
     assert mixed["in_float"][0] in outcome.stderr
-    # What is named by --layer is all that stays float, so those that nobody had asked for would be quantized again.
+    # With --layer, those that were left float would be quantized again.
     assert "to lose less" in outcome.stderr
     assert "--layer" not in outcome.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from odm_deploy.imaging.tiling import tiled_bands
 from odm_deploy.lowering.receptive_field import receptive_radius_px
 from tests.factories import OPENERS, lowered, random_images, tiny_model
 
@@ -22,10 +24,11 @@ class Stack:
     """Layers one after another on [1, 4, H, W], each given as a tuple of its kind and numbers."""
 
     def __init__(self, layers):
-        self.nodes, self.constants, self.scale = [], [], 1.0
+        self.nodes, self.constants, self.scale = [], [], Fraction(1)
         name = "x"
         for index, (kind, *numbers) in enumerate(layers):
-            name = getattr(self, f"_{kind}")(name, f"y{index}", *numbers)
+            attributes = numbers.pop() if numbers and isinstance(numbers[-1], dict) else {}
+            name = getattr(self, f"_{kind}")(name, f"y{index}", *numbers, **attributes)
         image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, CHANNELS, "h", "w"])
         result = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         graph = helper.make_graph(self.nodes, "stack", [image], [result], self.constants)
@@ -58,6 +61,14 @@ class Stack:
         deep = self._op("SpaceToDepth", [x], f"{name}.deep", blocksize=factor)
         self.scale /= factor
         return self._op("Conv", [deep, self._weight(name, CHANNELS, CHANNELS * factor**2, 1)], name)
+
+    def _resize(self, x, name, factor, mode="nearest", places="asymmetric", **attributes):
+        self.constants.append(numpy_helper.from_array(np.array([1, 1, factor, factor], np.float32), f"{name}.scales"))
+        self.scale *= Fraction(factor)
+        return self._op(
+            "Resize", [x, "", f"{name}.scales"], name,
+            mode=mode, coordinate_transformation_mode=places, **attributes,
+        )  # fmt: skip
 
     def _residual(self, x, name, kernel):
         return self._op("Add", [x, self._conv(x, f"{name}.branch", kernel)], name)
@@ -96,19 +107,89 @@ def test_radius_is_the_measured_one(layers):
 
 
 @pytest.mark.parametrize(
-    ("layers", "exact"),
+    ("layers", "step", "exact"),
     [
-        ([("conv", 3, 1, 2), ("shuffle", 2)], True),
-        ([("conv", 3), ("conv", 3, 1, 2), ("conv", 3), ("shuffle", 2), ("conv", 3)], False),
-        ([("unshuffle", 2), ("conv", 3), ("shuffle", 2)], True),
-        ([("unshuffle", 4), ("shuffle", 2), ("shuffle", 2), ("conv", 5)], False),
+        ([("conv", 3, 1, 2), ("shuffle", 2)], 2, True),
+        ([("conv", 3), ("conv", 3, 1, 2), ("conv", 3), ("shuffle", 2), ("conv", 3)], 2, False),
+        ([("unshuffle", 2), ("conv", 3), ("shuffle", 2)], 2, True),
+        ([("unshuffle", 4), ("conv", 3), ("shuffle", 4)], 4, True),
+        ([("unshuffle", 4), ("shuffle", 2), ("shuffle", 2), ("conv", 5)], 4, False),
     ],
 )
-def test_radius_covers_everything_seen_through_coarser_tensors(layers, exact):
+def test_radius_covers_everything_seen_through_coarser_tensors(layers, step, exact):
     stack = Stack(layers)
     radius, measured = receptive_radius_px(stack.model), measured_radius(stack.model, stack.scale)
     assert radius >= measured
-    assert not exact or radius == measured
+    assert radius % step == 0
+    assert not exact or radius == math.ceil(measured / step) * step
+
+
+ENLARGEMENTS = [
+    [("resize", 2, "nearest", "asymmetric", {"nearest_mode": "floor"}), ("conv", 3)],
+    [("conv", 3), ("resize", 3, "nearest", "asymmetric", {"nearest_mode": "floor"})],
+    [("resize", 2, "nearest", "half_pixel")],
+    [("resize", 4, "nearest", "half_pixel", {"nearest_mode": "ceil"})],
+    [("conv", 3), ("resize", 2, "linear", "half_pixel"), ("conv", 3), ("resize", 2, "linear", "asymmetric")],
+    [("resize", 4, "cubic", "half_pixel"), ("conv", 3)],
+]
+
+
+@pytest.mark.parametrize("layers", ENLARGEMENTS, ids=str)
+def test_radius_covers_what_enlargements_see(layers):
+    stack = Stack(layers)
+    assert receptive_radius_px(stack.model) >= measured_radius(stack.model, stack.scale)
+
+
+def test_nearest_pixels_see_nothing_further():
+    assert receptive_radius_px(Stack([("conv", 3), *ENLARGEMENTS[0]]).model) == 2
+
+
+COARSER = [
+    [("unshuffle", 2), ("conv", 3), ("shuffle", 4)],
+    [("unshuffle", 4), ("conv", 3), ("shuffle", 4)],
+    [("conv", 3, 1, 2), ("conv", 3), ("resize", 2, "nearest", "asymmetric", {"nearest_mode": "floor"})],
+]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime_unfused", "openvino"])
+@pytest.mark.parametrize("layers", ENLARGEMENTS + COARSER, ids=str)
+def test_tiles_are_the_whole_image(layers, runtime):
+    """Small whole numbers, whose sums and dyadic parts no float32 rounds: the same bits at every size."""
+    stack = Stack(layers)
+    draws = np.random.default_rng(0)
+    for tensor in stack.constants:
+        if tensor.name.endswith(".weight"):
+            values = draws.integers(-2, 3, list(tensor.dims)).astype(np.float32)
+            stack.model.graph.initializer[stack.constants.index(tensor)].CopyFrom(
+                numpy_helper.from_array(values, tensor.name)
+            )
+    image = draws.integers(0, 16, (1, CHANNELS, 64, 80)).astype(np.float32)
+    radius = receptive_radius_px(stack.model)
+    with OPENERS[runtime](stack.model.SerializeToString()) as opened:
+        (source,), (sink,) = opened.inputs, opened.outputs
+
+        def run(pixels):
+            return opened.run({source.name: np.ascontiguousarray(pixels)})[sink.name]
+
+        whole = run(image)
+        for side in (24, 32, 40):
+            bands = tiled_bands(run, image, tile=side, overlap=radius, scale=int(stack.scale))
+            np.testing.assert_array_equal(np.concatenate(list(bands), axis=2), whole)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ("resize", 2, "linear", "align_corners"),
+        ("resize", 3, "linear", "half_pixel"),
+        ("resize", 1.5, "nearest", "asymmetric", {"nearest_mode": "floor"}),
+        ("resize", 2, "cubic", "half_pixel", {"exclude_outside": 1}),
+        ("resize", 2, "linear", "half_pixel", {"antialias": 1}),
+    ],
+    ids=str,
+)
+def test_enlargements_that_differ_between_tiles_have_no_radius(layer):
+    assert receptive_radius_px(Stack([layer]).model) is None
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"io": "uint8", "layout": "nhwc"}], ids=str)

@@ -50,8 +50,8 @@ def test_advice_names_the_layers_and_fits_what_is_known():
         "to lose less: --max-drop 0.03 finds the layers that need more; by hand, --layer second=float "
         "--layer first=float; or train on: --finetune 5"
     )
-    # Named layers alone would be float, and those that nobody had asked for be quantized again.
-    assert advice(drops, LAYERS, unasked=True) == (
+    # With --layer, the layers that were left float to lose less would be quantized again.
+    assert advice(drops, LAYERS, chosen=True) == (
         "to lose less: --max-drop 0.03 finds the layers that need more; or train on: --finetune 5"
     )
     narrow = [LayerSensitivity("only", 4, 8, 1.0, 1.0)]
