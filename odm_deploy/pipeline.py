@@ -18,6 +18,19 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _POLL_S = 0.1
+_here = threading.local()
+"""`stopped` of the stage whose thread this is."""
+
+
+class _UnwantedError(BaseException):
+    """Ends a stage's work in the middle of an item; no handler of errors is meant to hold it up."""
+
+
+def go_on_if_wanted() -> None:
+    """To call between the parts of an item that takes long: ends the work where the stage around it was closed."""
+    stopped: threading.Event | None = getattr(_here, "stopped", None)
+    if stopped is not None and stopped.is_set():
+        raise _UnwantedError
 
 
 class _End:
@@ -35,7 +48,8 @@ def ahead(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item]:
 def map_ahead(work: Callable[[_Item], _Result], items: Iterable[_Item], *, depth: int = 2) -> Generator[_Result]:
     """Yield `work(item)` for each of `items` in order, while a thread of its own already computes the next ones.
 
-    Closing the generator, or an exception in the loop around it, ends the thread and closes `items` before it returns.
+    Closing the generator, or an exception in the loop around it, ends the thread and closes `items` before it returns:
+    after the item at hand, or where `work` calls `go_on_if_wanted`.
 
     Args:
         work: called in the thread.
@@ -57,6 +71,7 @@ def map_ahead(work: Callable[[_Item], _Result], items: Iterable[_Item], *, depth
                 continue
 
     def run() -> None:
+        _here.stopped = stopped
         try:
             for item in items:
                 hand_over(work(item))

@@ -26,7 +26,7 @@ def upscale_file(source: Path, destination: Path, engine: Engine, as_json: bool,
     width, height = image.width * engine.scale, image.height * engine.scale
     if engine.tiles is not None and engine.tiles.blend(image.height, image.width):
         tile = engine.tile_size(image.height, image.width)
-        say(f"tiles of {tile} pixels fade into each other: this network sees the whole image at once")
+        say(f"tiles of {tile} pixels fade into each other: how far this network looks has no known bound")
     if any_depth and _narrows(engine, image):
         say(_narrowed(source, engine))
     start = time.perf_counter()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.pipeline import go_on_if_wanted
 from odm_deploy.progress import Track, counted, untracked
 
 _Array = NDArray[Any]
@@ -121,6 +122,7 @@ def run_checked(run: Callable[[_Array], _Array], images: _Array, scale: int) -> 
     Raises:
         InputError: it returned another shape than the scale says.
     """
+    go_on_if_wanted()
     results = run(images)
     expected = (images.shape[0], images.shape[2] * scale, images.shape[3] * scale)
     if results.ndim != 4 or (results.shape[0], *results.shape[2:]) != expected:

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from odm_deploy.imaging.tiling import tiled_bands
 from odm_deploy.pipeline import ahead, map_ahead
 
 
@@ -105,4 +107,31 @@ def test_leaving_early_closes_every_stage():
     assert next(outer) == 0
     outer.close()
     assert closed == ["source", "stage"]
+    assert not pipeline_threads()
+
+
+@pytest.mark.parametrize("in_work", [True, False])
+def test_closing_ends_at_the_next_tile(in_work):
+    """A row of tiles may take minutes: Ctrl-C waits for one of them."""
+    begun, wanted, tiles = threading.Event(), threading.Event(), []
+
+    def run(pixels):
+        tiles.append(pixels)
+        begun.set()
+        assert wanted.wait(10)
+        return pixels
+
+    def bands(_=None):
+        return tiled_bands(run, np.zeros((1, 3, 8, 80), np.uint8), tile=8, overlap=0, scale=1)
+
+    def images():
+        yield np.zeros(1)
+        yield from bands()
+
+    stage = map_ahead(lambda number: list(bands()) if number else number, range(2)) if in_work else ahead(images())
+    next(stage)
+    assert begun.wait(10)
+    threading.Timer(0.3, wanted.set).start()
+    stage.close()
+    assert len(tiles) == 1
     assert not pipeline_threads()
