@@ -20,10 +20,12 @@ from odm_deploy.lowering.empty_writes import drop_empty_writes
 _QUADRATIC_RULE = "SlicesSplit"
 _ATEN = "aten"
 _WHOLE = {torch.int32, torch.int64}
-_PUT_IN: set[Any] = {torch.ops.aten.scalar_tensor.default}
+_PUT_IN: set[Any] = {torch.ops.aten.scalar_tensor.default, torch.ops.prims.convert_element_type.default}
 """Operators that the exporter puts into a trace where its operators mix types."""
 _LEFT_OUT: set[Any] = {torch.ops.aten._assert_tensor_metadata.default}
 """Operators of a trace that the exporter drops before it translates."""
+_ON_SIZES = ("_operator::", "math::")
+"""What Python's own functions, with which a trace computes sizes, are called among translations."""
 
 
 def _cast(x: Any, dtype: int, *_others: Any, **_more: Any) -> Any:
@@ -147,18 +149,19 @@ def with_translations_of(program: torch.export.ExportedProgram) -> Generator[Non
 
     called = {node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}  # pyright: ignore[reportPrivateUsage]
     others = _LEFT_OUT | set(OWN_TRANSLATIONS)
-    names = {operator.name() for operator in called - others | _PUT_IN if operator.namespace == _ATEN}
+    names = {operator.name() for operator in called - others | _PUT_IN}
+    known_to_it = {name for name in names if name.startswith(f"{_ATEN}:")}
 
     def used(registry: Any) -> Any:
         translations = dict(registry.items())
-        if names - set(translations) or any(map(_writes, called)):
+        if known_to_it - set(translations) or any(map(_writes, called)):
             return registry
         # Where types are mixed, another overload of an operator may take its place.
         kinds = {name.partition(".")[0] for name in names}
         return {
             name: each
             for name, each in translations.items()
-            if name.partition(".")[0] in kinds or not name.startswith(f"{_ATEN}:")
+            if name.partition(".")[0] in kinds or name.startswith(_ON_SIZES)
         }
 
     with _changed(registration, "default_registry", used):
