@@ -67,7 +67,7 @@ class _Net:
             x = self.op("Sub", [x, self.constant(f"{name}.center", np.float32(center))], f"{name}.centered")
         elif self.form == "bounded":
             for kind, steps in (("Max", -63), ("Min", 64)):
-                x = self.op(kind, [x, self.constant(f"{name}.{kind}", steps * _STEP)], f"{name}.{kind}ed")
+                x = self.op(kind, [x, self.constant(f"{name}.{kind}", np.float32(steps * _STEP))], f"{name}.{kind}ed")
         else:
             zero = np.uint8(100)
         parts = [self.constant(f"{name}.step", _STEP), self.constant(f"{name}.zero", zero)]

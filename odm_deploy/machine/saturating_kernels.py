@@ -7,6 +7,8 @@ layer that would come out wrong.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from functools import cache
 
@@ -17,6 +19,8 @@ from odm_deploy.machine.openvino_package import import_openvino
 
 _LIMITS = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"}
 """Variables by which oneDNN, and OpenVINO with it, is kept from instructions that the CPU has."""
+_OPERATORS = ("openvino.opset13", "openvino.runtime.opset13")
+"""The module of OpenVINO's operators, in its releases of today and in older ones."""
 _CHANNELS, _SIDE = 32, 4
 _WEIGHT = 127
 
@@ -27,8 +31,7 @@ def openvino_saturates() -> bool:
     if adds_in_16_bits() is False and not _LIMITS & set(os.environ):
         return False
     openvino = import_openvino()
-
-    operators = openvino.opset13
+    operators = importlib.import_module(next(name for name in _OPERATORS if importlib.util.find_spec(name)))
     x = operators.parameter([1, _CHANNELS, _SIDE, _SIDE], openvino.Type.f32)
     ends = [np.float32(end) for end in (0.0, 255.0)]
     levels = operators.fake_quantize(x, *ends, *ends, levels=256)
