@@ -65,8 +65,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     else:
         if kind is float and type(value) in (int, float) and is_finite(value):
             value = float(value)
-        fits = type(value) is kind and (kind is not float or is_finite(value))
-        wanted = "" if fits else f"write {_SCALARS[kind]}"
+        wanted = "" if type(value) is kind else f"write {_SCALARS[kind]}"
+        if kind is float and not wanted and not is_finite(value):
+            wanted = "write a finite number"
     if wanted:
         raise InputError(f"cannot use {where} = {excerpt(repr(value))}", fix=wanted)
     if origin is tuple:

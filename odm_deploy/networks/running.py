@@ -68,8 +68,22 @@ def check_sizes(network: SuperResolutionNetwork, sizes_px: Iterable[tuple[int, i
             run_network(network, torch.zeros(1, 3, height, width))
 
 
-def _without_data(network: Callable[[Tensor], Tensor]) -> Callable[[int, int], None] | None:
-    """What runs a network at a height and a width without data; None where its code does not go without."""
+def first_that_runs(network: SuperResolutionNetwork, arrangements: Iterable[Tensor]) -> Tensor:
+    """Of several ways to give a network images [N, 3, H, W] the first that somebody else's code takes.
+
+    It runs without data; of code that does not go without, and where it takes none, that is the first of all.
+    """
+    tried = list(arrangements)
+    run = _without_data(network) if network.is_foreign else None
+    if run is None:
+        return tried[0]
+    return next((images for images in tried if _runs(run, *images.shape[2:], len(images))), tried[0])
+
+
+def _without_data(network: Callable[[Tensor], Tensor]) -> Callable[..., None] | None:
+    """What runs a network at a height and a width, on a number of images, without data; None where its code does not
+    go without.
+    """
     try:
         shadow = copy.deepcopy(network).to("meta").eval() if isinstance(network, nn.Module) else None
     except Exception:  # as in `run_network`
@@ -77,17 +91,17 @@ def _without_data(network: Callable[[Tensor], Tensor]) -> Callable[[int, int], N
     if shadow is None:
         return None
 
-    def run(height: int, width: int) -> None:
+    def run(height: int, width: int, count: int = 1) -> None:
         # What the code makes on its own has no data, either.
         with torch.device("meta"), torch.no_grad():
-            shadow(torch.empty(1, 3, height, width, device="meta"))
+            shadow(torch.empty(count, 3, height, width, device="meta"))
 
     return run if any(_runs(run, *size) for size in SIZES_PX) else None
 
 
-def _runs(run: Callable[[int, int], None], height: int, width: int) -> bool:
+def _runs(run: Callable[..., None], *size: int) -> bool:
     try:
-        run(height, width)
+        run(*size)
     except Exception:  # as in `run_network`
         return False
     return True

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odm_deploy.networks.base import SuperResolutionNetwork
-from odm_deploy.networks.running import run_network
+from odm_deploy.networks.running import first_that_runs, run_network
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.in_step import in_step
 
@@ -103,7 +103,7 @@ def layer_patches(
         prepare: called with a layer's patches before they are handed on, in the thread that makes them, while those of
             an earlier layer are used.
     """
-    images = batch_of(parts)
+    images = batch_of(parts, network)
     modules = dict(network.named_modules())
     runs = _runs(network, images[:1], names)
 
@@ -115,8 +115,8 @@ def layer_patches(
 
         def taken_from(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                if name not in seen:
-                    # It runs once for each image of a batch, and the first had enough.
+                if name not in seen or inputs[0].is_meta:
+                    # It runs once for each image of a batch, and the first had enough; or is tried without data.
                     return
                 seen[name].append(rows_of(layer, inputs[0]))
                 channels = inputs[0].shape[1 if isinstance(layer, nn.Conv2d) else -1]
@@ -144,8 +144,12 @@ def layer_patches(
         yield from track(stream, len(names))
 
 
-def batch_of(parts: Sequence[Tensor]) -> Tensor:
-    """The parts as one batch [N, 3, H, W]: of different sizes, the middle of those of at least the median's size."""
+def batch_of(parts: Sequence[Tensor], network: SuperResolutionNetwork) -> Tensor:
+    """The parts as one batch [N, 3, H, W]: of different sizes, the middle of those of at least the median's size.
+
+    Somebody else's network may take one image at a time (`x.view(1, ...)`): it gets them one below the other, [1, 3,
+    N * H, W], and where it takes but one size, the last of them.
+    """
     height, width = (sorted(part.shape[axis] for part in parts)[len(parts) // 2] for axis in (2, 3))
     large = [part for part in parts if part.shape[2] >= height and part.shape[3] >= width]
     if not large:
@@ -153,9 +157,12 @@ def batch_of(parts: Sequence[Tensor]) -> Tensor:
         height = width = min(min(part.shape[2:]) for part in parts)
         large = list(parts)
     tops = [((part.shape[2] - height) // 2, (part.shape[3] - width) // 2) for part in large]
-    return torch.cat(
-        [part[..., top : top + height, left : left + width] for part, (top, left) in zip(large, tops, strict=True)]
-    )
+    middles = [
+        part[..., top : top + height, left : left + width] for part, (top, left) in zip(large, tops, strict=True)
+    ]
+    if len(middles) == 1:
+        return middles[0]
+    return first_that_runs(network, (torch.cat(middles), torch.cat(middles, 2), middles[-1]))
 
 
 @torch.no_grad()

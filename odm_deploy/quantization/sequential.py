@@ -54,7 +54,7 @@ def fit_in_sequence(
         The layers by name, in the order of `layers`. Those that run several times saw the float network's patches in
         both places, since what the later runs read depends on the layer itself.
     """
-    images = batch_of(parts)
+    images = batch_of(parts, network)
     model = freeze(network, layers, signals=signals)
     fitted: dict[str, FrozenLayer] = {}
     ahead: dict[str, LayerPatches] = {}

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from odm_deploy import quantize
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.quantization import patches
-from odm_deploy.quantization.patches import layer_patches, rows_of
+from odm_deploy.quantization.patches import batch_of, layer_patches, rows_of
 from tests.factories import random_images, tiny_network
 
 
@@ -44,3 +46,37 @@ def test_extremes_are_left_out_where_nobody_needs_them():
     assert [each.extremes.shape[1] > 0 for each in with_them] == [True, True]
     assert [each.extremes.shape[1] for each in without] == [0, 0]
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(with_them, without, strict=True))
+
+
+class OneImage(nn.Module):
+    """Cuts an image into windows, as transformers do, but no batch of them; of any size, or of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.side_px: int | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = (self.side_px, self.side_px) if self.side_px else x.shape[2:]
+        cut = self.first(x).view(1, 4, height // 8, 8, width // 8, 8)
+        return self.last(self.body((cut - cut.mean((3, 5), keepdim=True)).reshape(1, 4, height, width)))
+
+
+def test_networks_that_take_one_image_at_a_time_are_fitted():
+    images = [torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(3)]
+    network = OneImage()
+    model = quantize(network, 8, images)
+    with torch.no_grad():
+        for image in images:
+            expected = network(image / 255) * 255
+            assert (model(image) - expected).square().mean().sqrt() < 0.02 * expected.std()
+
+
+def test_images_are_given_as_a_batch_or_one_below_the_other_or_alone():
+    images = [torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(3)]
+    assert batch_of(images, tiny_network()).shape == (3, 3, 48, 48)
+    network = foreign_network(OneImage())
+    assert torch.equal(batch_of(images, network), torch.cat(images, 2))
+    network.get_submodule("net").side_px = 48  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.equal(batch_of(images, network), images[-1])

@@ -81,10 +81,15 @@ def test_patches_times_weights_are_the_layers_output(network, images, name):
 def test_the_network_runs_once_and_no_further_than_its_patches_are_taken(network, images):
     names = ["net.first", "net.deep", "net.mix", "net.rows"]
     reached, passes, taken = [], [], []
-    handles = [network.register_forward_pre_hook(lambda *_: passes.append(1))]
+    handles = [network.register_forward_pre_hook(lambda _, inputs: passes.extend([] if inputs[0].is_meta else [1]))]
     for name in names:
         layer = network.get_submodule(name)
-        handles.append(layer.register_forward_pre_hook(lambda *_, name=name: reached.append(name)))
+
+        def reach(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+            # Without data it runs to see which batches it takes.
+            reached.extend([] if inputs[0].is_meta else [name])
+
+        handles.append(layer.register_forward_pre_hook(reach))
     for patches in layer_patches(network, images, names):
         taken.append(patches.name)
         # Of those that ran to count how often each does, none is left.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.errors import UsageError
+from odm_deploy.errors import InputError, UsageError
 from training.distributed import World
 from training.losses.features import mismatch_loss
 from training.methods.base import Step, gradients
@@ -186,7 +186,12 @@ def test_the_teacher_stays_what_it_was_while_the_model_learns(attach, small_netw
     assert method.reconstruction_loss(step).item() == before
 
 
-@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+def test_a_teacher_takes_a_finite_share_of_the_loss():
+    with pytest.raises(InputError, match=r"method.teacher_weight = nan; write a finite number"):
+        build_method({"name": "odm_v2", "teacher_weight": float("nan")})
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_a_teacher_cannot_take_more_than_everything(weight):
     with pytest.raises(UsageError, match=f"method.teacher_weight = {weight}"):
         build_method({"name": "odm_v2", "teacher_weight": weight})
