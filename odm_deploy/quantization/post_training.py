@@ -174,8 +174,9 @@ def calibrate(
     with SignalObservers(network, plan, percentile) as watched:
         # Told where the network runs: the parts have read most of the images already.
         watching = track(images, count, "calibrating") if count else images
-        if policy.signals is not None and policy.power_of_two:
-            watching = _with_charts(watching)
+        roomy = all(width.activation == MAX_BITS for width in bits.values())
+        if policy.power_of_two and (roomy or policy.signals is not None):
+            watching = _with_charts(watching, strokes=policy.signals is None)
         observers = observe(network, watching, new, percentile) if new else {}
     signals = watched.grids(
         policy.signals or MAX_BITS, settings.method, power_of_two=policy.power_of_two, symmetric=policy.symmetric
@@ -232,14 +233,15 @@ def calibrate(
     return model, [_summary(observer, layers[name]) for name, observer in observers.items()]
 
 
-def _with_charts(images: Iterable[Tensor]) -> Iterator[Tensor]:
+def _with_charts(images: Iterable[Tensor], *, strokes: bool) -> Iterator[Tensor]:
     """The images, and a little of the largest contrasts there are.
 
-    Of two powers of two the smaller one has the smaller error on photographs, and cuts off half of a saturated area.
+    Of two powers of two the smaller one has the smaller error on photographs, and cuts off half of a saturated area,
+    or of lettering.
     """
     for number, image in enumerate(images):
         if number % CHART_EVERY == 0:
-            yield contrast_chart(*(max(length // 4, 1) for length in image.shape[2:]))
+            yield contrast_chart(*(max(length // 4, 1) for length in image.shape[2:]), strokes=strokes)
         yield image
 
 

@@ -324,3 +324,14 @@ def test_powers_of_two_leave_room_for_it_too():
     for name, watched in observers._watched.items():
         grid, seen = model.signals[name].grid, watched.observer
         assert min(grid.lower / seen.minimum, grid.upper / seen.maximum) > 0.45, name
+
+
+def test_layers_with_powers_of_two_leave_room_for_strokes():
+    network = tiny_network()
+    faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
+    model = calibrate(network, faint, QuantizationPolicy.parse("exact", "8"))[0]
+    _, *others = model.layers
+    chart = contrast_chart(48, 48, strokes=True)
+    for name, seen in observe(network, [chart], others).items():
+        grid = model.layers[name].grid
+        assert max(-grid.lower, grid.upper) > 0.4 * max(-seen.minimum, seen.maximum), name
