@@ -92,12 +92,16 @@ def command(
     require_weights(weights)
     paths = choose_images(image_source, max_images)
     with slow_imports():
+        import torch
+
         from odm_deploy.checkpoint import save_model
+        from odm_deploy.imaging.lettering import lettering
+        from odm_deploy.imaging.pixels import to_batch
         from odm_deploy.quantization.calibration_images import hold_back
         from odm_deploy.quantization.post_training import Known, calibrate
         from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
         from odm_deploy.tuning.goals import default_goal
-        from odm_deploy.tuning.held_back import PART_PX, HeldBack
+        from odm_deploy.tuning.held_back import PART_PX, HeldBack, Sample
         from odm_deploy.tuning.profile_choice import choose_profile
         from odm_deploy.tuning.tune import tune
         from odm_deploy.tuning.unfinished import Unfinished
@@ -189,13 +193,15 @@ def command(
     save_model(model, output)
     if unfinished is not None:
         unfinished.remove()
+    small = torch.from_numpy(to_batch(lettering(*held_back.lows[0].shape[2:])))
+    letters = HeldBack(loaded, [Sample(small)]).measure(tuned.model)
     seconds = round(time.monotonic() - started, 1)
     layers, images = counted(len(summaries), "layer"), counted(len(seen), "image")
     summary = f"{layers} quantized, {ranges.method.value} ranges from {images}"
     say(f"{output}: {loaded.title} x{loaded.scale}, {summary}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
-    say_cost(tuned, output, held_back=seen.paths != unseen.paths)
+    say_cost(tuned, letters, output, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
     if as_json:
@@ -212,7 +218,7 @@ def command(
                 "exact_sums": model.metadata["exact_sums"],
                 "layers": [dataclasses.asdict(summary) for summary in summaries],
                 "float_layers": [dataclasses.asdict(share) for share in shares],
-                **cost_documents(tuned),
+                **cost_documents(tuned, letters),
                 "bundle": None if bundle is None else str(bundle),
                 "seconds": seconds,
             }

@@ -48,6 +48,15 @@ def cost_text(cost: OutputCost) -> str:
     return text
 
 
+def lettering_text(cost: OutputCost) -> str:
+    """One line: what quantization did to small lettering, and where it shows, what helps."""
+    if math.isinf(cost.psnr_db):
+        return "small lettering: float and quantized output are equal"
+    seen = visibility(cost.psnr_db, round(cost.largest))
+    fix = "" if seen == "invisible" else "; images of it among --images, at the size of inputs (--lr), help"
+    return f"small lettering: {cost.psnr_db:.1f} dB, a value is {round(cost.largest)} of 255 off{fix}"
+
+
 def _worst(cost: OutputCost) -> str:
     """The image that is worse than all of them together, where it shows."""
     worst = cost.worst

@@ -37,6 +37,7 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "cost, on 1 image: " in outcome.stderr
     assert "dB between float and quantized output" in outcome.stderr
     assert "against the originals" in outcome.stderr
+    assert re.search(r"small lettering: [\d.]+ dB, a value is \d+ of 255 off", outcome.stderr)
     assert "most of it: body." in outcome.stderr
     assert re.search(r"to lose less: --(max-drop 0\.03|min-psnr 45) finds", outcome.stderr)
     assert "=8;" in outcome.stderr
@@ -134,6 +135,8 @@ def test_json_has_the_same(weights, images, tmp_path):
     assert document["cost"]["images"] == 1
     assert document["cost"]["psnr_db"] > 30
     assert document["cost"]["drop_db"] is None
+    assert document["lettering"]["images"] == 1
+    assert document["lettering"]["drop_db"] is None
     assert [each["name"] for each in document["sensitivity"]] == [each["name"] for each in document["layers"]]
     assert document["mixed_widths"] is None
     assert document["fine_tuning"] is None

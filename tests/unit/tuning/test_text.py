@@ -11,7 +11,7 @@ from rich.console import Console
 from odm_deploy.tuning.held_back import OutputCost, WorstImage
 from odm_deploy.tuning.mixed_widths import MixedWidths
 from odm_deploy.tuning.sensitivity import WEIGHTS, LayerSensitivity
-from odm_deploy.tuning.text import advice, cost_text, mixed_text, sensitivity_table, worst_text
+from odm_deploy.tuning.text import advice, cost_text, lettering_text, mixed_text, sensitivity_table, worst_text
 from tests.factories import tiny_model
 
 LAYERS = [
@@ -42,6 +42,15 @@ def test_the_cost_is_a_figure_and_whether_it_is_seen():
     assert cost_text(OutputCost(1, math.inf, 0.0)) == (
         "cost, on 1 image: nothing, float and quantized output are equal"
     )
+
+
+def test_lettering_is_told_apart_with_what_helps_where_it_shows():
+    assert lettering_text(OutputCost(1, 47.26, 9.0)) == "small lettering: 47.3 dB, a value is 9 of 255 off"
+    for shows in (OutputCost(1, 47.0, 33.6), OutputCost(1, 31.0, 112.0)):
+        assert lettering_text(shows).endswith(
+            " of 255 off; images of it among --images, at the size of inputs (--lr), help"
+        )
+    assert lettering_text(OutputCost(1, math.inf, 0.0)) == "small lettering: float and quantized output are equal"
 
 
 def test_advice_names_the_layers_and_fits_what_is_known():
