@@ -137,12 +137,19 @@ def mixed_text(mixed: MixedWidths, model: Path) -> str:
         for where, names in (("at 8 bits", mixed.widened), ("in float", mixed.in_float))
         if names
     ]
+    bits = {name: layer.weight_bits + layer.grid.bits for name, layer in mixed.model.layers.items()}
+    if mixed.widened and all(width >= bits[mixed.widened[0]] for width in bits.values()):
+        parts.append("none at fewer bits (--bits 8 has less to search)")
     all_of_them = max(len(mixed.widened), len(mixed.in_float)) > _NAMED
     return (
-        f"mixed widths: {' and '.join(parts)}; quantized share of {mixed.share_of} "
+        f"mixed widths: {_listed(parts)}; quantized share of {mixed.share_of} "
         f"{mixed.quantized_share_before:.1%} -> {mixed.quantized_share:.1%}{_not_counted(mixed.share_of)}"
         + (f" (odm-deploy inspect {shlex.quote(str(model))} names all)" if all_of_them else "")
     )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def _share_of(sensitivities: Sequence[LayerSensitivity]) -> str:

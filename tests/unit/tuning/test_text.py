@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.tuning.held_back import OutputCost, WorstImage
 from odm_deploy.tuning.mixed_widths import MixedWidths
 from odm_deploy.tuning.sensitivity import WEIGHTS, LayerSensitivity
 from odm_deploy.tuning.text import advice, cost_text, lettering_text, mixed_text, sensitivity_table, worst_text
-from tests.factories import tiny_model
+from tests.factories import quantized, tiny_model, tiny_network
 
 LAYERS = [
     LayerSensitivity("first", 8, 8, 1.0, 0.25),
@@ -102,11 +103,11 @@ def test_layers_are_listed_most_expensive_first():
 
 
 def test_the_price_of_mixed_widths_is_told():
-    model, cost = tiny_model(), OutputCost(1, 40.0, 9.0)
-    mixed = MixedWidths(model, cost, cost, ("a",), ("b", "c"), 0.9, 0.81, 7)
+    model, cost = _at_8_bits("body.2"), OutputCost(1, 40.0, 9.0)
+    mixed = MixedWidths(model, cost, cost, ("body.2",), ("b", "c"), 0.9, 0.81, 7)
     path = Path("4 bits.pt")
     assert mixed_text(mixed, path) == (
-        "mixed widths: 1 layer at 8 bits (a) and 2 layers in float (b, c); quantized share of MACs 90.0% -> 81.0%"
+        "mixed widths: 1 layer at 8 bits (body.2) and 2 layers in float (b, c); quantized share of MACs 90.0% -> 81.0%"
     )
     many = mixed_text(MixedWidths(model, cost, cost, (), tuple("abcdef"), 0.9, 0.81, 7), path)
     assert many.startswith("mixed widths: 6 layers in float (a, b, c, 3 more); quantized share of MACs 90.0% -> ")
@@ -114,9 +115,28 @@ def test_the_price_of_mixed_widths_is_told():
     assert mixed_text(MixedWidths(model, cost, cost, (), (), 0.9, 0.9, 1), path).startswith("the goal is kept as it is")
 
 
+def test_where_no_layer_keeps_the_fewer_bits_that_were_asked_for_that_is_told():
+    model, cost, path = tiny_model(), OutputCost(1, 40.0, 9.0), Path("model.pt")
+    names, told = tuple(model.layers), "and none at fewer bits (--bits 8 has less to search); quantized share"
+    assert told in mixed_text(MixedWidths(model, cost, cost, names, (), 0.9, 0.9, 7), path)
+    beside_float = mixed_text(MixedWidths(model, cost, cost, names, ("tail",), 0.9, 0.8, 7), path)
+    assert f", 1 layer in float (tail) {told}" in beside_float
+    one = MixedWidths(_at_8_bits(names[0]), cost, cost, names[:1], (), 0.9, 0.9, 7)
+    assert "fewer" not in mixed_text(one, path)
+
+
+def _at_8_bits(name: str) -> QuantizedModel:
+    """A network whose body has 4 bits, apart from one layer."""
+    return quantized(
+        tiny_network(),
+        lambda _, each: (8 if each == name else 4, "asymmetric", "per_channel") if each.startswith("body.") else None,
+    )
+
+
 def test_work_that_cannot_be_counted_is_told_as_a_share_of_the_weights():
-    model, cost = tiny_model(), OutputCost(1, 40.0, 9.0)
-    assert mixed_text(MixedWidths(model, cost, cost, ("a",), (), 0.9, 0.8, 7, WEIGHTS), Path("model.pt")).endswith(
+    model, cost = _at_8_bits("body.2"), OutputCost(1, 40.0, 9.0)
+    mixed = MixedWidths(model, cost, cost, ("body.2",), (), 0.9, 0.8, 7, WEIGHTS)
+    assert mixed_text(mixed, Path("model.pt")).endswith(
         "quantized share of weights 90.0% -> 80.0% (its code does not run without data, so its MACs are not counted)"
     )
     console = Console(width=200)
