@@ -18,11 +18,21 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.plain_run import Arrays, PlainRun
 from odm_deploy.lowering.fixing.changes import Tap
+from odm_deploy.lowering.fixing.quantizers import CODE_RANGES
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import activation_quantizers
 
 SIZES_PX = ((48, 40), (24, 64))
 """Heights and widths of the images, where the graph leaves them open: multiples of 8, which windows often want."""
+
+VALUES = ((0.0, 1.0), (0.0, 255.0), (-3.0, 3.0))
+"""Least and largest values of the images, where they do not go straight into a quantizer."""
+
+BEYOND = 0.25
+"""By what part of its range a quantizer that reads an image is given values beyond both ends, in some images.
+
+It is given all of the range: of a few of its codes, a layer's output is small beside the sums that make it, which may
+round on the way."""
 
 LARGEST_ERROR = 1e-4
 """Of the largest value of a tensor: float32 sums in another order differ by far less, a wrong bias by far more."""
@@ -112,7 +122,7 @@ def compare(original: ModelProto, flat: ModelProto, fixed: ModelProto, taps: lis
         reference = PlainRun(flat, outputs)
     compared = flips = largest = same = close = total = runs = 0
     error = output_error = 0.0
-    for feeds in _random_feeds(original):
+    for feeds in _random_feeds(original, _quantized_ranges(flat)):
         runs += 1
         wanted = before(feeds)
         given = {name: wanted[name] for name in cuts}
@@ -196,16 +206,38 @@ def _padded(codes: NDArray[Any], tap: Tap) -> NDArray[np.int64]:
     return np.pad(shifted, amounts, constant_values=tap.zero)
 
 
-def _random_feeds(model: ModelProto) -> list[Arrays]:
+def _random_feeds(model: ModelProto, ranges: dict[str, tuple[float, float]]) -> list[Arrays]:
     rng = np.random.default_rng(2026)
     filled = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in filled]
-    feeds: list[Arrays] = []
-    for size in SIZES_PX:
-        for low, high in ((0, 1), (0, 255), (-3, 3)):
-            feed = {value.name: _random(rng, value.type.tensor_type, size, low, high) for value in inputs}
-            feeds.append(feed)
-    return feeds
+    values = {value.name: _values(ranges.get(value.name)) for value in inputs}
+    return [
+        {value.name: _random(rng, value.type.tensor_type, size, *values[value.name][index]) for value in inputs}
+        for size in SIZES_PX
+        for index in range(len(VALUES))
+    ]
+
+
+def _values(quantized: tuple[float, float] | None) -> tuple[tuple[float, float], ...]:
+    """Least and largest values of images, where one is quantized on a range and where it is not."""
+    low, high = quantized or (0.0, 0.0)
+    if not high > low:
+        return VALUES
+    more = BEYOND * (high - low)
+    return (low, high), (low - more, high + more), (low / 2, high / 2)
+
+
+def _quantized_ranges(flat: ModelProto) -> dict[str, tuple[float, float]]:
+    """What the codes of quantizers stand for that read an input of the graph, by the input's name."""
+    graph, ranges = QdqGraph(flat), dict[str, tuple[float, float]]()
+    inputs = {value.name for value in flat.graph.input}
+    for node in activation_quantizers(graph):
+        scale, codes = graph.scale(node), CODE_RANGES.get(graph.code_type(node))
+        if node.input[0] in inputs and scale is not None and codes is not None:
+            zero = graph.zero_point(node)
+            ends = np.subtract.outer(np.asarray(codes, np.float64), 0.0 if zero is None else zero.astype(np.float64))
+            ranges[node.input[0]] = float((ends * scale).min()), float((ends * scale).max())
+    return ranges
 
 
 def _random(rng: np.random.Generator, kind: Any, size: tuple[int, int], low: float, high: float) -> NDArray[Any]:
@@ -217,7 +249,8 @@ def _random(rng: np.random.Generator, kind: Any, size: tuple[int, int], low: flo
     if dtype.kind in "iu":
         least, most = max(np.iinfo(dtype).min, -128), min(np.iinfo(dtype).max, 255)
         return rng.integers(least, most, shape, endpoint=True).astype(dtype)
-    return rng.uniform(low, high, shape).astype(dtype)
+    largest = float(np.finfo(dtype).max) / 2
+    return rng.uniform(max(low, -largest), min(high, largest), shape).astype(dtype)
 
 
 def _inner(codes: NDArray[Any], pads: tuple[int, ...]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from odm_deploy.lowering.fixing.constants import Constants
 from odm_deploy.lowering.fixing.edit import attribute
 from odm_deploy.lowering.lint.graph import DEQUANTIZE, QUANTIZE
 
-_RANGES: dict[int, tuple[int, int]] = {
+CODE_RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT8: (-128, 127),
     TensorProto.UINT8: (0, 255),
     TensorProto.INT16: (-(2**15), 2**15 - 1),
@@ -24,6 +24,7 @@ _RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT2: (-2, 1),
     TensorProto.UINT2: (0, 3),
 }
+"""The least and the largest code of a type."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def pairs_of(constants: Constants, quantize: ir.Node) -> list[Pair] | str:
     given = parameters(constants, quantize)
     if isinstance(given, str):
         return given
-    if given.kind not in _RANGES:
+    if given.kind not in CODE_RANGES:
         return "its codes are no integers of up to 16 bits"
     found: list[Pair] = []
-    for node, low, high in _readers(constants, quantize.outputs[0], *_RANGES[given.kind]):
+    for node, low, high in _readers(constants, quantize.outputs[0], *CODE_RANGES[given.kind]):
         if node.op_type != DEQUANTIZE:
             return f"{node.name} ({node.op_type}) computes with its codes"
         if node.graph is not quantize.graph:

@@ -319,6 +319,15 @@ def narrow_graph(kind, zero, *, scale=None, by_attribute=False, relu=False, half
     return b.model(b.op("Cast", [y], "y", to=TensorProto.FLOAT) if half else y)
 
 
+@pytest.mark.parametrize("scale", [0.001, 1 / 255, 3.0, 100.0])
+@pytest.mark.parametrize(("kind", "zero"), [("UINT8", 0), ("UINT8", 1), ("UINT8", 200), ("INT8", -128), ("INT8", 5)])
+def test_images_of_the_proof_go_through_all_codes_of_any_scale(kind, zero, scale):
+    fixed = fix(narrow_graph(TensorProto.DataType.Value(kind), zero, scale=np.float32(scale)))
+    assert (failing(fixed.model), fixed.left) == (set(), ())
+    assert fixed.equality.codes > 0
+    assert fixed.equality.error < 1e-5
+
+
 NARROW = [("INT4", 0), ("INT4", -8), ("INT4", 3), ("UINT4", 0), ("UINT4", 8), ("UINT4", 15), ("UINT4", 5)]
 
 
