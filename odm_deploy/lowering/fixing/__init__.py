@@ -82,7 +82,7 @@ def fix(model: ModelProto) -> Fixed:
             fix="quantize the float graph first: odm-deploy quantize FILE.onnx --images DIR",
         )
     fixed = _rewrite(flat, changes)
-    equality = compare(model, flat, fixed, changes.taps)
+    equality = compare(model, flat, fixed, changes)
     if not equality.holds:
         raise GateError(
             "the rewritten graph is not the original",

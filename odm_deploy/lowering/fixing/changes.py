@@ -21,6 +21,16 @@ class Tap:
     """The second's code of real zero, with which it is padded."""
 
 
+@dataclass(frozen=True)
+class Moved:
+    """A quantizer that moved behind an operation: the codes it makes there, in terms of the original graph."""
+
+    values: str
+    """What the operation makes of dequantized codes there; each of them is a code's."""
+    step: float
+    zero: int
+
+
 @dataclass
 class Changes:
     """A record that the passes write as they go."""
@@ -30,6 +40,8 @@ class Changes:
     left: list[str] = field(default_factory=list[str])
     """What stays as it was or runs in float, each with the reason."""
     taps: list[Tap] = field(default_factory=list[Tap])
+    moved: dict[str, Moved] = field(default_factory=dict[str, Moved])
+    """By the tensor of codes that is new with it."""
 
     def did(self, what: str, count: int = 1) -> None:
         """Note a change, unless `count` is 0."""

@@ -8,6 +8,7 @@ the other way can move those behind it.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.plain_run import Arrays, PlainRun
-from odm_deploy.lowering.fixing.changes import Tap
+from odm_deploy.lowering.fixing.changes import Changes, Moved, Tap
 from odm_deploy.lowering.fixing.quantizers import CODE_RANGES
 from odm_deploy.lowering.lint.graph import QdqGraph
 from odm_deploy.lowering.lint.operands import activation_quantizers
@@ -89,30 +90,31 @@ class Equality:
 
 
 @np.errstate(invalid="ignore")
-def compare(original: ModelProto, flat: ModelProto, fixed: ModelProto, taps: list[Tap]) -> Equality:
+def compare(original: ModelProto, flat: ModelProto, fixed: ModelProto, changes: Changes) -> Equality:
     """Run all three on random images of three ranges and two sizes.
 
     Args:
         original: the graph as its file holds it.
         flat: the same with functions inlined, whose tensors the fixed graph still has by name.
         fixed: the fixed graph.
-        taps: where the codes of its quantizers are in `flat` and in `fixed`.
+        changes: where the codes of its quantizers are in `flat` and in `fixed`.
 
     Raises:
         InputError: ONNX Runtime does not run one of them.
     """
     outputs = [value.name for value in original.graph.output]
     flat_codes = {name for node in flat.graph.node for name in node.output}
-    # Quantizers that moved have codes of other shapes.
-    taps = [tap for tap in taps if tap.before in flat_codes]
-    taps += _untouched(flat, fixed, taps)
+    taps = [tap for tap in changes.taps if tap.before in flat_codes or tap.before in changes.moved]
+    taps += _untouched(flat, fixed, taps, changes.moved)
+    moved = {tap.before: changes.moved[tap.before] for tap in taps if tap.before not in flat_codes}
     cuts = _cuts(flat, fixed)
     forced = _forced(fixed, cuts, taps)
-    before = PlainRun(flat, [*outputs, *cuts, *(tap.before for tap in taps)])
+    codes = (moved[tap.before].values if tap.before in moved else tap.before for tap in taps)
+    before = PlainRun(flat, [*outputs, *cuts, *codes])
     pieces = PlainRun(forced, [*outputs, *cuts, *(tap.after for tap in taps)])
-    # A quantizer that moved cannot be given its codes: one that rounds the other way moves the few values behind it.
-    moved = len(list(activation_quantizers(QdqGraph(fixed)))) > len(taps)
-    share = 1 - LARGEST_FLIP_RATE if moved else 1.0
+    # A quantizer without a tap cannot be given its codes: one that rounds the other way moves the few values behind it.
+    untapped = len(list(activation_quantizers(QdqGraph(fixed)))) > len(taps)
+    share = 1 - LARGEST_FLIP_RATE if untapped else 1.0
     kinds = {tap.after: _dtype(fixed, tap.after) for tap in taps}
     whole = PlainRun(fixed, outputs)
     try:
@@ -125,6 +127,8 @@ def compare(original: ModelProto, flat: ModelProto, fixed: ModelProto, taps: lis
     for feeds in _random_feeds(original, _quantized_ranges(flat)):
         runs += 1
         wanted = before(feeds)
+        for name, each in moved.items():
+            wanted[name] = (np.rint(wanted[each.values].astype(np.float64) / each.step) + each.zero).astype(np.int64)
         given = {name: wanted[name] for name in cuts}
         given |= {tap.after: _padded(wanted[tap.before], tap).astype(kinds[tap.after]) for tap in taps}
         got = pieces({**feeds, **{f"{name}{_FED}": array for name, array in given.items()}})
@@ -155,11 +159,11 @@ def _cuts(flat: ModelProto, fixed: ModelProto) -> list[str]:
     return list(dict.fromkeys(node.input[0] for node in activation_quantizers(graph) if node.input[0] in made))
 
 
-def _untouched(flat: ModelProto, fixed: ModelProto, taps: list[Tap]) -> list[Tap]:
-    """Quantizers that are the same in both graphs."""
+def _untouched(flat: ModelProto, fixed: ModelProto, taps: list[Tap], moved: Mapping[str, Moved]) -> list[Tap]:
+    """Quantizers that are the same in both graphs, apart from their place."""
     made = {name for node in fixed.graph.node for name in node.output} - {tap.before for tap in taps}
     names = (node.output[0] for node in activation_quantizers(QdqGraph(flat)))
-    return [Tap(name, name, 0) for name in names if name in made]
+    return [Tap(name, name, 0) for name in dict.fromkeys([*names, *moved]) if name in made]
 
 
 def _forced(fixed: ModelProto, cuts: list[str], taps: list[Tap]) -> ModelProto:

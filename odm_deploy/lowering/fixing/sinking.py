@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from odm_deploy.lowering.fixing.changes import Changes
+from odm_deploy.lowering.fixing.changes import Changes, Moved
 from odm_deploy.lowering.fixing.constants import Constants
 from odm_deploy.lowering.fixing.edit import Rewriter, attribute
 from odm_deploy.lowering.fixing.quantizers import Pair, is_activation_quantizer, pairs_of
@@ -48,6 +48,7 @@ def sink_quantizers(editor: Rewriter, constants: Constants, changes: Changes, we
             editor.graph.insert_after(node, [codes, values])
             editor.take_over(output, values.outputs[0])
             codes.outputs[0].name = f"{name}.codes"
+            changes.moved[f"{name}.codes"] = Moved(name, float(pair.taken.step), pair.taken.zero)
         changes.did(f"{node.op_type} moved from behind a DequantizeLinear to before its QuantizeLinear")
 
 
