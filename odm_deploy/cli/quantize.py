@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import LayerSummary
-    from odm_deploy.tuning.held_back import Sample
+    from odm_deploy.tuning.held_back import OutputCost, Sample
     from odm_deploy.tuning.profile_choice import ProfileChoice
     from odm_deploy.tuning.tune import Tuned
 
@@ -92,16 +92,12 @@ def command(
     require_weights(weights)
     paths = choose_images(image_source, max_images)
     with slow_imports():
-        import torch
-
         from odm_deploy.checkpoint import save_model
-        from odm_deploy.imaging.lettering import lettering
-        from odm_deploy.imaging.pixels import to_batch
         from odm_deploy.quantization.calibration_images import hold_back
         from odm_deploy.quantization.post_training import Known, calibrate
         from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
         from odm_deploy.tuning.goals import default_goal
-        from odm_deploy.tuning.held_back import PART_PX, HeldBack, Sample
+        from odm_deploy.tuning.held_back import PART_PX, HeldBack
         from odm_deploy.tuning.profile_choice import choose_profile
         from odm_deploy.tuning.tune import tune
         from odm_deploy.tuning.unfinished import Unfinished
@@ -193,14 +189,13 @@ def command(
     save_model(model, output)
     if unfinished is not None:
         unfinished.remove()
-    small = torch.from_numpy(to_batch(lettering(*held_back.lows[0].shape[2:])))
-    letters = HeldBack(loaded, [Sample(small)]).measure(tuned.model)
     seconds = round(time.monotonic() - started, 1)
     layers, images = counted(len(summaries), "layer"), counted(len(seen), "image")
     summary = f"{layers} quantized, {ranges.method.value} ranges from {images}"
     say(f"{output}: {loaded.title} x{loaded.scale}, {summary}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
+    letters = _compared_on_lettering(loaded, model, *held_back.lows[0].shape[2:])
     say_cost(tuned, letters, output, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
@@ -230,6 +225,32 @@ def _samples(images: CalibrationImages) -> Iterator[Sample]:
     from odm_deploy.tuning.held_back import Sample
 
     return (Sample(*pair, path.name) for pair, path in zip(images.pairs(), images.paths, strict=True))
+
+
+def _compared_on_lettering(
+    network: SuperResolutionNetwork, model: QuantizedModel, height: int, width: int
+) -> OutputCost | None:
+    """What quantization did to small lettering on images of this size, at which the network runs.
+
+    None, and a line that says why, where either gives no picture of it: hours of work are not to end in that.
+    """
+    import torch
+
+    from odm_deploy.errors import OdmError
+    from odm_deploy.imaging.lettering import lettering
+    from odm_deploy.imaging.pixels import to_batch
+    from odm_deploy.tuning.held_back import HeldBack, Sample
+
+    try:
+        drawn = HeldBack(network, [Sample(torch.from_numpy(to_batch(lettering(height, width))))])
+    except OdmError as error:
+        say(f"small lettering: not compared, since the float network gives no picture of it: {error}")
+        return None
+    try:
+        return drawn.measure(model)
+    except OdmError as error:
+        say(f"small lettering: the quantized network gives no picture of it, and the float one does: {error}")
+        return None
 
 
 def _place_of(output: Path | None) -> Path:

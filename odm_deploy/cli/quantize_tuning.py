@@ -77,7 +77,7 @@ def to_budget(options: Mapping[str, Any]) -> Budget | None:
     return None if minutes is None else Budget(minutes=minutes)
 
 
-def say_cost(tuned: Tuned, lettering: OutputCost, model: Path, *, held_back: bool) -> None:
+def say_cost(tuned: Tuned, lettering: OutputCost | None, model: Path, *, held_back: bool) -> None:
     """What quantization cost in a `model` just written, which layers cost most, and what to do about it."""
     from odm_deploy.tuning.text import advice, cost_text, lettering_text, mixed_text, worst_text
 
@@ -87,7 +87,8 @@ def say_cost(tuned: Tuned, lettering: OutputCost, model: Path, *, held_back: boo
         cost_text(tuned.cost)
         + ("" if held_back else " (seen in calibration, too; of five images or more, some are held back)")
     )
-    say(lettering_text(lettering))
+    if lettering is not None:
+        say(lettering_text(lettering))
     if worst := worst_text(tuned.sensitivities):
         say(worst)
     chosen = tuned.mixed is not None and bool(tuned.mixed.widened or tuned.mixed.in_float)
@@ -95,14 +96,14 @@ def say_cost(tuned: Tuned, lettering: OutputCost, model: Path, *, held_back: boo
         say(todo)
 
 
-def cost_documents(tuned: Tuned, lettering: OutputCost) -> dict[str, Any]:
+def cost_documents(tuned: Tuned, lettering: OutputCost | None) -> dict[str, Any]:
     """The keys of `quantize --json` about quality."""
     from odm_deploy.tuning.text import cost_document, sensitivity_document
 
     mixed, fine_tuned = tuned.mixed, tuned.fine_tuned
     return {
         "cost": cost_document(tuned.cost),
-        "lettering": cost_document(lettering),
+        "lettering": None if lettering is None else cost_document(lettering),
         "sensitivity": sensitivity_document(tuned.sensitivities),
         "mixed_widths": None
         if mixed is None

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from odm_deploy.checkpoint import load_model
 from odm_deploy.imaging.writing import write_image
@@ -140,6 +142,31 @@ def test_json_has_the_same(weights, images, tmp_path):
     assert [each["name"] for each in document["sensitivity"]] == [each["name"] for each in document["layers"]]
     assert document["mixed_widths"] is None
     assert document["fine_tuning"] is None
+
+
+class ByContrast(nn.Sequential):
+    """Gives NaN for images that hold black and white alone."""
+
+    hyperparameters: dict[str, int] = {}
+
+    def __init__(self):
+        super().__init__(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+
+    def forward(self, x):
+        between = ((x > 0.01) & (x < 0.99)).float().mean()
+        return x + 0.01 * super().forward(x) * (between / between)
+
+
+def test_a_network_that_gives_no_picture_of_lettering_ends_as_others_do(images, tmp_path):
+    torch.save(ByContrast().state_dict(), tmp_path / "w.pth")
+    network = ("--network", f"{__name__}:ByContrast", "--set", "input_range=1")
+    call = (*network, "--no-fit", "--export", tmp_path / "bundle", "--no-engine", "--json")
+    outcome = quantize(tmp_path / "w.pth", images, tmp_path / "model.pt", *call)
+    assert outcome.code == 0, outcome.stderr
+    assert "not compared, since the float network gives no picture of it: the output holds NaN" in outcome.stderr
+    assert "cost, on 1 image: " in outcome.stderr
+    assert outcome.document["lettering"] is None
+    assert (tmp_path / "bundle" / "manifest.json").exists()
 
 
 def test_layers_that_cost_most_stay_float_up_to_a_share_of_the_work(weights, images, tmp_path):
