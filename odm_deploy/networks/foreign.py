@@ -239,11 +239,11 @@ def _watch(module: nn.Module, input_range: float) -> tuple[dict[str, list[tuple[
     unusual: set[str] = set()
 
     def before(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...]) -> None:
             parameters.running.append(name)
-            # Called by keyword, without a batch, or in half precision: nobody else here expects that.
+            # Called by keyword, without a batch, in half precision, or with no values: nobody else here expects that.
             batched = inputs and not (isinstance(layer, nn.Conv2d) and inputs[0].dim() != 4)
-            if not batched or inputs[0].dtype != torch.float32:
+            if not batched or inputs[0].dtype != torch.float32 or not inputs[0].numel() or not layer.weight.numel():
                 unusual.add(name)
                 return
             # Tokens show no rows and columns; linear layers read channels last.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from odm_deploy.networks.base import SuperResolutionNetwork
+from odm_deploy.networks.running import first_that_runs
 from odm_deploy.tuning.effort import macs_of
 
 PATCH_PX = 48
@@ -47,5 +48,7 @@ class Examples:
 
 
 def batch_size(network: SuperResolutionNetwork) -> int:
-    """Examples a step, 1 to `MOST_BATCH`."""
-    return max(1, min(MOST_BATCH, int(STEP_MACS / max(macs_of(network) * PATCH_PX**2, 1))))
+    """Examples a step, 1 to `MOST_BATCH`; 1 where somebody else's network takes one image at a time."""
+    count = max(1, min(MOST_BATCH, int(STEP_MACS / max(macs_of(network) * PATCH_PX**2, 1))))
+    batch = torch.zeros(count, 3, PATCH_PX, PATCH_PX)
+    return len(first_that_runs(network, (batch, batch[:1])))

@@ -29,6 +29,9 @@ STANDARD_ERRORS = 2.0
 PART_PX = 128
 """Height and width of the middle of an image that is compared: a dozen comparisons have to take seconds."""
 
+BEST_DB = 10.0 * math.log10(12.0 * 255.0**2)
+"""PSNR that rounding to 8 bits alone leaves. Outputs nearer to the truth are as good as equal: that of black frames."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,9 +68,9 @@ class OutputCost:
     largest: float
     """Largest difference of a value, in 8-bit steps."""
     float_psnr_y_db: float | None = None
-    """Float output against the truth, mean over images; None without truth."""
+    """Float output against the truth, mean over images of which it misses something; None without truth."""
     quantized_psnr_y_db: float | None = None
-    """Quantized output against the truth, mean over images; None without truth."""
+    """Quantized output against the truth, mean over the same images; None without truth."""
     uncancelled_drop_db: float | None = None
     """What would be lost against the truth if quantization's error had nothing to do with the float network's own,
 
@@ -156,8 +159,10 @@ class HeldBack:
         worst = min(alone, key=lambda image: image.psnr_db) if squared and len(alone) > 1 else None
         if not qualities:
             return OutputCost(len(self.samples), psnr_db, largest, worst=worst)
+        # Of an image that misses nothing any error is a large share, infinite for black frames: it tells nothing.
+        qualities = [each for each in qualities if each[0] < BEST_DB] or qualities
         plain, quantized, uncancelled = (sum(each) / len(each) for each in zip(*qualities, strict=True))
-        if len(qualities) > 1 and math.isfinite(uncancelled):
+        if len(qualities) > 1:
             uncancelled += STANDARD_ERRORS * statistics.stdev(each[-1] for each in qualities) / len(qualities) ** 0.5
         return OutputCost(len(self.samples), psnr_db, largest, plain, quantized, uncancelled, worst)
 
@@ -176,7 +181,7 @@ def _run(network: Network, low: Tensor) -> Tensor:
 
 def _quality(output: Tensor, sample: Sample) -> float:
     assert sample.truth is not None
-    return psnr_y(to_pixels(output.numpy()), sample.truth, _border(output, sample))
+    return min(psnr_y(to_pixels(output.numpy()), sample.truth, _border(output, sample)), BEST_DB)
 
 
 def _uncancelled(quality_db: float, difference: Tensor, sample: Sample) -> float:

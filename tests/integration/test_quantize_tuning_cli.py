@@ -147,8 +147,6 @@ def test_json_has_the_same(weights, images, tmp_path):
 class ByContrast(nn.Sequential):
     """Gives NaN for images that hold black and white alone."""
 
-    hyperparameters: dict[str, int] = {}
-
     def __init__(self):
         super().__init__(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
 

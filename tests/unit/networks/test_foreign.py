@@ -232,6 +232,23 @@ def test_layers_that_run_in_other_ways_stay_float(profile) -> None:
     assert float(expected.std()) > 10.0
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_channels_stay_float() -> None:
+    """DAT makes such where its width is below 32: then its positions have a width of zero."""
+
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.body, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 12, 1)
+            self.into, self.out = nn.Linear(8, 0), nn.Linear(0, 8)
+
+        def forward(self, x):
+            x = self.body(self.first(x))
+            return F.pixel_shuffle(self.last(x + self.out(self.into(x.movedim(1, -1))).movedim(-1, 1)), 2)
+
+    assert list(quantize(Narrow(), 8, images(1)).layers) == ["net.body"]
+
+
 def test_linear_layers_that_read_channels_last_are_no_tail() -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:

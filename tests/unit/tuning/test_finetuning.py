@@ -6,15 +6,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
+from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.quantization.exact.freeze import bias_unit
 from odm_deploy.quantization.exact.sums import sums_are_exact
 from odm_deploy.quantization.layers import quantized_layer
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.quantization.power_of_two import round_to_multiples
+from odm_deploy.tuning.examples import batch_size
 from odm_deploy.tuning.finetuning import Budget, fine_tune
 from odm_deploy.tuning.held_back import HeldBack, Sample
 from odm_deploy.tuning.learnable_layers import LearnableLayer
@@ -138,6 +141,27 @@ def test_an_interruption_keeps_what_was_learned():
     assert said == ["fine-tuning ended after 30 steps; keeping what was learned"]
     held = HeldBack(network, [Sample(images(4)[3])])
     assert held.measure(tuned.model).psnr_db > held.measure(model).psnr_db
+
+
+class OneImage(nn.Module):
+    """Takes one image at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.body, self.last = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        return x.view(1, 3, *x.shape[2:]) + self.last(self.body(self.first(x)).relu())
+
+
+def test_networks_that_take_one_image_at_a_time_learn_from_one():
+    torch.manual_seed(0)
+    network = foreign_network(OneImage())
+    model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(3, 3)), NEAREST)
+    tuned = fine_tune(network, model, images(), Budget(steps=20))
+    assert tuned.steps == 20
+    assert tuned.last_loss < tuned.first_loss
+    assert batch_size(network) == 1 < batch_size(foreign_network(nn.Sequential(OneImage().first, OneImage().last)))
 
 
 def test_what_cannot_be_done_is_refused():
