@@ -101,7 +101,7 @@ def time_runs(
     count = effort.iterations or max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, fitting))
     if effort.iterations is None and count > 2 * max(fitting, 1):
         each = " and ".join(f"{seconds:.1f}" for seconds in one_of_each_s)
-        say(f"a run takes {each} s; {count} of each, {count * sum(one_of_each_s):.0f} s: a smaller --size is faster")
+        say(f"a run takes {each} s; {count} of each, {count * sum(one_of_each_s):.0f} s: a smaller size is faster")
     blocks = _split(count)
     samples: list[list[RunTimes]] = [[] for _ in runtimes]
     for index, block in enumerate(track(blocks, len(blocks))):

@@ -60,6 +60,8 @@ def command(
         raise UsageError(f"cannot write {output}", why="the report is a page", fix="end it in .html")
     for path in filter(None, (output, markdown)):
         check_file(path)
+    if markdown is not None and markdown.resolve() == output.resolve():
+        raise UsageError(f"cannot write {output}", why="it is named twice", fix="name another file with --markdown")
     check_can_render()
     if quick:
         options["max_images"] = min(options["max_images"] or 2, 2)

@@ -112,7 +112,15 @@ def load_same(path: Path | str, like: SuperResolutionNetwork) -> SuperResolution
     if Path(path).suffix.lower() == ".onnx":
         return load_network(path, scale=like.scale, settings=settings)
     if is_spandrel(config.builder):
-        return load_network(path, network="spandrel", scale=like.scale, settings=settings)
+        try:
+            return load_network(path, network="spandrel", scale=like.scale, settings=settings)
+        except UnknownNetworkError as error:
+            # What helps there, naming the network, would not: it is known.
+            raise InputError(
+                f"{path} holds another network's weights",
+                why="spandrel does not know them, and the model at hand is one of its networks",
+                fix="give those that it was made of",
+            ) from error
     return load_network(path, network=config.builder, scale=like.scale, settings={**config.arguments, **settings})
 
 

@@ -208,7 +208,9 @@ def refuse_unknown_operators(nodes: Any) -> None:
         raise UsageError(
             "this ONNX graph cannot be converted",
             why=f"nothing here computes its {names}",
-            fix="use the network's weights (.pth, .safetensors) instead",
+            fix="ONNX Runtime's optimizer writes such: take the file that it was given, or stop at ORT_ENABLE_BASIC"
+            if any(name.startswith("com.microsoft.") for name in odd)
+            else "use the network's weights (.pth, .safetensors) instead",
         )
 
 

@@ -336,6 +336,26 @@ def test_integer_operators_are_not_sent_to_what_leaves_them(tmp_path):
     assert refused.value.fix == "take the float file"
 
 
+@pytest.mark.parametrize("level", ["BASIC", "EXTENDED", "ALL"])
+def test_what_a_runtime_fused_is_refused_with_what_to_take_instead(tmp_path, level):
+    runtime = pytest.importorskip("onnxruntime")
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2)
+    )
+    file = export(network.eval(), tmp_path / "model.onnx")
+    runtime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
+    if level == "BASIC":
+        load_network(tmp_path / "optimized.onnx")
+        return
+    with pytest.raises(UsageError, match=r"com\.microsoft\.") as refused:
+        load_network(tmp_path / "optimized.onnx")
+    assert "stop at ORT_ENABLE_BASIC" in refused.value.fix
+
+
 def test_grey_images_are_refused(tmp_path):
     grey = onnx.load(export(Distilling().eval(), tmp_path / "model.onnx"))
     grey.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1

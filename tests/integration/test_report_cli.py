@@ -141,6 +141,10 @@ def test_bad_calls_end_before_any_work(tiny_bundle, tiny_set, tmp_path):
     outcome = run_cli("report", tiny_bundle, "--images", tiny_set, "-o", tmp_path / "report.pdf")
     assert outcome.code == 2
     assert "report.pdf" in outcome.stderr
+    one = tmp_path / "report.html"
+    outcome = run_cli("report", tiny_bundle, "--images", tiny_set, "-o", one, "--markdown", tmp_path / "." / one.name)
+    assert outcome.code == 2
+    assert "named twice" in outcome.stderr
     torch.save({"head.0.weight": torch.zeros(1)}, tmp_path / "other.pt")
     outcome = run_cli(
         "report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", tmp_path / "report.html",

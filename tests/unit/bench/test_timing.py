@@ -110,7 +110,7 @@ def test_models_too_slow_for_the_time_asked_for_are_run_three_times_and_said_to_
     # One run before they count, and none between the rounds.
     assert len(diary) == 8
     (line,) = said
-    assert re.fullmatch(r"a run takes 0\.\d and 0\.\d s; 3 of each, \d s: a smaller --size is faster", line)
+    assert re.fullmatch(r"a run takes 0\.\d and 0\.\d s; 3 of each, \d s: a smaller size is faster", line)
 
 
 def test_time_buys_three_to_two_thousand_runs() -> None:

@@ -279,3 +279,6 @@ def test_other_weights_of_a_network_of_spandrel(save):
     path = save(compact().state_dict())
     network = load_network(path, settings={"input_range": 255})
     assert load_same(path, network).config == network.config
+    own = build_network("edsr", {"scale": 2, **SMALL["edsr"]}).eval()
+    with pytest.raises(InputError, match=r"holds another network's weights: .*; give those that it was made of"):
+        load_same(save(own.state_dict()), network)
