@@ -42,6 +42,12 @@ def command(
         raise UsageError(
             "--network and --set are about float weights", why=f"{model} is a folder", fix="leave them out"
         )
+    if runtime is not None and model.suffix in (".pt", ".pth", ".ckpt", ".safetensors") and not model.is_dir():
+        raise UsageError(
+            f"--runtime {runtime} with {model}",
+            why="PyTorch runs it",
+            fix="leave --runtime out, or name a bundle of it",
+        )
     if network or settings or _holds_float_weights(model):
         upscale, factor = open_float_weights(model, dataset, network=network, scale=scale, settings=settings, say=say)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float, require_weights
 from odm_deploy.cli.imports import slow_imports
@@ -74,11 +75,18 @@ def command(
 
     with progress("images") as track:
         if is_model(source):
+            _refuse((*options, "network", "scale", "settings"), source)
             model = load_model(source)
             if against is None:
                 say("the model holds no float weights: this is the cost of rounding inputs; --against WEIGHTS has all")
             floats = float_inputs(model) if against is None else load_same(against, model.network)
         else:
+            if against is not None:
+                raise UsageError(
+                    f"--against with {source}",
+                    why="it holds float weights itself",
+                    fix="name a model.pt, or leave it out",
+                )
             floats = load_float(source, network, scale, settings, paths, track)
             model = _quantized(floats, inputs_of(floats, paths, low_resolution, crop_px), options, track)
         images = inputs_of(floats, paths, low_resolution, crop_px or CROP_PX)
@@ -90,6 +98,22 @@ def command(
         emit_json({"model": str(source), "images": len(paths), "layers": sensitivity_document(found)})
     else:
         print_table(sensitivity_table(found))
+
+
+def _refuse(names: Sequence[str], source: Path) -> None:
+    """Raise UsageError where options of these names were given, which a model.pt leaves nothing to say."""
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} with {source}",
+            why="it is quantized already",
+            fix="leave it out, or name float weights",
+        )
 
 
 def _plot(found: Sequence[LayerSensitivity]) -> str:

@@ -39,6 +39,12 @@ def test_bundle_measures_what_its_checkpoint_measures(runtime, tiny_checkpoint, 
     assert outcome.document["psnr_y_db"] == pytest.approx(reference["psnr_y_db"], abs=0.01)
 
 
+def test_a_runtime_for_what_pytorch_runs_is_refused(tiny_checkpoint, tiny_set):
+    outcome = run_cli("eval", tiny_checkpoint, "--dataset", tiny_set, "--runtime", "onnxruntime")
+    assert outcome.code == 2
+    assert "PyTorch runs it; leave --runtime out" in outcome.stderr
+
+
 def test_float_weights_of_a_named_network(tiny_set, tmp_path):
     torch.save(tiny_network().state_dict(), tmp_path / "edsr.pt")
     arguments = ("eval", tmp_path / "edsr.pt", "--network", "edsr", "--dataset", tiny_set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_model_is_compared_with_its_weights_or_with_its_own_codes(weights, ima
     assert list(found) == list(inputs_only)
     # Two bits of weights cost something of their own.
     assert 0 < inputs_only["body.1.body.2"] < found["body.1.body.2"]
+
+
+def test_options_that_say_nothing_about_the_file_are_refused(weights, images, tmp_path):
+    model = tmp_path / "model.pt"
+    assert run_cli("quantize", weights, "--images", images, "-o", model, *COARSE).code == 0
+    call = ("sensitivity", model, "--images", images)
+    outcome = run_cli(*call, "--bits", 4, "--set", "input_range=255", "--max-images", 1)
+    assert outcome.code == 2
+    assert re.search(r"(--set, --bits|--bits, --set) with .*model\.pt: it is quantized already", outcome.stderr)
+    outcome = run_cli("sensitivity", weights, "--images", images, "--against", weights)
+    assert outcome.code == 2
+    assert f"--against with {weights}: it holds float weights itself" in outcome.stderr
 
 
 def test_what_cannot_be_drawn_or_measured_is_refused(weights, images, tmp_path):
