@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from odm_deploy.quantization.observers import InputObserver, observe
 from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
-from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input
+from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, input_error
 from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, on_sum_units, sharing
 from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
 from odm_deploy.quantization.size_dependence import depends_on_size
@@ -45,6 +46,8 @@ REFINED_ON = 8
 REFINED_PX = 32
 """Height and width of a part for those: there are a hundred grids to try."""
 
+PHOTOGRAPHS_DB = 4.0
+"""What layers' outputs may lose on photographs, in the mean, by ranges with room for lettering, too; a bit is 6 dB."""
 CHART_EVERY = 16
 """For how many images there is a small one of the largest contrasts, where ranges have powers of two as scales."""
 
@@ -125,7 +128,8 @@ def calibrate(
         track: for a progress bar while the network runs over the images (if they have a length), and while grids and
             weights are fitted, which happens after that.
         known: of earlier calibrations of this network on these images: what they chose for a layer at the same width is
-            taken over, and what is chosen now is added. The result is the same without.
+            taken over, and what is chosen now is added. The result is the same without, but that ranges have room for
+            lettering or have not by all of the layers that are fitted at once.
 
     Returns:
         The quantized model, and a line about each quantized layer in network order.
@@ -197,9 +201,15 @@ def calibrate(
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         alone = {name: layer for name, layer in layers.items() if name not in shared and layer.grid is not pixels}
-        for shown, some in _shown(network, parts, alone, policy):
-            fitted = _fit_inputs(network, shown, some, observers, settings, track, symmetric=policy.symmetric)
-            layers = {name: fitted.get(name, layer) for name, layer in layers.items()}
+        fit = partial(_fit_inputs, network, settings=settings, track=track, symmetric=policy.symmetric)
+        for shown, some, rarely in _shown(network, parts, alone, policy):
+            fitted = fit(shown, some)
+            if rarely:
+                on_photographs = fit(parts, some, beside=fitted)
+                if on_photographs.gained_db > PHOTOGRAPHS_DB:
+                    fitted = on_photographs
+            observers.update(fitted.observers)
+            layers = {name: fitted.layers.get(name, layer) for name, layer in layers.items()}
     known.update({keys[name]: (layer, observers[name]) for name, layer in layers.items()})
     layers = {name: known[key][0] for name, key in keys.items()}
     observers = {name: known[key][1] for name, key in keys.items()}
@@ -250,12 +260,13 @@ def _shown(
     parts: Sequence[Tensor],
     layers: Mapping[str, FrozenLayer],
     policy: QuantizationPolicy,
-) -> Iterator[tuple[Sequence[Tensor], dict[str, FrozenLayer]]]:
-    """What ranges are fitted to, and the layers whose ranges are.
+) -> Iterator[tuple[Sequence[Tensor], dict[str, FrozenLayer], bool]]:
+    """What ranges are fitted to, the layers whose ranges are, and whether that is more than photographs show.
 
     What a grid cuts off of a saturated area tints all of it where no sum in float makes up for it: in the tail, and
     between sums that are rounded to codes, too. What it cuts off of lettering blurs it anywhere. 8 bits have room for
-    both; strokes in the tail, where the errors of a layer are those of the picture, would cost photographs more.
+    both; strokes in the tail, where the errors of a layer are those of the picture, would cost photographs more. Of
+    many small networks they cost photographs more than `PHOTOGRAPHS_DB` anywhere.
     """
     roomy = {name: layer for name, layer in layers.items() if layer.grid.bits == MAX_BITS}
     tinted = {
@@ -266,39 +277,57 @@ def _shown(
     blurred = {name: layer for name, layer in roomy.items() if name not in tinted}
     # Of parts of different sizes small ones are left out.
     size = [max(part.shape[axis] for part in parts) for axis in (2, 3)]
-    for strokes, some in ((False, tinted), (True, blurred)):
-        if some:
-            yield [contrast_chart(*size, strokes=strokes), *parts], some
+    if tinted:
+        yield [contrast_chart(*size), *parts], tinted, False
+    if blurred:
+        yield [contrast_chart(*size, strokes=True), *parts], blurred, True
     if others := {name: layer for name, layer in layers.items() if name not in roomy}:
-        yield parts, others
+        yield parts, others, False
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Layers with the offsets and the range that their outputs like best."""
+
+    layers: dict[str, FrozenLayer]
+    observers: dict[str, InputObserver]
+    """What offset inputs look like."""
+    gained_db: float
+    """By how much their outputs are nearer to float, in the mean, than with what was fitted to something else."""
 
 
 def _fit_inputs(
     network: SuperResolutionNetwork,
     parts: Sequence[Tensor],
     layers: Mapping[str, FrozenLayer],
-    observers: dict[str, InputObserver],
+    *,
+    beside: _Fitted | None = None,
     settings: CalibrationSettings,
     track: Track,
-    *,
     symmetric: bool,
-) -> dict[str, FrozenLayer]:
-    """Every layer with the offsets and the range that its output likes best; what offset inputs look like is noted."""
-    fitted: dict[str, FrozenLayer] = {}
+) -> _Fitted:
+    found: dict[str, FrozenLayer] = {}
+    observers: dict[str, InputObserver] = {}
+    gains = []
+    adaptive = settings.adaptive_rounding
     for patches in layer_patches(network, parts, list(layers), partial(track, stage="ranges")):
-        layer = fit_input(
+        layer = found[patches.name] = fit_input(
             layers[patches.name],
             patches,
             equalize=settings.equalize,
             search=settings.output_ranges,
-            adaptive=settings.adaptive_rounding,
+            adaptive=adaptive,
             symmetric=symmetric,
         )
         if layer.offsets is not None:
             observers[patches.name] = InputObserver(patches.name)
             observers[patches.name].add(offset_inputs(patches.inputs, patches, layer.offsets))
-        fitted[patches.name] = layer
-    return fitted
+        if beside is not None:
+            other, own = (
+                input_error(each, patches, adaptive=adaptive) for each in (beside.layers[patches.name], layer)
+            )
+            gains.append(10.0 * math.log10(other / own) if other and own else 0.0)
+    return _Fitted(found, observers, sum(gains) / max(len(gains), 1))
 
 
 def _whole_inputs(

@@ -53,13 +53,23 @@ def fit_input(
         adaptive: whether adaptive rounding follows, so that errors of the weights count for less.
         symmetric: at 8 bits zero stays in the middle of the grid.
     """
-    tried = dataclasses.replace(patches, inputs=patches.inputs[:, :: max(patches.inputs.shape[1] // TRIED_ON, 1)])
+    tried = _few(patches)
     choices = _choices(patches) if equalize else (None,)
     candidates = [_Candidate.of(layer, tried, offsets, adaptive, symmetric) for offsets in choices]
     candidates.sort(key=lambda candidate: candidate.error)
     if search:
         candidates = [candidate.searched() for candidate in candidates[:SEARCHED]]
     return min(candidates, key=lambda candidate: candidate.error).layer
+
+
+@torch.no_grad()
+def input_error(layer: FrozenLayer, patches: LayerPatches, *, adaptive: bool) -> float:
+    """Mean squared error of a layer's output by its grid and its codes: what `fit_input` makes small."""
+    return _Candidate.of(layer, _few(patches), layer.offsets, adaptive).on(layer.grid).error
+
+
+def _few(patches: LayerPatches) -> LayerPatches:
+    return dataclasses.replace(patches, inputs=patches.inputs[:, :: max(patches.inputs.shape[1] // TRIED_ON, 1)])
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Signals: which tensors become ones, what they compute, and what calibration makes of them."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
+from odm_deploy.quantization import post_training
 from odm_deploy.quantization.contrast_chart import contrast_chart
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.float_form import float_form
@@ -295,12 +297,20 @@ def test_a_power_of_two_has_such_room():
     assert {name: grid.scale for name, grid in chosen.items()} == {name: best[name].scale for name in chosen}
 
 
+def faint_images(first: int = 48) -> list[torch.Tensor]:
+    """Six images with a tenth of the contrasts there are, the first of another height."""
+    sizes = [first, 48, 48, 48, 48, 48]
+    return [100 + 0.1 * torch.from_numpy(random_images(size, 48, seed=seed)) for seed, size in enumerate(sizes)]
+
+
 @pytest.mark.parametrize("first", [48, 40], ids=["equal_parts", "the_first_is_smaller"])
 @pytest.mark.parametrize(("profile", "bits"), [("integer", "8"), ("deploy", "4"), ("paper", "8")])
-def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them(profile, bits, first):
+def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them(
+    profile, bits, first, monkeypatch
+):
+    monkeypatch.setattr(post_training, "PHOTOGRAPHS_DB", math.inf)
     network = tiny_network()
-    sizes = [first, 48, 48, 48, 48, 48]
-    faint = [100 + 0.1 * torch.from_numpy(random_images(size, 48, seed=seed)) for seed, size in enumerate(sizes)]
+    faint = faint_images(first)
     # Equalized channels have other ranges than the float network's.
     settings = CalibrationSettings(equalize=False)
     model = calibrate(network, faint, QuantizationPolicy.parse(profile, bits), settings)[0]
@@ -313,9 +323,25 @@ def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_s
         assert max(-grid.lower, grid.upper) > 2 * max(-seen.minimum, seen.maximum), name
 
 
+def test_lettering_counts_where_photographs_lose_little_by_it(monkeypatch):
+    network, images = tiny_network(), faint_images()
+
+    def grids(most_db):
+        monkeypatch.setattr(post_training, "PHOTOGRAPHS_DB", most_db)
+        model = calibrate(network, images, QuantizationPolicy.parse("paper", "8"))[0]
+        return {name: layer.grid for name, layer in model.layers.items()}
+
+    photographs, both = grids(-math.inf), grids(math.inf)
+    assert photographs != both
+    # Of these they would lose a bit and more.
+    assert grids(4.0) == grids(6.0) == photographs
+    # And nothing of images that are lettering themselves.
+    images = [contrast_chart(48, 48, strokes=True)] * 6
+    assert grids(4.0) == grids(math.inf)
+
+
 def test_powers_of_two_leave_room_for_it_too():
-    network = tiny_network()
-    faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
+    network, faint = tiny_network(), faint_images()
     model = calibrate(
         network, faint, QuantizationPolicy.parse("exact-integer", "8"), CalibrationSettings(equalize=False)
     )[0]
@@ -327,8 +353,7 @@ def test_powers_of_two_leave_room_for_it_too():
 
 
 def test_layers_with_powers_of_two_leave_room_for_strokes():
-    network = tiny_network()
-    faint = [100 + 0.1 * torch.from_numpy(random_images(48, 48, seed=seed)) for seed in range(6)]
+    network, faint = tiny_network(), faint_images()
     model = calibrate(network, faint, QuantizationPolicy.parse("exact", "8"))[0]
     _, *others = model.layers
     chart = contrast_chart(48, 48, strokes=True)
