@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,17 +17,16 @@ from odm_deploy.networks.base import Region, SuperResolutionNetwork
 from odm_deploy.progress import Track, untracked
 from odm_deploy.quantization.contrast_chart import contrast_chart
 from odm_deploy.quantization.cross_layer import SCALED_CHANNELS, equalize_channels
-from odm_deploy.quantization.equalization import offset_inputs
 from odm_deploy.quantization.exact.freeze import check_integer, freeze_exact
 from odm_deploy.quantization.exact.refine import refine_grids
 from odm_deploy.quantization.exact.sums import with_exact_sums
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.model import QuantizedModel, freeze
 from odm_deploy.quantization.observers import InputObserver, observe
-from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
+from odm_deploy.quantization.range_fitting import fit_ranges
 from odm_deploy.quantization.ranges import RangeMethod, choose_grid, clipped_share, relative_mismatch
-from odm_deploy.quantization.reconstruction import divided_by_gains, fit_input, input_error
+from odm_deploy.quantization.reconstruction import divided_by_gains
 from odm_deploy.quantization.signal_calibration import SignalObservers, on_grids, on_sum_units, sharing
 from odm_deploy.quantization.signal_plan import SignalPlan, plan_signals
 from odm_deploy.quantization.size_dependence import depends_on_size
@@ -46,8 +44,6 @@ REFINED_ON = 8
 REFINED_PX = 32
 """Height and width of a part for those: there are a hundred grids to try."""
 
-PHOTOGRAPHS_DB = 4.0
-"""What layers' outputs may lose on photographs, in the mean, by ranges with room for lettering, too; a bit is 6 dB."""
 CHART_EVERY = 16
 """For how many images there is a small one of the largest contrasts, where ranges have powers of two as scales."""
 
@@ -201,15 +197,9 @@ def calibrate(
             layers = {name: dataclasses.replace(layer, grid=rough.layers[name].grid) for name, layer in layers.items()}
     elif not policy.free and settings.method is RangeMethod.MSE and (settings.equalize or settings.output_ranges):
         alone = {name: layer for name, layer in layers.items() if name not in shared and layer.grid is not pixels}
-        fit = partial(_fit_inputs, network, settings=settings, track=track, symmetric=policy.symmetric)
-        for shown, some, rarely in _shown(network, parts, alone, policy):
-            fitted = fit(shown, some)
-            if rarely:
-                on_photographs = fit(parts, some, beside=fitted)
-                if on_photographs.gained_db > PHOTOGRAPHS_DB:
-                    fitted = on_photographs
-            observers.update(fitted.observers)
-            layers = {name: fitted.layers.get(name, layer) for name, layer in layers.items()}
+        fitted = fit_ranges(network, parts, alone, policy, settings, track)
+        observers.update(fitted.observers)
+        layers.update(fitted.layers)
     known.update({keys[name]: (layer, observers[name]) for name, layer in layers.items()})
     layers = {name: known[key][0] for name, key in keys.items()}
     observers = {name: known[key][1] for name, key in keys.items()}
@@ -253,81 +243,6 @@ def _with_charts(images: Iterable[Tensor], *, strokes: bool) -> Iterator[Tensor]
         if number % CHART_EVERY == 0:
             yield contrast_chart(*(max(length // 4, 1) for length in image.shape[2:]), strokes=strokes)
         yield image
-
-
-def _shown(
-    network: SuperResolutionNetwork,
-    parts: Sequence[Tensor],
-    layers: Mapping[str, FrozenLayer],
-    policy: QuantizationPolicy,
-) -> Iterator[tuple[Sequence[Tensor], dict[str, FrozenLayer], bool]]:
-    """What ranges are fitted to, the layers whose ranges are, and whether that is more than photographs show.
-
-    What a grid cuts off of a saturated area tints all of it where no sum in float makes up for it: in the tail, and
-    between sums that are rounded to codes, too. What it cuts off of lettering blurs it anywhere. 8 bits have room for
-    both; strokes in the tail, where the errors of a layer are those of the picture, would cost photographs more. Of
-    many small networks they cost photographs more than `PHOTOGRAPHS_DB` anywhere.
-    """
-    roomy = {name: layer for name, layer in layers.items() if layer.grid.bits == MAX_BITS}
-    tinted = {
-        name: layer
-        for name, layer in roomy.items()
-        if policy.signals is not None or network.region_of(name) in (Region.BODY_END, Region.TAIL)
-    }
-    blurred = {name: layer for name, layer in roomy.items() if name not in tinted}
-    # Of parts of different sizes small ones are left out.
-    size = [max(part.shape[axis] for part in parts) for axis in (2, 3)]
-    if tinted:
-        yield [contrast_chart(*size), *parts], tinted, False
-    if blurred:
-        yield [contrast_chart(*size, strokes=True), *parts], blurred, True
-    if others := {name: layer for name, layer in layers.items() if name not in roomy}:
-        yield parts, others, False
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """Layers with the offsets and the range that their outputs like best."""
-
-    layers: dict[str, FrozenLayer]
-    observers: dict[str, InputObserver]
-    """What offset inputs look like."""
-    gained_db: float
-    """By how much their outputs are nearer to float, in the mean, than with what was fitted to something else."""
-
-
-def _fit_inputs(
-    network: SuperResolutionNetwork,
-    parts: Sequence[Tensor],
-    layers: Mapping[str, FrozenLayer],
-    *,
-    beside: _Fitted | None = None,
-    settings: CalibrationSettings,
-    track: Track,
-    symmetric: bool,
-) -> _Fitted:
-    found: dict[str, FrozenLayer] = {}
-    observers: dict[str, InputObserver] = {}
-    gains = []
-    adaptive = settings.adaptive_rounding
-    for patches in layer_patches(network, parts, list(layers), partial(track, stage="ranges")):
-        layer = found[patches.name] = fit_input(
-            layers[patches.name],
-            patches,
-            equalize=settings.equalize,
-            search=settings.output_ranges,
-            adaptive=adaptive,
-            symmetric=symmetric,
-        )
-        if layer.offsets is not None:
-            observers[patches.name] = InputObserver(patches.name)
-            observers[patches.name].add(offset_inputs(patches.inputs, patches, layer.offsets))
-        if beside is not None:
-            other, own = (
-                input_error(each, patches, adaptive=adaptive) for each in (beside.layers[patches.name], layer)
-            )
-            gains.append(10.0 * math.log10(other / own) if other and own else 0.0)
-    return _Fitted(found, observers, sum(gains) / max(len(gains), 1))
 
 
 def _whole_inputs(

@@ -1,7 +1,7 @@
 """Grids, gains and weight codes by the error of each layer's output, on patches of the float network's activations.
 
 Two passes over the layers, because what happens between them (scales with few bits, power-of-two grids refined) depends
-on all layers: `fit_inputs` chooses what is in front of the weights, `fit_weights` the codes behind it.
+on all layers: `fit_input` chooses what is in front of the weights, `fit_weights` the codes behind it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from odm_deploy.grid import Grid
 from odm_deploy.networks.base import Region
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization import post_training
+from odm_deploy.quantization import range_fitting
 from odm_deploy.quantization.contrast_chart import contrast_chart
 from odm_deploy.quantization.exact.trace import integer_program
 from odm_deploy.quantization.float_form import float_form
@@ -308,7 +308,7 @@ def faint_images(first: int = 48) -> list[torch.Tensor]:
 def test_grids_leave_room_for_black_and_white_beside_each_other_where_no_image_shows_them(
     profile, bits, first, monkeypatch
 ):
-    monkeypatch.setattr(post_training, "PHOTOGRAPHS_DB", math.inf)
+    monkeypatch.setattr(range_fitting, "PHOTOGRAPHS_DB", math.inf)
     network = tiny_network()
     faint = faint_images(first)
     # Equalized channels have other ranges than the float network's.
@@ -327,7 +327,7 @@ def test_lettering_counts_where_photographs_lose_little_by_it(monkeypatch):
     network, images = tiny_network(), faint_images()
 
     def grids(most_db):
-        monkeypatch.setattr(post_training, "PHOTOGRAPHS_DB", most_db)
+        monkeypatch.setattr(range_fitting, "PHOTOGRAPHS_DB", most_db)
         model = calibrate(network, images, QuantizationPolicy.parse("paper", "8"))[0]
         return {name: layer.grid for name, layer in model.layers.items()}
 
