@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,13 +18,20 @@ from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.observers import InputObserver
 from odm_deploy.quantization.patches import layer_patches
 from odm_deploy.quantization.policy import QuantizationPolicy
-from odm_deploy.quantization.reconstruction import fit_input, input_error
+from odm_deploy.quantization.range_trials import RangeTrials
+from odm_deploy.quantization.reconstruction import fit_input
 
 if TYPE_CHECKING:
     from odm_deploy.quantization.post_training import CalibrationSettings
 
-PHOTOGRAPHS_DB = 4.0
-"""What layers' outputs may lose on photographs, in the mean, by ranges with room for lettering, too; a bit is 6 dB."""
+LETTERING_FOR_PHOTOGRAPHS = 4.0
+"""How many dB of lettering are worth one of photographs."""
+TINT = 2.0
+"""By how many of 255 an area of one colour may change; ranges are fitted to those that change by more."""
+SHARE_OF_TINT = 0.1
+"""Layers that change such a colour by this share of what all do, alone, are fitted again."""
+ROUNDS = 3
+"""So often, since what is left is other layers' then."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,11 @@ class FittedRanges:
     layers: dict[str, FrozenLayer]
     observers: dict[str, InputObserver]
     """What offset inputs look like."""
-    gained_db: float = 0.0
-    """By how much their outputs are nearer to float, in the mean, than with what was fitted to something else."""
+
+    def replaced_by(self, other: FittedRanges) -> FittedRanges:
+        """With what the other has instead."""
+        # In the order of this one, which is that of the network.
+        return FittedRanges(self.layers | other.layers, self.observers | other.observers)
 
 
 def fit_ranges(
@@ -51,8 +60,9 @@ def fit_ranges(
 
     What a grid cuts off of a saturated area tints all of it where no sum in float makes up for it: in the tail, and
     between sums that are rounded to codes, too. What it cuts off of lettering blurs it anywhere. 8 bits have room for
-    both; strokes in the tail, where the errors of a layer are those of the picture, would cost photographs more. Of
-    many small networks they cost photographs more than `PHOTOGRAPHS_DB` anywhere.
+    both, which photographs pay for: by much in many small networks. So ranges of the body have room for lettering where
+    it gains `LETTERING_FOR_PHOTOGRAPHS` times what they lose, and for a colour in those layers that tint it. Strokes
+    in the tail, where the errors of a layer are those of the picture, would cost photographs more.
 
     Args:
         network: the float network.
@@ -73,19 +83,45 @@ def fit_ranges(
     others = {name: layer for name, layer in layers.items() if name not in roomy}
     # Of parts of different sizes small ones are left out.
     size = [max(part.shape[axis] for part in parts) for axis in (2, 3)]
-    found: list[FittedRanges] = []
+    trials = RangeTrials(network, parts)
+    found, lines = FittedRanges({}, {}), [contrast_chart(*size, strokes=True)]
     if tinted:
-        found.append(fit([contrast_chart(*size), *parts], tinted))
+        found = fit([contrast_chart(*size), *parts], tinted)
     if blurred:
-        both = fit([contrast_chart(*size, strokes=True), *parts], blurred)
-        photographs = fit(parts, blurred, beside=both)
-        found.append(photographs if photographs.gained_db > PHOTOGRAPHS_DB else both)
-    if others:
-        found.append(fit(parts, others))
-    return FittedRanges(
-        {name: layer for each in found for name, layer in each.layers.items()},
-        {name: observer for each in found for name, observer in each.observers.items()},
-    )
+        both, photographs = fit([*lines, *parts], blurred), fit(parts, blurred)
+        gained_db = trials.lettering_db(both.layers) - trials.lettering_db(photographs.layers)
+        lost_db = trials.photographs_db(photographs.layers) - trials.photographs_db(both.layers)
+        if gained_db > LETTERING_FOR_PHOTOGRAPHS * max(lost_db, 0.0):
+            found = found.replaced_by(both)
+        else:
+            found, lines = found.replaced_by(photographs), []
+    if roomy:
+        found = _without_tint(found, roomy, trials, lambda colours, layers: fit([*lines, *colours, *parts], layers))
+    return found.replaced_by(fit(parts, others)) if others else found
+
+
+def _without_tint(
+    fitted: FittedRanges,
+    layers: Mapping[str, FrozenLayer],
+    trials: RangeTrials,
+    fit: Callable[[Sequence[Tensor], Mapping[str, FrozenLayer]], FittedRanges],
+) -> FittedRanges:
+    """With ranges that have room for the colours that they tint, in the layers that do."""
+    tints = trials.tints(fitted.layers)
+    for _ in range(ROUNDS):
+        shown = {colour: tint for colour, tint in tints.items() if tint > TINT}
+        if not shown:
+            break
+        alone = {name: max(trials.tints(fitted.layers, shown, only=name).values()) for name in fitted.layers}
+        guilty = {name: layers[name] for name, tint in alone.items() if tint > SHARE_OF_TINT * max(shown.values())}
+        if not guilty:
+            break
+        other = fitted.replaced_by(fit([trials.image(colour) for colour in shown], guilty))
+        found = trials.tints(other.layers)
+        if not max(found.values()) < max(tints.values()):
+            break
+        fitted, tints = other, found
+    return fitted
 
 
 def _fit(
@@ -93,30 +129,22 @@ def _fit(
     shown: Sequence[Tensor],
     layers: Mapping[str, FrozenLayer],
     *,
-    beside: FittedRanges | None = None,
     settings: CalibrationSettings,
     track: Track,
     symmetric: bool,
 ) -> FittedRanges:
     found: dict[str, FrozenLayer] = {}
     observers: dict[str, InputObserver] = {}
-    gains: list[float] = []
-    adaptive = settings.adaptive_rounding
     for patches in layer_patches(network, shown, list(layers), partial(track, stage="ranges")):
         layer = found[patches.name] = fit_input(
             layers[patches.name],
             patches,
             equalize=settings.equalize,
             search=settings.output_ranges,
-            adaptive=adaptive,
+            adaptive=settings.adaptive_rounding,
             symmetric=symmetric,
         )
         if layer.offsets is not None:
             observers[patches.name] = InputObserver(patches.name)
             observers[patches.name].add(offset_inputs(patches.inputs, patches, layer.offsets))
-        if beside is not None:
-            other, own = (
-                input_error(each, patches, adaptive=adaptive) for each in (beside.layers[patches.name], layer)
-            )
-            gains.append(10.0 * math.log10(other / own) if other and own else 0.0)
-    return FittedRanges(found, observers, sum(gains) / max(len(gains), 1))
+    return FittedRanges(found, observers)

@@ -62,12 +62,6 @@ def fit_input(
     return min(candidates, key=lambda candidate: candidate.error).layer
 
 
-@torch.no_grad()
-def input_error(layer: FrozenLayer, patches: LayerPatches, *, adaptive: bool) -> float:
-    """Mean squared error of a layer's output by its grid and its codes: what `fit_input` makes small."""
-    return _Candidate.of(layer, _few(patches), layer.offsets, adaptive).on(layer.grid).error
-
-
 def _few(patches: LayerPatches) -> LayerPatches:
     return dataclasses.replace(patches, inputs=patches.inputs[:, :: max(patches.inputs.shape[1] // TRIED_ON, 1)])
 
