@@ -125,7 +125,7 @@ def calibrate(
             weights are fitted, which happens after that.
         known: of earlier calibrations of this network on these images: what they chose for a layer at the same width is
             taken over, and what is chosen now is added. The result is the same without, but that ranges have room for
-            lettering or have not by all of the layers that are fitted at once.
+            lettering and colours or have not by all of the layers that are fitted at once.
 
     Returns:
         The quantized model, and a line about each quantized layer in network order.

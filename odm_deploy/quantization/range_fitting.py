@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,6 +30,8 @@ TINT = 2.0
 """By how many of 255 an area of one colour may change; ranges are fitted to those that change by more."""
 SHARE_OF_TINT = 0.1
 """Layers that change such a colour by this share of what all do, alone, are fitted again."""
+HELPS = 0.5
+"""What is left of the largest such change, at most; with more, layers stay as they were."""
 ROUNDS = 3
 """So often, since what is left is other layers' then."""
 
@@ -96,7 +98,13 @@ def fit_ranges(
         else:
             found, lines = found.replaced_by(photographs), []
     if roomy:
-        found = _without_tint(found, roomy, trials, lambda colours, layers: fit([*lines, *colours, *parts], layers))
+        found = _without_tint(
+            found,
+            roomy,
+            trials,
+            fit=lambda colours, layers: fit([*lines, *colours, *parts], layers),
+            track=lambda names: track(names, len(names), stage="colours"),
+        )
     return found.replaced_by(fit(parts, others)) if others else found
 
 
@@ -105,6 +113,7 @@ def _without_tint(
     layers: Mapping[str, FrozenLayer],
     trials: RangeTrials,
     fit: Callable[[Sequence[Tensor], Mapping[str, FrozenLayer]], FittedRanges],
+    track: Callable[[Collection[str]], Iterable[str]],
 ) -> FittedRanges:
     """With ranges that have room for the colours that they tint, in the layers that do."""
     tints = trials.tints(fitted.layers)
@@ -112,13 +121,15 @@ def _without_tint(
         shown = {colour: tint for colour, tint in tints.items() if tint > TINT}
         if not shown:
             break
-        alone = {name: max(trials.tints(fitted.layers, shown, only=name).values()) for name in fitted.layers}
-        guilty = {name: layers[name] for name, tint in alone.items() if tint > SHARE_OF_TINT * max(shown.values())}
+        worst = max(shown, key=lambda colour: shown[colour])
+        alone = {name: trials.tints(fitted.layers, [worst], only=name)[worst] for name in track(layers)}
+        guilty = {name: layers[name] for name, tint in alone.items() if tint > SHARE_OF_TINT * shown[worst]}
         if not guilty:
             break
         other = fitted.replaced_by(fit([trials.image(colour) for colour in shown], guilty))
         found = trials.tints(other.layers)
-        if not max(found.values()) < max(tints.values()):
+        # What does not help would only cost photographs.
+        if not max(found.values()) < HELPS * shown[worst]:
             break
         fitted, tints = other, found
     return fitted

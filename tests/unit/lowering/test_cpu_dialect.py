@@ -203,6 +203,7 @@ NETWORKS = {
 @functools.cache
 @functools.cache
 @functools.cache
+@functools.cache
 def dyadic_with_signals(name: str, bits: int = 8, **wider: int) -> QuantizedModel:
     """A small network on dyadic scales, whose tensors between layers lie on grids; at 8 bits layers read codes."""
     torch.manual_seed(5)

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 
 from odm_deploy.checkpoint import load_model, save_model
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.networks.registry import build_network
-from odm_deploy.quantization import post_training
+from odm_deploy.quantization import post_training, range_fitting
 from odm_deploy.quantization.observers import observe
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
@@ -62,6 +64,9 @@ def test_observers_see_each_layers_input(network, images):
 
 @pytest.mark.parametrize("changed", [{}, {"body.0.*": None}, {"body.1.body.0": LayerBits(4, 4)}])
 def test_what_an_earlier_calibration_chose_gives_the_same_model(network, images, changed, monkeypatch):
+    # Both are decided for all layers that are fitted at once.
+    monkeypatch.setattr(range_fitting, "LETTERING_FOR_PHOTOGRAPHS", math.inf)
+    monkeypatch.setattr(range_fitting, "TINT", math.inf)
     policy = QuantizationPolicy(LayerBits(8, 8), overrides=changed)
     expected, lines = calibrate(network, images, policy)
     known = {}
