@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from odm_deploy.quantization.model import QuantizedModel
     from odm_deploy.quantization.policy import QuantizationPolicy
     from odm_deploy.quantization.post_training import LayerSummary
-    from odm_deploy.tuning.held_back import OutputCost, Sample
+    from odm_deploy.tuning.held_back import Sample
     from odm_deploy.tuning.profile_choice import ProfileChoice
     from odm_deploy.tuning.tune import Tuned
 
@@ -95,6 +95,7 @@ def command(
         from odm_deploy.checkpoint import save_model
         from odm_deploy.quantization.calibration_images import hold_back
         from odm_deploy.quantization.post_training import Known, calibrate
+        from odm_deploy.tuning.drawings import compare_drawings
         from odm_deploy.tuning.effort import JUDGED_MACS, affordable_px
         from odm_deploy.tuning.goals import default_goal
         from odm_deploy.tuning.held_back import PART_PX, HeldBack
@@ -195,8 +196,9 @@ def command(
     say(f"{output}: {loaded.title} x{loaded.scale}, {summary}, {seconds} s")
     shares = _say_what_stays_float(model)
     _say_which_sums_stay_float(loaded, model)
-    letters = _compared_on_lettering(loaded, model, *held_back.lows[0].shape[2:])
-    say_cost(tuned, letters, output, held_back=seen.paths != unseen.paths)
+    height, width = held_back.lows[0].shape[2:]
+    drawings = compare_drawings(loaded, model, height, width, say)
+    say_cost(tuned, drawings, output, held_back=seen.paths != unseen.paths)
     if bundle is not None:
         _export(model, output, bundle, shapes if engine else None)
     if as_json:
@@ -213,7 +215,7 @@ def command(
                 "exact_sums": model.metadata["exact_sums"],
                 "layers": [dataclasses.asdict(summary) for summary in summaries],
                 "float_layers": [dataclasses.asdict(share) for share in shares],
-                **cost_documents(tuned, letters),
+                **cost_documents(tuned, drawings),
                 "bundle": None if bundle is None else str(bundle),
                 "seconds": seconds,
             }
@@ -225,32 +227,6 @@ def _samples(images: CalibrationImages) -> Iterator[Sample]:
     from odm_deploy.tuning.held_back import Sample
 
     return (Sample(*pair, path.name) for pair, path in zip(images.pairs(), images.paths, strict=True))
-
-
-def _compared_on_lettering(
-    network: SuperResolutionNetwork, model: QuantizedModel, height: int, width: int
-) -> OutputCost | None:
-    """What quantization did to small lettering on images of this size, at which the network runs.
-
-    None, and a line that says why, where either gives no picture of it: hours of work are not to end in that.
-    """
-    import torch
-
-    from odm_deploy.errors import OdmError
-    from odm_deploy.imaging.lettering import lettering
-    from odm_deploy.imaging.pixels import to_batch
-    from odm_deploy.tuning.held_back import HeldBack, Sample
-
-    try:
-        drawn = HeldBack(network, [Sample(torch.from_numpy(to_batch(lettering(height, width))))])
-    except OdmError as error:
-        say(f"small lettering: not compared, since the float network gives no picture of it: {error}")
-        return None
-    try:
-        return drawn.measure(model)
-    except OdmError as error:
-        say(f"small lettering: the quantized network gives no picture of it, and the float one does: {error}")
-        return None
 
 
 def _place_of(output: Path | None) -> Path:

@@ -13,9 +13,9 @@ from odm_deploy.terminal import say
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from odm_deploy.tuning.drawings import DrawingCosts
     from odm_deploy.tuning.finetuning import Budget
     from odm_deploy.tuning.goals import Goal
-    from odm_deploy.tuning.held_back import OutputCost
     from odm_deploy.tuning.tune import Tuned
 
 tuning_options = group(
@@ -77,9 +77,9 @@ def to_budget(options: Mapping[str, Any]) -> Budget | None:
     return None if minutes is None else Budget(minutes=minutes)
 
 
-def say_cost(tuned: Tuned, lettering: OutputCost | None, model: Path, *, held_back: bool) -> None:
+def say_cost(tuned: Tuned, drawings: DrawingCosts, model: Path, *, held_back: bool) -> None:
     """What quantization cost in a `model` just written, which layers cost most, and what to do about it."""
-    from odm_deploy.tuning.text import advice, cost_text, lettering_text, mixed_text, worst_text
+    from odm_deploy.tuning.text import advice, areas_text, cost_text, lettering_text, mixed_text, worst_text
 
     if tuned.mixed is not None:
         say(mixed_text(tuned.mixed, model))
@@ -87,8 +87,10 @@ def say_cost(tuned: Tuned, lettering: OutputCost | None, model: Path, *, held_ba
         cost_text(tuned.cost)
         + ("" if held_back else " (seen in calibration, too; of five images or more, some are held back)")
     )
-    if lettering is not None:
-        say(lettering_text(lettering))
+    if drawings.lettering is not None:
+        say(lettering_text(drawings.lettering))
+    if drawings.areas is not None:
+        say(areas_text(drawings.areas))
     if worst := worst_text(tuned.sensitivities):
         say(worst)
     chosen = tuned.mixed is not None and bool(tuned.mixed.widened or tuned.mixed.in_float)
@@ -96,14 +98,15 @@ def say_cost(tuned: Tuned, lettering: OutputCost | None, model: Path, *, held_ba
         say(todo)
 
 
-def cost_documents(tuned: Tuned, lettering: OutputCost | None) -> dict[str, Any]:
+def cost_documents(tuned: Tuned, drawings: DrawingCosts) -> dict[str, Any]:
     """The keys of `quantize --json` about quality."""
-    from odm_deploy.tuning.text import cost_document, sensitivity_document
+    from odm_deploy.tuning.text import areas_document, cost_document, sensitivity_document
 
     mixed, fine_tuned = tuned.mixed, tuned.fine_tuned
     return {
         "cost": cost_document(tuned.cost),
-        "lettering": None if lettering is None else cost_document(lettering),
+        "lettering": None if drawings.lettering is None else cost_document(drawings.lettering),
+        "colours": None if drawings.areas is None else areas_document(drawings.areas),
         "sensitivity": sensitivity_document(tuned.sensitivities),
         "mixed_widths": None
         if mixed is None

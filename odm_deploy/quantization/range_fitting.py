@@ -98,7 +98,7 @@ def fit_ranges(
         else:
             found, lines = found.replaced_by(photographs), []
     if roomy:
-        found = _without_tint(
+        found = without_tint(
             found,
             roomy,
             trials,
@@ -108,7 +108,7 @@ def fit_ranges(
     return found.replaced_by(fit(parts, others)) if others else found
 
 
-def _without_tint(
+def without_tint(
     fitted: FittedRanges,
     layers: Mapping[str, FrozenLayer],
     trials: RangeTrials,
@@ -117,6 +117,7 @@ def _without_tint(
 ) -> FittedRanges:
     """With ranges that have room for the colours that they tint, in the layers that do."""
     tints = trials.tints(fitted.layers)
+    needed: set[int] = set()
     for _ in range(ROUNDS):
         shown = {colour: tint for colour, tint in tints.items() if tint > TINT}
         if not shown:
@@ -126,7 +127,9 @@ def _without_tint(
         guilty = {name: layers[name] for name, tint in alone.items() if tint > SHARE_OF_TINT * shown[worst]}
         if not guilty:
             break
-        other = fitted.replaced_by(fit([trials.image(colour) for colour in shown], guilty))
+        # A layer that is fitted once more goes on having room for what it was fitted to before.
+        needed |= shown.keys()
+        other = fitted.replaced_by(fit([trials.image(colour) for colour in sorted(needed)], guilty))
         found = trials.tints(other.layers)
         # What does not help would only cost photographs.
         if not max(found.values()) < HELPS * shown[worst]:

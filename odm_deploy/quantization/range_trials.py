@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from odm_deploy.imaging.colour_areas import CORNER_COLOURS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.running import run_network
 from odm_deploy.quantization.contrast_chart import contrast_chart
@@ -20,8 +20,7 @@ from odm_deploy.quantization.patches import batch_of
 from odm_deploy.quantization.reconstruction import divided_by_gains
 
 WHITE = 255.0
-COLOURS = tuple(itertools.product((0.0, WHITE), repeat=3))
-"""The corners of the RGB cube: nothing lies further from what photographs show."""
+COLOURS = tuple(CORNER_COLOURS.values())
 
 
 class RangeTrials:
@@ -86,7 +85,8 @@ class RangeTrials:
         if shown == "lettering":
             return contrast_chart(*self._size_px, strokes=True)
         assert isinstance(shown, int)
-        return torch.tensor(COLOURS[shown]).reshape(1, 3, 1, 1).expand(-1, -1, *self._size_px).clone()
+        colour = torch.tensor(COLOURS[shown], dtype=torch.float32)
+        return colour.reshape(1, 3, 1, 1).expand(-1, -1, *self._size_px).clone()
 
     @contextmanager
     def _on_grids(self, layers: Mapping[str, FrozenLayer], only: str | None = None) -> Generator[QuantizedModel]:

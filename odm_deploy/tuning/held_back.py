@@ -123,7 +123,7 @@ class HeldBack:
         if not self.samples:
             raise InputError("nothing to judge by", why="no image was held back", fix="give --images more images")
         judged = track(self.samples, len(self.samples), "float pictures to compare with")
-        self._outputs = [_run(network, sample.low) for sample in judged]
+        self._outputs = [picture(network, sample.low) for sample in judged]
 
     @property
     def lows(self) -> list[Tensor]:
@@ -145,8 +145,7 @@ class HeldBack:
         qualities: list[tuple[float, float, float]] = []
         alone: list[WorstImage] = []
         for sample, expected in zip(self.samples, self._outputs, strict=True):
-            with integer_products(model) if isinstance(model, QuantizedModel) else nullcontext():
-                found = _run(model, sample.low)
+            found = picture(model, sample.low)
             difference = (found - expected).double()
             squared += (own := float(difference.square().sum()))
             values += difference.numel()
@@ -172,8 +171,14 @@ def _psnr(squared: float, values: int) -> float:
 
 
 @torch.no_grad()
-def _run(network: Network, low: Tensor) -> Tensor:
-    output = run_network(network, low).float()
+def picture(network: Network, low: Tensor) -> Tensor:
+    """What a network, float or quantized, makes of an image: float32 in 0..255, not rounded.
+
+    Raises:
+        InputError: the output is not finite.
+    """
+    with integer_products(network) if isinstance(network, QuantizedModel) else nullcontext():
+        output = run_network(network, low).float()
     if not bool(torch.isfinite(output).all()):
         raise InputError("the output holds NaN or infinity", fix="check the weights and the input range")
     return output.clamp(0.0, 255.0)

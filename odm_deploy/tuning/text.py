@@ -12,6 +12,7 @@ from odm_deploy.progress import counted
 from odm_deploy.proof.visibility import INVISIBLE_DB, visibility
 from odm_deploy.quantization.policy import LayerBits
 from odm_deploy.terminal import table
+from odm_deploy.tuning.drawings import AreaCost
 from odm_deploy.tuning.held_back import OutputCost
 from odm_deploy.tuning.mixed_widths import MixedWidths
 from odm_deploy.tuning.sensitivity import MACS, LayerSensitivity
@@ -25,6 +26,8 @@ SMALL_DROP_DB = 0.03
 """A loss against the truth that no benchmark table shows."""
 NOTICEABLE_DB = 1.0
 """How much further from float than all images together one of them is that is named."""
+VISIBLE_TINT = 4.0
+"""A change of an even area, in 8-bit steps, that is told."""
 _WORST = 5
 _NAMED = 3
 _WIDEST = (LayerBits(MAX_BITS, MAX_BITS), LayerBits(MAX_BITS, MAX_BITS).for_any_cpu())
@@ -55,6 +58,16 @@ def lettering_text(cost: OutputCost) -> str:
     seen = visibility(cost.psnr_db, round(cost.largest))
     fix = "" if seen == "invisible" else "; images of it among --images, at the size of inputs (--lr), help"
     return f"small lettering: {cost.psnr_db:.1f} dB, a value is {round(cost.largest)} of 255 off{fix}"
+
+
+def areas_text(areas: Sequence[AreaCost]) -> str:
+    """One line: what quantization did to areas of one colour, and where it shows, what helps."""
+    worst = max(areas, key=lambda area: area.largest)
+    if worst.largest < VISIBLE_TINT:
+        return f"areas of one colour: at most {worst.largest:.1f} of 255 off"
+    tinted = [area for area in areas if area.largest >= VISIBLE_TINT]
+    named = ", ".join(f"{area.name} {area.largest:.0f}" for area in sorted(tinted, key=lambda area: -area.largest))
+    return f"areas of one colour, of 255 off: {named}; TODO"
 
 
 def _worst(cost: OutputCost) -> str:
@@ -180,6 +193,11 @@ def cost_document(cost: OutputCost) -> dict[str, Any]:
         if cost.worst is None
         else {"image": cost.worst.name, "psnr_db": cost.worst.psnr_db, "seen": cost.worst.seen},
     }
+
+
+def areas_document(areas: Sequence[AreaCost]) -> list[dict[str, Any]]:
+    """The keys of `--json` about areas of one colour."""
+    return [{"colour": area.name, "change": area.change} for area in areas]
 
 
 def sensitivity_document(sensitivities: Sequence[LayerSensitivity]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from odm_deploy.quantization import range_fitting
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
+from odm_deploy.quantization.range_fitting import FittedRanges
 from odm_deploy.quantization.range_trials import COLOURS, RangeTrials
 from tests.factories import random_images, tiny_network
 
@@ -46,6 +47,42 @@ def test_colours_that_no_image_shows_are_not_tinted(network, photographs, monkey
     assert worst_tint(network, calibrate(network, photographs, policy)[0]) < 5
     monkeypatch.setattr(range_fitting, "TINT", math.inf)
     assert worst_tint(network, calibrate(network, photographs, policy)[0]) > 30
+
+
+EVERY_COLOUR = tuple(range(len(COLOURS)))
+
+
+class Tinting:
+    """Two layers; the second one tints a colour once the first has room for another."""
+
+    def image(self, colour):
+        return colour
+
+    def tints(self, layers, colours=EVERY_COLOUR, only=None):
+        room = {0: {3}, 1: {3, 5}}
+        found = dict.fromkeys(EVERY_COLOUR, 0.0)
+        for layer, needs in room.items():
+            if only not in (None, layer):
+                continue
+            missing = needs - layers[layer]
+            if 3 in missing:
+                found[3] += 40.0
+            elif layer == 1 and 5 in missing:
+                found[5] += 9.0
+        return {colour: found[colour] for colour in colours}
+
+
+def test_a_layer_that_gets_room_for_one_colour_more_keeps_what_it_has():
+    shown = []
+
+    def fit(colours, layers):
+        shown.append((list(colours), list(layers)))
+        return FittedRanges({layer: set(colours) for layer in layers}, {})
+
+    start = FittedRanges({0: set(), 1: set()}, {})
+    fitted = range_fitting.without_tint(start, {0: "", 1: ""}, Tinting(), fit, list)
+    assert shown == [([3], [0, 1]), ([3, 5], [1])]
+    assert fitted.layers == {0: {3}, 1: {3, 5}}
 
 
 def test_what_does_not_help_changes_nothing(network, photographs, monkeypatch):

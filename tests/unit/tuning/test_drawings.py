@@ -1,0 +1,58 @@
+"""What becomes of drawings that photographs do not resemble."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from odm_deploy.errors import InputError
+from odm_deploy.imaging.colour_areas import CORNER_COLOURS
+from odm_deploy.tuning.drawings import compare_drawings
+
+
+def enlarged(image):
+    return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def without_green(image):
+    """Takes 9 of green where there is nothing else."""
+    only_green = (image[:, 1] == 255) & (image[:, 0] + image[:, 2] == 0)
+    image = image.clone()
+    image[:, 1] -= 9 * only_green
+    return enlarged(image)
+
+
+def failing(image):
+    raise InputError("no picture of it")
+
+
+def never(text):
+    raise AssertionError(text)
+
+
+def test_the_change_of_each_colour_is_that_of_its_area():
+    costs = compare_drawings(enlarged, without_green, 48, 64, never)
+    assert costs.lettering is not None
+    assert costs.lettering.largest == 0
+    assert costs.areas is not None
+    assert [area.name for area in costs.areas] == list(CORNER_COLOURS)
+    assert {area.name: area.change for area in costs.areas if area.largest} == {"green": (0.0, -9.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("network", "model", "said"),
+    [
+        (failing, enlarged, "not compared, since the float network gives no picture of it: no picture of it"),
+        (enlarged, failing, "the quantized network gives no picture of it, and the float one does: no picture of it"),
+        (enlarged, lambda image: enlarged(image) * torch.nan, "the output holds NaN"),
+    ],
+)
+def test_what_has_no_picture_is_said_and_ends_nothing(network, model, said):
+    lines = []
+    costs = compare_drawings(network, model, 48, 64, lines.append)
+    assert costs.lettering is None
+    assert costs.areas is None
+    assert len(lines) == 2
+    for line, what in zip(lines, ("small lettering: ", "areas of one colour: "), strict=True):
+        assert line.startswith(what)
+        assert said in line
