@@ -67,7 +67,7 @@ def areas_text(areas: Sequence[AreaCost]) -> str:
         return f"areas of one colour: at most {worst.largest:.1f} of 255 off"
     tinted = [area for area in areas if area.largest >= VISIBLE_TINT]
     named = ", ".join(f"{area.name} {area.largest:.0f}" for area in sorted(tinted, key=lambda area: -area.largest))
-    return f"areas of one colour, of 255 off: {named}; TODO"
+    return f"areas of one colour, of 255 off: {named}; images of such areas among --images may help"
 
 
 def _worst(cost: OutputCost) -> str:

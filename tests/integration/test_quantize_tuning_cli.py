@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from odm_deploy.checkpoint import load_model
+from odm_deploy.imaging.colour_areas import CORNER_COLOURS
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.host import adds_in_16_bits
 from tests.command_line import run_cli
@@ -40,6 +41,7 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "dB between float and quantized output" in outcome.stderr
     assert "against the originals" in outcome.stderr
     assert re.search(r"small lettering: [\d.]+ dB, a value is \d+ of 255 off", outcome.stderr)
+    assert re.search(r"areas of one colour(: at most|, of 255 off: \w+) [\d.]+", outcome.stderr)
     assert "most of it: body." in outcome.stderr
     assert re.search(r"to lose less: --(max-drop 0\.03|min-psnr 45) finds", outcome.stderr)
     assert "=8;" in outcome.stderr
@@ -139,6 +141,8 @@ def test_json_has_the_same(weights, images, tmp_path):
     assert document["cost"]["drop_db"] is None
     assert document["lettering"]["images"] == 1
     assert document["lettering"]["drop_db"] is None
+    assert [area["colour"] for area in document["colours"]] == list(CORNER_COLOURS)
+    assert all(len(area["change"]) == 3 for area in document["colours"])
     assert [each["name"] for each in document["sensitivity"]] == [each["name"] for each in document["layers"]]
     assert document["mixed_widths"] is None
     assert document["fine_tuning"] is None
@@ -164,6 +168,7 @@ def test_a_network_that_gives_no_picture_of_lettering_ends_as_others_do(images, 
     assert "not compared, since the float network gives no picture of it: the output holds NaN" in outcome.stderr
     assert "cost, on 1 image: " in outcome.stderr
     assert outcome.document["lettering"] is None
+    assert outcome.document["colours"] is None
     assert (tmp_path / "bundle" / "manifest.json").exists()
 
 

@@ -9,10 +9,19 @@ from pathlib import Path
 from rich.console import Console
 
 from odm_deploy.quantization.model import QuantizedModel
+from odm_deploy.tuning.drawings import AreaCost
 from odm_deploy.tuning.held_back import OutputCost, WorstImage
 from odm_deploy.tuning.mixed_widths import MixedWidths
 from odm_deploy.tuning.sensitivity import WEIGHTS, LayerSensitivity
-from odm_deploy.tuning.text import advice, cost_text, lettering_text, mixed_text, sensitivity_table, worst_text
+from odm_deploy.tuning.text import (
+    advice,
+    areas_text,
+    cost_text,
+    lettering_text,
+    mixed_text,
+    sensitivity_table,
+    worst_text,
+)
 from tests.factories import quantized, tiny_model, tiny_network
 
 LAYERS = [
@@ -52,6 +61,15 @@ def test_lettering_is_told_apart_with_what_helps_where_it_shows():
             " of 255 off; images of it among --images, at the size of inputs (--lr), help"
         )
     assert lettering_text(OutputCost(1, math.inf, 0.0)) == "small lettering: float and quantized output are equal"
+
+
+def test_colours_that_are_tinted_are_named_worst_first():
+    slight = [AreaCost("black", (0.0, 0.0, 0.0)), AreaCost("green", (0.5, -3.96, 1.0))]
+    assert areas_text(slight) == "areas of one colour: at most 4.0 of 255 off"
+    tinted = [*slight, AreaCost("red", (-12.0, 1.0, 0.0)), AreaCost("magenta", (0.0, 3.0, 28.6))]
+    assert areas_text(tinted) == (
+        "areas of one colour, of 255 off: magenta 29, red 12; images of such areas among --images may help"
+    )
 
 
 def test_advice_names_the_layers_and_fits_what_is_known():
