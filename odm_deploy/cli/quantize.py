@@ -157,7 +157,8 @@ def command(
             say(f"profile {choice.profile} is taken, since {choice.why}")
 
         def tuned_as(choice: ProfileChoice) -> Tuned:
-            share = options["most_float_percent"] / 100
+            percent = options["most_float_percent"]
+            share = None if percent is None else percent / 100
 
             def again(widths: QuantizationPolicy, in_sequence: bool) -> tuple[QuantizedModel, Sequence[LayerSummary]]:
                 known = in_sequence and widths == choice.policy

@@ -15,6 +15,12 @@ STRIVEN_FOR_DB = 0.015
 closer to the truth than on the held-back images, the same error costs up to twice as many decibels."""
 STRIVEN_FOR_PSNR_DB = 50.0
 """The same between float and quantized output, where there is no truth."""
+ACCEPTED_DB = 0.02
+"""Where a model strives in vain, a loss that is not worth `MOST_FLOAT`; with more, it is."""
+ACCEPTED_PSNR_DB = 48.75
+"""The same between float and quantized output: an error a third larger, likewise."""
+FLOAT, MOST_FLOAT = 0.3, 0.5
+"""Shares of multiply-adds that may become float for the one and for the other."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Goal:
     float_share: float | None = None
     """The largest share of multiply-adds, 0 to 1, that may become float for it: the goal is only striven for then.
     None: it is kept at any price, or refused."""
+    otherwise: Goal | None = None
+    """What is striven for where that share is too small: an easier goal, for which more may become float."""
 
     def __post_init__(self) -> None:
         if self.max_drop_db is None and self.min_psnr_db is None:
@@ -68,7 +76,7 @@ class Goal:
         return found
 
 
-def default_goal(policy: QuantizationPolicy, float_share: float, *, with_truth: bool) -> Goal | None:
+def default_goal(policy: QuantizationPolicy, float_share: float | None, *, with_truth: bool) -> Goal | None:
     """What a model at 8 bits strives for where nobody says anything: a loss that nobody sees.
 
     None where fewer bits were asked for, which lose more anyhow, where widths were chosen layer by layer, where float
@@ -76,12 +84,22 @@ def default_goal(policy: QuantizationPolicy, float_share: float, *, with_truth: 
 
     Args:
         policy: what is quantized.
-        float_share: how much may become float, 0 to 1.
+        float_share: how much may become float, 0 to 1; None: `FLOAT`, and `MOST_FLOAT` where it shows otherwise.
         with_truth: whether a loss against the truth can be measured.
     """
     narrow = min(policy.body.weight, policy.body.activation) < MAX_BITS
-    if narrow or policy.overrides or policy.power_of_two or policy.signals is not None or not float_share:
+    if narrow or policy.overrides or policy.power_of_two or policy.signals is not None or float_share == 0:
         return None
+    otherwise = None
+    if float_share is None:
+        otherwise = _loss(ACCEPTED_DB, ACCEPTED_PSNR_DB, MOST_FLOAT, with_truth=with_truth)
+        float_share = FLOAT
+    return _loss(STRIVEN_FOR_DB, STRIVEN_FOR_PSNR_DB, float_share, otherwise, with_truth=with_truth)
+
+
+def _loss(
+    drop_db: float, psnr_db: float, float_share: float, otherwise: Goal | None = None, *, with_truth: bool
+) -> Goal:
     if with_truth:
-        return Goal(max_drop_db=STRIVEN_FOR_DB, float_share=float_share)
-    return Goal(min_psnr_db=STRIVEN_FOR_PSNR_DB, float_share=float_share)
+        return Goal(max_drop_db=drop_db, float_share=float_share, otherwise=otherwise)
+    return Goal(min_psnr_db=psnr_db, float_share=float_share, otherwise=otherwise)

@@ -103,7 +103,7 @@ def keep_goal(
     moves = _ranked_moves(network, model, None if wide is None else wide(), held_back, track)
     ways = _leaving_one(moves)
     if goal.float_share is not None:
-        ways = [_affordable(ways[0], goal.float_share)]
+        ways = search.affordable(ways[0])
     chosen = search.fewest(ways, track, say)
     mixed, after = search.finished(chosen)
     order = list(model.layers)
@@ -192,6 +192,15 @@ class _Search:
     def share_of(self, model: QuantizedModel) -> float:
         """Share of multiply-adds in quantized layers."""
         return sum(self._shares[name] for name in model.layers)
+
+    def affordable(self, moves: list[_Move]) -> list[list[_Move]]:
+        """The best moves that a goal which is only striven for allows; from now on that is the goal."""
+        assert self.goal.float_share is not None
+        best = _affordable(moves, self.goal.float_share)
+        if (easier := self.goal.otherwise) is None or not easier.misses(self._cost(best)):
+            return [best]
+        self.goal = easier
+        return self.affordable(moves)
 
     def fewest(self, ways: list[list[_Move]], track: Track, say: Say) -> list[_Move]:
         """The moves to make, of the first of some lists that keeps the goal as a whole."""

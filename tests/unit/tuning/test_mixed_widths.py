@@ -122,11 +122,30 @@ def test_a_goal_that_is_striven_for_takes_what_may_become_float_and_is_not_refus
     assert (nothing.in_float, nothing.after) == ((), before)
 
 
+def test_more_becomes_float_only_where_an_easier_goal_is_missed_too(network, one_coarse):
+    held = HeldBack(network, samples())
+    before = held.measure(one_coarse)
+
+    def found(share, psnr_db, easier_db):
+        easier = Goal(min_psnr_db=easier_db, float_share=0.9)
+        return keep_goal(network, one_coarse, held, Goal(min_psnr_db=psnr_db, float_share=share, otherwise=easier))
+
+    # Nothing is affordable at first; what is easier is kept already, or takes more.
+    assert found(1e-6, 150.0, before.psnr_db - 1).in_float == ()
+    assert found(1e-6, 150.0, before.psnr_db + 6).in_float == (COARSE,)
+    # What keeps the goal does not ask for the other.
+    assert found(0.9, before.psnr_db + 6, 150.0).in_float == (COARSE,)
+
+
 def test_only_8_bits_without_wishes_of_ones_own_strive_for_anything():
     plain = QuantizationPolicy(LayerBits(8, 8))
     assert default_goal(plain, 0.1, with_truth=True) == Goal(max_drop_db=0.015, float_share=0.1)
     assert default_goal(plain, 0.1, with_truth=False) == Goal(min_psnr_db=50.0, float_share=0.1)
     assert default_goal(plain, 0.0, with_truth=True) is None
+    easier = Goal(max_drop_db=0.02, float_share=0.5)
+    assert default_goal(plain, None, with_truth=True) == Goal(max_drop_db=0.015, float_share=0.3, otherwise=easier)
+    easier = Goal(min_psnr_db=48.75, float_share=0.5)
+    assert default_goal(plain, None, with_truth=False) == Goal(min_psnr_db=50.0, float_share=0.3, otherwise=easier)
     for other in (
         QuantizationPolicy(LayerBits(4, 8)),
         QuantizationPolicy.exact(LayerBits(8, 8)),
@@ -134,6 +153,7 @@ def test_only_8_bits_without_wishes_of_ones_own_strive_for_anything():
         QuantizationPolicy(LayerBits(8, 8), overrides={COARSE: LayerBits(8, 8)}),
     ):
         assert default_goal(other, 0.1, with_truth=True) is None
+        assert default_goal(other, None, with_truth=True) is None
 
 
 def test_an_exact_model_stays_exact(network):
