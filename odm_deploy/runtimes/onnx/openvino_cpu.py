@@ -18,7 +18,8 @@ from odm_deploy.lowering.unsaturated import for_openvino
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.machine.openvino_package import import_openvino
 from odm_deploy.runtimes.onnx.base import GraphRuntime
-from odm_deploy.runtimes.onnx.openvino_faults import KEPT, CompiledSizes, Shapes, needs_probe, probe, wants_fixed_sizes
+from odm_deploy.runtimes.onnx.openvino_faults import KEPT, CompiledSizes, Shapes, needs_probe, wants_fixed_sizes
+from odm_deploy.runtimes.onnx.openvino_probe import probe
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import Array
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import odm_deploy
 from odm_deploy.errors import InputError, OdmError
-from odm_deploy.runtimes.onnx.openvino_faults import need_no_probe
+from odm_deploy.runtimes.onnx.openvino_probe import need_no_probe
 
 TIMEOUT_S = 45.0
 """Ends what does not end: a network that loads and upscales one small image takes seconds."""

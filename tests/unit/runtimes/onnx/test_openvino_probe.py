@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from odm_deploy.errors import InputError
+from odm_deploy.runtimes.onnx import openvino_probe
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.onnx.openvino_faults import needs_probe
 from odm_deploy.runtimes.registry import open_runtime
@@ -50,6 +51,53 @@ def crashing_model() -> onnx.ModelProto:
 def test_a_crash_is_an_error_and_not_the_end_of_this_process() -> None:
     with pytest.raises(InputError, match=r"crashes compiling it\.onnx.*onnxruntime"):
         OpenVinoCpu.open_bytes(crashing_model().SerializeToString(), label="it.onnx")
+
+
+def test_a_process_is_kept_for_the_next_graph_and_replaced_once_it_ends() -> None:
+    sound = lowered(tiny_model()).SerializeToString()
+    assert openvino_probe.compile_elsewhere(sound) == 0
+    kept = openvino_probe._kept
+    # What OpenVINO refuses ends no process.
+    assert openvino_probe.compile_elsewhere(b"nothing of the kind") == 0
+    assert openvino_probe.compile_elsewhere(sound) == 0
+    assert kept is not None
+    assert openvino_probe._kept is kept
+    assert openvino_probe.compile_elsewhere(crashing_model().SerializeToString()) not in (0, 1, 2)
+    assert openvino_probe._kept is None
+    assert openvino_probe.compile_elsewhere(sound) == 0
+    assert openvino_probe._kept is not kept
+
+
+def test_a_kept_process_that_somebody_ended_is_no_crash() -> None:
+    sound = lowered(tiny_model()).SerializeToString()
+    assert openvino_probe.compile_elsewhere(sound) == 0
+    kept = openvino_probe._kept
+    assert kept is not None
+    kept._process.kill()
+    assert openvino_probe.compile_elsewhere(sound) == 0
+
+
+def test_what_does_not_end_is_a_line_and_the_next_graph_has_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = lowered(tiny_model()).SerializeToString()
+    with monkeypatch.context() as impatient:
+        impatient.setattr(openvino_probe, "_TIMEOUT_S", 0.001)
+        with pytest.raises(InputError, match=r"OpenVINO does not get done compiling it\.onnx"):
+            openvino_probe.probe(sound, "it.onnx")
+    assert openvino_probe._kept is None
+    openvino_probe.probe(sound, "it.onnx")
+
+
+def test_an_idle_process_ends_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from odm_deploy.runtimes.onnx import openvino_probe; openvino_probe._IDLE_S = 0.1; openvino_probe._main()"
+    monkeypatch.setattr(openvino_probe, "_COMMAND", ("-c", code))
+    monkeypatch.setattr(openvino_probe, "_kept", None)
+    sound = lowered(tiny_model()).SerializeToString()
+    assert openvino_probe.compile_elsewhere(sound) == 0
+    kept = openvino_probe._kept
+    assert kept is not None
+    assert kept.code == 0
+    assert openvino_probe.compile_elsewhere(sound) == 0
+    openvino_probe._end_kept()
 
 
 def test_the_default_runtime_passes_openvino_over_and_says_why(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from odm_deploy.bundle.manifest import ONNX_FILE, Manifest
 from odm_deploy.errors import InputError
 from odm_deploy.files import file_sha256
-from odm_deploy.runtimes.onnx import base, trial
+from odm_deploy.runtimes.onnx import base, openvino_probe, trial
 from odm_deploy.runtimes.onnx.openvino_faults import needs_probe
 from odm_deploy.runtimes.registry import open_runtime
 from tests.factories import lowered, random_images, tiny_model
@@ -90,9 +90,10 @@ def test_only_files_that_no_manifest_describes_are_tried(graph, monkeypatch, tmp
 
 
 def test_what_was_tried_on_openvino_is_not_compiled_in_yet_another_process(monkeypatch, tmp_path):
-    processes = []
+    processes, probed = [], []
     run = subprocess.run
     monkeypatch.setattr(trial.subprocess, "run", lambda *args, **keys: processes.append(args) or run(*args, **keys))
+    monkeypatch.setattr(openvino_probe, "compile_elsewhere", lambda model: probed.append(model) or 0)
     model = lowered(tiny_model())
     next(node for node in model.graph.node if "output" in node.output).output[0] = "before"
     for a, b in pairwise(["before", "negative", "output"]):
@@ -100,4 +101,4 @@ def test_what_was_tried_on_openvino_is_not_compiled_in_yet_another_process(monke
     assert needs_probe(model)
     (tmp_path / ONNX_FILE).write_bytes(model.SerializeToString())
     open_runtime(tmp_path / ONNX_FILE, "openvino").close()
-    assert len(processes) == 1
+    assert (len(processes), len(probed)) == (1, 0)
