@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import pytest
 import torch
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
@@ -20,6 +22,7 @@ from torch import nn
 
 from odm_deploy.grid import MAX_BITS, Grid, nearest_zero_point
 from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.lowering.markers import export_marked
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.registry import build_network
 from odm_deploy.quantization.layers import FrozenLayer
@@ -206,9 +209,23 @@ def model_of_all_kinds(*, power_of_two: bool) -> QuantizedModel:
     return quantized(tiny_network(blocks=(len(cases) - 1) // 2, features=4), choose, power_of_two=power_of_two)
 
 
+_TRACED: dict[QuantizedModelKey, onnx.ModelProto] = {}
+"""What models were traced to, before any runtime's dialect."""
+
+
 @functools.cache
 def _lowered(model: QuantizedModelKey, options: LoweringOptions) -> onnx.ModelProto:
-    return lower(model.model, options)
+    def traced_once(*arguments: Any) -> ir.Model:
+        # As `lower_each` does: the first graph is lowered as it is, others are copies of it.
+        if model in _TRACED:
+            return ir.from_proto(_TRACED[model])
+        marked = export_marked(*arguments)
+        _TRACED[model] = ir.to_proto(marked)
+        return marked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("odm_deploy.lowering.lower.export_marked", traced_once)
+        return lower(model.model, options)
 
 
 class QuantizedModelKey:
@@ -225,7 +242,7 @@ class QuantizedModelKey:
 
 
 def lowered(model: QuantizedModel, **options: Any) -> onnx.ModelProto:
-    """A fresh copy of the model's ONNX graph; exporting takes seconds, so each is exported once."""
+    """A fresh copy of the model's ONNX graph; tracing takes seconds, so each model is traced once for all options."""
     copy = onnx.ModelProto()
     copy.CopyFrom(_lowered(QuantizedModelKey(model), LoweringOptions(**options)))
     return copy

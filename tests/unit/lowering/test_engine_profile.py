@@ -1,16 +1,17 @@
 """Profile `engine`: between one int8 convolution and the next stands nothing but what TensorRT fuses."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
-from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.lowering.metadata import read_taps
 from odm_deploy.networks.registry import build_network
 from odm_deploy.proof.teacher_forced_layers import compare_layers
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
-from tests.factories import OPENERS, random_images
+from tests.factories import OPENERS, lowered, random_images
 
 QUICK = CalibrationSettings(equalize=False, adaptive_rounding=False, correct_bias=False)
 NETWORKS = {
@@ -20,6 +21,7 @@ NETWORKS = {
 }
 
 
+@functools.cache
 def model_of(name: str, profile: str = "engine", **others):
     torch.manual_seed(3)
     network = build_network(name, NETWORKS[name]).eval()
@@ -39,7 +41,7 @@ def test_zero_is_in_the_middle_of_every_grid_but_the_images(model):
 
 
 def test_no_kernel_pads_shifts_or_bounds_in_front_of_a_convolution(model):
-    graph = lower(model).graph
+    graph = lowered(model).graph
     producers = {name: node for node in graph.node for name in node.output}
     assert "Pad" not in {node.op_type for node in graph.node}
     for conv in (node for node in graph.node if node.name in model.layers):
@@ -57,7 +59,7 @@ def test_no_kernel_pads_shifts_or_bounds_in_front_of_a_convolution(model):
 @pytest.mark.parametrize("opener", ["onnx_reference", "openvino"])
 @pytest.mark.parametrize("target", ["tensorrt", "cpu"])
 def test_teacher_forced_every_layer_agrees_but_for_ties(model, opener, target):
-    proto = lower(model, LoweringOptions(target=target))
+    proto = lowered(model, target=target)
     layers = compare_layers(model, proto, OPENERS[opener], [random_images(12, 16, seed=6)])
     assert set(model.grids) <= {layer.name for layer in layers} | {tap.layer for tap in read_taps(proto)}
     assert {layer.name: layer.flips for layer in layers if not layer.is_clean} == {}
@@ -67,7 +69,7 @@ def test_teacher_forced_every_layer_agrees_but_for_ties(model, opener, target):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_on_dyadic_scales_moved_quantizers_and_convolutions_change_no_bit(name, opener):
     model = model_of(name, "exact-integer", symmetric=True)
-    proto, images = lower(model), np.round(random_images(9, 12))
+    proto, images = lowered(model), np.round(random_images(9, 12))
     kinds = {node.name: node.op_type for node in proto.graph.node}
     readers = {name: node for node in proto.graph.node for name in node.input}
     if name == "edsr":

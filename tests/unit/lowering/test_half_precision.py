@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import onnx
 import pytest
@@ -11,9 +13,9 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from odm_deploy import quantize
-from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.reference import TorchReference
 from odm_deploy.proof.teacher_forced_layers import compare_layers
+from odm_deploy.quantization.model import QuantizedModel
 from tests.factories import OPENERS, lowered, quantized, random_images, tiny_model, tiny_network
 
 
@@ -98,8 +100,13 @@ def test_layers_flip_at_the_rate_of_half_precision_sources_and_by_one_step(model
     assert sum(layer.flips for layer in layers) < 0.02 * sum(layer.codes for layer in layers)
 
 
+@functools.cache
+def windows() -> QuantizedModel:
+    return quantized(tiny_network("swinir"), lambda *_: (8, "asymmetric", "per_channel"))
+
+
 def test_a_network_of_windows_reads_and_writes_images_in_float32():
-    model = quantized(tiny_network("swinir"), lambda *_: (8, "asymmetric", "per_channel"))
+    model = windows()
     half = lowered(model, precision="fp16")
     types = types_of(half)
     images = [node for node in half.graph.node if "mean" in node.input]
@@ -112,7 +119,7 @@ def test_a_network_of_windows_reads_and_writes_images_in_float32():
 @pytest.mark.parametrize(("precision", "lowest"), [("fp16", -65504), ("bf16", -3.3895314e38)])
 def test_bounds_that_half_precision_does_not_reach_are_its_last_numbers(precision, lowest):
     """Those that keep OpenVINO from computing SwinIR's first layer wrongly are the last of float32."""
-    model = quantized(tiny_network("swinir"), lambda *_: (8, "asymmetric", "per_channel"))
+    model = windows()
     half = lowered(model, precision=precision)
     bounds = [tensor for tensor in half.graph.initializer if ".lowest." in tensor.name]
     assert [float(numpy_helper.to_array(tensor)) for tensor in bounds] == [pytest.approx(lowest)]
@@ -152,12 +159,17 @@ class WithFloatsOnly(nn.Module):
         return self.last(torch.cat([x, column], 1))
 
 
+@functools.cache
+def with_floats_only() -> QuantizedModel:
+    torch.manual_seed(0)
+    return quantize(WithFloatsOnly().eval(), 8, [random_images(24, 20)[0].transpose(1, 2, 0).astype(np.uint8)])
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_what_onnx_knows_in_float32_only_stays_so(precision):
-    torch.manual_seed(0)
     images = random_images(24, 20)
-    model = quantize(WithFloatsOnly().eval(), 8, [images[0].transpose(1, 2, 0).astype(np.uint8)])
-    graph = lower(model, LoweringOptions(precision=precision))
+    model = with_floats_only()
+    graph = lowered(model, precision=precision)
     types = types_of(graph)
     of = {node.op_type: node for node in graph.graph.node}
     assert types[of["Celu"].input[0]] == types[of["Celu"].output[0]] == TensorProto.FLOAT

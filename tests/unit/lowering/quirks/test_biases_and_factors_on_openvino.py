@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from odm_deploy import quantize
 from odm_deploy.bundle import Target
-from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.machine.saturating_kernels import openvino_saturates
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
 from odm_deploy.runtimes.onnx.openvino_faults import wants_fixed_sizes
-from tests.every_layer import check_every_layer, crops
-from tests.factories import OPENERS, UNFITTED, random_images
+from tests.every_layer import check_every_layer, crops, quantized_once
+from tests.factories import OPENERS, UNFITTED, lowered, random_images
 
 
 class ChannelAttention(nn.Module):
@@ -58,7 +57,7 @@ def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], m
     for weight in network.rectifier.parameters():
         weight.data = torch.tensor([0.1, -0.2, 0.3, 0.25])
     model = quantize(network, QuantizationPolicy.parse("deploy", "8"), images)
-    graph = lower(model, LoweringOptions(target=target))
+    graph = lowered(model, target=target)
     assert wants_fixed_sizes(graph) is not mixing
     check_every_layer(model, graph, random_images(24, 32, seed=5))
     expected = model(images[0]).numpy()
@@ -91,9 +90,8 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("bits", ["8", "4"])
 def test_channels_that_openvino_does_not_know(target: Target, bits: str) -> None:
     """Behind shapes that are computed with remainders, factors per channel were taken for one factor."""
-    images = crops(20, 28)
-    model = quantize(Tokens(), QuantizationPolicy.parse("deploy", bits), images)
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+    model = quantized_once(Tokens, profile="deploy", bits=bits)
+    check_every_layer(model, lowered(model, target=target), random_images(20, 28, seed=5))
 
 
 class WithoutBias(Tokens):
@@ -115,11 +113,8 @@ class WithoutBias(Tokens):
 @pytest.mark.parametrize("bias", [False, True])
 def test_convolutions_without_bias(target: Target, bias: bool) -> None:
     """At dynamic sizes, their scales were applied twice for those who read the result beside others."""
-    images = crops(20, 28)
-    model = quantize(
-        WithoutBias(bias), QuantizationPolicy.parse("deploy", "8", symmetric=True), images, settings=UNFITTED
-    )
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+    model = quantized_once(WithoutBias, bias, profile="deploy", symmetric=True, settings=UNFITTED)
+    check_every_layer(model, lowered(model, target=target), random_images(20, 28, seed=5))
 
 
 class NegativeFactors(Tokens):
@@ -138,9 +133,8 @@ class NegativeFactors(Tokens):
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_negative_factors(target: Target) -> None:
     """At dynamic sizes, a quantizer behind them had its ends the wrong way round."""
-    images = crops(20, 28)
-    model = quantize(NegativeFactors(), QuantizationPolicy.parse("deploy", "8"), images, settings=UNFITTED)
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+    model = quantized_once(NegativeFactors, profile="deploy", settings=UNFITTED)
+    check_every_layer(model, lowered(model, target=target), random_images(20, 28, seed=5))
 
 
 class Gains(nn.Module):
@@ -178,9 +172,8 @@ def test_gains_that_reach_a_quantizer_through_something_else(
     target: Target, behind: Callable[[Tensor], Tensor] | None
 ) -> None:
     """OpenVINO moves a transposition out of the way, and makes one operator of gain, rectifier and quantizer."""
-    images = crops(21, 28)
-    model = quantize(Gains(behind), QuantizationPolicy.parse("deploy", "8"), images, settings=UNFITTED)
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(21, 28, seed=5))
+    model = quantized_once(Gains, behind, profile="deploy", size=(21, 28), settings=UNFITTED)
+    check_every_layer(model, lowered(model, target=target), random_images(21, 28, seed=5))
 
 
 class NormalizedSum(nn.Module):
@@ -205,9 +198,8 @@ class NormalizedSum(nn.Module):
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_normalized_sums_of_signals(target: Target) -> None:
     """OpenVINO left the signal's step out, because it takes what is normalized to have no scale."""
-    images = crops(20, 28)
-    model = quantize(NormalizedSum(), QuantizationPolicy.parse("integer", "8"), images)
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+    model = quantized_once(NormalizedSum, profile="integer")
+    check_every_layer(model, lowered(model, target=target), random_images(20, 28, seed=5))
 
 
 class OneIndex(nn.Module):
@@ -236,7 +228,7 @@ class OneIndex(nn.Module):
 @pytest.mark.parametrize("how", ["batch_norm", "factors", "row"])
 def test_one_index_of_an_axis_behind_factors_per_channel_is_taken(how: str) -> None:
     model = quantize(OneIndex(how), QuantizationPolicy.deploy(LayerBits(8, 8)), crops(48, 48), settings=UNFITTED)
-    graph = lower(model, LoweringOptions(target="cpu"))
+    graph = lowered(model, target="cpu")
     image = random_images(40, 56)
     check_every_layer(model, graph, image)
     check_every_layer(model, graph, image, OPENERS["onnxruntime"])

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from odm_deploy import quantize
 from odm_deploy.bundle import Target
-from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
-from tests.every_layer import check_every_layer, crops
-from tests.factories import OPENERS, UNFITTED, random_images
+from tests.every_layer import check_every_layer, crops, quantized_once
+from tests.factories import OPENERS, UNFITTED, lowered, random_images
 
 
 class Recurrent(nn.Module):
@@ -42,9 +41,8 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_groups_that_run_twice(target: Target, profile: str, runtime: str) -> None:
     """OpenVINO reshapes the codes of a grouped convolution in place, and the second run read them wrongly."""
-    images = crops(20, 28)
-    model = quantize(Recurrent(), QuantizationPolicy.parse(profile, "8"), images)
-    graph = lower(model, LoweringOptions(target=target))
+    model = quantized_once(Recurrent, profile=profile)
+    graph = lowered(model, target=target)
     check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
 
 
@@ -64,9 +62,8 @@ class PaddedTransposedConvolution(nn.Module):
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_padding_in_front_of_transposed_convolutions(target: Target) -> None:
-    policy = QuantizationPolicy.parse("integer", "8")
-    model = quantize(PaddedTransposedConvolution(), policy, crops(20, 28), settings=UNFITTED)
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+    model = quantized_once(PaddedTransposedConvolution, profile="integer", settings=UNFITTED)
+    check_every_layer(model, lowered(model, target=target), random_images(20, 28, seed=5))
 
 
 class Rolled(nn.Module):
@@ -88,9 +85,9 @@ class Rolled(nn.Module):
 @pytest.mark.parametrize("function", [nn.Identity(), F.gelu])
 def test_codes_whose_size_steers_a_roll(function: Callable[[Tensor], Tensor], target: Target) -> None:
     """All channels had the bias of the first one; seen in the whole picture only, as above."""
-    model = quantize(Rolled(function), QuantizationPolicy.parse("integer", "8"), crops(32, 36)[:2], settings=UNFITTED)
+    model = quantized_once(Rolled, function, profile="integer", size=(32, 36), images=2, settings=UNFITTED)
     image = random_images(33, 50, seed=6)
-    with OpenVinoCpu.open_bytes(lower(model, LoweringOptions(target=target)).SerializeToString()) as runtime:
+    with OpenVinoCpu.open_bytes(lowered(model, target=target).SerializeToString()) as runtime:
         assert np.abs(runtime.upscale(image) - model(torch.from_numpy(image)).numpy()).mean() < 0.05
 
 
@@ -119,7 +116,7 @@ class Repeated(nn.Module):
 def test_signals_joined_with_themselves(shuffled: bool) -> None:
     """OpenVINO refused the shuffled ones, and the layers could not be compared where others read both."""
     model = quantize(Repeated(shuffled), QuantizationPolicy.parse("integer", "8"), crops(20, 28), settings=UNFITTED)
-    check_every_layer(model, lower(model, LoweringOptions(target="cpu")), random_images(20, 28, seed=5))
+    check_every_layer(model, lowered(model, target="cpu"), random_images(20, 28, seed=5))
 
 
 class Mirrored(nn.Module):
@@ -142,8 +139,8 @@ class Mirrored(nn.Module):
 def test_indices_are_reflected_at_one_size(target: Target) -> None:
     """Computed at compilation, absolute values of whole numbers stay negative: pixels of the other end."""
     images = crops(24, 32)
-    model = quantize(Mirrored().eval(), QuantizationPolicy.parse("deploy", "8"), images)
-    graph = lower(model, LoweringOptions(target=target))
+    model = quantized_once(Mirrored, profile="deploy", size=(24, 32))
+    graph = lowered(model, target=target)
     assert not any(node.op_type == "Abs" for node in graph.graph.node)
     read = openvino.Core().read_model(graph.SerializeToString())
     read.reshape({"input": [1, 3, 24, 32]})

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from odm_deploy import quantize
 from odm_deploy.bundle import Target
-from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.quantization.policy import QuantizationPolicy
-from tests.every_layer import check_every_layer, crops
-from tests.factories import OPENERS, random_images
+from tests.every_layer import check_every_layer, crops, quantized_once
+from tests.factories import OPENERS, lowered, random_images
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -43,9 +42,8 @@ class Extremes(nn.Module):
 @pytest.mark.parametrize("bits", ["8", "4"])
 def test_the_largest_and_the_smallest_are_quantized_rightly(target: Target, bits: str) -> None:
     """OpenVINO makes one operator of such a reduction and the quantizer, with nearly all codes wrong."""
-    images = crops(20, 28)
-    model = quantize(Extremes(), QuantizationPolicy.parse("deploy", bits), images)
-    check_every_layer(model, lower(model, LoweringOptions(target=target)), random_images(20, 28, seed=5))
+    model = quantized_once(Extremes, profile="deploy", bits=bits)
+    check_every_layer(model, lowered(model, target=target), random_images(20, 28, seed=5))
 
 
 class Averages(nn.Module):
@@ -67,9 +65,8 @@ class Averages(nn.Module):
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 def test_averages_with_zeros_around(target: Target) -> None:
     """OpenVINO padded codes with 0 instead of the code of zero, and the exporter leaves a divisor out."""
-    images = crops(20, 28)
-    model = quantize(Averages(), QuantizationPolicy.parse("integer", "8"), images)
-    graph = lower(model, LoweringOptions(target=target))
+    model = quantized_once(Averages, profile="integer")
+    graph = lowered(model, target=target)
     for runtime in RUNTIMES:
         check_every_layer(model, graph, random_images(20, 28, seed=5), OPENERS[runtime])
 
@@ -88,7 +85,7 @@ class NormalizedAverages(Averages):
 def test_normalized_averages_of_signals(bits: str) -> None:
     """OpenVINO was up to two steps off in half of the codes."""
     model = quantize(NormalizedAverages(), QuantizationPolicy.parse("integer", bits), crops(20, 28))
-    check_every_layer(model, lower(model, LoweringOptions(target="cpu")), random_images(20, 28, seed=5))
+    check_every_layer(model, lowered(model, target="cpu"), random_images(20, 28, seed=5))
 
 
 class PoolsBeyond(nn.Module):
@@ -127,6 +124,6 @@ def test_windows_that_reach_beyond_the_border(pool: Callable[[Tensor], Tensor]) 
     """OpenVINO divided by fewer, and had windows that PyTorch has not; ONNX Runtime took zeros padded for nothing."""
     images = crops(22, 29)
     model = quantize(PoolsBeyond(pool).eval(), QuantizationPolicy.parse("integer", "8"), images)
-    graph = lower(model, LoweringOptions(target="cpu"))
+    graph = lowered(model, target="cpu")
     for runtime, size in itertools.product(RUNTIMES, ((22, 29), (20, 28), (21, 27))):
         check_every_layer(model, graph, random_images(*size, seed=5), OPENERS[runtime])
