@@ -101,11 +101,12 @@ def _smallest_error(observer: InputObserver, grid_of: Callable[[float, float], G
     # Geometric, because the step is proportional to the range.
     factors = np.geomspace(_SMALLEST_SHARE, 1.0, _COARSE)
     ratio = factors[1] / factors[0]
-    error, grid, (low, high) = _best_pair(observer, grid_of, factors, factors)
+    errors: dict[Grid, float] = {}
+    error, grid, (low, high) = _best_pair(observer, grid_of, factors, factors, errors)
     for _ in range(_ZOOMS):
         nearby = np.geomspace(1 / ratio, ratio, _FINE)
         ratio = nearby[1] / nearby[0]
-        finer = _best_pair(observer, grid_of, np.minimum(low * nearby, 1.0), np.minimum(high * nearby, 1.0))
+        finer = _best_pair(observer, grid_of, np.minimum(low * nearby, 1.0), np.minimum(high * nearby, 1.0), errors)
         if finer[0] < error:
             error, grid, (low, high) = finer
     return grid
@@ -116,8 +117,12 @@ def _best_pair(
     grid_of: Callable[[float, float], Grid],
     low_factors: FloatArray,
     high_factors: FloatArray,
+    errors: dict[Grid, float],
 ) -> tuple[float, Grid, tuple[float, float]]:
-    """(squared error, grid, factors) of the best among all pairs of shrunk bounds."""
+    """(squared error, grid, factors) of the best among all pairs of shrunk bounds.
+
+    `errors` are those of grids known so far, and grow: many pairs give one grid, as powers of two and symmetry do.
+    """
     values, counts = observer.histogram.occupied()
     if observer.minimum == 0:
         low_factors = low_factors[-1:]
@@ -129,7 +134,9 @@ def _best_pair(
         if lower > upper:
             continue
         grid = grid_of(lower, upper)
-        error = _squared_error(values, counts, grid)
+        if grid not in errors:
+            errors[grid] = _squared_error(values, counts, grid)
+        error = errors[grid]
         if best is None or error < best_error:
             best_error, best, best_factors = error, grid, (float(low), float(high))
     assert best is not None, "bounds shrunk alike are always in order"
