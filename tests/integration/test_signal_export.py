@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 import torch
 
 from odm_deploy.checkpoint import load_model, save_model
-from odm_deploy.lowering.lower import LoweringOptions, lower
+from odm_deploy.lowering.lower import lower
 from odm_deploy.lowering.metadata import read_taps
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.networks.registry import build_network
@@ -19,6 +20,7 @@ from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.quantization.signal_plan import plan_signals
 from odm_deploy.runtimes.onnx.onnx_runtime import OnnxRuntime
 from odm_deploy.runtimes.onnx.openvino_cpu import OpenVinoCpu
+from tests.factories import lowered as lowered_once
 from tests.factories import random_images, tiny_network
 from tests.foreign_networks import DenseBlocks
 from tests.public_networks import RLFN
@@ -62,6 +64,11 @@ def residual_network(name: str):
     return foreign_network(module, builder=builder, arguments=arguments, input_range=255.0)
 
 
+@functools.cache
+def residual_model(name: str):
+    return model_of(residual_network(name), "integer", "8")
+
+
 PLACES = {
     # What one layer alone reads lies on that layer's grid.
     "dense": {"add", "add_1", "add_2", "mul", "mul_1", "leaky_relu", "leaky_relu_1"},
@@ -92,8 +99,8 @@ def test_sums_in_other_peoples_code_lie_on_grids_that_every_form_of_the_model_ha
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
 @pytest.mark.parametrize("name", PLACES)
 def test_teacher_forced_sums_in_other_peoples_code_agree_but_for_ties(name, target, runtime):
-    model = model_of(residual_network(name), "integer", "8")
-    lowered = lower(model, LoweringOptions(target=target))
+    model = residual_model(name)
+    lowered = lowered_once(model, target=target)
     compared = compare_layers(model, lowered, runtime.open_bytes, [random_images(26, 30, seed=6)])
     # A constant factor is in the scales of the convolution before it.
     factors = [node for node in lowered.graph.node if node.op_type == "Mul" and node.name.startswith("node_mul")]

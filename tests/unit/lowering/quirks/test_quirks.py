@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import openvino
 import pytest
@@ -12,9 +14,11 @@ from torch import nn
 from odm_deploy import quantize
 from odm_deploy.lowering.lower import LoweringOptions, lower
 from odm_deploy.proof.teacher_forced_layers import compare_layers
+from odm_deploy.quantization.model import QuantizedModel
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings
-from tests.factories import OPENERS, UNFITTED, random_images
+from tests.every_layer import quantized_once
+from tests.factories import OPENERS, UNFITTED, lowered, random_images
 
 
 class MeanShifted(nn.Module):
@@ -57,15 +61,20 @@ CASES = {
 }
 
 
+@functools.cache
+def case(name: str, bits: int) -> QuantizedModel:
+    torch.manual_seed(4)
+    return CASES[name](bits)
+
+
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", CASES)
 def test_whole_graphs_compute_what_torch_computes(name, bits, runtime):
-    torch.manual_seed(4)
-    model = CASES[name](bits)
+    model = case(name, bits)
     x = random_images(21, 30, seed=7)
     expected = model(torch.from_numpy(x)).numpy()
-    with OPENERS[runtime](lower(model).SerializeToString()) as opened:
+    with OPENERS[runtime](lowered(model).SerializeToString()) as opened:
         difference = np.abs(opened.upscale(x) - expected) / expected.std()
     # Ties flip single codes; a channel or a branch computed wrongly moves most pixels.
     assert np.quantile(difference, 0.9) < 0.01
@@ -132,10 +141,9 @@ class Smoothed(nn.Module):
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 def test_onnxruntime_runs_bicubic_resizing_behind_integer_convolutions(runtime):
-    images = [torch.from_numpy(random_images(24, 32, seed=seed)) for seed in range(2)]
-    model = quantize(Smoothed(), QuantizationPolicy.parse("integer", "4"), images)
+    model = quantized_once(Smoothed, profile="integer", bits="4", size=(24, 32), images=2)
     image = random_images(33, 50, seed=5)
-    with OPENERS[runtime](lower(model, LoweringOptions(target="cpu")).SerializeToString()) as opened:
+    with OPENERS[runtime](lowered(model, target="cpu").SerializeToString()) as opened:
         found = opened.upscale(image)
     assert np.abs(found - model(torch.from_numpy(image)).numpy()).mean() < 0.05
 
