@@ -87,16 +87,19 @@ def compare_layers(
     with open_bytes(forced.model.SerializeToString()) as runtime:
         image_input = next(info for info in runtime.inputs if not info.name.endswith(".given"))
         image_output = next(info for info in runtime.outputs if info.name == lowered.graph.output[0].name)
-        taken = [*((crop, False) for crop in crops), *((crop, True) for crop in crops[:1])]
+        # Mixed right behind the plain one, whose trace is still there.
+        taken = [*itertools.product(crops[:1], (False, True)), *((crop, False) for crop in crops[1:])]
+        trace = _Trace()
         for image, mixing in track(taken, len(taken), "comparing the layers on images"):
-            trace = teacher = _trace(model, torch.from_numpy(image), twins)
-            if not twins and len(trace.codes) > len(forced.taps):
-                twins = _twins(trace, forced.taps)
-                trace = teacher = _trace(model, torch.from_numpy(image), twins)
-            _check_taps(forced.taps, trace)
             if mixing:
                 teacher = _mixed(trace, forced.taps, grids)
                 trace = _trace(model, torch.from_numpy(image), twins, teacher)
+            else:
+                trace = teacher = _trace(model, torch.from_numpy(image), twins)
+                if not twins and len(trace.codes) > len(forced.taps):
+                    twins = _twins(trace, forced.taps)
+                    trace = teacher = _trace(model, torch.from_numpy(image), twins)
+                _check_taps(forced.taps, trace)
             floor = _trace(double, torch.from_numpy(image).double(), twins, teacher)
             sources = {name: source.numpy() for name, source in trace.sources.items()}
             outputs = runtime.run(
