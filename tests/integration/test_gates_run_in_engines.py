@@ -91,12 +91,19 @@ def test_the_round_trip_of_a_gate_is_exact(gated, tmp_path):
     assert torch.equal(load_model(tmp_path / "model.pt")(images(2)), frozen(images(2)))
 
 
+@pytest.fixture(scope="module")
+def gated_bundle(gated, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gated")
+    save_model(gated.freeze({}), folder / "model.pt")
+    model = load_model(folder / "model.pt")
+    write_bundle(model, folder / "model.pt", folder / "bundle", LoweringOptions(), None, lambda _: None)
+    return folder / "bundle"
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_verify_accepts_the_bundle(gated, tmp_path, runtime, tiny_set):
-    save_model(gated.freeze({}), tmp_path / "model.pt")
-    model = load_model(tmp_path / "model.pt")
-    write_bundle(model, tmp_path / "model.pt", tmp_path / "bundle", LoweringOptions(), None, lambda _: None)
-    report = verify(tmp_path / "bundle", tiny_set / "LR_bicubic/X2", VerifyOptions(runtime=runtime))
+def test_verify_accepts_the_bundle(gated, gated_bundle, runtime, tiny_set):
+    model = gated.freeze({})
+    report = verify(gated_bundle, tiny_set / "LR_bicubic/X2", VerifyOptions(runtime=runtime))
     assert report.failures(Gates()) == []
     assert {layer.name for layer in report.layers} >= set(model.layers)
 

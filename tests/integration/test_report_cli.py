@@ -110,7 +110,7 @@ def test_latency_beside_the_float_twin(tiny_bundle, tiny_set, tmp_path):
     page = tmp_path / "report.html"
     outcome = run_cli(
         "report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2/0x2.png", "-o", page, "--crops", 0,
-        "--runtime", "onnxruntime",
+        "--runtime", "onnxruntime", "--seconds", 0.5,
     )  # fmt: skip
     assert outcome.code == 0, outcome.stderr
     text = Page(page.read_text()).text
