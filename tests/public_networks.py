@@ -88,18 +88,20 @@ class DistillationBlock(nn.Module):
 class RFDN(nn.Module):
     """Residual Feature Distillation Network (Liu et al., ECCVW 2020)."""
 
-    def __init__(self, features: int = 50, scale: int = 4) -> None:
+    def __init__(self, features: int = 50, blocks: int = 4, scale: int = 4) -> None:
         super().__init__()
         self.fea_conv, self.LR_conv = conv(3, features), conv(features, features)
-        self.B1, self.B2, self.B3, self.B4 = (DistillationBlock(features) for _ in range(4))
-        self.c = nn.Sequential(conv(4 * features, features, 1), nn.LeakyReLU(0.05))
+        self.blocks = [f"B{number}" for number in range(1, blocks + 1)]
+        for name in self.blocks:
+            self.add_module(name, DistillationBlock(features))
+        self.c = nn.Sequential(conv(blocks * features, features, 1), nn.LeakyReLU(0.05))
         self.upsampler = nn.Sequential(conv(features, 3 * scale**2), nn.PixelShuffle(scale))
 
     def forward(self, x: Tensor) -> Tensor:
         first = deep = self.fea_conv(x)
         kept = []
-        for block in (self.B1, self.B2, self.B3, self.B4):
-            deep = block(deep)
+        for name in self.blocks:
+            deep = self.get_submodule(name)(deep)
             kept.append(deep)
         return self.upsampler(self.LR_conv(self.c(torch.cat(kept, 1))) + first)
 

@@ -22,7 +22,7 @@ NETWORKS = {
     "SAFMN": (f"{SPANDREL}.SAFMN", "SAFMN", {"dim": 16, "n_blocks": 2, "upscaling_factor": 2}),
     "RRDB": (f"{SPANDREL}.ESRGAN", "ESRGAN", {"num_filters": 16, "num_blocks": 1, "scale": 4}),
     "RLFN": ("tests.public_networks", "RLFN", {"features": 16, "blocks": 1, "scale": 2}),
-    "RFDN": ("tests.public_networks", "RFDN", {"features": 16, "scale": 2}),
+    "RFDN": ("tests.public_networks", "RFDN", {"features": 16, "blocks": 2, "scale": 2}),
     "CARN": ("tests.public_networks", "CARN", {"features": 16, "groups": 4, "scale": 2}),
     "IMDN": ("tests.public_networks", "IMDN", {"features": 16, "blocks": 2, "scale": 2}),
 }
