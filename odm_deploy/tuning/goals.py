@@ -16,9 +16,10 @@ closer to the truth than on the held-back images, the same error costs up to twi
 STRIVEN_FOR_PSNR_DB = 50.0
 """The same between float and quantized output, where there is no truth."""
 ACCEPTED_DB = 0.02
-"""Where a model strives in vain, a loss that is not worth `MOST_FLOAT`; with more, it is."""
-ACCEPTED_PSNR_DB = 48.75
-"""The same between float and quantized output: an error a third larger, likewise."""
+"""Where a model strives in vain, an expected loss that is not worth `MOST_FLOAT`; with more, it is."""
+LOST_DB = STRIVEN_FOR_DB / 2
+"""But not where the images in fact lose less than this: those of networks that were trained with an adversary lose
+nothing, whatever their error makes expect."""
 FLOAT, MOST_FLOAT = 0.3, 0.5
 """Shares of multiply-adds that may become float for the one and for the other."""
 
@@ -48,6 +49,11 @@ class Goal:
             raise UsageError(f"--max-drop {self.max_drop_db:g}", why="a loss is not negative", fix="write 0.05, say")
         if math.isnan(self.min_psnr_db or 0.0):
             raise UsageError("--min-psnr nan", why="nothing is larger than that", fix="write 45, say")
+
+    def asks_for_more(self, cost: OutputCost) -> bool:
+        """Whether a cost calls for what is striven for `otherwise`."""
+        lost = cost.drop_db is None or cost.drop_db > LOST_DB
+        return self.otherwise is not None and lost and bool(self.otherwise.misses(cost))
 
     def check(self, *, with_truth: bool) -> None:
         """Refuse images that cannot be judged by, before any work on them.
@@ -84,22 +90,15 @@ def default_goal(policy: QuantizationPolicy, float_share: float | None, *, with_
 
     Args:
         policy: what is quantized.
-        float_share: how much may become float, 0 to 1; None: `FLOAT`, and `MOST_FLOAT` where it shows otherwise.
+        float_share: how much may become float, 0 to 1; None: `FLOAT`, or `MOST_FLOAT` where it shows otherwise.
         with_truth: whether a loss against the truth can be measured.
     """
     narrow = min(policy.body.weight, policy.body.activation) < MAX_BITS
     if narrow or policy.overrides or policy.power_of_two or policy.signals is not None or float_share == 0:
         return None
-    otherwise = None
-    if float_share is None:
-        otherwise = _loss(ACCEPTED_DB, ACCEPTED_PSNR_DB, MOST_FLOAT, with_truth=with_truth)
-        float_share = FLOAT
-    return _loss(STRIVEN_FOR_DB, STRIVEN_FOR_PSNR_DB, float_share, otherwise, with_truth=with_truth)
-
-
-def _loss(
-    drop_db: float, psnr_db: float, float_share: float, otherwise: Goal | None = None, *, with_truth: bool
-) -> Goal:
-    if with_truth:
-        return Goal(max_drop_db=drop_db, float_share=float_share, otherwise=otherwise)
-    return Goal(min_psnr_db=psnr_db, float_share=float_share, otherwise=otherwise)
+    if not with_truth:
+        return Goal(min_psnr_db=STRIVEN_FOR_PSNR_DB, float_share=FLOAT if float_share is None else float_share)
+    if float_share is not None:
+        return Goal(max_drop_db=STRIVEN_FOR_DB, float_share=float_share)
+    more = Goal(max_drop_db=ACCEPTED_DB, float_share=MOST_FLOAT)
+    return Goal(max_drop_db=STRIVEN_FOR_DB, float_share=FLOAT, otherwise=more)

@@ -197,7 +197,7 @@ class _Search:
         """The best moves that a goal which is only striven for allows; from now on that is the goal."""
         assert self.goal.float_share is not None
         best = _affordable(moves, self.goal.float_share)
-        if (easier := self.goal.otherwise) is None or not easier.misses(self._cost(best)):
+        if (easier := self.goal.otherwise) is None or not self.goal.asks_for_more(self._cost(best)):
             return [best]
         self.goal = easier
         return self.affordable(moves)

@@ -12,7 +12,7 @@ from odm_deploy.quantization.cross_layer import SCALED_CHANNELS
 from odm_deploy.quantization.policy import LayerBits, QuantizationPolicy
 from odm_deploy.quantization.post_training import CalibrationSettings, calibrate
 from odm_deploy.tuning.goals import Goal, default_goal
-from odm_deploy.tuning.held_back import HeldBack, Sample
+from odm_deploy.tuning.held_back import HeldBack, OutputCost, Sample
 from odm_deploy.tuning.mixed_widths import keep_goal
 from odm_deploy.tuning.sensitivity import layer_sensitivities
 from tests.factories import random_images, tiny_network
@@ -137,6 +137,16 @@ def test_more_becomes_float_only_where_an_easier_goal_is_missed_too(network, one
     assert found(0.5, 150.0, before.psnr_db + 6).quantized_share >= found(1e-6, 150.0, 140.0).quantized_share
 
 
+@pytest.mark.parametrize(
+    ("lost_db", "expected_db", "more"),
+    [(0.016, 0.024, True), (0.016, 0.019, False), (0.005, 0.047, False), (-0.02, 0.047, False)],
+)
+def test_a_loss_that_is_only_expected_does_not_ask_for_more(lost_db, expected_db, more):
+    goal = default_goal(QuantizationPolicy(LayerBits(8, 8)), None, with_truth=True)
+    assert goal.asks_for_more(OutputCost(6, 50.0, 3.0, 30.0, 30.0 - lost_db, expected_db)) == more
+    assert not goal.otherwise.asks_for_more(OutputCost(6, 50.0, 3.0, 30.0, 29.0, 1.0))
+
+
 def test_only_8_bits_without_wishes_of_ones_own_strive_for_anything():
     plain = QuantizationPolicy(LayerBits(8, 8))
     assert default_goal(plain, 0.1, with_truth=True) == Goal(max_drop_db=0.015, float_share=0.1)
@@ -144,8 +154,7 @@ def test_only_8_bits_without_wishes_of_ones_own_strive_for_anything():
     assert default_goal(plain, 0.0, with_truth=True) is None
     easier = Goal(max_drop_db=0.02, float_share=0.5)
     assert default_goal(plain, None, with_truth=True) == Goal(max_drop_db=0.015, float_share=0.3, otherwise=easier)
-    easier = Goal(min_psnr_db=48.75, float_share=0.5)
-    assert default_goal(plain, None, with_truth=False) == Goal(min_psnr_db=50.0, float_share=0.3, otherwise=easier)
+    assert default_goal(plain, None, with_truth=False) == Goal(min_psnr_db=50.0, float_share=0.3)
     for other in (
         QuantizationPolicy(LayerBits(4, 8)),
         QuantizationPolicy.exact(LayerBits(8, 8)),
