@@ -38,6 +38,12 @@ def require_file(path: Path | str, wanted: str) -> None:
         raise InputError(f"cannot read {path}", why=why, fix=wanted if Path(path).exists() else "check the path")
 
 
+_BUNDLE = {"manifest.json", "model.onnx", "model.cpu.onnx", "engine.plan", "golden.json"}
+_TRITON = {"manifest.json", "config.pbtxt", "1"}
+_REPLACED = {*_BUNDLE, *_TRITON}
+"""What a folder that is replaced may hold, besides the hidden files of file managers and of who was killed."""
+
+
 @contextmanager
 def atomic_path(destination: Path | str) -> Generator[Path]:
     """Yield a temporary path to write to; on success it becomes `destination`, on any exception it is removed.
@@ -79,8 +85,8 @@ def write_text(path: Path | str, text: str) -> None:
 def atomic_directory(destination: Path | str) -> Generator[Path]:
     """Yield a temporary directory; on success it replaces `destination`, on any exception it is removed.
 
-    An existing `destination` is only replaced when it is empty or itself a bundle (holds a manifest.json): a typo in
-    `-o` must never delete somebody's folder.
+    An existing `destination` is only replaced when it is empty or itself a bundle (a manifest.json, and nothing that
+    bundles do not hold): a typo in `-o` must never delete somebody's folder, nor somebody's file.
 
     Raises:
         InputError: `destination` exists and is neither, or the place cannot be written to.
@@ -123,8 +129,8 @@ def check_directory(destination: Path | str) -> None:
     """Refuse what `atomic_directory` would not replace.
 
     Raises:
-        InputError: `destination` exists and is neither empty nor a bundle, or its folder can be neither made nor
-            written to.
+        InputError: `destination` exists and is neither empty nor a bundle, or holds other files than a bundle's, or its
+            folder can be neither made nor written to.
     """
     target = Path(destination)
     if target.is_symlink() and not target.exists():
@@ -135,6 +141,13 @@ def check_directory(destination: Path | str) -> None:
             f"cannot write {target}",
             why="it exists and is not a bundle",
             fix="choose another place, or remove it first",
+        )
+    present = [entry.name for entry in target.iterdir()] if target.is_dir() else []
+    if others := sorted(name for name in present if name not in _REPLACED and not name.startswith(".")):
+        raise InputError(
+            f"cannot write {target}",
+            why=f"besides a bundle it holds {others[0]}, which would be lost",
+            fix="choose another place, or move that away first",
         )
     _check_place(target)
 

@@ -88,7 +88,7 @@ def command(
     # Everything that can be wrong about the call is found before the minutes of work, and most before PyTorch is here.
     output = _place_of(output)
     keep_input(weights, output)
-    _check_export(bundle, shapes)
+    _check_export(bundle, shapes, output)
     require_weights(weights)
     paths = choose_images(image_source, max_images)
     with slow_imports():
@@ -273,7 +273,7 @@ def _say_which_sums_stay_float(network: SuperResolutionNetwork, model: Quantized
         say(f"{len(plan.left)} of {counted(plan.sums, 'sum')} between layers {verb} float: {named}")
 
 
-def _check_export(bundle: Path | None, shapes: str) -> None:
+def _check_export(bundle: Path | None, shapes: str, output: Path) -> None:
     """Refuse a bundle that could not be written in the end."""
     if bundle is None:
         return
@@ -281,6 +281,9 @@ def _check_export(bundle: Path | None, shapes: str) -> None:
     from odm_deploy.graphs.input_shapes import parse_shapes
 
     parse_shapes(shapes)
+    if output.resolve().is_relative_to(bundle.resolve()):
+        fix = f"name the model outside of it: -o {output.name if output != bundle else 'model.pt'}"
+        raise UsageError(f"-o {output} lies in --export {bundle}", why="a bundle is replaced as a whole", fix=fix)
     check_directory(bundle)
 
 

@@ -186,7 +186,7 @@ def refused(
     other = f", not at {', '.join(failing)}" if failing else ""
     fix = f"it runs at {', '.join(running)}{other}: {pad}, since bundles take every size"
     if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first and not _is_quantized(network):
-        fix += f", or calibrate on larger images with quantize --crop {SMALLEST_PX}"
+        fix += f", or calibrate on parts of that size with quantize --crop {SMALLEST_PX}"
     return UsageError(what, why=why, fix=fix)
 
 

@@ -104,7 +104,11 @@ def settle_input_format(
         )
     order = str(settings.get("channel_order", found.channel_order))
     config = dataclasses.replace(network.config, input_range=found.input_range, channel_order=order)
-    how = "found by trying" if found.is_clear else "as most networks take it, since trying does not tell"
+    how = "found by trying"
+    if not found.is_clear:
+        how = "as most networks take it, since trying does not tell"
+        if order != "rgb":
+            how = f"{order} found by trying, and 0..1 {how} that"
     told = f"input 0..{found.input_range:g} {order}, {how}: {found}"
     return ForeignNetwork(config, network.net), told
 

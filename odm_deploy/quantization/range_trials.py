@@ -10,17 +10,16 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from odm_deploy.imaging.colour_areas import CORNER_COLOURS
 from odm_deploy.networks.base import SuperResolutionNetwork
 from odm_deploy.networks.running import run_network
+from odm_deploy.quantization.colour_areas import CORNER_COLOURS, WHITE, colour_area, middle_colour
 from odm_deploy.quantization.contrast_chart import contrast_chart
 from odm_deploy.quantization.layers import FrozenLayer, QuantizedLayer
 from odm_deploy.quantization.model import QuantizedModel, computed_by, freeze
 from odm_deploy.quantization.patches import batch_of
 from odm_deploy.quantization.reconstruction import divided_by_gains
 
-WHITE = 255.0
-COLOURS = tuple(CORNER_COLOURS.values())
+COLOURS = tuple(CORNER_COLOURS)
 
 
 class RangeTrials:
@@ -63,7 +62,7 @@ class RangeTrials:
         found: dict[int, float] = {}
         with self._on_grids(layers, only) as model:
             for colour in colours:
-                change = _middle_colour(model(self.image(colour))) - _middle_colour(self._float(colour))
+                change = middle_colour(model(self.image(colour))) - middle_colour(self._float(colour))
                 found[colour] = float(change.abs().max())
         return found
 
@@ -85,8 +84,7 @@ class RangeTrials:
         if shown == "lettering":
             return contrast_chart(*self._size_px, strokes=True)
         assert isinstance(shown, int)
-        colour = torch.tensor(COLOURS[shown], dtype=torch.float32)
-        return colour.reshape(1, 3, 1, 1).expand(-1, -1, *self._size_px).clone()
+        return colour_area(COLOURS[shown], *self._size_px)
 
     @contextmanager
     def _on_grids(self, layers: Mapping[str, FrozenLayer], only: str | None = None) -> Generator[QuantizedModel]:
@@ -101,9 +99,3 @@ class RangeTrials:
 
 def _with_float_weight(weights: Mapping[str, Tensor], layer: QuantizedLayer, _forward: object, x: Tensor) -> Tensor:
     return layer.product(layer.quantized_input(layer.pad(x)), weights[layer.name], layer.bias)
-
-
-def _middle_colour(image: Tensor) -> Tensor:
-    """The mean colour [3] of the middle of an image [1, 3, H, W]: its border is another matter."""
-    rows, columns = (slice(length // 4, length - length // 4) for length in image.shape[2:])
-    return image[0, :, rows, columns].clamp(0, WHITE).mean((1, 2))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from odm_deploy.errors import OdmError
-from odm_deploy.imaging.colour_areas import CORNER_COLOURS, area_colours, colour_areas
 from odm_deploy.imaging.lettering import lettering
 from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.quantization.colour_areas import CORNER_COLOURS, colour_area, middle_colour
 from odm_deploy.tuning.held_back import HeldBack, Network, OutputCost, Sample, picture
 
 _Seen = TypeVar("_Seen")
@@ -49,7 +49,8 @@ def compare_drawings(
 
     Where either gives no picture of one, `say` gets a line that says why: hours of work are not to end in that.
     """
-    lines, areas = (torch.from_numpy(to_batch(draw(height, width))) for draw in (lettering, colour_areas))
+    lines = torch.from_numpy(to_batch(lettering(height, width)))
+    areas = {name: colour_area(name, height, width) for name in CORNER_COLOURS}
     return DrawingCosts(
         _compared(
             "small lettering", say, lambda: HeldBack(network, [Sample(lines)]), lambda drawn: drawn.measure(model)
@@ -57,8 +58,8 @@ def compare_drawings(
         _compared(
             "areas of one colour",
             say,
-            lambda: picture(network, areas),
-            lambda seen: _areas(picture(model, areas), seen),
+            lambda: {name: _shown_by(network, area) for name, area in areas.items()},
+            lambda seen: tuple(_area_cost(name, seen[name], _shown_by(model, area)) for name, area in areas.items()),
         ),
     )
 
@@ -78,10 +79,10 @@ def _compared(
         return None
 
 
-def _areas(found: Tensor, expected: Tensor) -> tuple[AreaCost, ...]:
-    """Of two pictures of `colour_areas`, float32 [1, 3, H, W] each."""
-    changes = [area_colours(output[0].permute(1, 2, 0).double().numpy()) for output in (found, expected)]
-    return tuple(
-        AreaCost(name, (float(red), float(green), float(blue)))
-        for name, (red, green, blue) in zip(CORNER_COLOURS, changes[0] - changes[1], strict=True)
-    )
+def _shown_by(network: Network, area: Tensor) -> Tensor:
+    return middle_colour(picture(network, area)).double()
+
+
+def _area_cost(name: str, expected: Tensor, found: Tensor) -> AreaCost:
+    red, green, blue = (found - expected).tolist()
+    return AreaCost(name, (red, green, blue))

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from odm_deploy.checkpoint import load_model
-from odm_deploy.imaging.colour_areas import CORNER_COLOURS
 from odm_deploy.imaging.writing import write_image
 from odm_deploy.machine.host import adds_in_16_bits
+from odm_deploy.quantization.colour_areas import CORNER_COLOURS
 from tests.command_line import run_cli
 from tests.inputs import edsr_weights, image_folder
 
@@ -45,6 +45,15 @@ def test_every_run_ends_with_what_it_cost(weights, images, tmp_path):
     assert "most of it: body." in outcome.stderr
     assert re.search(r"to lose less: --(max-drop 0\.03|min-psnr 45) finds", outcome.stderr)
     assert "=8;" in outcome.stderr
+
+
+@pytest.mark.parametrize("output", ["bundle/model.pt", "bundle"])
+def test_a_model_that_its_bundle_would_replace_is_refused_before_any_work(weights, images, tmp_path, output):
+    outcome = quantize(weights, images, tmp_path / output, "--export", tmp_path / "bundle")
+    assert outcome.code == 2
+    assert "a bundle is replaced as a whole; name the model outside of it: -o model.pt" in outcome.stderr
+    assert "calibrating" not in outcome.stderr
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("more", [(), ("--bits", "4"), ("--any-cpu",)])

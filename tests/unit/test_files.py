@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from odm_deploy.bundle.manifest import CPU_ONNX_FILE, GOLDEN_FILE, MANIFEST_FILE, ONNX_FILE, PLAN_FILE
 from odm_deploy.errors import InputError
 from odm_deploy.files import atomic_directory, atomic_path, check_directory, check_file, write_text
 
@@ -147,6 +148,21 @@ def test_an_exception_leaves_the_older_bundle(tmp_path):
         raise RuntimeError("half way")
     assert (target / "manifest.json").read_text() == "old"
     assert names_in(tmp_path) == ["bundle"]
+
+
+def test_a_bundle_that_holds_somebodys_file_is_not_replaced(tmp_path):
+    target = tmp_path / "bundle"
+    target.mkdir()
+    fill(target, "old")
+    for name in (MANIFEST_FILE, ONNX_FILE, CPU_ONNX_FILE, PLAN_FILE, GOLDEN_FILE, ".hidden"):
+        (target / name).write_text("old")
+    check_directory(target)
+    (target / "model.pt").write_text("precious")
+    with pytest.raises(InputError, match=r"besides a bundle it holds model\.pt, which would be lost"):
+        check_directory(target)
+    with pytest.raises(InputError, match=r"move that away first"), atomic_directory(target):
+        pass
+    assert (target / "model.pt").read_text() == "precious"
 
 
 def test_somebody_elses_folder_is_never_replaced(tmp_path):

@@ -119,6 +119,18 @@ def test_where_both_ranges_do_as_well_that_is_said(photographs):
     assert told.startswith("input 0..1 rgb, as most networks take it, since trying does not tell: 0..1 rgb ")
 
 
+def test_where_the_order_alone_is_told_that_is_said(photographs):
+    class DimsTheFirst(Clipping):
+        def forward(self, x):
+            dimmed = x * torch.tensor([0.25, 1.0, 1.0]).reshape(1, 3, 1, 1)
+            return torch.nn.functional.interpolate(dimmed, scale_factor=2.0, mode="nearest") + 0.0 * super().forward(x)
+
+    warm = [(image // [1, 1, 4]).astype("uint8") for image in photographs]
+    _, told = settle_input_format(foreign_network(DimsTheFirst(255)), {}, warm)
+    how = "bgr found by trying, and 0..1 as most networks take it, since trying does not tell that"
+    assert told.startswith(f"input 0..1 bgr, {how}: 0..1 rgb ")
+
+
 def test_what_the_user_says_is_not_tried(photographs):
     network = foreign_network(Clipping(255), input_range=1)
     assert settle_input_format(network, {"input_range": 1}, photographs) == (network, "")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from odm_deploy.quantization import range_fitting
+from odm_deploy.quantization.colour_areas import colour_area
 from odm_deploy.quantization.layers import FrozenLayer
 from odm_deploy.quantization.policy import QuantizationPolicy
 from odm_deploy.quantization.post_training import calibrate
@@ -35,7 +36,7 @@ def worst_tint(network, model) -> float:
     """By how many of 255 the middle of an area of one colour is off."""
     found = []
     for colour in COLOURS:
-        area = torch.tensor(colour).reshape(1, 3, 1, 1).expand(-1, -1, 48, 48).clone()
+        area = colour_area(colour, 48, 48)
         with torch.no_grad():
             off = model(area).clamp(0, 255) - network(area).clamp(0, 255)
         found.append(float(off[..., 24:72, 24:72].mean((2, 3)).abs().max()))

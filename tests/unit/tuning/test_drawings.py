@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from odm_deploy.errors import InputError
-from odm_deploy.imaging.colour_areas import CORNER_COLOURS
+from odm_deploy.quantization.colour_areas import CORNER_COLOURS
 from odm_deploy.tuning.drawings import compare_drawings
 
 
