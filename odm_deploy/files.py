@@ -26,6 +26,10 @@ _PART_BYTES = 64
 """Of a temporary name: file systems take 255 bytes for the whole."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the place written to is to blame for; anything else that fails on the way may be about another file."""
+_BUNDLE = {"manifest.json", "model.onnx", "model.cpu.onnx", "engine.plan", "golden.json"}
+_TRITON = {"manifest.json", "config.pbtxt", "1"}
+_REPLACED = {*_BUNDLE, *_TRITON}
+"""What a folder that is replaced may hold, besides the hidden files of file managers and of who was killed."""
 
 
 def require_file(path: Path | str, wanted: str) -> None:
@@ -36,12 +40,6 @@ def require_file(path: Path | str, wanted: str) -> None:
     """
     if why := why_no_file(path):
         raise InputError(f"cannot read {path}", why=why, fix=wanted if Path(path).exists() else "check the path")
-
-
-_BUNDLE = {"manifest.json", "model.onnx", "model.cpu.onnx", "engine.plan", "golden.json"}
-_TRITON = {"manifest.json", "config.pbtxt", "1"}
-_REPLACED = {*_BUNDLE, *_TRITON}
-"""What a folder that is replaced may hold, besides the hidden files of file managers and of who was killed."""
 
 
 @contextmanager
