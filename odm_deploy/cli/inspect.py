@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from odm_deploy.cli.imports import slow_imports
-from odm_deploy.cli.options import completing, trust_option
+from odm_deploy.cli.options import completing, refuse_options, trust_option
 from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, print_table, say, table
 
@@ -70,8 +70,11 @@ def command(
     from odm_deploy.graphs.input_shapes import parse_shapes
 
     if path.suffix in (".pt", ".pth"):
+        why, fix = "it is no graph yet, and its cost is told for one output size", "export it, and inspect its bundle"
+        refuse_options(("shapes", "runtime", "rebuild", "timeout_s"), path, why, fix)
         _inspect_checkpoint(path, convention, as_json)
         return
+    refuse_options(("convention",), path, "only the cost of a model.pt is counted", "name the model.pt")
     sizes = parse_shapes(shapes)
     bundle = Bundle.open(path, "a bundle, an ONNX file or a model.pt is wanted")
     try:

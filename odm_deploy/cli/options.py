@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import say
@@ -32,6 +33,22 @@ def group(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
+def refuse_options(names: Sequence[str], source: Path, why: str, fix: str) -> None:
+    """Refuse options of the running command, by their parameters' names, that say nothing of `source`.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    context = click.get_current_context()
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)} with {source}", why=why, fix=fix)
+
+
 def key_values(option: str) -> Callable[..., dict[str, str]]:
     """A click callback that turns repeated KEY=VALUE texts into a dict."""
 
@@ -50,10 +67,13 @@ def keep_input(source: Path | str, output: Path) -> None:
     """Refuse to write over what is read, which would be lost.
 
     Raises:
-        UsageError: both are the same file, whatever they are called.
+        UsageError: both are the same file, whatever they are called, or the input lies in a folder that is replaced.
     """
     if output.is_file() and Path(source).exists() and output.samefile(source):
         raise UsageError(f"cannot write {output}", why="it is the input, which would be lost", fix="name another file")
+    if output.is_dir() and Path(source).resolve().is_relative_to(output.resolve()):
+        why = f"it is replaced as a whole, and {source}, the input, lies in it"
+        raise UsageError(f"cannot write {output}", why=why, fix="name another folder")
 
 
 def _settings(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:

@@ -88,6 +88,8 @@ def command(
     # Everything that can be wrong about the call is found before the minutes of work, and most before PyTorch is here.
     output = _place_of(output)
     keep_input(weights, output)
+    if bundle is not None:
+        keep_input(weights, bundle)
     _check_export(bundle, shapes, output)
     require_weights(weights)
     paths = choose_images(image_source, max_images)
@@ -288,9 +290,12 @@ def _check_export(bundle: Path | None, shapes: str, output: Path) -> None:
 
 
 def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
-    """Refuse to calibrate for a bundle that could not be made; say so where none is asked for yet."""
+    """Refuse to calibrate for a bundle that could not be made; say so where none is asked for yet.
+
+    And which sizes of images it will take, where those are not all.
+    """
     from odm_deploy.errors import OdmError
-    from odm_deploy.networks.running import check_exportable
+    from odm_deploy.networks.running import check_exportable, multiples_taken
 
     if not network.is_foreign:
         return
@@ -300,6 +305,12 @@ def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
         if exporting:
             raise
         say(f"no bundle can be made of it later: {error}")
+        return
+    if (divisor := multiples_taken(network)) > 1:
+        say(
+            f"it takes images whose sides are multiples of {divisor}, and so will its bundle: bring others to such a "
+            "size, or pad in its code"
+        )
 
 
 def _say_small_inputs(images: CalibrationImages) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from odm_deploy.cli.calibration_inputs import image_options, inputs_of, load_float, require_weights
 from odm_deploy.cli.imports import slow_imports
-from odm_deploy.cli.options import trust_option, weights_options
+from odm_deploy.cli.options import refuse_options, trust_option, weights_options
 from odm_deploy.cli.quantize_options import policy_options, range_options, to_policy, to_settings
 from odm_deploy.errors import UsageError
 from odm_deploy.terminal import emit_json, json_option, print_table, progress, say
@@ -75,7 +74,8 @@ def command(
 
     with progress("images") as track:
         if is_model(source):
-            _refuse((*options, "network", "scale", "settings"), source)
+            names, fix = (*options, "network", "scale", "settings"), "leave it out, or name float weights"
+            refuse_options(names, source, "it is quantized already", fix)
             model = load_model(source)
             if against is None:
                 say("the model holds no float weights: this is the cost of rounding inputs; --against WEIGHTS has all")
@@ -98,22 +98,6 @@ def command(
         emit_json({"model": str(source), "images": len(paths), "layers": sensitivity_document(found)})
     else:
         print_table(sensitivity_table(found))
-
-
-def _refuse(names: Sequence[str], source: Path) -> None:
-    """Raise UsageError where options of these names were given, which a model.pt leaves nothing to say."""
-    context = click.get_current_context()
-    given = [
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise UsageError(
-            f"{', '.join(given)} with {source}",
-            why="it is quantized already",
-            fix="leave it out, or name float weights",
-        )
 
 
 def _plot(found: Sequence[LayerSensitivity]) -> str:

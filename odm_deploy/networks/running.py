@@ -68,6 +68,15 @@ def check_sizes(network: SuperResolutionNetwork, sizes_px: Iterable[tuple[int, i
             run_network(network, torch.zeros(1, 3, height, width))
 
 
+def multiples_taken(network: SuperResolutionNetwork) -> int:
+    """The number whose multiples alone somebody else's network takes as sides of images, found without data.
+
+    1 where it takes all sizes, or where nothing is known: its code does not go without data.
+    """
+    run = _without_data(network) if network.is_foreign else None
+    return 1 if run is None else divisor_of_sides(partial(_runs, run)) or 1
+
+
 def first_that_runs(network: SuperResolutionNetwork, arrangements: Iterable[Tensor]) -> Tensor:
     """Of several ways to give a network images [N, 3, H, W] the first that somebody else's code takes.
 

@@ -116,7 +116,10 @@ def fine_tune(
         say(f"going on behind the {counted(len(run.losses), 'step')} of fine-tuning in {unfinished.path}")
     interrupted = False
     try:
-        for _ in track(run.hundredths(unfinished), 100, PercentStage("fine-tuning")):
+        left = 100 - run.percent()
+        stage = "fine-tuning" if left == 100 else f"the last {left} % of fine-tuning"
+        # Without those that were done before, which took no time in this run.
+        for _ in track(run.hundredths(unfinished), left, PercentStage(stage)):
             pass
     except KeyboardInterrupt:
         interrupted = True
@@ -149,8 +152,8 @@ class _Run:
         """Of training before this run."""
 
     def hundredths(self, unfinished: Unfinished | None) -> Generator[int]:
-        """Train; yields once for each hundredth of the budget used."""
-        started, yielded = time.monotonic(), 0
+        """Train; yields once for each further hundredth of the budget used."""
+        started, yielded = time.monotonic(), self.percent()
         kept = started
         while True:
             now = time.monotonic()
@@ -165,6 +168,10 @@ class _Run:
             if used >= 1.0:
                 return
             self._step(used)
+
+    def percent(self) -> int:
+        """Hundredths of the budget that were used before this run."""
+        return min(int(100 * self._used(self._seconds)), 100)
 
     def state(self, seconds: float) -> dict[str, Any]:
         """All that the next step depends on, after so many seconds of training."""

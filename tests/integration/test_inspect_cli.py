@@ -176,6 +176,16 @@ def test_checkpoint_costs_what_the_convention_counts(tiny_checkpoint):
     assert "body.1.body.2" in run_cli("inspect", tiny_checkpoint).stdout
 
 
+def test_what_says_nothing_of_a_file_is_refused(tiny_checkpoint, tiny_bundle):
+    for words in (("--shapes", "1x3x24x32"), ("--runtime", "openvino"), ("--rebuild",), ("--timeout", "9")):
+        outcome = run_cli("inspect", tiny_checkpoint, *words)
+        assert outcome.code == 2
+        assert f"error: {words[0]} with {tiny_checkpoint}: it is no graph yet" in outcome.stderr
+    outcome = run_cli("inspect", tiny_bundle, "--convention", "paper")
+    assert outcome.code == 2
+    assert "error: --convention with" in outcome.stderr
+
+
 def bundle_with_signals(folder, *, signals: bool):
     network = tiny_network(scale=2, blocks=1, features=16)
     # At 7 bits nothing saturates, on any CPU.

@@ -56,6 +56,18 @@ def test_a_model_that_its_bundle_would_replace_is_refused_before_any_work(weight
     assert not (tmp_path / "bundle").exists()
 
 
+def test_weights_in_a_folder_that_the_bundle_would_replace_are_kept(weights, images, tmp_path):
+    # All that bundles hold has these names, so the folder could be one.
+    (tmp_path / "manifest.json").write_text("{}")
+    mine = tmp_path / "model.onnx"
+    shutil.copy(weights, mine)
+    outcome = quantize(mine, images, tmp_path.parent / "model.pt", "--export", tmp_path)
+    assert outcome.code == 2
+    assert f"it is replaced as a whole, and {mine}, the input, lies in it" in outcome.stderr
+    assert "calibrating" not in outcome.stderr
+    assert mine.exists()
+
+
 @pytest.mark.parametrize("more", [(), ("--bits", "4"), ("--any-cpu",)])
 def test_models_that_are_slow_on_this_cpu_are_said_to_be(weights, images, tmp_path, more):
     outcome = quantize(weights, images, tmp_path / "model.pt", "--no-fit", "--crop", "24", "--max-images", "1", *more)

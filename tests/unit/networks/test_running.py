@@ -11,7 +11,7 @@ from odm_deploy import quantize
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.lowering import tracing
 from odm_deploy.networks.foreign import foreign_network
-from odm_deploy.networks.running import EXPORTED_PX, check_exportable, check_sizes, run_network
+from odm_deploy.networks.running import EXPORTED_PX, check_exportable, check_sizes, multiples_taken, run_network
 from odm_deploy.proof.evaluation import upscaler_of
 from odm_deploy.quantization.input_format import find_input_format
 from odm_deploy.quantization.observers import observe
@@ -78,6 +78,17 @@ def test_sizes_are_known_before_anything_is_computed() -> None:
     # Of code that wants data nothing is known.
     network.net.register_forward_pre_hook(lambda _module, inputs: float(inputs[0].sum()))
     check_sizes(network, [(64, 50)])
+
+
+@pytest.mark.parametrize(("rows", "columns", "divisor"), [(4, 4, 4), (8, 8, 8), (16, 16, 16), (1, 1, 1)])
+def test_what_sides_have_to_be_multiples_of_is_found_without_data(rows, columns, divisor) -> None:
+    network, ran = foreign_network(Places(rows, columns, tiled=True)), []
+    network.net.last.register_forward_hook(lambda _module, _inputs, output: ran.append(output.device.type))
+    assert multiples_taken(network) == divisor
+    assert set(ran) == {"meta"}
+    # Of code that wants data nothing is known.
+    network.net.register_forward_pre_hook(lambda _module, inputs: float(inputs[0].sum()))
+    assert multiples_taken(network) == 1
 
 
 class InPlace(nn.Module):

@@ -52,7 +52,16 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert done.returncode == -signal.SIGKILL
     said: list[str] = []
     unfinished = Unfinished(result, {"a": 1})
-    again = tuned(20, unfinished, say=said.append)
+    tracked: list[object] = []
+
+    def track(items, total, stage=""):
+        done = [*items]
+        tracked.extend([len(done), total, stage])
+        return iter(done)
+
+    again = tuned(20, unfinished, say=said.append, track=track)
+    # What was done before would make the rest look as fast as nothing.
+    assert tracked == [50, 50, "the last 50 % of fine-tuning"]
     assert said == [f"going on behind the 10 steps of fine-tuning in {unfinished.path}"]
     whole = tuned(20)
     assert again.steps == whole.steps == 20

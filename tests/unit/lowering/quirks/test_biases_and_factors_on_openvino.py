@@ -63,8 +63,8 @@ def test_channel_attention(target: Target, rectifier: Callable[[], nn.Module], m
     expected = model(images[0]).numpy()
     with OpenVinoCpu.open_bytes(graph.SerializeToString()) as runtime:
         difference = np.abs(runtime.upscale(images[0].numpy()) - expected)
-    # Where layers are multiplied in float32, a code of some thousand lies on a tie.
-    assert (difference.mean() if openvino_saturates() else difference.max()) < 0.05
+    # A code of some thousand may lie on a tie, with AMX, too; where layers are multiplied in float32 more of them do.
+    assert difference.mean() < (0.05 if openvino_saturates() else 0.005)
 
 
 class Tokens(nn.Module):
