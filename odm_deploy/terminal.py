@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,23 @@ if TYPE_CHECKING:
 _PIPED_WIDTH = 140
 _SECONDS_BETWEEN_LINES = 5.0
 
+_STDOUT = "odm_deploy.stdout"
+
+
+def _alone_on_stdout(context: click.Context, _: click.Parameter, is_wanted: bool) -> bool:
+    """Send to stderr what anybody else prints while the command runs: the code of a stranger's network, say."""
+    if is_wanted:
+        context.meta[_STDOUT] = sys.stdout
+        context.with_resource(redirect_stdout(sys.stderr))
+    return is_wanted
+
+
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print machine-readable JSON, alone, on stdout; logs go to stderr."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_alone_on_stdout,
+    help="Print machine-readable JSON, alone, on stdout; logs go to stderr.",
 )
 
 
@@ -57,7 +72,8 @@ SIZE = SizeParameter()
 
 def emit_json(document: dict[str, Any]) -> None:
     """Print `document` as JSON on stdout. Infinities and NaN become null: JSON has neither."""
-    click.echo(json.dumps(_finite(document), indent=2))
+    context = click.get_current_context(silent=True)
+    click.echo(json.dumps(_finite(document), indent=2), file=context and context.meta.get(_STDOUT))
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str] = ()) -> Table:

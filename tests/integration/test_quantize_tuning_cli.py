@@ -153,6 +153,29 @@ def test_what_nobody_named_is_not_replaced(weights, images, tmp_path, monkeypatc
     assert (tmp_path / "model.pt").read_bytes() != made
 
 
+TALKING = """
+from torch import nn
+class Talking(nn.Sequential):
+    def __init__(self):
+        super().__init__(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+    def forward(self, x):
+        print("seen", x.shape)
+        return x + 0.01 * super().forward(x)
+"""
+
+
+def test_what_a_network_prints_is_not_among_the_json(images, tmp_path, monkeypatch):
+    (tmp_path / "talking.py").write_text(TALKING)
+    monkeypatch.syspath_prepend(tmp_path)
+    layers = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
+    torch.save(layers.state_dict(), tmp_path / "w.pth")
+    more = ("--network", "talking:Talking", "--set", "input_range=1", "--lr", "--no-fit", "--max-images", "1", "--json")
+    outcome = quantize(tmp_path / "w.pth", images, tmp_path / "model.pt", *more)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.document["model"] == str(tmp_path / "model.pt")
+    assert "seen torch.Size([1, 3, " in outcome.stderr
+
+
 def test_json_has_the_same(weights, images, tmp_path):
     outcome = quantize(weights, images, tmp_path / "model.pt", "--lr", "--json")
     document = outcome.document
