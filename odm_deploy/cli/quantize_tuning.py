@@ -87,7 +87,7 @@ def say_cost(tuned: Tuned, drawings: DrawingCosts, model: Path, *, held_back: bo
         + ("" if held_back else " (seen in calibration, too; of five images or more, some are held back)")
     )
     if drawings.lettering is not None:
-        say(lettering_text(drawings.lettering))
+        say(lettering_text(drawings.lettering, drawings.float_alone))
     if drawings.areas is not None:
         say(areas_text(drawings.areas))
     if worst := worst_text(tuned.sensitivities):
@@ -105,6 +105,7 @@ def cost_documents(tuned: Tuned, drawings: DrawingCosts) -> dict[str, Any]:
     return {
         "cost": cost_document(tuned.cost),
         "lettering": None if drawings.lettering is None else cost_document(drawings.lettering),
+        "lettering_float_alone": None if drawings.float_alone is None else cost_document(drawings.float_alone),
         "colours": None if drawings.areas is None else areas_document(drawings.areas),
         "sensitivity": sensitivity_document(tuned.sensitivities),
         "mixed_widths": None

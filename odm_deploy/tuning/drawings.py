@@ -12,11 +12,14 @@ from torch import Tensor
 from odm_deploy.errors import OdmError
 from odm_deploy.imaging.lettering import lettering
 from odm_deploy.imaging.pixels import to_batch
+from odm_deploy.networks.running import run_network
 from odm_deploy.quantization.colour_areas import CORNER_COLOURS, colour_area, middle_colour
 from odm_deploy.tuning.held_back import HeldBack, Network, OutputCost, Sample, picture
 
 _Seen = TypeVar("_Seen")
 _Cost = TypeVar("_Cost")
+_NOISE_STEPS = 0.5
+"""Largest change of a value by noise that nobody sees, in 8-bit steps. No model can be near to what amplifies that."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class AreaCost:
     """One of `CORNER_COLOURS`."""
     change: tuple[float, float, float]
     """Quantized less float in red, green and blue: the mean of the area's middle, in 8-bit steps."""
+    float_alone: float = 0.0
+    """Largest change of a channel of the float network's, by noise of half a step in its input."""
 
     @property
     def largest(self) -> float:
@@ -40,6 +45,8 @@ class DrawingCosts:
 
     lettering: OutputCost | None
     areas: tuple[AreaCost, ...] | None
+    float_alone: OutputCost | None = None
+    """What became of small lettering in the float network by noise of half a step in its input."""
 
 
 def compare_drawings(
@@ -51,17 +58,26 @@ def compare_drawings(
     """
     lines = torch.from_numpy(to_batch(lettering(height, width)))
     areas = {name: colour_area(name, height, width) for name in CORNER_COLOURS}
-    return DrawingCosts(
-        _compared(
-            "small lettering", say, lambda: HeldBack(network, [Sample(lines)]), lambda drawn: drawn.measure(model)
-        ),
-        _compared(
-            "areas of one colour",
-            say,
-            lambda: {name: _shown_by(network, area) for name, area in areas.items()},
-            lambda seen: tuple(_area_cost(name, seen[name], _shown_by(model, area)) for name, area in areas.items()),
-        ),
+    noisy = _with_noise(network, lines)
+    letters = _compared(
+        "small lettering",
+        say,
+        lambda: HeldBack(network, [Sample(lines)]),
+        lambda drawn: (drawn.measure(model), drawn.measure(noisy)),
     )
+    tints = _compared(
+        "areas of one colour",
+        say,
+        lambda: {name: (_shown_by(network, area), _shown_by(noisy, area)) for name, area in areas.items()},
+        lambda seen: tuple(_area_cost(name, *seen[name], _shown_by(model, area)) for name, area in areas.items()),
+    )
+    return DrawingCosts(letters and letters[0], tints, letters and letters[1])
+
+
+def _with_noise(network: Network, like: Tensor) -> Network:
+    """The network behind noise of half a step, the same at each call."""
+    noise = (2.0 * torch.rand(like.shape, generator=torch.Generator().manual_seed(0)) - 1.0) * _NOISE_STEPS
+    return lambda images: run_network(network, images + noise)
 
 
 def _compared(
@@ -83,6 +99,6 @@ def _shown_by(network: Network, area: Tensor) -> Tensor:
     return middle_colour(picture(network, area)).double()
 
 
-def _area_cost(name: str, expected: Tensor, found: Tensor) -> AreaCost:
+def _area_cost(name: str, expected: Tensor, with_noise: Tensor, found: Tensor) -> AreaCost:
     red, green, blue = (found - expected).tolist()
-    return AreaCost(name, (red, green, blue))
+    return AreaCost(name, (red, green, blue), float((with_noise - expected).abs().max()))

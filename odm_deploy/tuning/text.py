@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from odm_deploy.grid import MAX_BITS
 from odm_deploy.progress import counted
-from odm_deploy.proof.visibility import INVISIBLE_DB, visibility
+from odm_deploy.proof.visibility import HARDLY_VISIBLE_DB, INVISIBLE_DB, visibility
 from odm_deploy.quantization.policy import LayerBits
 from odm_deploy.terminal import table
 from odm_deploy.tuning.drawings import AreaCost
@@ -28,6 +28,8 @@ NOTICEABLE_DB = 1.0
 """How much further from float than all images together one of them is that is named."""
 VISIBLE_TINT = 4.0
 """A change of an even area, in 8-bit steps, that is told."""
+UNSTABLE_TINT = 1.0
+"""A change of an even area by noise of half a step: the float network makes more of it than there is."""
 _WORST = 5
 _NAMED = 3
 _WIDEST = (LayerBits(MAX_BITS, MAX_BITS), LayerBits(MAX_BITS, MAX_BITS).for_any_cpu())
@@ -51,13 +53,20 @@ def cost_text(cost: OutputCost) -> str:
     return text
 
 
-def lettering_text(cost: OutputCost) -> str:
-    """One line: what quantization did to small lettering, and where it shows, what helps."""
+def lettering_text(cost: OutputCost, float_alone: OutputCost | None = None) -> str:
+    """One line: what quantization did to small lettering, and where it shows, what helps.
+
+    Args:
+        cost: of the quantized network.
+        float_alone: what noise of half a step does to the float network's.
+    """
     if math.isinf(cost.psnr_db):
         return "small lettering: float and quantized output are equal"
+    text = f"small lettering: {cost.psnr_db:.1f} dB, a value is {round(cost.largest)} of 255 off"
+    if float_alone is not None and float_alone.psnr_db < HARDLY_VISIBLE_DB:
+        return f"{text}; the float network is unstable there: {float_alone.psnr_db:.1f} dB by noise of half a step"
     seen = visibility(cost.psnr_db, round(cost.largest))
-    fix = "" if seen == "invisible" else "; images of it among --images, at the size of inputs (--lr), help"
-    return f"small lettering: {cost.psnr_db:.1f} dB, a value is {round(cost.largest)} of 255 off{fix}"
+    return text + ("" if seen == "invisible" else "; images of it among --images, at the size of inputs (--lr), help")
 
 
 def areas_text(areas: Sequence[AreaCost]) -> str:
@@ -65,8 +74,12 @@ def areas_text(areas: Sequence[AreaCost]) -> str:
     worst = max(areas, key=lambda area: area.largest)
     if worst.largest < VISIBLE_TINT:
         return f"areas of one colour: at most {worst.largest:.1f} of 255 off"
-    tinted = [area for area in areas if area.largest >= VISIBLE_TINT]
-    named = ", ".join(f"{area.name} {area.largest:.0f}" for area in sorted(tinted, key=lambda area: -area.largest))
+    tinted = sorted((area for area in areas if area.largest >= VISIBLE_TINT), key=lambda area: -area.largest)
+    named = ", ".join(
+        f"{area.name} {area.largest:.0f}"
+        + (f" (float {area.float_alone:.0f} by noise of half a step)" if area.float_alone >= UNSTABLE_TINT else "")
+        for area in tinted
+    )
     return f"areas of one colour, of 255 off: {named}; images of such areas among --images may help"
 
 
@@ -197,7 +210,7 @@ def cost_document(cost: OutputCost) -> dict[str, Any]:
 
 def areas_document(areas: Sequence[AreaCost]) -> list[dict[str, Any]]:
     """The keys of `--json` about areas of one colour."""
-    return [{"colour": area.name, "change": area.change} for area in areas]
+    return [{"colour": area.name, "change": area.change, "float_alone": area.float_alone} for area in areas]
 
 
 def sensitivity_document(sensitivities: Sequence[LayerSensitivity]) -> list[dict[str, Any]]:

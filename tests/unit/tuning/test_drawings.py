@@ -39,6 +39,24 @@ def test_the_change_of_each_colour_is_that_of_its_area():
     assert {area.name: area.change for area in costs.areas if area.largest} == {"green": (0.0, -9.0, 0.0)}
 
 
+def test_what_the_float_network_makes_of_noise_is_told_apart():
+    def amplifying(image):
+        return enlarged(image + 40.0 * (image - image.round()).abs())
+
+    for network, is_unstable in ((enlarged, False), (amplifying, True)):
+        costs = compare_drawings(network, network, 48, 64, never)
+        assert costs.lettering is not None
+        assert costs.lettering.largest == 0
+        assert costs.float_alone is not None
+        assert (costs.float_alone.psnr_db < 35) is is_unstable
+        assert costs.float_alone.largest >= 0.49
+        assert costs.areas is not None
+        black = costs.areas[0]
+        assert black.largest == 0
+        # A quarter of a step is the mean of such noise without its sign.
+        assert (9 < black.float_alone < 11) if is_unstable else (0 < black.float_alone < 0.3)
+
+
 @pytest.mark.parametrize(
     ("network", "model", "said"),
     [

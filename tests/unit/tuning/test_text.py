@@ -61,14 +61,22 @@ def test_lettering_is_told_apart_with_what_helps_where_it_shows():
             " of 255 off; images of it among --images, at the size of inputs (--lr), help"
         )
     assert lettering_text(OutputCost(1, math.inf, 0.0)) == "small lettering: float and quantized output are equal"
+    stable, unstable = (OutputCost(1, psnr_db, 99.0) for psnr_db in (35.1, 14.5))
+    assert lettering_text(OutputCost(1, 31.0, 112.0), stable) == lettering_text(OutputCost(1, 31.0, 112.0))
+    assert lettering_text(OutputCost(1, 3.5, 254.8), unstable) == (
+        "small lettering: 3.5 dB, a value is 255 of 255 off; the float network is unstable there: 14.5 dB by noise of "
+        "half a step"
+    )
 
 
 def test_colours_that_are_tinted_are_named_worst_first():
     slight = [AreaCost("black", (0.0, 0.0, 0.0)), AreaCost("green", (0.5, -3.96, 1.0))]
     assert areas_text(slight) == "areas of one colour: at most 4.0 of 255 off"
-    tinted = [*slight, AreaCost("red", (-12.0, 1.0, 0.0)), AreaCost("magenta", (0.0, 3.0, 28.6))]
+    red, magenta = AreaCost("red", (-12.0, 1.0, 0.0), 0.9), AreaCost("magenta", (0.0, 3.0, 28.6), 2.7)
+    tinted = [*slight, red, magenta]
     assert areas_text(tinted) == (
-        "areas of one colour, of 255 off: magenta 29, red 12; images of such areas among --images may help"
+        "areas of one colour, of 255 off: magenta 29 (float 3 by noise of half a step), red 12; "
+        "images of such areas among --images may help"
     )
 
 
