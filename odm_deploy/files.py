@@ -14,11 +14,11 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Container, Generator
+from collections.abc import Collection, Container, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from odm_deploy.errors import InputError
+from odm_deploy.errors import InputError, UsageError
 from odm_deploy.kinds_of_files import why_no_file
 
 _RETIRED = ".old"
@@ -28,6 +28,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the place written to is to blame for; anything else that fails on the way may be about another file."""
 _BUNDLE = {"manifest.json", "model.onnx", "model.cpu.onnx", "engine.plan", "golden.json"}
 _TRITON = {"manifest.json", "config.pbtxt", "1"}
+MARKDOWN = (".md", ".markdown", ".txt")
 _REPLACED = {*_BUNDLE, *_TRITON}
 """What a folder that is replaced may hold, besides the hidden files of file managers and of who was killed."""
 
@@ -111,13 +112,21 @@ def atomic_directory(destination: Path | str) -> Generator[Path]:
         raise
 
 
-def check_file(destination: Path | str) -> None:
+def check_file(destination: Path | str, replaced: Collection[str] = ()) -> None:
     """Refuse what `atomic_path` could not write: for whoever works for minutes before there is something to write.
+
+    Args:
+        destination: of the file.
+        replaced: how the name of one that is there has to end, as in `.md`; a photo named by mistake is kept then.
 
     Raises:
         InputError: `destination` is a folder, a pipe or a device, or its folder can be neither made nor written to.
+        UsageError: it is there and is something else.
     """
     target = Path(destination)
+    if replaced and target.is_file() and target.suffix.lower() not in replaced:
+        why = f"a file is there that does not end in {' or '.join(replaced)}, and would be lost"
+        raise UsageError(f"cannot write {target}", why=why, fix="name another file, or remove it first")
     if target.exists() and not target.is_file():
         raise InputError(f"cannot write {target}", why=why_no_file(target), fix="name a file with -o")
     _check_place(target)

@@ -42,7 +42,7 @@ def fix_file(graph: onnx.ModelProto, target: Path, output: Path, *, as_json: boo
         BuildError: the builder refuses what was written.
     """
     keep_input(target, output)
-    check_file(output)
+    check_file(output, (".onnx",))
     say(f"rewriting {target}")
     fixed = fix(graph)
     failing = [finding for finding in lint(fixed.model) if finding.severity.fails_gate]

@@ -94,7 +94,7 @@ def command(
     require_weights(weights)
     paths = choose_images(image_source, max_images)
     with slow_imports():
-        from odm_deploy.checkpoint import save_model
+        from odm_deploy.checkpoint import is_model, save_model
         from odm_deploy.quantization.calibration_images import hold_back
         from odm_deploy.quantization.post_training import Known, calibrate
         from odm_deploy.tuning.drawings import compare_drawings
@@ -104,6 +104,9 @@ def command(
         from odm_deploy.tuning.profile_choice import choose_profile
         from odm_deploy.tuning.tune import tune
         from odm_deploy.tuning.unfinished import Unfinished
+    if output.exists() and not is_model(output):
+        why = "a file is there that is no model.pt, and would be lost"
+        raise UsageError(f"cannot write {output}", why=why, fix="name another file with -o, or remove it first")
     policies, ranges = to_policies(options), to_settings(options)
     goal, budget = to_goal(options), to_budget(options)
     say_what_is_not_read(image_source)

@@ -49,7 +49,7 @@ def command(
     as with `odm-deploy verify`.
     """
     from odm_deploy.errors import GateError, UsageError
-    from odm_deploy.files import check_file, write_text
+    from odm_deploy.files import MARKDOWN, check_file, write_text
 
     with slow_imports():
         from odm_deploy.proof.verify import VerifyOptions
@@ -58,10 +58,11 @@ def command(
 
     if output.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"cannot write {output}", why="the report is a page", fix="end it in .html")
-    for path in filter(None, (output, markdown)):
-        check_file(path)
-    if markdown is not None and markdown.resolve() == output.resolve():
-        raise UsageError(f"cannot write {output}", why="it is named twice", fix="name another file with --markdown")
+    check_file(output)
+    if markdown is not None:
+        if markdown.resolve() == output.resolve():
+            raise UsageError(f"cannot write {output}", why="it is named twice", fix="name another file with --markdown")
+        check_file(markdown, MARKDOWN)
     check_can_render()
     if quick:
         options["max_images"] = min(options["max_images"] or 2, 2)

@@ -64,7 +64,7 @@ def command(
         _verify_golden(model, options["runtime"], options["threads"], as_json)
         return
     from odm_deploy.errors import GateError
-    from odm_deploy.files import check_file, write_text
+    from odm_deploy.files import MARKDOWN, check_file, write_text
 
     with slow_imports():
         from odm_deploy.proof.parity_report import NO_GATES, Gates
@@ -72,7 +72,7 @@ def command(
         from odm_deploy.proof.verify import VerifyOptions, verify
 
     if markdown is not None:
-        check_file(markdown)
+        check_file(markdown, MARKDOWN)
     gates = Gates(max_lsb, min_identical, max_psnr_drop_db)
     with progress("images") as track:
         report = verify(model, images, VerifyOptions(**options), say=say, track=track)

@@ -25,7 +25,7 @@ SMALLEST_PX = 48
 SIZES_PX = ((SMALLEST_PX, SMALLEST_PX), (48, 64), (64, 64), (96, 96), (128, 128))
 """Heights and widths that are tried where another failed: parts of images, and what windows and poolings need."""
 EXPORTED_PX = ((41, 55), (40, 56))
-"""Heights and widths of which a network has to take one to be exported: bundles take images of every size."""
+"""Heights and widths of which a network has to take one to be exported: any, or multiples of 2, 4 or 8."""
 _OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got 3 channels")
 """What torch says of images for a network of gray ones, or of ones with transparency."""
 _LONGEST = 300
@@ -193,7 +193,8 @@ def refused(
             fix = f"{takes_multiples(divisor, height, width)}, or {pad}, and quantize it again"
             return UsageError(what, why=why, fix=fix)
     other = f", not at {', '.join(failing)}" if failing else ""
-    fix = f"it runs at {', '.join(running)}{other}: {pad}, since bundles take every size"
+    exported = " or ".join(f"{columns}x{rows}" for rows, columns in EXPORTED_PX)
+    fix = f"it runs at {', '.join(running)}{other}: {pad}, since export runs it at {exported}"
     if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first and not _is_quantized(network):
         fix += f", or calibrate on parts of that size with quantize --crop {SMALLEST_PX}"
     return UsageError(what, why=why, fix=fix)

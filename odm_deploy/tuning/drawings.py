@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from odm_deploy.errors import OdmError
 from odm_deploy.imaging.lettering import lettering
 from odm_deploy.imaging.pixels import to_batch
 from odm_deploy.networks.running import run_network
-from odm_deploy.quantization.colour_areas import CORNER_COLOURS, colour_area, middle_colour
+from odm_deploy.quantization.colour_areas import CORNER_COLOURS, WHITE, colour_area, middle_colour
 from odm_deploy.tuning.held_back import HeldBack, Network, OutputCost, Sample, picture
 
 _Seen = TypeVar("_Seen")
@@ -31,7 +32,8 @@ class AreaCost:
     change: tuple[float, float, float]
     """Quantized less float in red, green and blue: the mean of the area's middle, in 8-bit steps."""
     float_alone: float = 0.0
-    """Largest change of a channel of the float network's, by noise of half a step in its input."""
+    """Largest change of a channel of the float network's, by noise of half a step in its input; 0 where that gives no
+    picture."""
 
     @property
     def largest(self) -> float:
@@ -46,7 +48,7 @@ class DrawingCosts:
     lettering: OutputCost | None
     areas: tuple[AreaCost, ...] | None
     float_alone: OutputCost | None = None
-    """What became of small lettering in the float network by noise of half a step in its input."""
+    """What became of small lettering in the float network by noise of half a step in its input; None likewise."""
 
 
 def compare_drawings(
@@ -63,12 +65,14 @@ def compare_drawings(
         "small lettering",
         say,
         lambda: HeldBack(network, [Sample(lines)]),
-        lambda drawn: (drawn.measure(model), drawn.measure(noisy)),
+        lambda drawn: (drawn.measure(model), _or_none(lambda: drawn.measure(noisy))),
     )
     tints = _compared(
         "areas of one colour",
         say,
-        lambda: {name: (_shown_by(network, area), _shown_by(noisy, area)) for name, area in areas.items()},
+        lambda: {
+            name: (_shown_by(network, area), _or_none(partial(_shown_by, noisy, area))) for name, area in areas.items()
+        },
         lambda seen: tuple(_area_cost(name, *seen[name], _shown_by(model, area)) for name, area in areas.items()),
     )
     return DrawingCosts(letters and letters[0], tints, letters and letters[1])
@@ -77,7 +81,7 @@ def compare_drawings(
 def _with_noise(network: Network, like: Tensor) -> Network:
     """The network behind noise of half a step, the same at each call."""
     noise = (2.0 * torch.rand(like.shape, generator=torch.Generator().manual_seed(0)) - 1.0) * _NOISE_STEPS
-    return lambda images: run_network(network, images + noise)
+    return lambda images: run_network(network, (images + noise).clamp(0.0, WHITE))
 
 
 def _compared(
@@ -95,10 +99,19 @@ def _compared(
         return None
 
 
+def _or_none(run: Callable[[], _Seen]) -> _Seen | None:
+    """What `run` returns; None where the network gives no picture, which is nothing that has to be known."""
+    try:
+        return run()
+    except OdmError:
+        return None
+
+
 def _shown_by(network: Network, area: Tensor) -> Tensor:
     return middle_colour(picture(network, area)).double()
 
 
-def _area_cost(name: str, expected: Tensor, with_noise: Tensor, found: Tensor) -> AreaCost:
+def _area_cost(name: str, expected: Tensor, with_noise: Tensor | None, found: Tensor) -> AreaCost:
     red, green, blue = (found - expected).tolist()
-    return AreaCost(name, (red, green, blue), float((with_noise - expected).abs().max()))
+    alone = 0.0 if with_noise is None else float((with_noise - expected).abs().max())
+    return AreaCost(name, (red, green, blue), alone)

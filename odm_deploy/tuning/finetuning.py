@@ -61,7 +61,7 @@ class Budget:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.steps is None) or not (self.minutes or self.steps or 0) > 0:
+        if (self.minutes is None) == (self.steps is None) or not 0 < (self.minutes or self.steps or 0) < math.inf:
             raise UsageError(f"cannot fine-tune for {self.minutes} minutes", fix="give a number above 0")
 
 

@@ -75,12 +75,12 @@ def areas_text(areas: Sequence[AreaCost]) -> str:
     if worst.largest < VISIBLE_TINT:
         return f"areas of one colour: at most {worst.largest:.1f} of 255 off"
     tinted = sorted((area for area in areas if area.largest >= VISIBLE_TINT), key=lambda area: -area.largest)
-    named = ", ".join(
-        f"{area.name} {area.largest:.0f}"
-        + (f" (float {area.float_alone:.0f} by noise of half a step)" if area.float_alone >= UNSTABLE_TINT else "")
-        for area in tinted
-    )
-    return f"areas of one colour, of 255 off: {named}; images of such areas among --images may help"
+    text = f"areas of one colour, of 255 off: {', '.join(f'{area.name} {area.largest:.0f}' for area in tinted)}"
+    if unstable := [area for area in tinted if area.float_alone >= UNSTABLE_TINT]:
+        of = "all" if len(unstable) == len(tinted) else ", ".join(area.name for area in unstable)
+        most = max(area.float_alone for area in unstable)
+        text += f"; the float network is unstable on {of}: up to {most:.0f} by noise of half a step"
+    return text + ("" if len(unstable) == len(tinted) else "; images of such areas among --images may help")
 
 
 def _worst(cost: OutputCost) -> str:
@@ -93,8 +93,10 @@ def _worst(cost: OutputCost) -> str:
 
 def _uncancelled(cost: OutputCost) -> str:
     expected = cost.expected_drop_db
-    # Where these images lose more than is reckoned for others, a smaller loss would contradict it.
-    return "" if expected is None or expected == cost.drop_db else f"; {-expected:+.3f} may be lost on others"
+    # Where these images lose more than is reckoned for others, a smaller loss would contradict it; and nothing is none.
+    if expected is None or expected == cost.drop_db or round(expected, 3) <= 0:
+        return ""
+    return f"; {-expected:+.3f} may be lost on others"
 
 
 def advice(

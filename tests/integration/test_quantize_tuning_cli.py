@@ -153,6 +153,16 @@ def test_what_nobody_named_is_not_replaced(weights, images, tmp_path, monkeypatc
     assert (tmp_path / "model.pt").read_bytes() != made
 
 
+def test_a_file_that_is_no_model_is_not_replaced_by_one(weights, images, tmp_path):
+    photo = tmp_path / "photo.png"
+    shutil.copy(next(images.iterdir()), photo)
+    before = photo.read_bytes()
+    outcome = quantize(weights, images, photo, "--no-fit")
+    assert outcome.code == 2
+    assert f"cannot write {photo}: a file is there that is no model.pt, and would be lost" in outcome.stderr
+    assert photo.read_bytes() == before
+
+
 TALKING = """
 from torch import nn
 class Talking(nn.Sequential):

@@ -154,6 +154,17 @@ def test_bad_calls_end_before_any_work(tiny_bundle, tiny_set, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_markdown_replaces_no_file_of_another_kind(tiny_bundle, tiny_set, tmp_path):
+    for verb in (("verify",), ("report", "-o", tmp_path / "page.html")):
+        other = tmp_path / "photo.png"
+        other.write_bytes(b"mine")
+        outcome = run_cli(verb[0], tiny_bundle, "--images", tiny_set, *verb[1:], "--markdown", other)
+        assert outcome.code == 2
+        assert f"cannot write {other}: a file is there that does not end in .md or .markdown or .txt" in outcome.stderr
+        assert other.read_bytes() == b"mine"
+        assert not (tmp_path / "page.html").exists()
+
+
 def test_without_jinja2_the_line_says_what_to_install(tiny_bundle, tiny_set, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     outcome = run_cli("report", tiny_bundle, "--images", tiny_set / "LR_bicubic/X2", "-o", tmp_path / "report.html")

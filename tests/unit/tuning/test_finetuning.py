@@ -167,8 +167,9 @@ def test_networks_that_take_one_image_at_a_time_learn_from_one():
 def test_what_cannot_be_done_is_refused():
     network = tiny_network()
     model, _ = calibrate(network, images(), QuantizationPolicy(LayerBits(4, 4)))
-    with pytest.raises(UsageError, match="cannot fine-tune for 0 minutes"):
-        Budget(minutes=0)
+    for minutes in (0, -1, math.nan, math.inf):
+        with pytest.raises(UsageError, match=f"cannot fine-tune for {minutes} minutes"):
+            Budget(minutes=minutes)
     with pytest.raises(InputError, match="there is no image"):
         fine_tune(network, model, [], Budget(steps=1))
     with pytest.raises(InputError, match="fine-tuning diverged"):

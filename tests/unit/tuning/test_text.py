@@ -75,8 +75,12 @@ def test_colours_that_are_tinted_are_named_worst_first():
     red, magenta = AreaCost("red", (-12.0, 1.0, 0.0), 0.9), AreaCost("magenta", (0.0, 3.0, 28.6), 2.7)
     tinted = [*slight, red, magenta]
     assert areas_text(tinted) == (
-        "areas of one colour, of 255 off: magenta 29 (float 3 by noise of half a step), red 12; "
-        "images of such areas among --images may help"
+        "areas of one colour, of 255 off: magenta 29, red 12; the float network is unstable on magenta: up to 3 by "
+        "noise of half a step; images of such areas among --images may help"
+    )
+    assert areas_text([*slight, magenta]) == (
+        "areas of one colour, of 255 off: magenta 29; the float network is unstable on all: up to 3 by noise of half "
+        "a step"
     )
 
 
