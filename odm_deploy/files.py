@@ -21,6 +21,8 @@ from pathlib import Path
 from odm_deploy.errors import InputError, UsageError
 from odm_deploy.kinds_of_files import why_no_file
 
+MARKDOWN = (".md", ".markdown", ".txt")
+"""How names of Markdown files end."""
 _RETIRED = ".old"
 _PART_BYTES = 64
 """Of a temporary name: file systems take 255 bytes for the whole."""
@@ -28,7 +30,6 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """What the place written to is to blame for; anything else that fails on the way may be about another file."""
 _BUNDLE = {"manifest.json", "model.onnx", "model.cpu.onnx", "engine.plan", "golden.json"}
 _TRITON = {"manifest.json", "config.pbtxt", "1"}
-MARKDOWN = (".md", ".markdown", ".txt")
 _REPLACED = {*_BUNDLE, *_TRITON}
 """What a folder that is replaced may hold, besides the hidden files of file managers and of who was killed."""
 

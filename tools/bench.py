@@ -29,8 +29,7 @@ from odm_deploy.files import write_text
 from odm_deploy.machine.host import cpu_features, describe_cpu, physical_cpus
 from odm_deploy.terminal import SIZE, run, say
 
-COMMITTED = ROOT / "docs" / "measurements"
-"""A bench*.json for each kind of machine: ratios differ between CPUs with and without AMX."""
+COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
 
 
 @click.command(context_settings=COMMAND)
@@ -104,27 +103,28 @@ def command(
 
 
 def compare(path: Path) -> int:
-    """Say which ratios of a run are worse than those committed of the machine most like it; the exit code.
+    """Say which ratios of a run are worse than the committed ones; the exit code.
 
     Raises:
         InputError: none of them can be compared.
     """
-    found = read_json(path)
-    runs = {each.relative_to(ROOT): read_json(each) for each in COMMITTED.glob("bench*.json")}
-    place, committed = results.of_nearest_machine(runs, found)
+    committed, found = read_json(COMMITTED), read_json(path)
     worse, count = results.worse_ratios(committed, found), results.comparable(committed, found)
     for line in worse:
         say(f"warning: {line}")
     for line in results.unsteady_rows(found):
         say(f"unsteady, not counted: {line}")
+    place = COMMITTED.relative_to(ROOT)
     if not count:
         raise InputError(
             f"no ratio of {path} can be compared with {place}",
             why="its rows are of other sizes or variants, or unsteady in one of the two",
             fix="run make bench on an idle machine, at a size of that file",
         )
-    beside = f"{place} ({', '.join(committed['features'])})"
-    say(f"{len(worse)} of {count} steady ratios are more than {results.TOLERANCE:.0%} worse than in {beside}")
+    machine = ", ".join(committed["features"])
+    say(
+        f"{len(worse)} of {count} steady ratios are more than {results.TOLERANCE:.0%} worse than in {place} ({machine})"
+    )
     return 3 if worse else 0
 
 

@@ -116,12 +116,6 @@ def draw(document: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def of_nearest_machine(committed: dict[Path, dict[str, Any]], found: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Of several runs that of the CPU whose instructions differ least from those of another run."""
-    features = set(found["features"])
-    return min(sorted(committed.items()), key=lambda each: len(features.symmetric_difference(each[1]["features"])))
-
-
 def worse_ratios(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """A line for every speed ratio that is more than `TOLERANCE` below the committed one; rivals' count as well.
 
