@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from odm_deploy.accounting import FloatShare
+    from odm_deploy.graphs.input_shapes import InputShapes
     from odm_deploy.networks.base import SuperResolutionNetwork
     from odm_deploy.quantization.calibration_images import CalibrationImages
     from odm_deploy.quantization.model import QuantizedModel
@@ -82,6 +83,7 @@ def command(
     like those to be upscaled are enough.
     """
     from odm_deploy.files import file_sha256
+    from odm_deploy.graphs.input_shapes import parse_shapes
     from odm_deploy.imaging.reading import choose_images
 
     started = time.monotonic()
@@ -116,7 +118,7 @@ def command(
         refined = all(policy.power_of_two for policy in policies.values())
         with steps(track, (1, 1, 3), "trying sizes of images") as begin:
             begin()
-            _check_sizes(loaded, exporting=bundle is not None)
+            divisor = _check_sizes(loaded, exporting=bundle is not None)
             begin()
             seen = inputs_of(loaded, seen_paths, low_resolution, crop_px, refined=refined)
             check_smallest(loaded, dataclasses.replace(seen, paths=paths))
@@ -206,7 +208,7 @@ def command(
     drawings = compare_drawings(loaded, model, height, width, say)
     say_cost(tuned, drawings, output, held_back=seen.paths != unseen.paths)
     if bundle is not None:
-        _export(model, output, bundle, shapes if engine else None)
+        _export(model, output, bundle, parse_shapes(shapes).enlarged(divisor) if engine else None)
     if as_json:
         emit_json(
             {
@@ -292,28 +294,29 @@ def _check_export(bundle: Path | None, shapes: str, output: Path) -> None:
     check_directory(bundle)
 
 
-def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> None:
-    """Refuse to calibrate for a bundle that could not be made; say so where none is asked for yet.
+def _check_sizes(network: SuperResolutionNetwork, *, exporting: bool) -> int:
+    """What the sides of images have to be multiples of; says so where that is not 1.
 
-    And which sizes of images it will take, where those are not all.
+    Refuses to calibrate for a bundle that could not be made; says so where none is asked for yet.
     """
     from odm_deploy.errors import OdmError
     from odm_deploy.networks.running import check_exportable, multiples_taken
 
     if not network.is_foreign:
-        return
+        return 1
     try:
         check_exportable(network)
     except OdmError as error:
         if exporting:
             raise
         say(f"no bundle can be made of it later: {error}")
-        return
+        return 1
     if (divisor := multiples_taken(network)) > 1:
         say(
             f"it takes images whose sides are multiples of {divisor}, and so will its bundle: bring others to such a "
             "size, or pad in its code"
         )
+    return divisor
 
 
 def _say_small_inputs(images: CalibrationImages) -> None:
@@ -359,15 +362,14 @@ def _depends_on_size(network: SuperResolutionNetwork, images: CalibrationImages)
     return True
 
 
-def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: str | None) -> None:
+def _export(model: QuantizedModel, checkpoint: Path, bundle: Path, shapes: InputShapes | None) -> None:
     """Write the bundle, with an engine for these shapes unless there are none."""
     from odm_deploy.building.options import BuildOptions
     from odm_deploy.cli.engine_options import build_progress
     from odm_deploy.export import write_bundle
-    from odm_deploy.graphs.input_shapes import parse_shapes
     from odm_deploy.lowering.lower import LoweringOptions
 
-    engine = None if shapes is None else BuildOptions(shapes=parse_shapes(shapes))
+    engine = None if shapes is None else BuildOptions(shapes=shapes)
     with build_progress() as on_progress:
         made = write_bundle(
             model, checkpoint, bundle, LoweringOptions(), engine, say, on_progress, for_cpus=True, track=progress_alone

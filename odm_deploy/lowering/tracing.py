@@ -21,15 +21,14 @@ from odm_deploy.lowering import exporter
 from odm_deploy.lowering.branches_by_size import sizes_decided_otherwise
 from odm_deploy.lowering.sizes_from_images import SizesFromImages
 from odm_deploy.networks.foreign import ForeignNetwork
+from odm_deploy.networks.running import EXPORTED_PX
 from odm_deploy.quantization.model import QuantizedModel
 
 OPSET = 20
 """The newest opset TensorRT 10.0 parses. From 21 on ONNX Runtime mishandles int8 DQ -> Transpose -> MatMul."""
 
-_EXAMPLE_PX = (40, 56)
-"""Sizes that differ from each other and from channel counts, so that no two dimensions are taken for one."""
-_ODD_EXAMPLE_PX = (41, 55)
-"""No multiples of a window, so that the branch that pads to whole ones is the one that is traced."""
+_EXAMPLE_PX = EXPORTED_PX[1]
+"""Of this project's own networks."""
 _OTHER_PX = ((64, 48), (50, 43))
 """Sizes to compare a trace at: one to pad and one not to."""
 _TOLERANCE = 1e-5
@@ -69,11 +68,11 @@ def trace(
         program = _capture(model, (2, 3, *_EXAMPLE_PX))
         begin()
         return _translate(model, program, table), None
-    size = next((size for size in (_ODD_EXAMPLE_PX, _EXAMPLE_PX) if _run(model, _image(size)) is not None), None)
+    size = next((size for size in EXPORTED_PX if _run(model, _image(size)) is not None), None)
     if size is None:
         raise InputError(
             f"cannot export {network_name(model)}",
-            why=f"it does not run on images of {_EXAMPLE_PX[1]} x {_EXAMPLE_PX[0]} pixels",
+            why=f"it does not run on images of {EXPORTED_PX[-1][1]} x {EXPORTED_PX[-1][0]} pixels",
             fix="pad to the sizes it needs inside the network",
         )
     refused: InputError | None = None

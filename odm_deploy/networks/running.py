@@ -24,8 +24,10 @@ SMALLEST_PX = 48
 """Height and width of the parts of images that calibration always looks at."""
 SIZES_PX = ((SMALLEST_PX, SMALLEST_PX), (48, 64), (64, 64), (96, 96), (128, 128))
 """Heights and widths that are tried where another failed: parts of images, and what windows and poolings need."""
-EXPORTED_PX = ((41, 55), (40, 56))
-"""Heights and widths of which a network has to take one to be exported: any, or multiples of 2, 4 or 8."""
+EXPORTED_PX = ((41, 55), (40, 56), (48, 80))
+"""Heights and widths of which a network has to take one to be exported: any, or multiples of 2, 4 and 8, or of 16. They
+differ from each other and from channel counts, so that no two dimensions are taken for one; and of code that pads to
+whole windows the branch that does so is the one that is traced."""
 _OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got 3 channels")
 """What torch says of images for a network of gray ones, or of ones with transparency."""
 _LONGEST = 300
@@ -193,7 +195,8 @@ def refused(
             fix = f"{takes_multiples(divisor, height, width)}, or {pad}, and quantize it again"
             return UsageError(what, why=why, fix=fix)
     other = f", not at {', '.join(failing)}" if failing else ""
-    exported = " or ".join(f"{columns}x{rows}" for rows, columns in EXPORTED_PX)
+    *first_ones, last_one = (f"{columns}x{rows}" for rows, columns in EXPORTED_PX)
+    exported = f"{', '.join(first_ones)} or {last_one}"
     fix = f"it runs at {', '.join(running)}{other}: {pad}, since export runs it at {exported}"
     if f"{SMALLEST_PX}x{SMALLEST_PX}" in running and not first and not _is_quantized(network):
         fix += f", or calibrate on parts of that size with quantize --crop {SMALLEST_PX}"

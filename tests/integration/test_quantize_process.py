@@ -82,12 +82,15 @@ def test_ctrl_c_ends_it_with_130_and_leaves_nothing(tmp_path):
 SIXTEENS = """
 from torch import nn
 class Sixteens(nn.Sequential):
+    largest = 4096
     def __init__(self):
         super().__init__(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)))
     def forward(self, x):
-        if x.shape[2] % 16 or x.shape[3] % 16:
+        if x.shape[2] % 16 or x.shape[3] % 16 or max(x.shape) > self.largest:
             raise ValueError("multiples of 16 are wanted")
         return x + 0.01 * super().forward(x)
+class Small(Sixteens):
+    largest = 64
 """
 
 
@@ -102,7 +105,7 @@ def test_a_network_that_cannot_be_exported_is_refused_before_it_is_calibrated(tm
         tmp_path / "w.pth",
     )
     image_folder(tmp_path / "photos", 2, 64, 64)
-    words = ["w.pth", "--images", "photos", "--network", "sixteens:Sixteens", "--lr", "--set", "input_range=1"]
+    words = ["w.pth", "--images", "photos", "--lr", "--set", "input_range=1", "--network"]
     means = {
         "capture_output": True,
         "text": True,
@@ -110,15 +113,22 @@ def test_a_network_that_cannot_be_exported_is_refused_before_it_is_calibrated(tm
         "cwd": tmp_path,
         "check": False,
     }
-    refused = subprocess.run(command(*words, "--export", "bundle"), **means)
+    refused = subprocess.run(command(*words, "sixteens:Small", "--export", "bundle"), **means)
     assert refused.returncode == 2
-    assert "error: the network does not run on images of 56x40 pixels" in refused.stderr
+    assert "error: the network does not run on images of 80x48 pixels" in refused.stderr
     assert "calibrat" not in refused.stderr
-    warned = subprocess.run(command(*words), **means)
+    warned = subprocess.run(command(*words, "sixteens:Small"), **means)
     assert warned.returncode == 0, warned.stderr
-    assert "no bundle can be made of it later: the network does not run on images of 56x40 pixels" in warned.stderr
+    assert "no bundle can be made of it later: the network does not run on images of 80x48 pixels" in warned.stderr
     assert (tmp_path / "model.pt").exists()
     assert not (tmp_path / "bundle").exists()
+    # What an engine is built for by default, 1920x1080, has no such sides.
+    exported = subprocess.run(command(*words, "sixteens:Sixteens", "-o", "16.pt", "--export", "bundle"), **means)
+    assert exported.returncode == 0, exported.stderr
+    assert "it takes images whose sides are multiples of 16, and so will its bundle" in exported.stderr
+    engine = read_manifest(tmp_path / "bundle").engine
+    assert engine is not None
+    assert engine["profile"].endswith(":1x3x1088x1920")
 
 
 def test_a_killed_fine_tuning_goes_on_with_the_same_command_and_no_other(tmp_path):

@@ -9,9 +9,8 @@ from torch import nn
 
 from odm_deploy import quantize
 from odm_deploy.errors import InputError, UsageError
-from odm_deploy.lowering import tracing
 from odm_deploy.networks.foreign import foreign_network
-from odm_deploy.networks.running import EXPORTED_PX, check_exportable, check_sizes, multiples_taken, run_network
+from odm_deploy.networks.running import check_exportable, check_sizes, multiples_taken, run_network
 from odm_deploy.proof.evaluation import upscaler_of
 from odm_deploy.quantization.input_format import find_input_format
 from odm_deploy.quantization.observers import observe
@@ -116,23 +115,21 @@ def test_one_size_is_no_advice_to_crop() -> None:
     photograph = np.zeros((100, 100, 3), np.uint8)
     assert find_input_format(network, [photograph]).psnr_db
     with pytest.raises(
-        UsageError, match=r"50x40 pixels.*it runs at 64x48, not at 48x48, .*export runs it at 55x41 or 56x40$"
+        UsageError, match=r"50x40 pixels.*it runs at 64x48, not at 48x48, .*export runs it at 55x41, 56x40 or 80x48$"
     ):
         run_network(network, image(40, 50))
     for square in (Places(48, 48), Places(64, 64, tiled=True)):
         with pytest.raises(
-            UsageError, match=r"64x48 pixels.*it runs at (48x48|64x64), .*export runs it at 55x41 or 56x40$"
+            UsageError, match=r"64x48 pixels.*it runs at (48x48|64x64), .*export runs it at 55x41, 56x40 or 80x48$"
         ):
             foreign_network(square)
 
 
 def test_a_network_that_cannot_be_exported_is_known_by_its_sizes() -> None:
-    assert EXPORTED_PX == (tracing._ODD_EXAMPLE_PX, tracing._EXAMPLE_PX)
-    check_exportable(foreign_network(Places(8, 8, tiled=True)))
-    with pytest.raises(
-        UsageError, match=r"images of 56x40 pixels: .*it runs at 48x48, 64x48, .*since export"
-    ) as caught:
-        check_exportable(foreign_network(Places(16, 16, tiled=True)))
+    for side in (1, 8, 16):
+        check_exportable(foreign_network(Places(side, side, tiled=True)))
+    with pytest.raises(UsageError, match=r"images of 80x48 pixels: .*it runs at 64x48, not .*since export") as caught:
+        check_exportable(foreign_network(Places(48, 64)))
     assert "--crop" not in caught.value.fix
 
 
