@@ -69,7 +69,7 @@ def command(
     from odm_deploy.errors import MissingError
     from odm_deploy.graphs.input_shapes import parse_shapes
 
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix.lower() in (".pt", ".pth"):
         why, fix = "it is no graph yet, and its cost is told for one output size", "export it, and inspect its bundle"
         refuse_options(("shapes", "runtime", "rebuild", "timeout_s"), path, why, fix)
         _inspect_checkpoint(path, convention, as_json)

@@ -96,7 +96,7 @@ _HELP = """Put quantized super-resolution networks into production, and prove th
 $ odm-deploy quantize weights.pth --images photos/ --export bundle
 $ odm-deploy upscale photo.png large.png --model bundle
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine.
+Exit codes: 0 ok, 1 failed, 2 usage, 3 a gate was not met, 4 something is missing on this machine, 130 interrupted.
 """
 
 

@@ -39,7 +39,10 @@ class Unfinished:
         """
         if not self.path.exists():
             return None
-        content = read_torch_file(self.path)
+        try:
+            content = read_torch_file(self.path)
+        except InputError as error:
+            raise InputError(f"{self.path} is damaged", why=error.why, fix="remove it to start anew") from error
         if not isinstance(content, dict) or not {"of", "state"} <= content.keys():
             raise InputError(f"{self.path} is damaged", why="it holds no state", fix="remove it to start anew")
         found = cast("dict[str, Any]", content)

@@ -88,8 +88,9 @@ def test_files_of_other_work_and_damaged_ones_are_refused(tmp_path):
     with pytest.raises(UsageError, match="holds training of another call"):
         Unfinished(result, {"minutes": 6, "weights": "x"}).load()
     torch.save([1], mine.path)
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"is damaged.*remove it to start anew"):
         mine.load()
-    mine.path.write_bytes(b"")
-    with pytest.raises(InputError, match="the file is empty"):
-        mine.load()
+    for content, why in ((b"", "the file is empty"), (b"PK junk", "")):
+        mine.path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"is damaged: .*{why}.*; remove it to start anew"):
+            mine.load()
