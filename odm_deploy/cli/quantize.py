@@ -45,7 +45,7 @@ _NAMED = 8
 @click.command("quantize", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("weights", type=_PATH)
 @image_options("Images to calibrate on.", 32)
-@click.option("-o", "output", type=_PATH, help="Result; a file that is there is replaced.  [default: a new model.pt]")
+@click.option("-o", "output", type=_PATH, help="Result; a model that is there is replaced.  [default: a new model.pt]")
 @weights_options
 @policy_options
 @range_options

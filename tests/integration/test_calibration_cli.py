@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from odm_deploy.checkpoint import load_model
+from odm_deploy.checkpoint import FORMAT, load_model
 from odm_deploy.cli.quantize import command
 from odm_deploy.imaging.reading import read_rgb
 from odm_deploy.networks.registry import build_network, network_from_state_dict
@@ -204,9 +204,10 @@ def test_a_folder_is_not_overwritten(call, tmp_path, weights, images):
 
 def test_an_older_model_survives_a_failed_call(call, tmp_path, weights, images):
     output = tmp_path / "model.pt"
-    output.write_text("old")
+    torch.save({"format": FORMAT}, output)
+    before = output.read_bytes()
     assert call(weights, images, output, "--scale", "3").returncode == 1
-    assert output.read_text() == "old"
+    assert output.read_bytes() == before
 
 
 def test_words_about_what_it_cost_import_no_onnx():
