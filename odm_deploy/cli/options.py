@@ -67,13 +67,10 @@ def keep_input(source: Path | str, output: Path) -> None:
     """Refuse to write over what is read, which would be lost.
 
     Raises:
-        UsageError: both are the same file, whatever they are called, or the input lies in a folder that is replaced.
+        UsageError: both are the same file, whatever they are called.
     """
     if output.is_file() and Path(source).exists() and output.samefile(source):
         raise UsageError(f"cannot write {output}", why="it is the input, which would be lost", fix="name another file")
-    if output.is_dir() and Path(source).resolve().is_relative_to(output.resolve()):
-        why = f"it is replaced as a whole, and {source}, the input, lies in it"
-        raise UsageError(f"cannot write {output}", why=why, fix="name another folder")
 
 
 def _settings(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:

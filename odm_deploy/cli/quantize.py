@@ -90,9 +90,7 @@ def command(
     # Everything that can be wrong about the call is found before the minutes of work, and most before PyTorch is here.
     output = _place_of(output)
     keep_input(weights, output)
-    if bundle is not None:
-        keep_input(weights, bundle)
-    _check_export(bundle, shapes, output)
+    _check_export(bundle, shapes, weights, output)
     require_weights(weights)
     paths = choose_images(image_source, max_images)
     with slow_imports():
@@ -280,14 +278,17 @@ def _say_which_sums_stay_float(network: SuperResolutionNetwork, model: Quantized
         say(f"{len(plan.left)} of {counted(plan.sums, 'sum')} between layers {verb} float: {named}")
 
 
-def _check_export(bundle: Path | None, shapes: str, output: Path) -> None:
-    """Refuse a bundle that could not be written in the end."""
+def _check_export(bundle: Path | None, shapes: str, weights: Path, output: Path) -> None:
+    """Refuse a bundle that could not be written in the end, or would take something else with it."""
     if bundle is None:
         return
     from odm_deploy.files import check_directory
     from odm_deploy.graphs.input_shapes import parse_shapes
 
     parse_shapes(shapes)
+    if weights.resolve().is_relative_to(bundle.resolve()):
+        why = f"it is replaced as a whole, and {weights}, the input, lies in it"
+        raise UsageError(f"cannot write {bundle}", why=why, fix="name another folder")
     if output.resolve().is_relative_to(bundle.resolve()):
         fix = f"name the model outside of it: -o {output.name if output != bundle else 'model.pt'}"
         raise UsageError(f"-o {output} lies in --export {bundle}", why="a bundle is replaced as a whole", fix=fix)

@@ -54,7 +54,7 @@ def plan_jobs(source: Path | str, folder: Path | str, suffix: str) -> list[Job]:
 
     Raises:
         InputError: there are no images.
-        UsageError: no image format goes by `suffix`, or the results would lie among the images.
+        UsageError: no image format goes by `suffix`, or the results would lie among the images, or replace one.
     """
     root = _fixed_part(source)
     target = Path(folder)
@@ -62,14 +62,19 @@ def plan_jobs(source: Path | str, folder: Path | str, suffix: str) -> list[Job]:
     if target.resolve() == root.resolve():
         why = "the next run would take the results for images to upscale"
         raise UsageError(f"cannot write into {target}, the folder of the images", why=why, fix="name another folder")
-    # A pattern may reach into the folder of the results.
-    results = target.resolve()
-    images = [image for image in list_images(source) if not image.parent.resolve().is_relative_to(results)]
+    images, results = list_images(source), target.resolve()
+    if results.is_relative_to(root.resolve()):
+        # A pattern may reach into the folder of the results.
+        images = [image for image in images if not image.parent.resolve().is_relative_to(results)]
     stems = Counter(image.with_suffix("") for image in images)
     jobs: list[Job] = []
     for image in images:
         name = image.stem if stems[image.with_suffix("")] == 1 else image.name
         jobs.append(Job(image, target / image.relative_to(root).parent / f"{name}{suffix}"))
+    # Not resolved: among a stranger's images are links that lead to themselves.
+    places = {image.absolute() for image in images}
+    if lost := [job.destination for job in jobs if job.destination.absolute() in places]:
+        raise UsageError(f"cannot write {lost[0]}", why="it is one of the images", fix="name another folder")
     return jobs
 
 

@@ -123,6 +123,13 @@ def test_a_folder_is_done_despite_hostile_images_and_resumed(exact_bundle, tmp_p
     np.testing.assert_array_equal(read_image(results / "a.webp").rgb, expected(rgb(9, 12)))
 
 
+def test_a_folder_goes_into_the_one_that_it_lies_in(exact_bundle, tmp_path):
+    write_image(tmp_path / "small" / "a.png", rgb(6, 7))
+    outcome = run_cli("upscale", tmp_path / "small", tmp_path, "--model", exact_bundle)
+    assert outcome.code == 0, outcome.stderr
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").rgb, expected(rgb(6, 7)))
+
+
 def test_a_pattern_selects_images(exact_bundle, tmp_path):
     for name in ("shot1.png", "shot2.png", "other.png"):
         write_image(tmp_path / name, rgb(6, 7))

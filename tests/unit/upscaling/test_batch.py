@@ -46,6 +46,14 @@ def test_a_pattern_keeps_what_lies_below_its_fixed_part(folder):
     assert plan_jobs(folder / "**" / "*.*", folder / "out", ".webp") == jobs
 
 
+def test_results_may_go_above_their_images_but_not_over_one(folder):
+    jobs = plan_jobs(folder / "deeper", folder, ".png")
+    assert jobs == [Job(folder / "deeper/c.webp", folder / "c.png")]
+    write_image(folder / "deeper/deeper/c.webp", picture())
+    with pytest.raises(UsageError, match=r"deeper/c\.webp: it is one of the images; name another folder"):
+        plan_jobs(folder / "deeper" / "**" / "*.*", folder, ".webp")
+
+
 def test_files_that_differ_in_their_suffix_only_do_not_overwrite_each_other(folder):
     write_image(folder / "a.png", picture())
     names = [job.destination.name for job in plan_jobs(folder, folder.parent / "out", ".png")]
