@@ -62,6 +62,9 @@ def from_network(values: NDArray[Any], bits: Bits) -> Pixels:
     Args:
         values: uint8, which stays as it is, or floats about 0..255; written to, if float32.
         bits: of the samples to return; uint8 values have 8.
+
+    Raises:
+        InputError: a value is NaN, which is no colour.
     """
     if values.dtype == np.uint8:
         return values
@@ -71,7 +74,16 @@ def from_network(values: NDArray[Any], bits: Bits) -> Pixels:
         scaled *= _STEPS
     np.rint(scaled, out=scaled)
     np.clip(scaled, 0, 255 if bits == 8 else 65535, out=scaled)
-    return scaled.astype(np.uint8 if bits == 8 else np.uint16)
+    try:
+        # The conversion itself notices what is no number; a look at each value would cost as much again.
+        with np.errstate(invalid="raise"):
+            return scaled.astype(np.uint8 if bits == 8 else np.uint16)
+    except FloatingPointError as error:
+        raise InputError(
+            "the output holds NaN",
+            why="the network computes no number for some pixel of this image",
+            fix="check its weights; a model in half precision may overflow where one of --precision fp32 does not",
+        ) from error
 
 
 def to_eight_bits(pixels: Pixels) -> NDArray[np.uint8]:

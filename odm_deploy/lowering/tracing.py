@@ -194,11 +194,15 @@ def _refuse_training(program: torch.export.ExportedProgram, model: QuantizedMode
 
 
 def _changing(model: QuantizedModel, image: Tensor) -> tuple[str, str] | None:
-    """Why a network makes another picture of the same image each time, and what to do; None where it does not."""
+    """Why a network makes another picture of the same image each time, or none, and what to do; None where it is the
+    same.
+    """
     before = {name: buffer.clone() for name, buffer in model.network.named_buffers()}
     first, second = _run(model, image), _run(model, image)
     if first is None or second is None or _is_close(second, first):
         return None
+    if not bool(torch.isfinite(first).all()):
+        return "what it makes of an image of noise holds NaN or infinity", "check its weights and its input range"
     changed = [name for name, buffer in model.network.named_buffers() if not torch.equal(buffer, before[name])]
     what = f"its buffer {changed[0]} changes" if changed else "it draws random numbers"
     return (

@@ -67,54 +67,60 @@ def round_to_output(
     hessian, wanted = _moments(outputs, quantized, weight, damping)
     steps = scale.double()[:, None]
     codes = torch.clamp(torch.round(weight.double() / steps), -limit, limit)
-    start = torch.cat([codes * steps, bias.double()[:, None]], 1)
-    found = torch.from_numpy(
-        _descend(
-            *(each.numpy() for each in (start, hessian, wanted, scale.double())),
-            limit=limit,
-            round_weights=round_weights,
-            correct_bias=correct_bias,
-        )
+    start = torch.cat([codes, bias.double()[:, None] / steps], 1)
+    found = _descend(
+        start.numpy(),
+        hessian.numpy(),
+        (wanted / steps).numpy(),
+        limit=limit,
+        round_weights=round_weights,
+        correct_bias=correct_bias,
     )
-    last = weight.shape[1]
-    return Rounded(torch.round(found[:, :last] / steps), found[:, last])
+    codes, bias_steps = torch.from_numpy(found).split([weight.shape[1], 1], 1)
+    return Rounded(codes, (bias_steps * steps)[:, 0])
 
 
 def _descend(
-    start: Array, hessian: Array, wanted: Array, scale: Array, *, limit: int, round_weights: bool, correct_bias: bool
+    start: Array, hessian: Array, wanted: Array, *, limit: int, round_weights: bool, correct_bias: bool
 ) -> Array:
-    """Coordinate descent on levels [O, K+1], the bias last. numpy, because a step is too small to share among threads.
+    """Coordinate descent on codes [O, K+1], the bias last, all in steps of their output's scale. numpy, because a step
+    is too small to share among threads.
 
     What a coordinate has to move by is its gradient over the Hessian's diagonal. Within a block of coordinates only the
-    block's gradients are kept up to date; the others follow once it is done.
+    block's gradients are kept up to date, each when its turn comes; the others follow once the block is done.
     """
     last = start.shape[1] - 1
-    found = start.copy()
-    gradient = found @ hessian - wanted
     diagonal = hessian.diagonal()
     order = np.argsort(-diagonal[:last], kind="stable") if round_weights else np.arange(0)
+    # Coordinates in the order of their turns, those of all outputs side by side.
+    turns = np.append(order, last) if round_weights else np.arange(last + 1)
+    found = np.ascontiguousarray(start[:, turns].T)
+    # Divided by the diagonal, a gradient is the move that its coordinate wants.
+    pull = np.ascontiguousarray(hessian[np.ix_(turns, turns)] / diagonal[turns])
+    wish = (start @ hessian - wanted)[:, turns].T / diagonal[turns][:, None]
     for _ in range(SWEEPS):
         before = found.copy()
         if correct_bias:
-            found[:, last] -= gradient[:, last] / diagonal[last]
-            gradient += np.outer(found[:, last] - before[:, last], hessian[last])
+            moved = -wish[last]
+            found[last] += moved
+            wish += np.outer(pull[last], moved)
         for first in range(0, len(order), BLOCK):
-            block = order[first : first + BLOCK]
-            levels, slope, coupling = found[:, block].T, gradient[:, block].T.copy(), hessian[np.ix_(block, block)]
-            moved = np.empty_like(levels)
-            for k, (level, move, pivot) in enumerate(zip(levels, moved, coupling.diagonal(), strict=True)):
-                # In place, and no np.clip: calls of numpy are most of what a step takes.
-                np.subtract(level, np.divide(slope[k], pivot, out=move), out=move)
-                np.rint(np.divide(move, scale, out=move), out=move)
-                np.minimum(np.maximum(move, -limit, out=move), limit, out=move)
-                np.subtract(np.multiply(move, scale, out=move), level, out=move)
-                # What was decided in this block is not looked at again.
-                slope[k + 1 :] += coupling[k, k + 1 :, None] * move
-            found[:, block] += moved.T
-            gradient += moved.T @ hessian[block]
+            block = slice(first, min(first + BLOCK, len(order)))
+            codes, wishes, coupling = found[block], wish[block], np.ascontiguousarray(pull[block, block].T)
+            moved = np.empty_like(codes)
+            for k, (code, wished, move) in enumerate(zip(codes, wishes, moved, strict=True)):
+                # In place, and no np.clip: calls of numpy are most of what a turn takes.
+                np.subtract(code, wished, out=move)
+                if k:
+                    # What this block has moved so far pulls at it.
+                    np.subtract(move, np.dot(coupling[k, :k], moved[:k]), out=move)
+                np.minimum(np.maximum(np.rint(move, out=move), -limit, out=move), limit, out=move)
+                np.subtract(move, code, out=move)
+            codes += moved
+            wish += pull[block].T @ moved
         if np.array_equal(found, before):
             break
-    return found
+    return found[np.argsort(turns)].T
 
 
 def _damping(quantized: Tensor) -> float:

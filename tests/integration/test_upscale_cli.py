@@ -13,8 +13,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PillowImage
+from torch import nn
 
+from odm_deploy import quantize
 from odm_deploy.bundle.manifest import read_manifest
 from odm_deploy.checkpoint import save_model
 from odm_deploy.cli.upscale_images import upscale_files
@@ -121,6 +124,37 @@ def test_a_folder_is_done_despite_hostile_images_and_resumed(exact_bundle, tmp_p
     assert third.code == 0
     assert (third.document["failed"], third.document["skipped"], len(third.document["images"])) == (0, 0, 4)
     np.testing.assert_array_equal(read_image(results / "a.webp").rgb, expected(rgb(9, 12)))
+
+
+class Roots(nn.Module):
+    """No numbers where an image is dark."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.body, self.last = (nn.Conv2d(3, n, 3, padding=1) for n in (3, 3, 12))
+
+    def forward(self, x):
+        return nn.functional.pixel_shuffle(
+            self.last(self.body(self.first(x))) + torch.sqrt(x.mean((1, 2, 3), keepdim=True) - 20.0), 2
+        )
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_pictures_without_numbers_are_refused_and_the_others_done(tmp_path, runtime):
+    model = quantize(Roots(), 8, [torch.full((1, 3, 48, 48), level) for level in (60.0, 200.0)], input_range=255)
+    save_model(model, tmp_path / "roots.pt")
+    named = f"{__name__}:Roots"
+    exported = run_cli("export", tmp_path / "roots.pt", "-o", tmp_path / "roots", "--no-engine", "--trust", named)
+    assert exported.code == 0, exported.stderr
+    for name, level in (("dark.png", 3), ("gray.png", 90), ("light.png", 220)):
+        write_image(tmp_path / "in" / name, np.full((20, 24, 3), level, np.uint8))
+    call = ("upscale", tmp_path / "in", tmp_path / "out", "--model", tmp_path / "roots", "--runtime", runtime)
+    done = run_cli(*call)
+    assert done.code == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gray.png", "light.png"]
+    (line,) = [line for line in done.stderr.splitlines() if "dark.png" in line]
+    assert "the output holds NaN" in line
 
 
 def test_a_folder_goes_into_the_one_that_it_lies_in(exact_bundle, tmp_path):

@@ -57,3 +57,12 @@ def test_pixels_of_a_batch_are_rounded_half_to_even_and_clamped():
 def test_output_that_is_not_finite_is_no_image(bad):
     with pytest.raises(InputError, match="NaN or infinity"):
         to_pixels(np.array([bad, 0, 0], np.float32).reshape(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_is_no_number_is_no_black_pixel(bits):
+    values = np.full((1, 3, 40, 50), 128.0, np.float32)
+    assert from_network(values.copy(), bits).min() > 0
+    values[0, 1, 39, 49] = np.nan
+    with pytest.raises(InputError, match="the output holds NaN"):
+        from_network(values, bits)

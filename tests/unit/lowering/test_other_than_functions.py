@@ -12,6 +12,7 @@ from torch import nn
 
 from odm_deploy import quantize
 from odm_deploy.errors import InputError
+from odm_deploy.lowering import tracing
 from odm_deploy.lowering.lower import lower
 from odm_deploy.networks.foreign import foreign_network
 from odm_deploy.proof.teacher_forced_layers import compare_layers
@@ -135,6 +136,15 @@ def test_what_a_graph_computes_is_proven_layer_by_layer(module):
     found = compare_layers(model, lower(model), OnnxRuntime.open_bytes, crops)
     assert {layer.name for layer in found} == {*model.layers, "output"}
     assert all(layer.is_clean for layer in found), [layer for layer in found if not layer.is_clean]
+
+
+def test_a_picture_without_numbers_is_no_random_one(monkeypatch):
+    dark = Around(lambda _, x: x + torch.sqrt(x.mean((1, 2, 3), keepdim=True) - 100.0))
+    dark.first.weight.data.fill_(1.0)
+    model = quantize(dark, THROUGHOUT, images(2), input_range=255)
+    monkeypatch.setattr(tracing, "_image", lambda size_px: torch.zeros(1, 3, *size_px))
+    with pytest.raises(InputError, match="holds NaN or infinity; check its weights"):
+        lower(model)
 
 
 def test_a_picture_of_one_value_is_no_random_one():
