@@ -6,8 +6,9 @@
 
 Every network is timed in all its forms in alternation, as many at once as fit into memory, and what is reported are
 ratios to the float network on ONNX Runtime at the same time. Rows whose durations lie far apart are timed again; those
-that stay so are marked unsteady, name no winner, and do not count in the check. Calibrated models and rows are kept in
-the folder, so a run that was interrupted goes on; a row is timed again where it is deleted from bench.json.
+that stay so are compared by their fastest runs where several agree ("at best"), or else are unsteady, name no winner,
+and do not count in the check. Calibrated models and rows are kept in the folder, so a run that was interrupted goes on;
+a row is timed again where it is deleted from bench.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import click
 from benchmark import results
 from benchmark.forms import COMMAND_FORM, FORMS, Forms, policy_of
+from benchmark.instructions import instructions
 from benchmark.measuring import timings
 from benchmark.roofline import machine_peaks
 from benchmark.subjects import SUBJECTS
@@ -26,7 +28,7 @@ from toolbox import COMMAND, ROOT, read_json, write_json
 
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import write_text
-from odm_deploy.machine.host import cpu_features, describe_cpu, physical_cpus
+from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.terminal import SIZE, run, say
 
 COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
@@ -75,7 +77,7 @@ def command(
     path = output / "bench.json"
     document: dict[str, Any] = read_json(path) if path.exists() else {"rows": []}
     if not prepare:
-        document |= {"machine": describe_cpu(physical_cpus()), "features": cpu_features(), "peaks": machine_peaks()}
+        document |= {"machine": describe_cpu(physical_cpus()), "features": instructions(), "peaks": machine_peaks()}
     for name in networks or SUBJECTS:
         subject = SUBJECTS[name]
         try:
@@ -109,10 +111,10 @@ def compare(path: Path) -> int:
         InputError: none of them can be compared.
     """
     committed, found = read_json(COMMITTED), read_json(path)
-    worse, count = results.worse_ratios(committed, found), results.comparable(committed, found)
+    worse, (count, at_best) = results.worse_ratios(committed, found), results.comparable(committed, found)
     for line in worse:
         say(f"warning: {line}")
-    for line in results.unsteady_rows(found):
+    for line in results.unsteady_rows(committed, found):
         say(f"unsteady, not counted: {line}")
     place = COMMITTED.relative_to(ROOT)
     if not count:
@@ -122,9 +124,8 @@ def compare(path: Path) -> int:
             fix="run make bench on an idle machine, at a size of that file",
         )
     machine = ", ".join(committed["features"])
-    say(
-        f"{len(worse)} of {count} steady ratios are more than {results.TOLERANCE:.0%} worse than in {place} ({machine})"
-    )
+    ratios = f"{count} steady ratios{f' ({at_best} of them at best)' if at_best else ''}"
+    say(f"{len(worse)} of {ratios} are more than {results.TOLERANCE:.0%} worse than in {place} ({machine})")
     return 3 if worse else 0
 
 

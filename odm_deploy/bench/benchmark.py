@@ -86,6 +86,7 @@ def benchmark(
             watch.timing_begins()
         timing = time_steadily(timed, feeds, effort, track, say, base=len(timed) - 1)[0]
         queued_ms = time_queued(timed, feeds, [timing.runs, timing.base])
+        at_best = None if timing.steady or twin is None else timing.at_best
         state = watch.finish() if watch is not None and opened.on_gpu else None
         pixels = output.size // 3
         limits = _limits(bundle, opened, shape)
@@ -103,6 +104,7 @@ def benchmark(
             _layer_times(bundle, opened, feeds),
             state,
             gpu_note if opened.on_gpu else "",
+            None if at_best is None else at_best.speedup,
         )
 
 

@@ -127,6 +127,8 @@ class BenchReport:
     """What the GPU did meanwhile; None on a CPU, and where nobody tells."""
     gpu_note: str = ""
     """Why nobody tells what the GPU did."""
+    speedup_at_best: float | None = None
+    """By the fastest runs, where `speedup` is unsteady and they agree."""
 
     @property
     def speedup(self) -> float | None:
@@ -171,6 +173,7 @@ class BenchReport:
             "baseline": None if self.baseline is None else self.baseline.to_dict(),
             "baseline_note": self.baseline_note,
             "speedup": self.speedup,
+            "speedup_at_best": self.speedup_at_best,
             "back_to_back_speedup": self.back_to_back_speedup,
             "settings": self.settings,
             "passed_over": list(self.passed_over),
@@ -188,6 +191,7 @@ class BenchReport:
         if self.back_to_back_speedup is not None:
             speedup += f" ({self.back_to_back_speedup:.2f} back to back)"
         speedup += "" if self.steady else ", unsteady"
+        speedup += "" if self.speedup_at_best is None else f", at best {self.speedup_at_best:.2f} times"
         rows: list[tuple[str, ...]] = []
         for item in filter(None, (self.measurement, self.baseline)):
             rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))

@@ -3,12 +3,18 @@
 The median of runs that other work on the machine disturbed depends on when it came. Once SwinIR's float form ran
 between 192 and 378 ms, and its median named the wrong winner. So models whose quartiles lie more than `UNSTEADY` of
 the median apart are timed again, beside what they are compared with, a few times; the steadiest time counts.
+
+Some machines are never steady: cores of virtual machines change between two speeds for seconds. Such noise only makes
+runs slower, so the fastest runs tell what the machine can do (Chen and Revels, Robust benchmarking in noisy
+environments, 2016), provided that several of them agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from odm_deploy.bench.timing import Effort, Percentiles, Timed, time_runs
 from odm_deploy.progress import Say, Track, silent, untracked
@@ -19,6 +25,28 @@ UNSTEADY = 0.1
 """Distance of the quartiles in parts of the median from which on a median is not worth naming."""
 ATTEMPTS = 3
 """How often a model is timed at most."""
+ENOUGH_RUNS, ENOUGH_ROUNDS = 8, 4
+"""At least so many in each attempt after the first, and among so many the fastest are sought: of fewer, perhaps none
+was undisturbed."""
+FEW, SHARE = 3, 0.05
+"""How many of the fastest runs have to agree, or which part of all where that is more: no single lucky one counts."""
+AGREEMENT = 0.05
+"""How much longer than the fastest the last of them may take."""
+
+
+@dataclass(frozen=True)
+class AtBest:
+    """Medians of the fastest runs, which agree."""
+
+    ms: float
+    """Of the model."""
+    base_ms: float
+    """Of what it is compared with."""
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than what it is compared with."""
+        return self.base_ms / self.ms
 
 
 @dataclass(frozen=True)
@@ -27,6 +55,8 @@ class Timing:
 
     runs: Sequence[RunTimes]
     base: Sequence[RunTimes]
+    others: Sequence[Timing] = ()
+    """Attempts that were less steady."""
 
     @property
     def spread(self) -> float:
@@ -37,6 +67,14 @@ class Timing:
     def steady(self) -> bool:
         """Whether the ratio of the two medians tells anything."""
         return self.spread <= UNSTEADY
+
+    @property
+    def at_best(self) -> AtBest | None:
+        """What the fastest runs of all attempts say; None where they are too few, or do not agree."""
+        attempts = (self, *self.others)
+        ms = _at_best_ms([run for attempt in attempts for run in attempt.runs])
+        base_ms = _at_best_ms([run for attempt in attempts for run in attempt.base])
+        return None if ms is None or base_ms is None else AtBest(ms, base_ms)
 
 
 def deciding_ms(runs: Sequence[RunTimes]) -> list[float]:
@@ -64,26 +102,38 @@ def time_steadily(
         base: index of the model that the others are compared with.
 
     Returns:
-        For each model its steadiest runs, with those of the base of the same time. All within one `Timing` have the
-        same number of runs.
+        For each model its steadiest runs, with those of the base of the same time, and the other attempts. Both of
+        one attempt have the same number of runs.
 
     Raises:
         InputError: a model does not take these feeds.
     """
     effort = effort or Effort()
-    best: dict[int, Timing] = {}
+    attempts: list[list[Timing]] = [[] for _ in runtimes]
     wanted = list(range(len(runtimes)))
     for attempt in range(ATTEMPTS):
         timed = sorted({base, *wanted})
         if attempt:
             say(f"{len(wanted)} of {len(runtimes)} models ran unsteadily and are timed again")
+            effort = replace(effort, fewest=ENOUGH_RUNS, fewest_rounds=ENOUGH_ROUNDS)
         part = replace(effort, seconds=effort.seconds * len(timed) / len(runtimes))
         runs = dict(zip(timed, time_runs([runtimes[i] for i in timed], feeds, part, track, say), strict=True))
         for index in wanted:
-            found = Timing(runs[index], runs[base])
-            if index not in best or found.spread < best[index].spread:
-                best[index] = found
-        wanted = [index for index in wanted if not best[index].steady]
+            attempts[index].append(Timing(runs[index], runs[base]))
+        wanted = [index for index in wanted if not attempts[index][-1].steady]
         if not wanted:
             break
-    return [best[index] for index in range(len(runtimes))]
+    return [_steadiest(each) for each in attempts]
+
+
+def _steadiest(attempts: list[Timing]) -> Timing:
+    best = min(attempts, key=lambda attempt: attempt.spread)
+    return replace(best, others=[attempt for attempt in attempts if attempt is not best])
+
+
+def _at_best_ms(runs: Sequence[RunTimes]) -> float | None:
+    ms = sorted(deciding_ms(runs))
+    fastest = ms[: max(FEW, int(SHARE * len(ms)))]
+    if len(ms) < ENOUGH_RUNS or fastest[-1] > (1 + AGREEMENT) * fastest[0]:
+        return None
+    return float(np.median(fastest))

@@ -27,8 +27,7 @@ _SLOW_S = 2.0
 """Runs that take so long need no more than one before they count, and no thread pool's spinning matters to them."""
 # Rounds cost an uncounted run of each model, so few runs make few rounds; two at least, for drift to show in both.
 _RUNS_A_ROUND = 5
-_FEWEST_ROUNDS, _MOST_ROUNDS = 2, 8
-_FEWEST_ITERATIONS = 3
+_MOST_ROUNDS = 8
 _MOST_ITERATIONS = 2000
 _QUEUED_ROUNDS, _FEWEST_QUEUED, _QUEUED_MS = 4, 5, 100.0
 
@@ -38,9 +37,13 @@ class Effort:
     """How long to measure."""
 
     iterations: int | None = None
-    """Counted runs of each model; None takes as many as fit into `seconds`, between 3 and 2000."""
+    """Counted runs of each model; None takes as many as fit into `seconds`, between `fewest` and 2000."""
     seconds: float = 5.0
-    """Time to spend measuring, over all models; three runs of a slow one may take longer, which is said."""
+    """Time to spend measuring, over all models; the fewest runs of a slow one may take longer, which is said."""
+    fewest: int = 3
+    """Counted runs of each model, however long they take, where `iterations` is None."""
+    fewest_rounds: int = 2
+    """Over how many rounds they are spread, where they are as many."""
 
     def __post_init__(self) -> None:
         if self.iterations is not None and self.iterations < 1:
@@ -98,11 +101,11 @@ def time_runs(
     effort = effort or Effort()
     one_of_each_s = [_warm_up(runtime, feeds) for runtime in runtimes]
     fitting = int(effort.seconds / max(sum(one_of_each_s), 1e-9))
-    count = effort.iterations or max(_FEWEST_ITERATIONS, min(_MOST_ITERATIONS, fitting))
+    count = effort.iterations or max(effort.fewest, min(_MOST_ITERATIONS, fitting))
     if effort.iterations is None and count > 2 * max(fitting, 1):
         each = " and ".join(f"{seconds:.1f}" for seconds in one_of_each_s)
         say(f"a run takes {each} s; {count} of each, {count * sum(one_of_each_s):.0f} s: a smaller size is faster")
-    blocks = _split(count)
+    blocks = _split(count, effort.fewest_rounds)
     samples: list[list[RunTimes]] = [[] for _ in runtimes]
     for index, block in enumerate(track(blocks, len(blocks))):
         # Every other round runs backwards, so that no model always comes first.
@@ -152,7 +155,7 @@ def _warm_up(runtime: Timed, feeds: Mapping[str, Array]) -> float:
     return fastest
 
 
-def _split(count: int) -> list[int]:
+def _split(count: int, fewest_rounds: int) -> list[int]:
     """`count` runs over the rounds as evenly as possible, none of them empty."""
-    rounds = min(count, max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, count // _RUNS_A_ROUND)))
+    rounds = min(count, max(fewest_rounds, min(_MOST_ROUNDS, count // _RUNS_A_ROUND)))
     return [count // rounds + (index < count % rounds) for index in range(rounds)]

@@ -46,7 +46,8 @@ def command(
     """Time MODEL: a bundle, a model.onnx or an engine.plan.
 
     Its float twin is timed in alternation: the same network without quantization, with the same runtime and options.
-    Durations that lie far apart are measured again, and called unsteady if they stay so.
+    Durations that lie far apart are measured again, and called unsteady if they stay so; then the ratio
+    of the fastest runs is told, where several agree.
     """
     from odm_deploy.bench.benchmark import benchmark
     from odm_deploy.bench.timing import Effort

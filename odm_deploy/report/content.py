@@ -66,7 +66,9 @@ class ReportContent:
             )
         if self.bench is not None and self.bench.speedup is not None:
             compared = f"that of the same network in float, on {self.bench.runtime}"
-            speed = f"{self.bench.speedup:.2f} times" if self.bench.steady else "unsteady"
+            at_best = self.bench.speedup_at_best
+            unsteady = "unsteady" if at_best is None else f"{at_best:.2f} times at best"
+            speed = f"{self.bench.speedup:.2f} times" if self.bench.steady else unsteady
             found.append(("speed", speed, compared))
         return found
 

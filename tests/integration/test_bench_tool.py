@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from odm_deploy.accounting import count_macs
+from odm_deploy.bench.steadiness import Timing
 from odm_deploy.bench.timing import Effort, time_runs
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.lowering.lower import LoweringOptions, lower
@@ -88,7 +89,59 @@ def test_only_ratios_that_got_worse_are_told_and_unsteady_rows_do_not_count():
         "rows": [row("a", 3.5), row("b", 1.9), row("c", 0.1), row("d", 1.0) | UNSTEADY | {"ms": 200.0}, row("e", 1.0)]
     }
     assert part("results").worse_ratios(committed, found) == ["edsr 320x180, a: 3.50 against 4.00"]
-    assert part("results").unsteady_rows(found) == ["edsr 320x180, d, 192.0 to 378.0 ms"]
+    assert part("results").unsteady_rows(committed, found) == ["edsr 320x180, d, 192.0 to 378.0 ms"]
+
+
+def at_best(variant: str, speedup: float) -> dict[str, object]:
+    return row(variant, 9.0) | UNSTEADY | {"ms": 200.0, "best_ms": 190.0, "best_speedup": speedup}
+
+
+def test_rows_that_are_not_both_steady_are_compared_at_best_where_both_can_be():
+    committed = {
+        "rows": [
+            row("a", 4.0) | {"best_speedup": 3.0},
+            at_best("b", 3.0),
+            row("c", 3.0),
+            at_best("d", 3.0),
+            row("e", 4.0) | {"best_speedup": 1.0},
+            row("float, onnxruntime", 1.0) | {"best_speedup": 1.0},
+        ]
+    }
+    found = {
+        "rows": [
+            at_best("a", 2.5),
+            at_best("b", 2.9),
+            # Of an older file, a committed row has a median only.
+            at_best("c", 1.0),
+            row("d", 1.0) | {"best_ms": None, "best_speedup": None},
+            row("e", 3.5) | {"best_speedup": 1.0},
+            at_best("float, onnxruntime", 1.0),
+        ]
+    }
+    results = part("results")
+    assert results.worse_ratios(committed, found) == [
+        "edsr 320x180, a: 2.50 against 3.00 at best",
+        "edsr 320x180, e: 3.50 against 4.00",
+    ]
+    assert results.comparable(committed, found) == (3, 2)
+    assert results.unsteady_rows(committed, found) == ["edsr 320x180, c, 192.0 to 378.0 ms"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "best_ms", "best_speedup"),
+    [([50.0, 95.0] * 6, 50.0, 4.0), ([50.0 + step for step in range(0, 120, 10)], None, None)],
+)
+def test_a_row_tells_what_the_fastest_runs_say(mine, best_ms, best_speedup):
+    network = SimpleNamespace(
+        name="edsr",
+        variants=[SimpleNamespace(key="a")],
+        lost=dict,
+        _int8_share=lambda _: None,
+        _roof=lambda *_: None,
+    )
+    timing = Timing([RunTimes(ms) for ms in mine], [RunTimes(200.0) for _ in mine])
+    found = part("forms").Forms.row(network, "a", timing, SIZE, {})
+    assert (found["steady"], found["best_ms"], found["best_speedup"]) == (False, best_ms, best_speedup)
 
 
 def test_a_check_that_compares_nothing_fails(tmp_path, monkeypatch, capsys):
@@ -111,6 +164,10 @@ def test_a_check_that_compares_nothing_fails(tmp_path, monkeypatch, capsys):
     assert bench.compare(found) == 0
     # Another machine's instructions explain other ratios.
     assert re.search(r"^0 of 1 steady ratios .* committed\.json \(AVX2\)$", capsys.readouterr().err, re.MULTILINE)
+    committed.write_text(json.dumps({"features": ["AVX2"], "rows": [*known, at_best("c", 3.0)]}))
+    found.write_text(json.dumps({"rows": [*nothing, row("a", 3.9), at_best("c", 2.0)]}))
+    assert bench.compare(found) == 3
+    assert "\n1 of 2 steady ratios (1 of them at best) are" in capsys.readouterr().err
 
 
 def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_each_rival():
@@ -129,11 +186,76 @@ def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_ea
     assert line.split(" | ")[2:] == ["4.50 (integer 8, 0.020 dB)", of_nncf, of_onnxruntime, "1.20 |"]
 
 
+def summary_cells(rows: list[dict[str, object]]) -> list[str]:
+    """Of OpenVINO: ours, NNCF, onnxruntime.quantization, float."""
+    table = part("results").summary({"rows": [{"lost_db": None, **each} for each in rows]})
+    line = next(line for line in table.splitlines() if "| openvino |" in line)
+    return [cell.strip() for cell in line.split("|")[3:-1]]
+
+
+def test_a_summary_with_an_unsteady_row_compares_speeds_at_best():
+    rows = [
+        # Its median looks faster than what it is compared with at best.
+        row("integer 8, openvino", 4.6) | {"lost_db": 0.02, "best_speedup": 4.1},
+        at_best("engine 8, openvino bf16", 4.41) | {"lost_db": 0.022},
+        row("NNCF mixed, openvino", 4.2) | {"best_speedup": 4.3},
+        row("onnxruntime.quantization, openvino", 4.8) | UNSTEADY | {"best_speedup": None},
+        row("float, openvino", 1.2) | {"best_speedup": None},
+    ]
+    expected = ["4.41 at best (engine 8 bf16, 0.022 dB)", "4.30 at best (NNCF mixed)", "unsteady"]
+    # What is known at best by none of a cell is told by its median.
+    assert summary_cells(rows) == [*expected, "1.20"]
+
+
+def test_a_summary_whose_rows_are_all_steady_compares_medians():
+    rows = [
+        row("integer 8, openvino", 4.6) | {"best_speedup": 4.1},
+        row("engine 8, openvino", 4.5) | {"best_speedup": 4.7},
+    ]
+    assert summary_cells(rows)[0] == "4.60 (integer 8)"
+
+
+def test_one_row_at_best_among_steady_ones_of_few_runs_is_not_compared_with_them():
+    rows = [at_best("integer 8, openvino", 4.1), row("engine 8, openvino", 4.0), row("paper 8, openvino", 3.9)]
+    assert summary_cells(rows)[0] == "4.00 (engine 8)"
+    rows += [row("exact 8, openvino", 3.0), at_best("NNCF mixed, openvino", 4.2)]
+    # In its cell is nothing else that it could be taken for.
+    assert summary_cells(rows)[:2] == ["4.00 (engine 8)", "4.20 at best (NNCF mixed)"]
+
+
 def test_tables_put_unsteady_rows_last_and_name_no_speed():
     rows = [row("a", 9.0) | UNSTEADY | {"ms": 200.0}, row("b", 2.0) | {"ms": 100.0, "spread_ms": [99.0, 101.0]}]
+    rows += [at_best("c", 4.0), at_best("d", 4.41)]
     document = {"machine": "m", "features": [], "peaks": {}, "rows": [row | REST for row in rows]}
-    lines = [line for line in part("results").markdown(document).splitlines() if line.startswith(("| a", "| b"))]
-    assert lines == ["| b | 100.0 (99.0 to 101.0) | 2.00 |  |  |", "| a | 200.0 (192.0 to 378.0) | unsteady |  |  |"]
+    found = part("results").markdown(document).splitlines()
+    lines = [line for line in found if line.startswith(("| a", "| b", "| c", "| d"))]
+    assert lines == [
+        "| b | 100.0 (99.0 to 101.0) | 2.00 |  |  |",
+        "| d | 200.0 (192.0 to 378.0) | 4.41 at best |  |  |",
+        "| c | 200.0 (192.0 to 378.0) | 4.00 at best |  |  |",
+        "| a | 200.0 (192.0 to 378.0) | unsteady |  |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "bf16", "told"),
+    [
+        (None, True, []),
+        ("", True, []),
+        ("AVX512_CORE_BF16", True, ["ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"]),
+        ("avx512_core_vnni", False, ["ONEDNN_MAX_CPU_ISA=avx512_core_vnni"]),
+    ],
+)
+def test_the_limit_that_the_environment_sets_to_instructions_counts(monkeypatch, limit, bf16, told):
+    module = part("instructions")
+    monkeypatch.setattr(module, "cpu_features", lambda: ("AVX512-VNNI", "AVX512-BF16"))
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert module.instructions() == ["AVX512-VNNI", "AVX512-BF16", *told]
+    assert module.has_bf16() == bf16
+    monkeypatch.setattr(module, "cpu_features", lambda: ("AVX512-VNNI",))
+    assert not module.has_bf16()
 
 
 REST = {"lost_db": None, "int8_share": None}

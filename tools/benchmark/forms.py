@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from toolbox import SAMPLES, read_json, write_json
 
+from benchmark.instructions import has_bf16
 from benchmark.profile import against_roof, kernels
 from benchmark.rivals import Images, nncf, onnxruntime_static
 from benchmark.subjects import Subject
@@ -25,7 +26,7 @@ from odm_deploy.errors import OdmError, UsageError
 from odm_deploy.imaging.pairs import find_pairs
 from odm_deploy.imaging.reading import choose_images
 from odm_deploy.lowering.lower import LoweringOptions, lower
-from odm_deploy.machine.host import adds_in_16_bits, cpu_features
+from odm_deploy.machine.host import adds_in_16_bits
 from odm_deploy.proof.evaluation import evaluate
 from odm_deploy.quantization.calibration_images import CalibrationImages
 from odm_deploy.quantization.model import QuantizedModel
@@ -83,7 +84,7 @@ class Forms:
         plain = lower(QuantizedModel(self.network))
         yield Variant(FLOAT, "onnxruntime", "fp32", plain)
         yield Variant(FLOAT, "openvino", "fp32", plain)
-        bf16 = "AVX512-BF16" in cpu_features() or "AMX-BF16" in cpu_features()
+        bf16 = has_bf16()
         if bf16:
             yield Variant(FLOAT, "openvino", "bf16", plain)
         yield from self._rivals(plain, nncf_python, bf16)
@@ -127,6 +128,7 @@ class Forms:
     def row(self, key: str, timing: Timing, size: tuple[int, int], peaks: dict[str, float | None]) -> dict[str, Any]:
         """What is kept of one variant at one size (height, width)."""
         mine, base = (Percentiles.of(deciding_ms(runs)) for runs in (timing.runs, timing.base))
+        at_best = timing.at_best
         variant = next(each for each in self.variants if each.key == key)
         return {
             "network": self.name,
@@ -136,6 +138,8 @@ class Forms:
             "spread_ms": [mine.p25, mine.p75],
             "speedup": base.p50 / mine.p50,
             "steady": timing.steady,
+            "best_ms": None if at_best is None else at_best.ms,
+            "best_speedup": None if at_best is None else at_best.speedup,
             "lost_db": self.lost().get(key),
             "int8_share": self._int8_share(variant),
             "roof": self._roof(variant, size, peaks),

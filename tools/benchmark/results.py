@@ -1,8 +1,13 @@
-"""The measured rows as a table and a plot, and against the committed ratios."""
+"""The measured rows as a table and a plot, and against the committed ratios.
+
+A row's speed is that of its median if it ran steadily, or "at best", of its fastest runs, if several agree. The two are
+not compared with each other: a median holds what little disturbs a machine that is steady, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ UNSEEN_DB = 0.03
 """What our models may lose to be in the summary."""
 UNSTEADY = "unsteady"
 """In place of a speed that nobody should rely on."""
+AT_BEST = " at best"
+"""Behind a speed of the fastest runs."""
 _RIVALS = ("NNCF", "onnxruntime.quantization")
 _FLOAT = "float"
 _BASE = f"{_FLOAT}, onnxruntime"
@@ -28,7 +35,7 @@ def known_variants(document: dict[str, Any], network: str, size: tuple[int, int]
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Tables of all networks and sizes, fastest variant first, those that ran unsteadily last."""
+    """Tables of all networks and sizes, the fastest first, behind them those known at best, last the unsteady."""
     peaks = ", ".join(
         f"{kind} {value:.0f} {'GB/s' if kind == 'copy_gb_s' else 'GMAC/s'}"
         for kind, value in document["peaks"].items()
@@ -44,11 +51,11 @@ def markdown(document: dict[str, Any]) -> str:
             [
                 row["variant"],
                 f"{row['ms']:.1f} ({row['spread_ms'][0]:.1f} to {row['spread_ms'][1]:.1f})",
-                f"{row['speedup']:.2f}" if _is_steady(row) else UNSTEADY,
+                _speed_words(row),
                 "" if row["lost_db"] is None else f"{row['lost_db']:.3f}",
                 "" if row["int8_share"] is None else f"{row['int8_share']:.1%}",
             ]
-            for row in sorted(rows, key=lambda row: (not _is_steady(row), -row["speedup"]))
+            for row in sorted(rows, key=_rank)
         ]
         text.append(f"\n### {network}, {width}x{height}\n\n{markdown_table(head, lines)}")
     return "".join(text)
@@ -57,27 +64,35 @@ def markdown(document: dict[str, Any]) -> str:
 def summary(document: dict[str, Any]) -> str:
     """A line for each network, size and runtime: the fastest of ours that loses no more than `UNSEEN_DB` (of random
     weights, which nobody can judge, the fastest of all), of each rival, and of float, as speeds.
+
+    Where not all rows of a network and size are steady, speeds at best are compared, unless fewer rows have them.
     """
     head = ["network, input", "runtime", f"ours, at most {UNSEEN_DB} dB lost", *_RIVALS, _FLOAT]
     lines: list[list[str]] = []
     for (network, height, width), rows in _groups(document):
+        steady, best = (sum(_speed(row, at_best=kind) is not None for row in rows) for kind in (False, True))
+        at_best = steady < len(rows) and best >= steady
         for runtime in ("openvino", "onnxruntime"):
             here = [row for row in rows if row["variant"].partition(", ")[2].startswith(runtime)]
             ours = [row for row in here if not row["variant"].startswith((*_RIVALS, _FLOAT))]
             kinds = [[row for row in ours if (row["lost_db"] or 0.0) <= UNSEEN_DB]]
             kinds += [[row for row in here if row["variant"].startswith(kind)] for kind in (*_RIVALS, _FLOAT)]
-            lines.append([f"{network}, {width}x{height}", runtime, *map(_fastest, kinds)])
+            cells = [_fastest(kind, at_best=at_best) for kind in kinds]
+            lines.append([f"{network}, {width}x{height}", runtime, *cells])
     return markdown_table(head, lines)
 
 
-def _fastest(rows: list[dict[str, Any]]) -> str:
-    """The fastest of some rows in a cell, of those that ran steadily; empty where there are none."""
-    if not rows:
-        return ""
-    steady = [row for row in rows if _is_steady(row)]
-    if not steady:
-        return UNSTEADY
-    best = max(steady, key=lambda row: row["speedup"])
+def _fastest(rows: list[dict[str, Any]], *, at_best: bool) -> str:
+    """The fastest of some rows in a cell, by one kind of speed, or by the other where none has that."""
+    for kind in (at_best, not at_best):
+        speeds = [(speed, row) for row in rows if (speed := _speed(row, at_best=kind)) is not None]
+        if speeds:
+            return _cell(*max(speeds, key=lambda each: each[0]), at_best=kind)
+    return UNSTEADY if rows else ""
+
+
+def _cell(speed: float, best: dict[str, Any], *, at_best: bool) -> str:
+    """A speed, with the row it is of."""
     name, _, runtime = best["variant"].partition(", ")
     # Some columns say the name themselves.
     words = [*([] if name in (*_RIVALS, _FLOAT) else [name]), *runtime.split()[1:]]
@@ -85,7 +100,7 @@ def _fastest(rows: list[dict[str, Any]]) -> str:
     if best["lost_db"] is not None:
         # Without the sign of a loss that is none.
         told.append(f"{round(best['lost_db'], 3) + 0.0:.3f} dB")
-    return f"{best['speedup']:.2f}" + (f" ({', '.join(told)})" if told else "")
+    return f"{speed:.2f}{AT_BEST if at_best else ''}" + (f" ({', '.join(told)})" if told else "")
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
@@ -102,52 +117,91 @@ def draw(document: dict[str, Any], path: Path) -> None:
         len(groups), 1, figsize=(8, height), height_ratios=ratios, layout="constrained", squeeze=False
     )
     for ((network, rows_px, columns_px), rows), axes in zip(groups, panels[:, 0], strict=True):
-        ordered = sorted(rows, key=lambda row: row["speedup"])
+        ordered = sorted(rows, key=_shown_speed)
         colours = ["tab:blue" if row["int8_share"] else "0.6" for row in ordered]
-        axes.barh([row["variant"] for row in ordered], [row["speedup"] for row in ordered], color=colours)
+        axes.barh([row["variant"] for row in ordered], list(map(_shown_speed, ordered)), color=colours)
         for index, row in enumerate(ordered):
             lost = "" if row["lost_db"] is None else f"  -{max(row['lost_db'], 0):.2f} dB"
-            speed = f"{row['speedup']:.2f}" if _is_steady(row) else UNSTEADY
-            axes.text(row["speedup"], index, f" {speed}{lost}", va="center", fontsize=7)
+            axes.text(_shown_speed(row), index, f" {_speed_words(row)}{lost}", va="center", fontsize=7)
         axes.set_title(f"{network}, {columns_px}x{rows_px}", fontsize=9, loc="left")
         axes.tick_params(labelsize=7)
-        axes.margins(x=0.2)
+        axes.margins(x=0.3)
     panels[-1, 0].set_xlabel("speed relative to the float network on ONNX Runtime (ours in blue)")
     save_figure(figure, path)
 
 
-def worse_ratios(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """A line for every speed ratio that is more than `TOLERANCE` below the committed one; rivals' count as well.
+@dataclass(frozen=True)
+class _Comparison:
+    """A row's speed beside that of the committed one."""
 
-    Rows that ran unsteadily, then or now, are not compared.
-    """
-    known = _steady_speeds(committed)
+    row: dict[str, Any]
+    speed: float
+    committed: float
+    at_best: bool
+
+
+def worse_ratios(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """A line for every speed ratio that is more than `TOLERANCE` below the committed one; rivals' count as well."""
     return [
-        f"{_told(row)}: {row['speedup']:.2f} against {known[_key(row)]:.2f}"
-        for row in found["rows"]
-        if _is_steady(row) and _key(row) in known and row["speedup"] < known[_key(row)] * (1 - TOLERANCE)
+        f"{_told(each.row)}: {each.speed:.2f} against {each.committed:.2f}{AT_BEST if each.at_best else ''}"
+        for each in _compared(committed, found)
+        if each.speed < each.committed * (1 - TOLERANCE)
     ]
 
 
-def comparable(committed: dict[str, Any], found: dict[str, Any]) -> int:
-    """How many ratios were steady both times. The float network's own, which is always 1, says nothing."""
-    known = _steady_speeds(committed)
-    return sum(_is_steady(row) and _key(row) in known and row["variant"] != _BASE for row in found["rows"])
+def comparable(committed: dict[str, Any], found: dict[str, Any]) -> tuple[int, int]:
+    """How many ratios are compared, and how many of them at best. The float network's own, always 1, says nothing."""
+    kinds = [each.at_best for each in _compared(committed, found) if each.row["variant"] != _BASE]
+    return len(kinds), sum(kinds)
 
 
-def _steady_speeds(document: dict[str, Any]) -> dict[tuple[Any, ...], float]:
-    return {_key(row): row["speedup"] for row in document["rows"] if _is_steady(row)}
-
-
-def unsteady_rows(document: dict[str, Any]) -> list[str]:
-    """A line for every row whose speed nobody should rely on."""
+def unsteady_rows(committed: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """A line for every row that ran unsteadily and is not compared."""
+    counted = {_key(each.row) for each in _compared(committed, found)}
     lines: list[str] = []
-    for row in document["rows"]:
-        if not _is_steady(row):
+    for row in found["rows"]:
+        if not _is_steady(row) and _key(row) not in counted:
             first, last = row["spread_ms"]
             beside = ", beside a float network that was" if last - first <= LIMIT * row["ms"] else ""
             lines.append(f"{_told(row)}, {first:.1f} to {last:.1f} ms{beside}")
     return lines
+
+
+def _compared(committed: dict[str, Any], found: dict[str, Any]) -> Iterator[_Comparison]:
+    """Medians where both rows ran steadily, else speeds at best where both have them; other rows are left out."""
+    known = {_key(row): row for row in committed["rows"]}
+    for row in found["rows"]:
+        if _key(row) not in known:
+            continue
+        for at_best in (False, True):
+            now, then = (_speed(each, at_best=at_best) for each in (row, known[_key(row)]))
+            if now is not None and then is not None:
+                yield _Comparison(row, now, then, at_best)
+                break
+
+
+def _speed(row: dict[str, Any], *, at_best: bool) -> float | None:
+    """One kind of a row's speed, if it has that; rows of earlier versions have none at best."""
+    if at_best:
+        return row.get("best_speedup")
+    return row["speedup"] if _is_steady(row) else None
+
+
+def _shown_speed(row: dict[str, Any]) -> float:
+    """Where a row's bar ends: of an unsteady one at its median where nothing better is known."""
+    return _speed(row, at_best=not _is_steady(row)) or row["speedup"]
+
+
+def _speed_words(row: dict[str, Any]) -> str:
+    """A row's speed, or that it has none."""
+    at_best = not _is_steady(row)
+    speed = _speed(row, at_best=at_best)
+    return UNSTEADY if speed is None else f"{speed:.2f}{AT_BEST if at_best else ''}"
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, bool, float]:
+    """Sorts steady rows before those known at best, and these before unsteady ones; of each kind the fastest first."""
+    return not _is_steady(row), _speed_words(row) == UNSTEADY, -_shown_speed(row)
 
 
 def _is_steady(row: dict[str, Any]) -> bool:

@@ -12,8 +12,10 @@ import pytest
 
 from odm_deploy.bench import benchmark as module
 from odm_deploy.bench.gpu_watch import GpuState
+from odm_deploy.bench.steadiness import Timing
 from odm_deploy.bench.timing import Effort
 from odm_deploy.graphs.input_shapes import InputShapes
+from odm_deploy.runtimes.base import RunTimes
 from odm_deploy.runtimes.options import RuntimeOptions
 from odm_deploy.runtimes.tensor_info import TensorInfo
 from odm_deploy.runtimes.tensorrt.cuda import Cuda
@@ -75,6 +77,27 @@ def test_memory_is_read_before_the_twin_is_opened(tmp_path: Path, monkeypatch: p
     assert report.to_dict()["baseline"]["back_to_back_ms"] == 0.25 / 10
     assert report.gpu is not None
     assert report.gpu.memory_mib == 5
+
+
+@pytest.mark.parametrize(
+    ("mine", "at_best"),
+    [
+        pytest.param([50.0, 95.0] * 6, 4.0, id="two speeds"),
+        pytest.param([50.0 + step for step in range(0, 120, 10)], None, id="drift"),
+        pytest.param([50.0] * 12, None, id="steady"),
+    ],
+)
+def test_an_unsteady_ratio_is_told_at_best_where_the_fastest_runs_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine: list[float], at_best: float | None
+) -> None:
+    timing = Timing([RunTimes(ms) for ms in mine], [RunTimes(200.0) for _ in mine])
+    monkeypatch.setattr(module, "time_steadily", lambda *_, **__: [timing, timing])
+    monkeypatch.setattr(module, "open_runtime", lambda *_: simulated(SimulatedCuda()))
+    (tmp_path / "model.onnx").write_bytes(sr_model().SerializeToString())
+    monkeypatch.setattr(module, "open_twin", lambda *_: (simulated(SimulatedCuda()), "float twin (fp16)"))
+    assert module.benchmark(tmp_path / "model.onnx").speedup_at_best == at_best
+    # Without a twin there is no ratio.
+    assert module.benchmark(tmp_path / "model.onnx", baseline=False).speedup_at_best is None
 
 
 def test_a_twin_is_built_for_the_profile_that_its_model_runs_in() -> None:

@@ -58,6 +58,16 @@ def test_durations_that_lie_far_apart_are_called_unsteady_in_json_table_and_a_li
     assert steady.unsteady_line() == ""
 
 
+def test_what_the_fastest_runs_say_stands_behind_an_unsteady_speedup() -> None:
+    unsteady = report(cpu(192, 200, 378), cpu(400, 400, 400))
+    assert unsteady.to_dict()["speedup_at_best"] is None
+    known = replace(unsteady, speedup_at_best=1.351)
+    assert known.to_dict()["speedup_at_best"] == 1.351
+    text = io.StringIO()
+    Console(file=text, width=140).print(known.to_table())
+    assert "2.00 times as fast as in float, unsteady, at best 1.35 times" in " ".join(text.getvalue().split())
+
+
 def test_on_a_gpu_the_speedup_leaves_copies_out() -> None:
     assert report(gpu(1.0, 5.0), gpu(2.0, 5.0)).speedup == pytest.approx(2.0)
 

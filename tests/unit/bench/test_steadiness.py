@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from odm_deploy.bench.steadiness import ATTEMPTS, Timing, time_steadily
+from odm_deploy.bench.steadiness import ATTEMPTS, ENOUGH_ROUNDS, ENOUGH_RUNS, Timing, time_steadily
 from odm_deploy.bench.timing import Effort
 from odm_deploy.runtimes.base import RunTimes
 from odm_deploy.runtimes.tensor_info import Array
@@ -14,6 +14,12 @@ from odm_deploy.runtimes.tensor_info import Array
 STEADY = [100.0, 101.0, 99.0, 100.5]
 DISTURBED = [192.0, 378.0, 200.0, 370.0]
 """Of the spread of a row that once named the wrong winner."""
+
+
+TWO_SPEEDS = [50.4, 49.9, 95.1, 96.0, 94.2, 97.3, 50.8, 51.0, 93.9, 50.2, 95.5, 50.1]
+"""Of a machine that is slow half of the time."""
+TWO_SPEEDS_BASE = [381.0, 384.2, 200.5, 202.3, 199.8, 379.5, 388.0, 201.1, 380.7, 203.0, 383.9, 200.9]
+DRIFTING = [100.0 * 1.06**step for step in range(12)]
 
 
 class Scripted:
@@ -87,3 +93,66 @@ def test_on_a_gpu_it_is_compute_that_has_to_be_steady() -> None:
 def test_a_few_slow_runs_do_not_make_a_model_unsteady() -> None:
     runs = [RunTimes(ms) for ms in [100.0] * 9 + [400.0, 500.0]]
     assert Timing(runs, runs).steady
+
+
+def of(*milliseconds: float) -> list[RunTimes]:
+    return [RunTimes(value) for value in milliseconds]
+
+
+def test_of_two_speeds_the_fastest_runs_tell_the_ratio() -> None:
+    timing = Timing(of(*TWO_SPEEDS), of(*TWO_SPEEDS_BASE))
+    assert not timing.steady
+    best = timing.at_best
+    assert best is not None
+    # The medians of the three fastest of each.
+    assert (best.ms, best.base_ms) == (50.1, 200.5)
+    assert best.speedup == pytest.approx(4.0, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        pytest.param(DRIFTING, id="drift"),
+        pytest.param(DRIFTING[::-1], id="drift the other way"),
+        pytest.param([30.0, *TWO_SPEEDS[2:6] * 3], id="a lucky run"),
+        pytest.param([30.0, 30.1, *TWO_SPEEDS[2:6] * 3], id="two lucky runs"),
+        pytest.param([30.0, 30.1, 30.2, *TWO_SPEEDS[2:6] * 30], id="three lucky runs of many"),
+        pytest.param(TWO_SPEEDS[: ENOUGH_RUNS - 1], id="few runs"),
+    ],
+)
+def test_fastest_runs_that_are_few_or_do_not_agree_tell_nothing(runs: list[float]) -> None:
+    steady = of(*[200.0] * len(runs))
+    assert Timing(of(*runs), steady).at_best is None
+    assert Timing(steady, of(*runs)).at_best is None
+
+
+def test_the_fastest_runs_are_sought_in_all_attempts(attempts: list[list[Scripted]]) -> None:
+    base = Scripted([200.0, 380.0, 370.0], [382.0, 201.0, 360.0], [375.0, 381.0, 202.0])
+    other = Scripted([100.0] * 3, [100.0] * 3, [100.0] * 3)
+    model = Scripted([96.0, 94.0, 51.0], [50.0, 95.0, 93.0], [97.0, 92.0, 50.5])
+    found = time_steadily([base, other, model], {}, Effort(seconds=6.0))[2]
+    assert len(attempts) == ATTEMPTS
+    # What counts as its runs is one attempt, and no fast one counts twice.
+    assert len(found.runs) == len(found.base) == 3
+    assert found.at_best is not None
+    assert (found.at_best.ms, found.at_best.base_ms) == (50.5, 201.0)
+
+
+def test_on_a_gpu_it_is_compute_that_is_fastest() -> None:
+    runs = [RunTimes(2 * compute, compute_ms=compute) for compute in TWO_SPEEDS]
+    best = Timing(runs, runs).at_best
+    assert best is not None
+    assert (best.ms, best.speedup) == (50.1, 1.0)
+
+
+def test_only_what_is_timed_again_has_enough_runs_for_several_fast_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts: list[Effort] = []
+
+    def time_runs(runtimes: Sequence[Scripted], _feeds: object, effort: Effort, *_: object) -> list[list[RunTimes]]:
+        efforts.append(effort)
+        return [of(*model.attempts[0]) for model in runtimes]
+
+    monkeypatch.setattr("odm_deploy.bench.steadiness.time_runs", time_runs)
+    time_steadily([Scripted(STEADY), Scripted(DISTURBED)], {}, Effort(seconds=6.0))
+    again = Effort(seconds=6.0, fewest=ENOUGH_RUNS, fewest_rounds=ENOUGH_ROUNDS)
+    assert efforts == [Effort(seconds=6.0), again, again]

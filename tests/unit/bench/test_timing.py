@@ -118,6 +118,16 @@ def test_time_buys_three_to_two_thousand_runs() -> None:
     assert len(time_runs([Diary("a", [])], FEEDS, Effort(seconds=3600))[0]) == 2000
 
 
+def test_the_fewest_runs_are_spread_over_the_fewest_rounds() -> None:
+    diary: list[str] = []
+    effort = Effort(seconds=1e-6, fewest=8, fewest_rounds=4)
+    samples = time_runs([Diary("a", diary), Diary("b", diary)], FEEDS, effort)
+    assert [len(runs) for runs in samples] == [8, 8]
+    assert measured(diary, "ab") == [("a", 3), ("b", 6), ("a", 6), ("b", 6), ("a", 3)]
+    # Who says how many, gets as many.
+    assert len(time_runs([Diary("a", [])], FEEDS, Effort(2, fewest=8, fewest_rounds=4))[0]) == 2
+
+
 def test_a_real_runtime_is_timed() -> None:
     with OnnxRuntime.open_bytes(sr_model().SerializeToString(), RuntimeOptions(threads=1)) as runtime:
         (runs,) = time_runs([runtime], {"image": random_images()}, Effort(iterations=3))

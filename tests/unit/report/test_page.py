@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from odm_deploy.bench.report import BenchReport, Measurement
 from odm_deploy.grid import Grid
 from odm_deploy.proof.parity_report import ParityReport
 from odm_deploy.report.content import ReportContent, drop_in_words
 from odm_deploy.report.layer_statistics import LayerStatistics
 from odm_deploy.report.page import to_html, to_report_markdown
+from odm_deploy.runtimes.base import RunTimes
 
 
 def content(**fields):
@@ -54,6 +58,14 @@ def test_behind_the_worst_five_layers_the_others_wait_for_a_click():
     worst = sorted(layers, key=lambda layer: -layer.mismatch)
     shown = page[page.index("Activations against") : page.index("<summary>3 more layers</summary>")]
     assert [name in shown for name in (layer.name for layer in worst)] == [True] * 5 + [False] * 3
+
+
+def test_an_unsteady_speed_is_told_at_best_where_that_is_known():
+    mine, twin = (Measurement.of("m", [RunTimes(ms) for ms in times], 1, 1) for times in ((50, 95, 96), (200,) * 3))
+    unsteady = BenchReport("openvino", "CPU", (1, 3, 8, 8), mine, twin)
+    speeds = [content(bench=bench).figures()[-1] for bench in (unsteady, replace(unsteady, speedup_at_best=3.994))]
+    words = "that of the same network in float, on openvino"
+    assert speeds == [("speed", "unsteady", words), ("speed", "3.99 times at best", words)]
 
 
 def test_drops_are_said_in_words():
