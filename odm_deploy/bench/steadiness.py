@@ -32,6 +32,8 @@ FEW, SHARE = 3, 0.05
 """How many of the fastest runs have to agree, or which part of all where that is more: no single lucky one counts."""
 AGREEMENT = 0.05
 """How much longer than the fastest the last of them may take."""
+ASTRAY = 0.15
+"""How far a ratio of medians may lie from that of the fastest runs: beyond, the two met different speeds of the machine."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,18 @@ class Timing:
         return max(Percentiles.of(deciding_ms(runs)).spread for runs in (self.runs, self.base))
 
     @property
+    def speedup(self) -> float:
+        """How many times faster than the base, by medians."""
+        ms, base_ms = (Percentiles.of(deciding_ms(runs)).p50 for runs in (self.runs, self.base))
+        return base_ms / ms
+
+    @property
     def steady(self) -> bool:
-        """Whether the ratio of the two medians tells anything."""
-        return self.spread <= UNSTEADY
+        """Whether the ratio of the two medians tells anything: not where one ran at one speed of the machine and the
+        other at another, which each of them did steadily.
+        """
+        at_best = self.at_best
+        return self.spread <= UNSTEADY and (at_best is None or abs(self.speedup / at_best.speedup - 1.0) <= ASTRAY)
 
     @property
     def at_best(self) -> AtBest | None:

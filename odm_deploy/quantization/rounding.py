@@ -77,7 +77,7 @@ def round_to_output(
         correct_bias=correct_bias,
     )
     codes, bias_steps = torch.from_numpy(found).split([weight.shape[1], 1], 1)
-    return Rounded(codes, (bias_steps * steps)[:, 0])
+    return Rounded(codes, (bias_steps * steps)[:, 0] if correct_bias else bias.double())
 
 
 def _descend(

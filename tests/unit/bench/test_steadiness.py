@@ -156,3 +156,14 @@ def test_only_what_is_timed_again_has_enough_runs_for_several_fast_ones(monkeypa
     time_steadily([Scripted(STEADY), Scripted(DISTURBED)], {}, Effort(seconds=6.0))
     again = Effort(seconds=6.0, fewest=ENOUGH_RUNS, fewest_rounds=ENOUGH_ROUNDS)
     assert efforts == [Effort(seconds=6.0), again, again]
+
+
+def test_models_that_met_different_speeds_of_the_machine_are_unsteady():
+    fast, slow = ([RunTimes(ms + ms / 100 * jitter) for jitter in range(6)] for ms in (50.0, 100.0))
+    assert Timing(slow, slow).steady
+    met = Timing(fast, slow, others=[Timing(slow, slow), Timing(fast, fast)])
+    assert met.speedup == 2.0
+    assert met.spread < 0.1
+    assert not met.steady
+    assert met.at_best is not None
+    assert met.at_best.speedup == pytest.approx(1.0, abs=0.02)
