@@ -33,7 +33,7 @@ FEW, SHARE = 3, 0.05
 AGREEMENT = 0.05
 """How much longer than the fastest the last of them may take."""
 ASTRAY = 0.15
-"""How far a ratio of medians may lie from that of the fastest runs: beyond, the two met different speeds of the machine."""
+"""How far a ratio of medians may lie from that of the fastest runs: beyond, the two met different speeds of it."""
 
 
 @dataclass(frozen=True)
