@@ -36,6 +36,8 @@ _BEGINNINGS = {
 """How files begin that are taken for weights or graphs, in lower case: what a click saved, or somebody renamed."""
 BEGINNING_BYTES = 24
 """As many bytes of a file as `kind_by_beginning` looks at."""
+_TORCH_ARCHIVE = b"PK\x03\x04"
+"""How what `torch.save` writes begins, and every other zip archive."""
 _SPECIAL = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 _KINDS = {suffix: kind for kind, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()}
 
@@ -51,6 +53,20 @@ def kind_of(path: Path | str) -> str:
 def kind_by_name(path: Path | str) -> str:
     """What goes by such a name, whether or not it is there; empty where the name does not say."""
     return _KINDS.get(Path(path).suffix.lower(), "")
+
+
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether weights or a model.pt lie there, by the name, or where that says nothing by how the file begins."""
+    path = Path(path)
+    if kind := kind_by_name(path):
+        return kind == "a checkpoint"
+    if why_no_file(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_TORCH_ARCHIVE)) == _TORCH_ARCHIVE
+    except OSError:
+        return False
 
 
 def kind_by_beginning(start: bytes) -> str:

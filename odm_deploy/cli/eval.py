@@ -9,6 +9,7 @@ import click
 
 from odm_deploy.cli.options import runtime_option, threads_option, trust_option, weights_options
 from odm_deploy.errors import UsageError
+from odm_deploy.kinds_of_files import is_checkpoint
 from odm_deploy.terminal import emit_json, json_option, progress, say, show
 
 
@@ -42,7 +43,7 @@ def command(
         raise UsageError(
             "--network and --set are about float weights", why=f"{model} is a folder", fix="leave them out"
         )
-    if runtime is not None and model.suffix in (".pt", ".pth", ".ckpt", ".safetensors") and not model.is_dir():
+    if runtime is not None and is_checkpoint(model) and not model.is_dir():
         raise UsageError(
             f"--runtime {runtime} with {model}",
             why="PyTorch runs it",
@@ -69,9 +70,7 @@ def command(
 
 def _holds_float_weights(path: Path) -> bool:
     """Whether this is a file of weights, and no model.pt."""
-    if path.suffix in (".ckpt", ".safetensors"):
-        return True
-    if path.suffix not in (".pt", ".pth") or not path.is_file():
+    if not is_checkpoint(path) or not path.is_file():
         return False
     from odm_deploy.checkpoint import is_model
 

@@ -10,6 +10,7 @@ import click
 
 from odm_deploy.cli.imports import slow_imports
 from odm_deploy.cli.options import completing, refuse_options, trust_option
+from odm_deploy.kinds_of_files import is_checkpoint
 from odm_deploy.progress import counted
 from odm_deploy.terminal import emit_json, json_option, print_table, say, table
 
@@ -69,7 +70,7 @@ def command(
     from odm_deploy.errors import MissingError
     from odm_deploy.graphs.input_shapes import parse_shapes
 
-    if path.suffix.lower() in (".pt", ".pth"):
+    if is_checkpoint(path):
         why, fix = "it is no graph yet, and its cost is told for one output size", "export it, and inspect its bundle"
         refuse_options(("shapes", "runtime", "rebuild", "timeout_s"), path, why, fix)
         _inspect_checkpoint(path, convention, as_json)

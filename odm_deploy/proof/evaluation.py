@@ -17,6 +17,7 @@ from odm_deploy.bundle import Bundle
 from odm_deploy.errors import UsageError
 from odm_deploy.imaging.pairs import ImagePair, Rgb, find_pairs
 from odm_deploy.imaging.pixels import to_batch, to_pixels
+from odm_deploy.kinds_of_files import is_checkpoint
 from odm_deploy.progress import Say, silent
 from odm_deploy.proof.metrics import psnr_y, ssim_y
 from odm_deploy.runtimes.options import RuntimeOptions
@@ -115,7 +116,7 @@ def open_upscaler(
         MissingError: no runtime for it is installed here.
         UsageError: the scale is not known, or another one.
     """
-    if model.suffix in (".pt", ".pth"):
+    if is_checkpoint(model):
         from odm_deploy.checkpoint import load_model
         from odm_deploy.proof.reference import TorchReference
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -160,6 +161,17 @@ def test_checkpoint_is_listed_with_its_grids(tiny_checkpoint):
     everything = [*document["layers"], *document["unquantized"]]
     assert sum(row["storage_bytes"] for row in everything) == document["storage_bytes"]
     assert {row["name"] for row in document["unquantized"]} >= {"head.0", "tail.1"}
+
+
+@pytest.mark.parametrize("name", ["MODEL.PT", "model", "model.v2"])
+def test_a_checkpoint_is_one_whatever_its_name(name, tiny_checkpoint, tiny_set, tmp_path):
+    other = tmp_path / name
+    shutil.copy(tiny_checkpoint, other)
+    assert run_cli("inspect", other, "--json").document == run_cli("inspect", tiny_checkpoint, "--json").document
+    found, expected = (
+        run_cli("eval", path, "--dataset", tiny_set, "--json").document for path in (other, tiny_checkpoint)
+    )
+    assert found == expected
 
 
 def test_checkpoint_costs_what_the_convention_counts(tiny_checkpoint):

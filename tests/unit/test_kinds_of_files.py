@@ -9,7 +9,7 @@ from odm_deploy.documents import read_json
 from odm_deploy.errors import InputError
 from odm_deploy.graphs.files import read_onnx
 from odm_deploy.imaging.reading import list_images, read_image
-from odm_deploy.kinds_of_files import why_no_file
+from odm_deploy.kinds_of_files import is_checkpoint, why_no_file
 from odm_deploy.networks.weight_files import read_weights
 from odm_deploy.upscaling.video import check_video
 
@@ -87,3 +87,26 @@ def test_every_reader_says_it_and_waits_for_nothing(place, name, reader):
     with pytest.raises(InputError) as caught:
         reader(place / name)
     assert NO_FILES[name] in str(caught.value) or caught.value.why == "no such file or folder"
+
+
+@pytest.mark.parametrize("name", ["pipe", "socket", "device", "link", "loop"])
+def test_what_is_no_file_is_no_checkpoint_and_not_waited_for(place, name):
+    assert not is_checkpoint(place / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("w.pth", b"", True),
+        ("W.PT", b"", True),
+        ("w.safetensors", b"", True),
+        ("weights", b"PK\x03\x04 and so on", True),
+        ("weights", b"\x08\x08 a graph", False),
+        ("weights.onnx", b"PK\x03\x04", False),
+        ("photos.zip", b"PK\x03\x04", False),
+        ("empty", b"", False),
+    ],
+)
+def test_a_checkpoint_is_known_by_its_name_or_else_by_its_beginning(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    assert is_checkpoint(tmp_path / name) is expected
