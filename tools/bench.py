@@ -31,7 +31,8 @@ from odm_deploy.files import write_text
 from odm_deploy.machine.host import describe_cpu, physical_cpus
 from odm_deploy.terminal import SIZE, run, say
 
-COMMITTED = ROOT / "docs" / "measurements" / "bench.json"
+COMMITTED = ROOT / "docs" / "measurements" / "bench"
+"""A file for each machine that was measured."""
 
 
 @click.command(context_settings=COMMAND)
@@ -110,13 +111,13 @@ def compare(path: Path) -> int:
     Raises:
         InputError: none of them can be compared.
     """
-    committed, found = read_json(COMMITTED), read_json(path)
+    found = read_json(path)
+    place, committed = _most_alike(found)
     worse, (count, at_best) = results.worse_ratios(committed, found), results.comparable(committed, found)
     for line in worse:
         say(f"warning: {line}")
     for line in results.unsteady_rows(committed, found):
         say(f"unsteady, not counted: {line}")
-    place = COMMITTED.relative_to(ROOT)
     if not count:
         raise InputError(
             f"no ratio of {path} can be compared with {place}",
@@ -127,6 +128,16 @@ def compare(path: Path) -> int:
     ratios = f"{count} steady ratios{f' ({at_best} of them at best)' if at_best else ''}"
     say(f"{len(worse)} of {ratios} are more than {results.TOLERANCE:.0%} worse than in {place} ({machine})")
     return 3 if worse else 0
+
+
+def _most_alike(found: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Of the committed runs, that of the machine whose instructions differ least from a run's, and where it lies."""
+
+    def difference(path: Path) -> tuple[int, str]:
+        return len(set(read_json(path)["features"]) ^ set(found.get("features", ()))), path.name
+
+    path = min(COMMITTED.glob("*.json"), key=difference)
+    return path.relative_to(ROOT), read_json(path)
 
 
 if __name__ == "__main__":

@@ -147,10 +147,11 @@ def test_a_row_tells_what_the_fastest_runs_say(mine, best_ms, best_speedup):
 def test_a_check_that_compares_nothing_fails(tmp_path, monkeypatch, capsys):
     """It said that no ratio was worse. The float network's own, which is always 1, is none."""
     bench = load_tool("bench")
-    committed, found = tmp_path / "committed.json", tmp_path / "found.json"
+    committed, found = tmp_path / "bench" / "committed.json", tmp_path / "found.json"
+    committed.parent.mkdir()
     known = [row("float, onnxruntime", 1.0), row("a", 4.0), row("b", 2.0)]
     committed.write_text(json.dumps({"features": ["AVX2"], "rows": known}))
-    monkeypatch.setattr(bench, "COMMITTED", committed)
+    monkeypatch.setattr(bench, "COMMITTED", committed.parent)
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     nothing = [
         row("float, onnxruntime", 1.0),
@@ -158,16 +159,21 @@ def test_a_check_that_compares_nothing_fails(tmp_path, monkeypatch, capsys):
         row("b", 1.0) | UNSTEADY | {"ms": 9.0},
     ]
     found.write_text(json.dumps({"rows": nothing}))
-    with pytest.raises(InputError, match=r"no ratio of .*found\.json can be compared with committed\.json: "):
+    with pytest.raises(InputError, match=r"no ratio of .*found\.json can be compared with bench/committed\.json: "):
         bench.compare(found)
     found.write_text(json.dumps({"rows": [*nothing, row("a", 3.9)]}))
     assert bench.compare(found) == 0
     # Another machine's instructions explain other ratios.
-    assert re.search(r"^0 of 1 steady ratios .* committed\.json \(AVX2\)$", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(r"^0 of 1 steady ratios .* bench/committed\.json \(AVX2\)$", capsys.readouterr().err, re.MULTILINE)
     committed.write_text(json.dumps({"features": ["AVX2"], "rows": [*known, at_best("c", 3.0)]}))
     found.write_text(json.dumps({"rows": [*nothing, row("a", 3.9), at_best("c", 2.0)]}))
     assert bench.compare(found) == 3
     assert "\n1 of 2 steady ratios (1 of them at best) are" in capsys.readouterr().err
+    # Of several machines, that with the same instructions.
+    (committed.parent / "another.json").write_text(json.dumps({"features": ["AVX2", "VNNI"], "rows": [row("a", 8.0)]}))
+    for features, code in ((["AVX2"], 0), (["AVX2", "VNNI", "AMX"], 3)):
+        found.write_text(json.dumps({"features": features, "rows": [row("a", 3.9)]}))
+        assert bench.compare(found) == code
 
 
 def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_each_rival():
