@@ -57,8 +57,10 @@ class Timing:
 
     runs: Sequence[RunTimes]
     base: Sequence[RunTimes]
-    others: Sequence[Timing] = ()
-    """Attempts that were less steady."""
+    all_runs: Sequence[RunTimes] = ()
+    """Of all attempts; none: there was this one alone."""
+    all_base: Sequence[RunTimes] = ()
+    """Of all attempts at any model, also at those that this one had no part in."""
 
     @property
     def spread(self) -> float:
@@ -82,9 +84,7 @@ class Timing:
     @property
     def at_best(self) -> AtBest | None:
         """What the fastest runs of all attempts say; None where they are too few, or do not agree."""
-        attempts = (self, *self.others)
-        ms = _at_best_ms([run for attempt in attempts for run in attempt.runs])
-        base_ms = _at_best_ms([run for attempt in attempts for run in attempt.base])
+        ms, base_ms = _at_best_ms(self.all_runs or self.runs), _at_best_ms(self.all_base or self.base)
         return None if ms is None or base_ms is None else AtBest(ms, base_ms)
 
 
@@ -104,6 +104,9 @@ def time_steadily(
 ) -> list[Timing]:
     """Time several models on the same input as `time_runs` does, and those again that come out unsteady.
 
+    Where that is more than half of them, it is the machine, and all are timed again: what ran steadily may have met its
+    slower speed alone.
+
     Args:
         runtimes: the models.
         feeds: their input.
@@ -113,33 +116,35 @@ def time_steadily(
         base: index of the model that the others are compared with.
 
     Returns:
-        For each model its steadiest runs, with those of the base of the same time, and the other attempts. Both of
-        one attempt have the same number of runs.
+        For each model its steadiest runs, with as many of the base of the same time, and all there are of either.
 
     Raises:
         InputError: a model does not take these feeds.
     """
     effort = effort or Effort()
     attempts: list[list[Timing]] = [[] for _ in runtimes]
+    every: list[list[RunTimes]] = [[] for _ in runtimes]
     wanted = list(range(len(runtimes)))
     for attempt in range(ATTEMPTS):
         timed = sorted({base, *wanted})
         if attempt:
-            say(f"{len(wanted)} of {len(runtimes)} models ran unsteadily and are timed again")
             effort = replace(effort, fewest=ENOUGH_RUNS, fewest_rounds=ENOUGH_ROUNDS)
         part = replace(effort, seconds=effort.seconds * len(timed) / len(runtimes))
         runs = dict(zip(timed, time_runs([runtimes[i] for i in timed], feeds, part, track, say), strict=True))
+        for index, found in runs.items():
+            every[index] += found
         for index in wanted:
             attempts[index].append(Timing(runs[index], runs[base]))
-        wanted = [index for index in wanted if not attempts[index][-1].steady]
-        if not wanted:
+        unsteady = [index for index, tried in enumerate(attempts) if not any(each.steady for each in tried)]
+        if not unsteady or attempt == ATTEMPTS - 1:
             break
-    return [_steadiest(each) for each in attempts]
-
-
-def _steadiest(attempts: list[Timing]) -> Timing:
-    best = min(attempts, key=lambda attempt: attempt.spread)
-    return replace(best, others=[attempt for attempt in attempts if attempt is not best])
+        wanted = unsteady if 2 * len(unsteady) <= len(runtimes) else list(range(len(runtimes)))
+        again = " and are" if wanted == unsteady else ", so all are"
+        say(f"{len(unsteady)} of {len(runtimes)} models ran unsteadily{again} timed again")
+    return [
+        replace(min(tried, key=lambda each: each.spread), all_runs=every[index], all_base=every[base])
+        for index, tried in enumerate(attempts)
+    ]
 
 
 def _at_best_ms(runs: Sequence[RunTimes]) -> float | None:
