@@ -22,7 +22,7 @@ from benchmark import results
 from benchmark.forms import COMMAND_FORM, FORMS, Forms, policy_of
 from benchmark.instructions import instructions
 from benchmark.measuring import timings
-from benchmark.roofline import machine_peaks
+from benchmark.roofline import highest, machine_peaks
 from benchmark.subjects import SUBJECTS
 from toolbox import COMMAND, ROOT, read_json, write_json
 
@@ -78,7 +78,8 @@ def command(
     path = output / "bench.json"
     document: dict[str, Any] = read_json(path) if path.exists() else {"rows": []}
     if not prepare:
-        document |= {"machine": describe_cpu(physical_cpus()), "features": instructions(), "peaks": machine_peaks()}
+        peaks = highest(machine_peaks(), document.get("peaks", {}))
+        document |= {"machine": describe_cpu(physical_cpus()), "features": instructions(), "peaks": peaks}
     for name in networks or SUBJECTS:
         subject = SUBJECTS[name]
         try:

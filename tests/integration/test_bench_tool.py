@@ -339,3 +339,20 @@ def test_peaks_are_measured_on_small_products_where_kernels_are_slow(monkeypatch
     monkeypatch.setattr(roofline, "LONGEST_S", 0.0)
     assert roofline._peak(make) > 0
     assert tried == [roofline.SIZES[0]]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_rivals_file_that_does_not_load_is_left_out_and_the_others_timed(runtime, tmp_path, capsys):
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    variants = part("variants")
+    broken = variants.Variant("NNCF mixed", runtime, "fp32", tmp_path / "broken.onnx")
+    plain = variants.Variant("float", "onnxruntime", "fp32", lower(QuantizedModel(small_network("edsr"))))
+    (group,) = part("measuring").timings([broken], plain, SIZE, 0.1, lambda: None)
+    assert list(group) == ["float, onnxruntime"]
+    assert f"left out: {runtime} does not load broken.onnx" in capsys.readouterr().err
+
+
+def test_of_peaks_at_two_times_the_higher_count():
+    now, before = {"fp32": 60.0, "bf16": None, "int8": 400.0}, {"fp32": 120.0, "bf16": 90.0}
+    assert part("roofline").highest(now, before) == {"fp32": 120.0, "bf16": 90.0, "int8": 400.0}
+    assert part("roofline").highest({"bf16": None}, {}) == {"bf16": None}

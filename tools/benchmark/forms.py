@@ -152,9 +152,14 @@ class Forms:
         path = self.output / f"{self.name}_psnr.json"
         found: dict[str, float] = read_json(path) if path.exists() else {}
         for variant in self.variants:
-            if variant.key not in found:
+            if variant.key in found:
+                continue
+            try:
                 found[variant.key] = self._psnr(variant)
-                write_json(path, found)
+            except OdmError as error:
+                say(f"{self.name}: {variant.key} is not judged: {error}")
+                continue
+            write_json(path, found)
         return {key: found[self.base.key] - value for key, value in found.items()}
 
     def _psnr(self, variant: Variant) -> float:

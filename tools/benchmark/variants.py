@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from odm_deploy.errors import InputError
 from odm_deploy.machine.host import physical_cpus
 from odm_deploy.machine.openvino_package import import_openvino
 from odm_deploy.runtimes.base import Runtime, RunTimes
@@ -48,11 +49,18 @@ class Variant:
         return f"{self.name}, {self.runtime}{' bf16' if self.precision == 'bf16' else ''}"
 
     def open(self, size: tuple[int, int]) -> Opened:
-        """Ready to be timed on images of (height, width) pixels."""
+        """Ready to be timed on images of (height, width) pixels.
+
+        Raises:
+            InputError: the runtime does not load it.
+        """
         options = RuntimeOptions(precision="bf16" if self.precision == "bf16" else "fp32")
         if isinstance(self.model, Path):
             files = {"onnxruntime": OnnxRuntimeFile, "openvino": OpenVinoFile}
-            return files[self.runtime](self.model, size, options)
+            try:
+                return files[self.runtime](self.model, size, options)
+            except Exception as error:  # a runtime may say anything of a file that somebody else's quantizer made
+                raise InputError(f"{self.runtime} does not load {self.model.name}", why=str(error)[-200:]) from error
         fixed = _of_one_size(self.model, size)
         return runtime_class(self.runtime).open_bytes(fixed.SerializeToString(), options, label=self.key)
 
