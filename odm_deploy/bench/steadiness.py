@@ -22,7 +22,8 @@ from odm_deploy.runtimes.base import RunTimes
 from odm_deploy.runtimes.tensor_info import Array
 
 UNSTEADY = 0.1
-"""Distance of the quartiles in parts of the median from which on a median is not worth naming."""
+"""Distance of the quartiles in parts of the median from which on a median is not worth naming; and of a ratio of
+medians from that of the fastest runs."""
 ATTEMPTS = 3
 """How often a model is timed at most."""
 ENOUGH_RUNS, ENOUGH_ROUNDS = 8, 4
@@ -32,8 +33,6 @@ FEW, SHARE = 3, 0.05
 """How many of the fastest runs have to agree, or which part of all where that is more: no single lucky one counts."""
 AGREEMENT = 0.05
 """How much longer than the fastest the last of them may take."""
-ASTRAY = 0.15
-"""How far a ratio of medians may lie from that of the fastest runs: beyond, the two met different speeds of it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Timing:
         other at another, which each of them did steadily.
         """
         at_best = self.at_best
-        return self.spread <= UNSTEADY and (at_best is None or abs(self.speedup / at_best.speedup - 1.0) <= ASTRAY)
+        return self.spread <= UNSTEADY and (at_best is None or abs(self.speedup / at_best.speedup - 1.0) <= UNSTEADY)
 
     @property
     def at_best(self) -> AtBest | None:

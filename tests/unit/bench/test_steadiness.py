@@ -54,7 +54,7 @@ def ms(runs: Sequence[RunTimes]) -> list[float]:
 def test_only_what_ran_unsteadily_is_timed_again_beside_its_base(
     attempts: list[list[Scripted]],
 ) -> None:
-    later = [110.0] * 4
+    later = [105.0] * 4
     base, calm, disturbed = Scripted(STEADY, later), Scripted(STEADY), Scripted(DISTURBED, [50.0] * 4)
     said: list[str] = []
     found = time_steadily([base, calm, disturbed], {}, Effort(seconds=6.0), say=said.append)
