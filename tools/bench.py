@@ -26,6 +26,7 @@ from benchmark.roofline import highest, machine_peaks
 from benchmark.subjects import SUBJECTS
 from toolbox import COMMAND, ROOT, read_json, write_json
 
+from odm_deploy.documents import taken_from
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import write_text
 from odm_deploy.machine.host import describe_cpu, physical_cpus
@@ -110,14 +111,16 @@ def compare(path: Path) -> int:
     """Say which ratios of a run are worse than the committed ones; the exit code.
 
     Raises:
-        InputError: none of them can be compared.
+        InputError: it is not what this tool writes, or none of them can be compared.
     """
     found = read_json(path)
-    place, committed = _most_alike(found)
-    worse, (count, at_best) = results.worse_ratios(committed, found), results.comparable(committed, found)
+    with taken_from(path):
+        place, committed = _most_alike(found)
+        worse, (count, at_best) = results.worse_ratios(committed, found), results.comparable(committed, found)
+        unsteady = results.unsteady_rows(committed, found)
     for line in worse:
         say(f"warning: {line}")
-    for line in results.unsteady_rows(committed, found):
+    for line in unsteady:
         say(f"unsteady, not counted: {line}")
     if not count:
         raise InputError(

@@ -137,16 +137,21 @@ class BenchReport:
 
     @property
     def slowdown_range(self) -> tuple[float, float] | None:
-        """Times the float twin's duration that the model takes, at least and at most, by the quartiles of both."""
+        """Times the float twin's duration that the model takes, at least and at most, by the quartiles of both, and by
+        the fastest runs where these say something else.
+        """
         if self.baseline is None:
             return None
         mine, twins = self.measurement.deciding_ms, self.baseline.deciding_ms
-        return mine.p25 / twins.p75, mine.p75 / twins.p25
+        found = [mine.p25 / twins.p75, mine.p75 / twins.p25]
+        found += [] if self.speedup_at_best is None else [1.0 / self.speedup_at_best]
+        return min(found), max(found)
 
     @property
     def steady(self) -> bool:
         """Whether both medians, and so the speedup, are worth naming."""
-        return self.measurement.steady and (self.baseline is None or self.baseline.steady)
+        both = self.measurement.steady and (self.baseline is None or self.baseline.steady)
+        return both and self.speedup_at_best is None
 
     def unsteady_line(self) -> str:
         """Which durations lie too far apart to be compared, as one line; empty where none do."""
@@ -191,7 +196,7 @@ class BenchReport:
         if self.back_to_back_speedup is not None:
             speedup += f" ({self.back_to_back_speedup:.2f} back to back)"
         speedup += "" if self.steady else ", unsteady"
-        speedup += "" if self.speedup_at_best is None else f", at best {self.speedup_at_best:.2f} times"
+        speedup += "" if self.speedup_at_best is None else f", {self.speedup_at_best:.2f} times by the fastest runs"
         rows: list[tuple[str, ...]] = []
         for item in filter(None, (self.measurement, self.baseline)):
             rates = (plain_number(item.images_per_s), plain_number(item.mpix_per_s), str(item.iterations))

@@ -67,7 +67,7 @@ class ReportContent:
         if self.bench is not None and self.bench.speedup is not None:
             compared = f"that of the same network in float, on {self.bench.runtime}"
             at_best = self.bench.speedup_at_best
-            unsteady = "unsteady" if at_best is None else f"{at_best:.2f} times at best"
+            unsteady = "unsteady" if at_best is None else f"{at_best:.2f} times by the fastest runs"
             speed = f"{self.bench.speedup:.2f} times" if self.bench.steady else unsteady
             found.append(("speed", speed, compared))
         return found

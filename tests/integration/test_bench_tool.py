@@ -176,6 +176,15 @@ def test_a_check_that_compares_nothing_fails(tmp_path, monkeypatch, capsys):
         assert bench.compare(found) == code
 
 
+@pytest.mark.parametrize(
+    "content", ["", "garbage", "[]", "null", "{}", '{"rows": 3}', '{"rows": [{"network": "edsr"}]}']
+)
+def test_a_check_of_what_is_no_result_is_one_error(content, tmp_path):
+    (tmp_path / "found.json").write_text(content)
+    with pytest.raises(InputError, match=r"found\.json"):
+        load_tool("bench").compare(tmp_path / "found.json")
+
+
 def test_the_summary_has_ours_that_lose_next_to_nothing_beside_the_fastest_of_each_rival():
     rows = [
         row("float, openvino", 1.2),

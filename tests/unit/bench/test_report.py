@@ -63,9 +63,15 @@ def test_what_the_fastest_runs_say_stands_behind_an_unsteady_speedup() -> None:
     assert unsteady.to_dict()["speedup_at_best"] is None
     known = replace(unsteady, speedup_at_best=1.351)
     assert known.to_dict()["speedup_at_best"] == 1.351
+    # A gate in between cannot be judged, also where each of the two ran steadily at a speed of its own.
+    apart = replace(report(cpu(200, 200, 201), cpu(400, 400, 401)), speedup_at_best=1.0)
+    assert not apart.steady
+    assert apart.slowdown_range == pytest.approx((200 / 400.5, 1.0))
     text = io.StringIO()
     Console(file=text, width=140).print(known.to_table())
-    assert "2.00 times as fast as in float, unsteady, at best 1.35 times" in " ".join(text.getvalue().split())
+    assert "2.00 times as fast as in float, unsteady, 1.35 times by the fastest runs" in " ".join(
+        text.getvalue().split()
+    )
 
 
 def test_on_a_gpu_the_speedup_leaves_copies_out() -> None:
