@@ -26,7 +26,7 @@ from benchmark.roofline import highest, machine_peaks
 from benchmark.subjects import SUBJECTS
 from toolbox import COMMAND, ROOT, read_json, write_json
 
-from odm_deploy.documents import taken_from
+from odm_deploy import documents
 from odm_deploy.errors import InputError, OdmError
 from odm_deploy.files import write_text
 from odm_deploy.machine.host import describe_cpu, physical_cpus
@@ -113,8 +113,8 @@ def compare(path: Path) -> int:
     Raises:
         InputError: it is not what this tool writes, or none of them can be compared.
     """
-    found = read_json(path)
-    with taken_from(path):
+    found = documents.read_json(path)
+    with documents.taken_from(path):
         place, committed = _most_alike(found)
         worse, (count, at_best) = results.worse_ratios(committed, found), results.comparable(committed, found)
         unsteady = results.unsteady_rows(committed, found)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from odm_deploy.documents import read_json as read_json
 from odm_deploy.errors import InputError, MissingError, UsageError
 from odm_deploy.files import atomic_path, write_text
 from odm_deploy.installing import install_extra
@@ -58,6 +57,11 @@ def only_named(things: Mapping[str, Thing], wanted: str, what: str) -> dict[str,
 def write_json(path: Path, document: Any) -> None:
     """Write a document as JSON, whole or not at all."""
     write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
