@@ -120,8 +120,10 @@ def test_where_there_is_no_terminal_progress_is_lines_with_what_is_left(capsys, 
             time.sleep(0.6 if index < 2 else 0.0)
         for index in track(range(2), 2, "weighing"):
             until(rf"weighing: {index} of 2, \d+ s.*")
+    said.extend(capsys.readouterr().err.splitlines())
     assert said[0].startswith("counting: 0 of 3, 0 s")
     assert any(re.fullmatch(r"counting: 2 of 3, \d+ s, \d+ s left", line) for line in said)
+    assert said[-1].startswith("weighing: 1 of 2")
 
 
 def test_that_a_stage_is_over_is_said_once(capsys, monkeypatch):
